@@ -1,0 +1,29 @@
+"""Eight CPU devices for every test, rank promotion refused. (Warnings are errors: see pyproject.toml.)"""
+
+import os
+
+DEVICES = 8
+# XLA's CPU client runs devices and their matrix products on pools of NPROC threads. A device that waits in a
+# collective holds a thread, so with as many threads as devices they can wait for each other for ever.
+os.environ["NPROC"] = str(2 * DEVICES)
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", DEVICES)
+jax.config.update("jax_cpu_enable_async_dispatch", False)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_sessionstart(session):
+    if len(jax.devices()) != DEVICES:
+        raise pytest.UsageError(
+            f"the tests need {DEVICES} CPU devices and JAX made {len(jax.devices())}: was it initialised before conftest?"
+        )
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
