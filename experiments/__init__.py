@@ -1,0 +1,1 @@
+"""Training, measuring and choosing batch sizes. The entry points are `python -m experiments.NAME`."""

@@ -1,0 +1,16 @@
+"""The error that a user can mend, and its commonest form: a name that is not known."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UsageError(ValueError):
+    """Something the user asked for that cannot be done; an entry point prints it without a traceback."""
+
+
+def unknown_name(kind: str, given: str, known: Iterable[str], hint: str = "") -> UsageError:
+    """An error that lists what there is and names what is closest to what came."""
+    known = sorted(known)
+    closest = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    suggestion = f" Did you mean {closest[0]!r}?" if closest else ""
+    return UsageError(f"unknown {kind} {given!r}; there are: {', '.join(known)}.{suggestion}{hint}")

@@ -1,0 +1,43 @@
+"""What the entry points share: flags made from a dataclass, and errors printed for a person."""
+
+import dataclasses
+import sys
+import types
+import typing
+
+from absl import app, flags, logging
+
+from experiments._errors import UsageError
+
+_DEFINE = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool}
+
+
+def define(dataclass: type, **defaults) -> None:
+    """Defines one flag for each field of a dataclass, its help from the field's metadata."""
+    for field in dataclasses.fields(dataclass):
+        kind = typing.get_type_hints(dataclass)[field.name]
+        if isinstance(kind, types.UnionType):
+            (kind,) = (k for k in typing.get_args(kind) if k is not type(None))
+        _DEFINE[kind](field.name, defaults.get(field.name, field.default), field.metadata["help"])
+
+
+def values(dataclass: type) -> dict:
+    """The values of the flags that `define` made."""
+    return {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(dataclass)}
+
+
+def run(main, errors: tuple[type[Exception], ...] = (UsageError,)) -> None:
+    """Runs an entry point. Errors that a user can mend are printed without a traceback, and exit with 2."""
+
+    def wrapped(argv):
+        # Orbax tells of every file that it writes; what it warns of is kept.
+        logging.set_verbosity(logging.WARNING)
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+        try:
+            main()
+        except errors as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    app.run(wrapped)

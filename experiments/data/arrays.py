@@ -1,0 +1,75 @@
+"""A data set that fits in memory: arrays of images and labels, and a cache of them on disk."""
+
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+
+CACHE_VARIABLE = "BATCHNORM_JAX_CACHE"
+
+
+class Examples(NamedTuple):
+    """One split.
+
+    Attributes:
+      images: shape (n, height, width, channels), uint8.
+      labels: shape (n,), int32.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class Dataset(NamedTuple):
+    """A training split and the splits to evaluate on; the first of these is the one that counts.
+
+    Attributes:
+      name: as given to `data.load`.
+      train: what is trained on.
+      test: by name.
+      num_classes: labels are 0 to num_classes - 1.
+      note: what must be said wherever a number from it is shown, or nothing.
+    """
+
+    name: str
+    train: Examples
+    test: Mapping[str, Examples]
+    num_classes: int
+    note: str = ""
+
+
+def cache_dir() -> Path:
+    """Where made and decoded data sets are kept: $BATCHNORM_JAX_CACHE, else the user's cache folder."""
+    if given := os.environ.get(CACHE_VARIABLE):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "batchnorm_jax"
+
+
+def cached(key: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays that `make` gives, from disk if they were made before.
+
+    A file that cannot be read is named and made again; a folder that cannot be written costs the caching alone.
+    """
+    path = cache_dir() / f"{key}.npz"
+    if path.exists():
+        try:
+            with np.load(path) as stored:
+                return dict(stored)
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            logging.warning("The cached data set %s cannot be read (%s); it is made again.", path, error)
+    logging.info("Preparing %s, to be kept at %s", key, path)
+    arrays = make()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Written aside and renamed, so that no process ever reads half a file.
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            np.savez(file, allow_pickle=False, **arrays)
+        os.replace(file.name, path)
+    except OSError as error:
+        logging.warning("The data set cannot be kept at %s (%s); it will be made again next time.", path, error)
+    return arrays

@@ -1,0 +1,30 @@
+"""Evaluates a checkpoint: `python -m experiments.evaluate --checkpoint=runs/NAME`."""
+
+from absl import flags
+
+from experiments import _flags
+from experiments.training.checkpoint_evaluation import evaluate_checkpoint
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The folder of a run: what train calls its workdir.", required=True)
+_STEP = flags.DEFINE_integer("step", None, "The step whose checkpoint to evaluate. Default: the newest.")
+_DATASET = flags.DEFINE_string("dataset", None, "Evaluate on this data set's test splits. Default: the run's own.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS data directory. Default: TFDS's own.")
+_NUM_DEVICES = flags.DEFINE_integer("num_devices", None, "Devices to use. Default: all accelerators, or one a CPU core.")
+
+
+def main() -> None:
+    """Parses the flags, evaluates, prints one line a split."""
+    step, results = evaluate_checkpoint(
+        _CHECKPOINT.value,
+        step=_STEP.value,
+        dataset=_DATASET.value,
+        data_dir=_DATA_DIR.value,
+        num_devices=_NUM_DEVICES.value,
+    )
+    print(f"step {step}\n{'split':<12}{'examples':>9}{'accuracy':>11}{'loss':>9}")
+    for name, result in results.items():
+        print(f"{name:<12}{result['examples']:>9,}{result['accuracy']:>11.2%}{result['loss']:>9.4f}")
+
+
+if __name__ == "__main__":
+    _flags.run(main)

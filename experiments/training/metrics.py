@@ -1,0 +1,55 @@
+"""Where a run's numbers go: `metrics.jsonl`, TensorBoard events, and the terminal."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+FILE = "metrics.jsonl"
+
+
+def read(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file. A line that was cut short is named and left out, and the rest is used."""
+    rows = []
+    for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            logging.warning("%s, line %d is not a whole row and is left out", path, number)
+    return rows
+
+
+class MetricsLog:
+    """Appends rows to `metrics.jsonl` and scalars to TensorBoard. Use it as a context.
+
+    A run that resumes from a checkpoint at `step` writes the later rows again, so they are taken out first.
+    """
+
+    def __init__(self, workdir: Path, step: int):
+        # Slow to import, and only training needs it.
+        from tensorboardX import SummaryWriter
+
+        path = workdir / FILE
+        if path.exists():
+            rows = [row for row in read(path) if row["step"] <= step]
+            aside = path.with_suffix(".tmp")
+            aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            os.replace(aside, path)
+        self._file = path.open("a", buffering=1)
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+        self._events.close()
+
+    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Adds a row {"kind", "step", **values}, and each number of it as the TensorBoard scalar `kind/name`."""
+        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._events.add_scalar(f"{kind}/{name}", value, step)
