@@ -174,7 +174,7 @@ def _sum(spec: _Spec, values) -> jax.Array:
 # x_hat again, in place of keeping float32 arrays of the size of x.
 @_batch_norm.defjvp
 def _batch_norm_jvp(spec: _Spec, primals, tangents):
-    x, scale, bias, mask, shift = primals
+    x, scale, _, mask, _ = primals
     y, moments = _batch_norm(spec, *primals)
     dx, dscale, dbias, _, _ = tangents
     linear = jax.checkpoint(partial(_tangent, spec))

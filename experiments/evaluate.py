@@ -5,11 +5,15 @@ from absl import flags
 from experiments import _flags
 from experiments.training.checkpoint_evaluation import evaluate_checkpoint
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The folder of a run: what train calls its workdir.", required=True)
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "The folder of a run: what train calls its workdir.", required=True
+)
 _STEP = flags.DEFINE_integer("step", None, "The step whose checkpoint to evaluate. Default: the newest.")
 _DATASET = flags.DEFINE_string("dataset", None, "Evaluate on this data set's test splits. Default: the run's own.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS data directory. Default: TFDS's own.")
-_NUM_DEVICES = flags.DEFINE_integer("num_devices", None, "Devices to use. Default: all accelerators, or one a CPU core.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS data directory. Default: the run's own.")
+_NUM_DEVICES = flags.DEFINE_integer(
+    "num_devices", None, "Devices to use. Default: all accelerators, or one a CPU core."
+)
 
 
 def main() -> None:

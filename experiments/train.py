@@ -6,6 +6,7 @@ run that was stopped. `--help` lists the flags.
 
 from experiments import _flags
 from experiments._errors import UsageError
+from experiments.reporting import write_page
 from experiments.training.config import TrainConfig
 from experiments.training.loop import NonFiniteLossError, train
 
@@ -22,6 +23,7 @@ def main() -> None:
     workdir = config.workdir or config.default_workdir()
     print(f"evaluate    python -m experiments.evaluate --checkpoint={workdir}")
     print(f"curves      tensorboard --logdir={workdir}")
+    print(f"report      {write_page(workdir)}")
 
 
 if __name__ == "__main__":

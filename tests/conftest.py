@@ -19,7 +19,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def pytest_sessionstart(session):
     if len(jax.devices()) != DEVICES:
         raise pytest.UsageError(
-            f"the tests need {DEVICES} CPU devices and JAX made {len(jax.devices())}: was it initialised before conftest?"
+            f"the tests need {DEVICES} CPU devices, and JAX made {len(jax.devices())}: was it in use before conftest?"
         )
 
 

@@ -130,7 +130,7 @@ def test_parity_in_float64(transform, x64):
     offset=st.floats(-20, 20),
 )
 def test_parity_at_random(seed, transform, devices, batch, channels, masked, offset):
-    """Any number of devices and of examples; a mean that is far from the shift costs the digits that the docstring says."""
+    """Any number of devices and examples; a mean far from the shift costs the digits that the docstring says."""
     shape = (devices, batch, 6, channels)
     x, w, scale, bias = draw(seed, shape, (channels,), jnp.float32, offset)
     mask = mask_of("ragged", shape) if masked else None

@@ -48,7 +48,9 @@ def _jit(function, sharded, replicated):
 
 
 TRANSFORMS = {
-    "pmap": _per_device(lambda f, devices: jax.pmap(f, axis_name=AXIS, in_axes=(0, None), devices=jax.devices()[:devices])),
+    "pmap": _per_device(
+        lambda f, devices: jax.pmap(f, axis_name=AXIS, in_axes=(0, None), devices=jax.devices()[:devices])
+    ),
     "shard_map": _shard_map(check_vma=True),
     "shard_map_unchecked": _shard_map(check_vma=False),
     "vmap": _per_device(lambda f, devices: jax.jit(jax.vmap(f, axis_name=AXIS, in_axes=(0, None)))),

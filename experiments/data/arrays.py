@@ -58,7 +58,7 @@ def cached(key: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.
     path = cache_dir() / f"{key}.npz"
     if path.exists():
         try:
-            with np.load(path) as stored:
+            with path.open("rb") as file, np.load(file) as stored:
                 return dict(stored)
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             logging.warning("The cached data set %s cannot be read (%s); it is made again.", path, error)

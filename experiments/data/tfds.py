@@ -7,6 +7,7 @@ import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,11 +38,14 @@ def load(name: str, data_dir: str | None) -> Dataset:
     try:
         # Slow to import, and the default data set does without it.
         import tensorflow_datasets as tfds
+        from tensorflow_datasets.core.registered import DatasetNotFoundError
     except ImportError as error:
-        raise UsageError("TFDS data sets need the package tensorflow-datasets: pip install tensorflow-datasets") from error
+        raise UsageError(
+            "TFDS data sets need the package tensorflow-datasets: pip install tensorflow-datasets"
+        ) from error
     try:
-        builder = tfds.builder(name, data_dir=str(directory), try_gcs=False)
-    except (tfds.core.registered.DatasetNotFoundError, AssertionError) as error:
+        builder: Any = tfds.builder(name, data_dir=str(directory), try_gcs=False)
+    except (DatasetNotFoundError, AssertionError) as error:
         raise _not_prepared(name, directory) from error
     if not builder.info.splits:
         raise _not_prepared(name, directory)

@@ -33,7 +33,7 @@ class ConvMaxPool(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, C), in the order of `layout`, to (N, (H - kh + 1) // 2, (W - kw + 1) // 2, features)."""
         shape = (*self.kernel_size, x.shape[self.layout.feature_axis], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        kernel = self.param("kernel", nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"), shape)
         y = conv_max_pool(x.astype(self.dtype), kernel.astype(self.dtype), self.layout)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))

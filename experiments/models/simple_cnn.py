@@ -13,7 +13,7 @@ WIDTHS_AND_KERNELS = ((10, 5), (20, 5), (40, 3))
 
 
 class SimpleCNN(nn.Module):
-    """Three convolutions (10 of 5x5, 20 of 5x5, 40 of 3x3), each with max-pool 2, the norm and ReLU, then a dense layer.
+    """Three convolutions (10 of 5x5, 20 of 5x5, 40 of 3x3), each with max-pool 2, norm and ReLU, then a dense layer.
 
     Attributes:
       num_classes: the number of outputs.

@@ -30,7 +30,7 @@ def evaluate_checkpoint(
       workdir: the folder of the run.
       step: whose checkpoint; None: the newest.
       dataset: whose test splits; None: those of the run's data set.
-      data_dir: the TFDS data directory.
+      data_dir: the TFDS data directory; None: the run's own.
       num_devices: how many to use; None: all accelerators, or one a core of a CPU.
 
     Returns:
@@ -44,7 +44,7 @@ def evaluate_checkpoint(
     name = dataset or config.dataset
     # Evaluation pads its batches, so any number of devices will do.
     chosen = devices.set_up(num_devices, num_devices or devices.cpu_cores())
-    loaded = datasets.load(name, data_dir)
+    loaded = datasets.load(name, data_dir or config.data_dir)
     shape = tuple(facts["image_shape"])
     if loaded.train.images.shape[1:] != shape or loaded.num_classes != facts["num_classes"]:
         raise UsageError(

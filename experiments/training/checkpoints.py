@@ -3,14 +3,16 @@
 import dataclasses
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 
 from experiments._errors import UsageError
-from experiments.training.config import PLACES, TrainConfig
+from experiments.training.config import TrainConfig
 from experiments.training.steps import TrainState
 
 KEEP = 3
@@ -21,7 +23,8 @@ class Checkpoints:
 
     def __init__(self, workdir: str | Path):
         options = ocp.CheckpointManagerOptions(max_to_keep=KEEP)
-        self._manager = ocp.CheckpointManager(Path(workdir).absolute() / "checkpoints", options=options)
+        self._directory = Path(workdir).absolute() / "checkpoints"
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def __enter__(self):
         return self
@@ -39,20 +42,34 @@ class Checkpoints:
     def restore(self, like: TrainState, step: int | None = None) -> TrainState | None:
         """The state of a step, or of the newest one, laid out like `like`; None if there is none.
 
+        A newest checkpoint that cannot be read is named, set aside in `unreadable_checkpoints`, and the one before
+        it is used.
+
         Raises:
-          UsageError: there is no checkpoint of that step; the message lists those there are.
+          UsageError: there is no checkpoint of that step, or it cannot be read, or none can.
         """
         steps = sorted(self._manager.all_steps())
-        if step is None:
-            if not steps:
-                return None
-            step = steps[-1]
-        if step not in steps:
+        if step is not None and step not in steps:
             raise UsageError(f"there is no checkpoint of step {step}; there are {', '.join(map(str, steps)) or 'none'}")
-        abstract = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like._asdict()
-        )
-        return TrainState(**self._manager.restore(step, args=ocp.args.StandardRestore(abstract)))
+        abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like._asdict())
+        for candidate in [step] if step is not None else reversed(steps):
+            path = self._directory / str(candidate)
+            try:
+                return TrainState(**self._manager.restore(candidate, args=ocp.args.StandardRestore(abstract)))
+            # What a damaged file raises depends on which byte is missing.
+            except Exception as error:
+                if step is not None:
+                    raise UsageError(f"the checkpoint {path} cannot be read ({error})") from error
+                logging.warning("The checkpoint %s cannot be read and is set aside (%s).", path, error)
+                aside = self._directory.parent / "unreadable_checkpoints"
+                aside.mkdir(exist_ok=True)
+                path.rename(aside / f"{candidate}-{time.time_ns()}")
+                self._manager.reload()
+        if steps:
+            raise UsageError(
+                f"none of the checkpoints in {self._directory} could be read; they are set aside beside it"
+            )
+        return None
 
 
 def write_config(workdir: Path, config: TrainConfig, data_facts: dict[str, Any]) -> None:
@@ -93,8 +110,8 @@ def read_config(workdir: Path) -> tuple[TrainConfig, dict[str, Any]]:
     try:
         stored = json.loads(path.read_text())
         known = {field.name for field in dataclasses.fields(TrainConfig)}
-        places = dict.fromkeys(PLACES[:2])
-        return TrainConfig(**{k: v for k, v in stored["config"].items() if k in known} | places), stored["data"]
+        fields: dict[str, Any] = {k: v for k, v in stored["config"].items() if k in known}
+        return TrainConfig(**fields), stored["data"]
     except FileNotFoundError as error:
         raise UsageError(f"{workdir} is not the folder of a run: it has no config.json") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:

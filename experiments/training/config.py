@@ -27,29 +27,37 @@ class TrainConfig:
 
     Example:
       >>> TrainConfig(batch_size=512).peak_learning_rate
-      0.2
+      0.1
     """
 
-    dataset: str = _option("digits", "Data set: 'digits' (no network needed), or any prepared TFDS name such as 'mnist'.")
+    dataset: str = _option(
+        "digits", "Data set: 'digits' (no network needed), or any prepared TFDS name such as 'mnist'."
+    )
     data_dir: str | None = _option(None, "TFDS data directory. Default: TFDS's own.")
     model: str = _option("simple_cnn", "Model to train.")
-    norm: str = _option("batch", "Normalization: 'batch' (statistics over the global batch), 'local' (each device's own), 'none'.")
+    norm: str = _option(
+        "batch", "Normalization: 'batch' (statistics over the global batch), 'local' (each device's own), 'none'."
+    )
     batch_size: int = _option(64, "Global batch size: devices x examples per device.")
     epochs: int = _option(20, "Passes over the training set.")
     steps: int | None = _option(None, "Stop after this many updates; the schedule ends there. Excludes --epochs.")
     optimizer: str = _option("nesterov", "Optimizer: 'sgd', 'nesterov' or 'lars'.")
-    base_learning_rate: float = _option(0.1, f"Peak learning rate at a batch of {REFERENCE_BATCH_SIZE}.")
+    base_learning_rate: float = _option(0.05, f"Peak learning rate at a batch of {REFERENCE_BATCH_SIZE}.")
     lr_scaling: str = _option("linear", "How the peak rate follows the batch size: 'linear', 'sqrt' or 'none'.")
     learning_rate: float | None = _option(None, "Peak learning rate as it is, in place of the two flags above.")
     schedule: str = _option("cosine", "Decay after warmup: 'constant', 'cosine' or 'polynomial' (power 2).")
     warmup_epochs: float = _option(2.0, "Epochs over which the rate rises linearly to its peak.")
     momentum: float = _option(0.9, "Momentum of the optimizer.")
-    weight_decay: float = _option(1e-4, "L2 penalty on kernels; never on norm parameters or biases.")
-    label_smoothing: float = _option(0.0, "Share of the target spread over all classes.")
+    weight_decay: float = _option(2e-3, "L2 penalty on kernels; never on norm parameters or biases.")
+    label_smoothing: float = _option(0.1, "Share of the target spread over all classes.")
     norm_momentum: float = _option(0.9, "Running statistics: running = m running + (1 - m) batch.")
-    drop_remainder: bool = _option(True, "Leave out the last, smaller batch of an epoch; else pad it and mask the padding.")
+    drop_remainder: bool = _option(
+        True, "Leave out the last, smaller batch of an epoch; else pad it and mask the padding."
+    )
     seed: int = _option(0, "Seed of the initial parameters and of the order of the examples.")
-    num_devices: int | None = _option(None, "Devices to use. Default: all accelerators, or on a CPU one a core that divides the batch.")
+    num_devices: int | None = _option(
+        None, "Devices to use. Default: all accelerators, or on a CPU one a core that divides the batch."
+    )
     workdir: str | None = _option(None, "Folder for results. Default: one under runs/, named after the configuration.")
     log_every: int = _option(1, "Updates between two rows of metrics.")
     checkpoint_every: int = _option(0, "Updates between two checkpoints. 0: one at the end of every epoch.")

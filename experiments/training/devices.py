@@ -1,9 +1,11 @@
 """Which devices a run uses, and how they are set up."""
 
+import contextlib
 import ctypes
 import math
 import os
 import sys
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -11,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from experiments._errors import UsageError
 
 AXIS = "batch"
+Device = Any  # A jax.Device, which type checkers take for a variable.
 
 
 def cpu_cores() -> int:
@@ -18,7 +21,7 @@ def cpu_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def set_up(num_devices: int | None, batch_size: int) -> list[jax.Device]:
+def set_up(num_devices: int | None, batch_size: int) -> list[Device]:
     """Chooses the devices of a run, and makes the CPU into several if it has no accelerator.
 
     Must come before JAX is first used in the process: it decides how many devices the CPU shows.
@@ -37,10 +40,9 @@ def set_up(num_devices: int | None, batch_size: int) -> list[jax.Device]:
     # Devices on a CPU share a pool of NPROC threads. One that waits in a collective holds a thread, and with no more
     # threads than devices (the default on a small machine) they wait for each other until XLA aborts the process.
     os.environ.setdefault("NPROC", str(cpu_cores() + wanted))
-    try:
+    # If JAX is in use already, in a notebook or in the tests, what it has is what there is.
+    with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", wanted)
-    except RuntimeError:
-        pass  # JAX is in use already: in a notebook, or in the tests. What it has is what there is.
     _keep_freed_memory()
     # Collectives of steps that were dispatched ahead can wait for each other in the same way.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
@@ -86,7 +88,7 @@ def nearest_multiples(value: int, divisor: int) -> str:
     return f"{below} and {below + divisor}" if below else str(divisor)
 
 
-def make_mesh(devices: list[jax.Device]) -> Mesh:
+def make_mesh(devices: list[Device]) -> Mesh:
     """A mesh of one axis over which batches are cut."""
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 

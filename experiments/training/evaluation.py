@@ -27,7 +27,7 @@ def pixel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def put(examples: Examples, statistics: tuple[np.ndarray, np.ndarray], mesh: Mesh) -> Resident:
     """A split on every device of the mesh, with the pixel statistics by which its images are standardised."""
-    return jax.device_put(Resident(*examples, *statistics), replicated(mesh))
+    return Resident(*jax.device_put((*examples, *statistics), replicated(mesh)))
 
 
 def evaluate(step: Callable, state: TrainState, data: Resident, mesh: Mesh) -> dict[str, float | int]:

@@ -101,7 +101,7 @@ class Run(NamedTuple):
     eval_step: Any
 
 
-def prepare(config: TrainConfig, dataset: datasets.Dataset, chosen: list[jax.Device]) -> Run:
+def prepare(config: TrainConfig, dataset: datasets.Dataset, chosen: list[devices.Device]) -> Run:
     """Makes the model, its initial state and its steps; refuses what cannot be before anything is compiled."""
     plan = preflight.plan(config, len(dataset.train.labels))
     model = models.create(
@@ -110,9 +110,7 @@ def prepare(config: TrainConfig, dataset: datasets.Dataset, chosen: list[jax.Dev
     schedule = schedules.make(
         config.schedule, config.peak_learning_rate, warmup_steps=plan.warmup_steps, total_steps=plan.total_steps
     )
-    optimizer = optimizers.make(
-        config.optimizer, schedule, momentum=config.momentum, weight_decay=config.weight_decay
-    )
+    optimizer = optimizers.make(config.optimizer, schedule, momentum=config.momentum, weight_decay=config.weight_decay)
     mesh = devices.make_mesh(chosen)
     step = steps.train_step(
         model,
@@ -197,9 +195,11 @@ class _LossReader:
         self.last: dict[str, float] = {}
 
     def expect(self, step: int, epoch: int, metrics) -> None:
+        """Names what the next `read` is to read."""
         self._expected = (step, epoch, metrics)
 
     def read(self) -> None:
+        """Reads, checks and logs what is expected; does nothing the second time."""
         if self._expected is None:
             return
         step, epoch, metrics = self._expected
@@ -248,6 +248,7 @@ class Clock:
 
     @contextmanager
     def __call__(self, name: str, inside: str | None = None):
+        """Counts the time of a `with` as `name`."""
         start = time.perf_counter()
         try:
             yield

@@ -44,5 +44,5 @@ def make(name: str, schedule: optax.Schedule, *, momentum: float, weight_decay: 
 
 
 def kernels(params):
-    """A tree of booleans: True for the parameters named `kernel`, by which Flax names convolutions' and dense layers'."""
+    """A tree of booleans: True for parameters named `kernel`, as Flax names those of convolutions and dense layers."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)

@@ -63,18 +63,25 @@ def describe(config: TrainConfig, plan: Plan, examples: int, devices: int, platf
         f"data      {config.dataset}: {examples:,} training examples",
         f"batch     global {config.batch_size} = {devices} {platform} device{'s' * (devices > 1)} x {per_device} "
         "per device x 1 accumulation",
-        f"updates   {plan.total_steps:,} = {plan.total_steps / plan.steps_per_epoch:g} epochs x {plan.steps_per_epoch:,}; "
+        f"updates   {plan.total_steps:,} = {plan.total_steps / plan.steps_per_epoch:g} epochs x "
+        f"{plan.steps_per_epoch:,}; "
         f"{plan.dropped:,} examples ({plan.dropped / examples:.1%}) left out of each epoch",
-        f"rate      {config.optimizer}, peak {rate:g} after {plan.warmup_steps} updates of warmup, then {config.schedule}",
-        f"norm      {config.norm}" + (f", statistics over {_pooled(config, per_device)}" if config.norm != "none" else ""),
+        f"rate      {config.optimizer}, peak {rate:g} after {plan.warmup_steps} updates of warmup, "
+        f"then {config.schedule}",
+        f"norm      {config.norm}"
+        + (f", statistics over {_pooled(config, per_device)}" if config.norm != "none" else ""),
     ]
     per_reference = rate * REFERENCE_BATCH_SIZE / config.batch_size
     if per_reference > UNUSUAL_BASE_RATE:
-        lines.append(f"warning   the peak rate is {per_reference:g} per {REFERENCE_BATCH_SIZE} examples, far above the usual 0.1")
+        lines.append(
+            f"warning   the peak rate is {per_reference:g} per {REFERENCE_BATCH_SIZE} examples, far above the usual 0.1"
+        )
     if config.norm == "local" and per_device < 4:
         lines.append(f"warning   local statistics of {per_device} examples are noisy; --norm=batch pools all of them")
     return lines
 
 
 def _pooled(config: TrainConfig, per_device: int) -> str:
-    return f"the {config.batch_size} examples of all devices" if config.norm == "batch" else f"each device's {per_device}"
+    return (
+        f"the {config.batch_size} examples of all devices" if config.norm == "batch" else f"each device's {per_device}"
+    )

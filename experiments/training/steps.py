@@ -137,7 +137,8 @@ def eval_step(model: nn.Module, mesh: Mesh):
 
     def local_step(params, batch_stats, data: Resident, indices, mask):
         labels = data.labels[indices]
-        logits = model.apply({"params": params, "batch_stats": batch_stats}, _images(data, indices), train=False)
+        variables = {"params": params, "batch_stats": batch_stats}
+        logits: Any = model.apply(variables, _images(data, indices), train=False)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         correct = jnp.argmax(logits, axis=-1) == labels
         sums = jnp.stack([jnp.sum(jnp.where(mask, v, 0), dtype=jnp.float32) for v in (losses, correct, mask)])

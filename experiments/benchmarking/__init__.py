@@ -1,0 +1,1 @@
+"""Measuring speed beside peers: everything in one process, in turn, reported as ratios with their spread."""

@@ -1,0 +1,71 @@
+"""The plain PyTorch loop that the training step is measured beside: the same model, batches and recipe."""
+
+import os
+from collections.abc import Callable
+
+import numpy as np
+
+from experiments.training.config import TrainConfig
+
+
+def available() -> bool:
+    """Whether PyTorch can be imported. Its idle threads are told to sleep, which they heed only before its import."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def simple_cnn(num_classes: int):
+    """`simple_cnn` without norm, as a `torch.nn.Module`: NCHW images to logits."""
+    from torch import nn
+
+    blocks: list = []
+    channels = 1
+    for width, size in ((10, 5), (20, 5), (40, 3)):
+        blocks += [nn.Conv2d(channels, width, size), nn.MaxPool2d(2), nn.ReLU()]
+        channels = width
+    return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(channels, num_classes))
+
+
+def training_steps(
+    config: TrainConfig, images: np.ndarray, labels: np.ndarray, order: np.ndarray, num_classes: int, threads: int
+) -> Callable[[int], None]:
+    """A function that takes a number of training steps: gather, standardise, forward, backward, update.
+
+    Args:
+      config: batch size, rate, momentum and weight decay; the optimizer is heavy-ball SGD.
+      images: uint8, shape (n, height, width, 1).
+      labels: int32, shape (n,).
+      order: indices, shape (steps, batch size), walked through over and over.
+      num_classes: of the labels.
+      threads: that PyTorch may use.
+    """
+    import torch
+    from torch.nn import functional
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(config.seed)
+    model = simple_cnn(num_classes)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=config.peak_learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+    pixels = torch.from_numpy(np.moveaxis(images, -1, 1).copy())
+    mean, std = float(images.mean() / 255), float(images.std() / 255)
+    targets = torch.from_numpy(labels.astype(np.int64))
+    batches = torch.from_numpy(order.astype(np.int64))
+    done = 0
+
+    def steps(number: int) -> None:
+        nonlocal done
+        for _ in range(number):
+            batch = batches[done % len(batches)]
+            done += 1
+            x = (pixels[batch].float() / 255 - mean) / std
+            optimizer.zero_grad(set_to_none=True)
+            functional.cross_entropy(model(x), targets[batch]).backward()
+            optimizer.step()
+
+    return steps

@@ -1,0 +1,51 @@
+"""Packaging. The wheel holds the library, `batchnorm_jax`; the experiments run from a checkout."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+FLAX = ["flax>=0.12.8"]
+EXPERIMENTS = [
+    *FLAX,
+    "absl-py>=2.1",
+    # TFDS imports it without declaring it.
+    "importlib_resources",
+    "matplotlib>=3.8",
+    "numpy>=2.0",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "scikit-learn>=1.5",
+    "scipy>=1.13",
+    "tensorboard>=2.17",
+    "tensorboardX>=2.6.2",
+    "tensorflow-datasets>=4.9.10",
+    "tqdm>=4.66",
+]
+NOTEBOOKS = [*EXPERIMENTS, "ipykernel>=6.29", "nbconvert>=7.16"]
+TEST = [*EXPERIMENTS, "build>=1.2", "hypothesis>=6.100", "pytest>=8.2", "setuptools>=77"]
+
+setup(
+    name="batchnorm_jax",
+    version=re.search(r'__version__ = "(.+)"', (HERE / "batchnorm_jax" / "__init__.py").read_text()).group(1),
+    description="Exact batch normalization for JAX and Flax over many devices, and experiments on the batch size",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["batchnorm_jax", "batchnorm_jax.*"]),
+    package_data={"batchnorm_jax": ["py.typed"]},
+    install_requires=["jax>=0.10.2"],
+    extras_require={
+        "flax": FLAX,
+        "experiments": EXPERIMENTS,
+        "prepare": [*EXPERIMENTS, "tensorflow>=2.17"],
+        "benchmark": [*EXPERIMENTS, "torch>=2.4"],
+        "notebooks": NOTEBOOKS,
+        "test": TEST,
+        "dev": [*TEST, *NOTEBOOKS, "pre-commit>=3.7", "pyright>=1.1.400", "ruff>=0.9"],
+    },
+)

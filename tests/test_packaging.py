@@ -1,0 +1,101 @@
+"""The layers of the code, and the wheel."""
+
+import ast
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# A module may import those of its own row and of the rows above it.
+LIBRARY = [
+    {"_moments"},
+    {"_collectives"},
+    {"_inference"},
+    {"_batch_norm"},
+    {"linen", "__init__"},
+]
+EXPERIMENTS = [
+    {"_errors"},
+    {"data", "models"},
+    {"training"},
+    {"benchmarking"},
+    {"_flags"},
+    {"train", "evaluate", "benchmark", "report"},
+]
+# Reads result files only.
+STANDALONE = {"reporting": {"_errors", "reporting"}}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def component(name, package):
+    """The part of `package` that a dotted name leads to; None if it leads elsewhere."""
+    parts = name.split(".")
+    return parts[1] if parts[0] == package and len(parts) > 1 else None
+
+
+@pytest.mark.parametrize(("package", "layers"), [("batchnorm_jax", LIBRARY), ("experiments", EXPERIMENTS)])
+def test_imports_go_downward(package, layers):
+    rank = {name: i for i, layer in enumerate(layers) for name in layer}
+    for path in (ROOT / package).rglob("*.py"):
+        here = path.relative_to(ROOT / package).parts[0].removesuffix(".py")
+        if path.name == "__init__.py" and path.parent.name == package and package == "experiments":
+            continue
+        for name in imports(path):
+            there = component(name, package)
+            if there is None:
+                continue
+            if here in STANDALONE:
+                assert there in STANDALONE[here], f"{path} imports {name}"
+            elif there not in STANDALONE:
+                assert rank[there] <= rank[here], f"{path} imports {name}"
+                same_layer_library = package == "batchnorm_jax" and rank[there] == rank[here]
+                assert not same_layer_library, f"{path} imports {name}"
+
+
+def test_the_core_imports_neither_flax_nor_the_experiments():
+    for path in (ROOT / "batchnorm_jax").glob("*.py"):
+        allowed = {"flax"} if path.name == "linen.py" else set()
+        roots = {name.split(".")[0] for name in imports(path)}
+        assert roots & {"flax", "experiments", "optax"} <= allowed, path
+
+
+def test_experiments_use_the_public_library_and_only_entry_points_use_flags():
+    for path in (ROOT / "experiments").rglob("*.py"):
+        for name in imports(path):
+            parts = name.split(".")
+            assert not (parts[0] == "batchnorm_jax" and any(p.startswith("_") for p in parts[1:])), f"{path}: {name}"
+            assert name != "absl.flags" or path.parent == ROOT / "experiments", path
+
+
+def test_the_wheel_holds_the_library_alone(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"batchnorm_jax"}
+    assert "batchnorm_jax/py.typed" in names
+    # It imports from the wheel alone, away from the checkout.
+    code = "import batchnorm_jax, batchnorm_jax.linen; print(batchnorm_jax.__file__)"
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(wheel), "JAX_PLATFORMS": "cpu"},
+    )
+    assert str(wheel) in out.stdout
