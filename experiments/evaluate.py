@@ -5,25 +5,26 @@ from absl import flags
 from experiments import _flags
 from experiments.training.checkpoint_evaluation import evaluate_checkpoint
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "The folder of a run: what train calls its workdir.", required=True
-)
-_STEP = flags.DEFINE_integer("step", None, "The step whose checkpoint to evaluate. Default: the newest.")
-_DATASET = flags.DEFINE_string("dataset", None, "Evaluate on this data set's test splits. Default: the run's own.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "TFDS data directory. Default: the run's own.")
-_NUM_DEVICES = flags.DEFINE_integer(
-    "num_devices", None, "Devices to use. Default: all accelerators, or one a CPU core."
-)
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags; a program that only imports this module has none of them."""
+    flags.DEFINE_string("checkpoint", None, "The folder of a run: what train calls its workdir.", required=True)
+    flags.DEFINE_integer("step", None, "The step whose checkpoint to evaluate. Default: the newest.")
+    flags.DEFINE_string("dataset", None, "Evaluate on this data set's test splits. Default: the run's own.")
+    flags.DEFINE_string("data_dir", None, "TFDS data directory. Default: the run's own.")
+    flags.DEFINE_integer("num_devices", None, "Devices to use. Default: all accelerators, or one a CPU core.")
 
 
 def main() -> None:
     """Parses the flags, evaluates, prints one line a split."""
     step, results = evaluate_checkpoint(
-        _CHECKPOINT.value,
-        step=_STEP.value,
-        dataset=_DATASET.value,
-        data_dir=_DATA_DIR.value,
-        num_devices=_NUM_DEVICES.value,
+        FLAGS.checkpoint,
+        step=FLAGS.step,
+        dataset=FLAGS.dataset,
+        data_dir=FLAGS.data_dir,
+        num_devices=FLAGS.num_devices,
     )
     print(f"step {step}\n{'split':<12}{'examples':>9}{'accuracy':>11}{'loss':>9}")
     for name, result in results.items():
@@ -31,4 +32,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    define_flags()
     _flags.run(main)

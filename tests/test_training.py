@@ -9,13 +9,14 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments import data
+from experiments import data, models
 from experiments._errors import UsageError
-from experiments.training import devices, evaluation, loop, metrics, steps
+from experiments.training import devices, evaluation, loop, metrics, optimizers, preflight, schedules, steps
 from experiments.training.checkpoint_evaluation import evaluate_checkpoint
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.config import TrainConfig
@@ -42,12 +43,40 @@ def first_steps(config, dataset, number, num_devices):
     return state, rows
 
 
-def test_the_trajectory_is_the_same_on_any_number_of_devices(digits):
-    config = TrainConfig(batch_size=512)
-    losses = {n: [row["loss"] for row in first_steps(config, digits, 20, n)[1]] for n in (1, 2, 4, 8)}
+def test_the_trajectory_is_the_same_on_any_number_of_devices(digits, x64):
+    """The default recipe at batch 512, in float64, where nothing but the pooling could make a difference.
+
+    In float32 it is the same to rounding, until rounding decides which of two nearly equal positions wins a max-pool:
+    one such flip moves the losses of the next steps by up to some 1e-4.
+    """
+    losses = {n: first_losses_in_float64(digits, n) for n in (1, 2, 4, 8)}
     for n in (2, 4, 8):
-        np.testing.assert_allclose(losses[n], losses[1], rtol=1e-4, err_msg=f"{n} devices")
+        np.testing.assert_allclose(losses[n], losses[1], rtol=1e-6, err_msg=f"{n} devices")
     assert losses[1][-1] < 0.7 * losses[1][0]
+
+
+def first_losses_in_float64(dataset, num_devices):
+    config = TrainConfig(batch_size=512)
+    mesh = devices.make_mesh(jax.devices()[:num_devices])
+    plan = preflight.plan(config, len(dataset.train.labels))
+    schedule = schedules.make(
+        config.schedule, config.peak_learning_rate, warmup_steps=plan.warmup_steps, total_steps=plan.total_steps
+    )
+    optimizer = optimizers.make(config.optimizer, schedule, momentum=config.momentum, weight_decay=config.weight_decay)
+    model = models.create("simple_cnn", num_classes=10, norm=steps.make_norm("batch", 0.9), dtype=jnp.dtype("float64"))
+    state = steps.init_state(model, optimizer, (28, 28, 1), config.seed)
+    state = jax.tree.map(lambda a: a.astype(jnp.float64) if a.ndim else a, state)
+    state = jax.device_put(state, devices.replicated(mesh))
+    resident = evaluation.put(dataset.train, evaluation.pixel_statistics(dataset.train.images), mesh)
+    order = data.epoch_order(len(dataset.train.labels), config.batch_size, seed=0, epoch=0)
+    order = jax.device_put(order, NamedSharding(mesh, PartitionSpec(None, devices.AXIS)))
+    step = steps.train_step(model, optimizer, schedule, mesh, label_smoothing=config.label_smoothing)
+    losses = []
+    for _ in range(20):
+        state, row = step(state, resident, *order)
+        losses.append(float(row["loss"]))
+    assert jax.tree.leaves(state.params)[0].dtype == jnp.float64
+    return losses
 
 
 def test_a_padded_last_batch_is_a_smaller_batch(digits):
@@ -84,8 +113,6 @@ def test_evaluation_counts_every_example_once(digits, num_devices):
     run = loop.prepare(TrainConfig(batch_size=64), digits, jax.devices()[:num_devices])
     statistics = evaluation.pixel_statistics(digits.train.images)
     result = evaluation.evaluate(run.eval_step, run.state, evaluation.put(split, statistics, run.mesh), run.mesh)
-    from experiments import models
-
     model = models.create("simple_cnn", num_classes=10, norm=steps.make_norm("batch", 0.9))
     images = (split.images / np.float32(255) - statistics[0]) / statistics[1]
     variables = {"params": run.state.params, "batch_stats": run.state.batch_stats}
