@@ -85,6 +85,13 @@ def test_the_peak_rate_follows_the_batch_size():
     assert TrainConfig(batch_size=1024, learning_rate=7.0).peak_learning_rate == 7.0
 
 
+def test_running_statistics_average_over_as_many_examples_at_any_batch_size():
+    """Two updates at 256 keep as much of the past as one at 512."""
+    one, two = (TrainConfig(batch_size=b).running_momentum for b in (512, 256))
+    assert two == 0.9 and one == pytest.approx(two * two)
+    assert TrainConfig(batch_size=512, norm_momentum=0.7).running_momentum == 0.7
+
+
 def test_the_preflight_says_what_a_run_will_be():
     config = TrainConfig(batch_size=8192, learning_rate=100.0)
     text = "\n".join(preflight.describe(config, preflight.plan(config, 60_000), 60_000, 2, "cpu"))

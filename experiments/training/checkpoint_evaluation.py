@@ -52,7 +52,7 @@ def evaluate_checkpoint(
             f"{loaded.train.images.shape[1:]} in {loaded.num_classes}"
         )
     mesh = devices.make_mesh(chosen)
-    norm = steps.make_norm(config.norm, config.norm_momentum)
+    norm = steps.make_norm(config.norm, config.running_momentum)
     model = models.create(config.model, num_classes=facts["num_classes"], norm=norm)
     optimizer = optimizers.make(
         config.optimizer, optax.constant_schedule(0.0), momentum=config.momentum, weight_decay=config.weight_decay

@@ -10,6 +10,7 @@ from experiments._errors import UsageError, unknown_name
 # Of these a run's numbers do not depend, to rounding, so that it may go on in another place or on other devices.
 PLACES = ("workdir", "data_dir", "num_devices", "checkpoint_every")
 REFERENCE_BATCH_SIZE = 256
+REFERENCE_NORM_MOMENTUM = 0.9
 
 
 def _option(default: Any, help: str) -> Any:
@@ -50,7 +51,9 @@ class TrainConfig:
     momentum: float = _option(0.9, "Momentum of the optimizer.")
     weight_decay: float = _option(2e-3, "L2 penalty on kernels; never on norm parameters or biases.")
     label_smoothing: float = _option(0.1, "Share of the target spread over all classes.")
-    norm_momentum: float = _option(0.9, "Running statistics: running = m running + (1 - m) batch.")
+    norm_momentum: float | None = _option(
+        None, "Running statistics: running = m running + (1 - m) batch. Default: 0.9 to the power of batch_size / 256."
+    )
     drop_remainder: bool = _option(
         True, "Leave out the last, smaller batch of an epoch; else pad it and mask the padding."
     )
@@ -74,7 +77,7 @@ class TrainConfig:
             if getattr(self, name) is not None and not 0 <= getattr(self, name) < float("inf"):
                 raise UsageError(f"--{name} must be finite and not negative, not {getattr(self, name)}")
         for name in ("momentum", "norm_momentum", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
+            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
                 raise UsageError(f"--{name} must be at least 0 and less than 1, not {getattr(self, name)}")
         if self.lr_scaling not in LR_SCALINGS:
             raise unknown_name("lr_scaling", self.lr_scaling, LR_SCALINGS)
@@ -85,6 +88,20 @@ class TrainConfig:
         if self.learning_rate is not None:
             return self.learning_rate
         return self.base_learning_rate * LR_SCALINGS[self.lr_scaling](self.batch_size / REFERENCE_BATCH_SIZE)
+
+    @property
+    def running_momentum(self) -> float:
+        """The momentum of the norms' running statistics.
+
+        By default they average over as many examples at any batch size, some 2,500. At a batch of 8192 that is
+        the last batch, which is plenty; an average over ten updates lags behind weights that move as fast as they do
+        there, and accuracies in the middle of a run come out near chance.
+
+        Source: the scaling rule of Busbridge et al., "How to Scale Your EMA", arXiv 2307.13813, 2023.
+        """
+        if self.norm_momentum is not None:
+            return self.norm_momentum
+        return REFERENCE_NORM_MOMENTUM ** (self.batch_size / REFERENCE_BATCH_SIZE)
 
     def identity(self) -> dict[str, Any]:
         """The fields on which a run's numbers depend."""

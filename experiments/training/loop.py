@@ -105,7 +105,7 @@ def prepare(config: TrainConfig, dataset: datasets.Dataset, chosen: list[devices
     """Makes the model, its initial state and its steps; refuses what cannot be before anything is compiled."""
     plan = preflight.plan(config, len(dataset.train.labels))
     model = models.create(
-        config.model, num_classes=dataset.num_classes, norm=steps.make_norm(config.norm, config.norm_momentum)
+        config.model, num_classes=dataset.num_classes, norm=steps.make_norm(config.norm, config.running_momentum)
     )
     schedule = schedules.make(
         config.schedule, config.peak_learning_rate, warmup_steps=plan.warmup_steps, total_steps=plan.total_steps

@@ -1,0 +1,29 @@
+"""The README's Python runs as it stands there, and its commands are on one line each, as CI reads them."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+
+
+def test_the_python_examples_run():
+    module, functions = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    names: dict = {}
+    exec(module, names)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 4, 4, 3)), jnp.float32)
+    variables = names["Block"]().init(jax.random.key(0), x, train=False)
+    y, updates = names["forward"](variables, x)
+    assert y.shape == (16, 4, 4, 64) and updates["batch_stats"]["BatchNorm_0"]["mean"].shape == (64,)
+    names = {}
+    exec(functions, names)
+    np.testing.assert_allclose(names["moments"].mean, [3.0, 4.0])
+
+
+def test_the_commands_are_where_ci_looks():
+    for name in ("main", "tests"):
+        (command,) = re.findall(rf"<!-- command: {name} -->\n```bash\n(.+)\n```", README)
+        assert command.startswith("python3 -m venv .venv && ")
