@@ -50,6 +50,7 @@ def write_page(workdir: str | Path) -> Path:
         f"<h1>{html.escape(title)}</h1>",
         f"<p>{summary['updates']:,} updates reached {html.escape(best)}. {html.escape(note)}</p>",
         f"<figure>{svg}<figcaption>Loss, accuracy and learning rate against updates."
+        + (" The loss on training batches is against smoothed targets." if config.get("label_smoothing") else "")
         + (f" {broken} rows that were cut short are left out." if broken else "")
         + "</figcaption></figure>",
         "<h2>Results</h2>",
