@@ -50,8 +50,4 @@ def vary_like(value: jax.Array, *references: jax.Array | None) -> jax.Array:
 
 
 def _varying(value: jax.Array) -> frozenset:
-    aval = jax.typeof(value)
-    # The name of this attribute differs between releases of JAX; it is asked for here alone.
-    if hasattr(aval, "manual_axis_type"):
-        return aval.manual_axis_type.varying
-    return getattr(aval, "vma", frozenset())
+    return jax.typeof(value).manual_axis_type.varying
