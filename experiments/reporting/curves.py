@@ -5,7 +5,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 TRAIN_COLOUR, TEST_COLOURS = "#8a93a6", ("#1764c0", "#d2691e", "#2e8b57")
 
@@ -51,8 +51,9 @@ def training_curves(workdir: str | Path) -> Figure:
     loss.set(title="Loss", xlabel="update", yscale="log")
     accuracy.set(title="Accuracy (%)", xlabel="update", ylim=(max(0, _floor(series)), 100.2))
     rate.set(title="Learning rate", xlabel="update", ylim=(0, None))
-    for which in (loss.yaxis.set_major_formatter, loss.yaxis.set_minor_formatter):
-        which(FuncFormatter(lambda value, _: f"{value:g}"))
+    loss.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    loss.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    loss.yaxis.set_minor_formatter(NullFormatter())
     for axes in (loss, accuracy, rate):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
