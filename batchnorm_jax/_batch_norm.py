@@ -191,6 +191,9 @@ def _tangent(spec: _Spec, x, mask, moments: Moments, scale, tangents):
     gain = inv if scale is None else inv * scale.astype(dtype)
     x_hat = (x.astype(dtype) - wide(moments.mean)) * wide(inv)
 
+    if mask is not None:
+        # A position that does not count may hold a NaN, which even a zero cotangent would hand on.
+        x_hat = jnp.where(mask | jnp.isfinite(x_hat), x_hat, 0)
     counted = dx if mask is None else jnp.where(mask, dx, 0)
     x_hat_counted = x_hat if mask is None else jnp.where(mask, x_hat, 0)
     pair = jnp.stack([_sum(spec, counted), _sum(spec, x_hat_counted * counted)])

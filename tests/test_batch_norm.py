@@ -160,6 +160,19 @@ def test_masked_positions_may_hold_nan():
     _, moments = batch_norm(x, mask=mask)
     assert moments.mean.item() == 2.0 and moments.var.item() == 1.0 and moments.count.item() == 2.0
 
+    # The gradient does not see it either, as long as the loss does not.
+    x, mask = jnp.array([[1.0], [3.0], [4.0], [jnp.nan]]), jnp.array([[True], [True], [True], [False]])
+
+    def loss(x, scale, mask=None):
+        y, _ = batch_norm(x, scale, mask=mask)
+        return jnp.sum((y if mask is None else jnp.where(mask, y, 0)) ** 3)
+
+    got = jax.grad(loss, (0, 1))(x, jnp.ones(1), mask)
+    want = jax.grad(loss, (0, 1))(x[:3], jnp.ones(1))
+    np.testing.assert_allclose(got[0], np.append(want[0], [[0.0]], axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got[1], want[1], rtol=1e-5)
+    assert jnp.abs(want[0]).max() > 0.1
+
 
 def test_a_mask_may_differ_per_feature():
     x, w, scale, bias = draw(4, (8, 6, 3), (3,), jnp.float32)

@@ -33,7 +33,7 @@ def first_steps(config, dataset, number, num_devices):
     run = loop.prepare(config, dataset, jax.devices()[:num_devices])
     resident = evaluation.put(dataset.train, evaluation.pixel_statistics(dataset.train.images), run.mesh)
     order = data.epoch_order(
-        len(dataset.train.labels), config.batch_size, seed=0, epoch=0, drop_remainder=config.drop_remainder
+        len(dataset.train.labels), config.batch_size, seed=config.seed, epoch=0, drop_remainder=config.drop_remainder
     )
     order = jax.device_put(order, NamedSharding(run.mesh, PartitionSpec(None, devices.AXIS)))
     state, rows = run.state, []
@@ -44,15 +44,31 @@ def first_steps(config, dataset, number, num_devices):
 
 
 def test_the_trajectory_is_the_same_on_any_number_of_devices(digits, x64):
-    """The default recipe at batch 512, in float64, where nothing but the pooling could make a difference.
-
-    In float32 it is the same to rounding, until rounding decides which of two nearly equal positions wins a max-pool:
-    one such flip moves the losses of the next steps by up to some 1e-4.
-    """
+    """The default recipe at batch 512, in float64, where nothing but the pooling could make a difference."""
     losses = {n: first_losses_in_float64(digits, n) for n in (1, 2, 4, 8)}
     for n in (2, 4, 8):
         np.testing.assert_allclose(losses[n], losses[1], rtol=1e-6, err_msg=f"{n} devices")
     assert losses[1][-1] < 0.7 * losses[1][0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_the_trajectory_is_the_same_in_float32(digits, seed):
+    """To 1e-4 is what is wanted; where it is more, the test says by how much, and shows as an expected failure.
+
+    The last digit decides the sign of some ReLU's input, or the winner of some max-pool, among a million in a step.
+    The gradients upstream, small sums of large terms, then differ by some 1e-3.
+    """
+    config = TrainConfig(batch_size=512, seed=seed)
+    losses = {n: [row["loss"] for row in first_steps(config, digits, 20, n)[1]] for n in (1, 2, 4, 8)}
+    apart = {n: np.abs(np.array(losses[n]) / losses[1] - 1) for n in (2, 4, 8)}
+    worst = {n: f"{np.max(a):.1e}" for n, a in apart.items()}
+    print(f"seed {seed}: largest relative difference from one device: {worst}")
+    # Before any flip it is rounding alone.
+    assert max(np.max(a[:2]) for a in apart.values()) <= 1e-6
+    assert max(np.max(a) for a in apart.values()) <= 1e-2
+    if max(np.max(a) for a in apart.values()) > 1e-4:
+        pytest.xfail(f"1e-4 is not met in float32 for seed {seed}: {worst}")
 
 
 def first_losses_in_float64(dataset, num_devices):
@@ -82,9 +98,9 @@ def first_losses_in_float64(dataset, num_devices):
 def test_a_padded_last_batch_is_a_smaller_batch(digits):
     """One step on 24 examples padded to 32 is one step on 24, wherever the padding lies."""
     small = data.Dataset("digits", data.Examples(*(a[:24] for a in digits.train)), digits.test, 10)
-    settings = {"warmup_epochs": 0, "learning_rate": 0.1}
+    settings = {"warmup_epochs": 0, "learning_rate": 0.1, "norm_momentum": 0.9}
     whole, whole_rows = first_steps(TrainConfig(batch_size=24, **settings), small, 1, 8)
-    # A batch of 32 does not exist in a set of 24, so the padded one is the second of 40 = 32 + 8 examples.
+    # A batch of 32 is refused in a set of 24, so the run is made for a set of 40.
     more = data.Dataset("digits", data.Examples(*(a[:40] for a in digits.train)), digits.test, 10)
     config = TrainConfig(batch_size=32, drop_remainder=False, **settings)
     run = loop.prepare(config, more, jax.devices())
@@ -158,14 +174,29 @@ def test_a_workdir_of_another_configuration_is_refused(tmp_path):
         loop.train(other)
 
 
+def test_local_statistics_make_the_number_of_devices_part_of_the_run():
+    paths = {loop.resolve(TrainConfig(batch_size=64, norm="local", num_devices=n)).workdir for n in (2, 4, 4)}
+    assert len(paths) == 2
+    assert len({loop.resolve(TrainConfig(batch_size=64, num_devices=n)).workdir for n in (2, 4)}) == 1
+
+
+def test_other_data_under_the_same_configuration_is_refused(tmp_path):
+    config = TrainConfig(**SHORT)
+    loop.write_config(tmp_path, config, {"examples": 10, "num_classes": 3})
+    loop.write_config(tmp_path, config, {"examples": 10, "num_classes": 3})
+    with pytest.raises(UsageError, match="a run on other data: its examples differ"):
+        loop.write_config(tmp_path, config, {"examples": 11, "num_classes": 3})
+
+
 def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
     config = TrainConfig(**SHORT | {"learning_rate": 1e30, "norm": "none"}, checkpoint_every=1, workdir=str(tmp_path))
-    with pytest.raises(loop.NonFiniteLossError, match=r"the loss is (nan|inf) at step \d"):
+    with pytest.raises(loop.NonFiniteLossError, match=r"(the loss is|the parameters are) .* step \d"):
         loop.train(config)
-    rows = metrics.read(tmp_path / metrics.FILE)
-    assert all(np.isfinite(row["loss"]) for row in rows)
-    kept = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
-    assert kept and max(kept) == rows[-1]["step"]
+    assert all(np.isfinite(row["loss"]) for row in metrics.read(tmp_path / metrics.FILE))
+    run = loop.prepare(config, data.load("digits"), jax.devices()[:2])
+    with Checkpoints(tmp_path) as checkpoints:
+        kept = checkpoints.restore(run.state)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept))
 
 
 def test_an_unreadable_newest_checkpoint_is_set_aside(tmp_path, digits, caplog):
@@ -177,11 +208,14 @@ def test_an_unreadable_newest_checkpoint_is_set_aside(tmp_path, digits, caplog):
         if file.is_file() and file.stat().st_size > 100:
             file.write_bytes(file.read_bytes()[:50])
     with Checkpoints(tmp_path) as checkpoints:
+        # Reading alone moves nothing; a run that goes on makes room for the step.
         assert int(checkpoints.restore(run.state).step) == 1
+        assert (tmp_path / "checkpoints" / "2").exists()
+        assert int(checkpoints.restore(run.state, set_aside=True).step) == 1
         # The step can be kept again.
         checkpoints.save(run.state._replace(step=run.state.step + 2))
         assert int(checkpoints.restore(run.state).step) == 2
-    assert "checkpoints/2 cannot be read and is set aside" in caplog.text
+    assert "checkpoints/2 cannot be read" in caplog.text and "checkpoints/2 is set aside" in caplog.text
     assert list((tmp_path / "unreadable_checkpoints").iterdir())
 
 

@@ -18,12 +18,11 @@ def available() -> bool:
     return True
 
 
-def simple_cnn(num_classes: int):
+def simple_cnn(num_classes: int, channels: int = 1):
     """`simple_cnn` without norm, as a `torch.nn.Module`: NCHW images to logits."""
     from torch import nn
 
     blocks: list = []
-    channels = 1
     for width, size in ((10, 5), (20, 5), (40, 3)):
         blocks += [nn.Conv2d(channels, width, size), nn.MaxPool2d(2), nn.ReLU()]
         channels = width
@@ -37,7 +36,7 @@ def training_steps(
 
     Args:
       config: batch size, rate, momentum and weight decay; the optimizer is heavy-ball SGD.
-      images: uint8, shape (n, height, width, 1).
+      images: uint8, shape (n, height, width, channels).
       labels: int32, shape (n,).
       order: indices, shape (steps, batch size), walked through over and over.
       num_classes: of the labels.
@@ -48,7 +47,7 @@ def training_steps(
 
     torch.set_num_threads(threads)
     torch.manual_seed(config.seed)
-    model = simple_cnn(num_classes)
+    model = simple_cnn(num_classes, images.shape[-1])
     optimizer = torch.optim.SGD(
         model.parameters(), lr=config.peak_learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
     )

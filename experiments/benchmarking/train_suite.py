@@ -1,5 +1,6 @@
 """Seconds of computing per epoch: the trainer's own step beside a plain PyTorch loop."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -56,7 +57,7 @@ def run(
       A row a batch size: the updates per epoch, seconds per epoch of each (median, least, greatest), and the ratio
       of ours to each peer's, taken round by round. A peer that is not installed is None: not measured.
     """
-    chosen = devices.set_up(None, min(batch_sizes))
+    chosen = devices.set_up(None, math.gcd(*batch_sizes))
     loaded = datasets.load(dataset, data_dir)
     rows = []
     for batch_size in batch_sizes:

@@ -68,7 +68,11 @@ def cached(key: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.
         path.parent.mkdir(parents=True, exist_ok=True)
         # Written aside and renamed, so that no process ever reads half a file.
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            try:
+                np.savez(file, allow_pickle=False, **arrays)
+            except OSError:
+                os.unlink(file.name)
+                raise
         os.replace(file.name, path)
     except OSError as error:
         logging.warning("The data set cannot be kept at %s (%s); it will be made again next time.", path, error)

@@ -60,7 +60,10 @@ def load(name: str, data_dir: str | None) -> Dataset:
 
     def decoded(split: str) -> Examples:
         key = f"tfds-{base}-{version}-{split}-{place}"
-        arrays = cached(key, lambda: _decode(builder.as_data_source(split=split)))
+        try:
+            arrays = cached(key, lambda: _decode(builder.as_data_source(split=split)))
+        except NotImplementedError as error:
+            raise UsageError(f"dataset {name!r} must be prepared with --file_format=array_record ({error})") from error
         return Examples(arrays["images"], arrays["labels"])
 
     num_classes = builder.info.features["label"].num_classes
@@ -94,7 +97,7 @@ def _not_prepared(name: str, directory: Path) -> UsageError:
     if here and name not in here:
         listed = unknown_name("dataset", name, ["digits", *here])
     else:
-        listed = f"dataset {name!r} is not there"
+        listed = f"dataset {name!r} is not there."
     return UsageError(
         f"{listed} Looked in {directory}. To prepare it once, with a network: pip install '.[prepare]' && "
         f"tfds build {name} --data_dir={directory} --file_format=array_record. "

@@ -6,9 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from experiments._errors import UsageError
 from experiments.models import layout as layouts
 from experiments.models.convolution import ConvMaxPool
 
+SMALLEST = 28
 WIDTHS_AND_KERNELS = ((10, 5), (20, 5), (40, 3))
 
 
@@ -30,13 +32,21 @@ class SimpleCNN(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
-        """Logits of shape (N, num_classes), for images of shape (N, H, W, C) with H and W of at least 22.
+        """Logits of shape (N, num_classes), for images of shape (N, H, W, C) with H and W of at least 28.
 
         Args:
           images: floating point numbers of about unit size.
           train: normalise by the batch's statistics and update the running ones.
           mask: shape (N,), True where an example counts towards the statistics.
+
+        Raises:
+          UsageError: the images are smaller.
         """
+        if min(images.shape[1:3]) < SMALLEST:
+            raise UsageError(
+                f"model simple_cnn takes images of at least {SMALLEST}x{SMALLEST}, and these are "
+                f"{images.shape[1]}x{images.shape[2]}"
+            )
         layout = self.layout or layouts.preferred()
         x = layout.from_nhwc(images)
         for width, size in WIDTHS_AND_KERNELS:

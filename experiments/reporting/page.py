@@ -61,7 +61,7 @@ def write_page(workdir: str | Path) -> Path:
                 for name, r in summary["results"].items()
             ],
         ),
-        "<h2>Where the time went</h2>",
+        "<h2>Where the time went, since the last start</h2>",
         _table(("spent on", "seconds"), [(name, f"{value:.1f}") for name, value in summary["seconds"].items()]),
         "<h2>Made by</h2>",
         f"<pre>{html.escape(summary['command'])}</pre>",

@@ -42,8 +42,7 @@ def evaluate_checkpoint(
     workdir = Path(workdir)
     config, facts = read_config(workdir)
     name = dataset or config.dataset
-    # Evaluation pads its batches, so any number of devices will do.
-    chosen = devices.set_up(num_devices, num_devices or devices.cpu_cores())
+    chosen = devices.set_up(num_devices)
     loaded = datasets.load(name, data_dir or config.data_dir)
     shape = tuple(facts["image_shape"])
     if loaded.train.images.shape[1:] != shape or loaded.num_classes != facts["num_classes"]:

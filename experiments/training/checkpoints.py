@@ -39,11 +39,11 @@ class Checkpoints:
             self._manager.save(step, args=ocp.args.StandardSave(state._asdict()))
         self._manager.wait_until_finished()
 
-    def restore(self, like: TrainState, step: int | None = None) -> TrainState | None:
-        """The state of a step, or of the newest one, laid out like `like`; None if there is none.
+    def restore(self, like: TrainState, step: int | None = None, *, set_aside: bool = False) -> TrainState | None:
+        """The state of a step, or of the newest one that can be read, laid out like `like`; None if there is none.
 
-        A newest checkpoint that cannot be read is named, set aside in `unreadable_checkpoints`, and the one before
-        it is used.
+        A newer checkpoint that cannot be read is named. With `set_aside` it is also moved to `unreadable_checkpoints`,
+        so that its step can be kept again.
 
         Raises:
           UsageError: there is no checkpoint of that step, or it cannot be read, or none can.
@@ -52,24 +52,32 @@ class Checkpoints:
         if step is not None and step not in steps:
             raise UsageError(f"there is no checkpoint of step {step}; there are {', '.join(map(str, steps)) or 'none'}")
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like._asdict())
+        unreadable: list[Path] = []
         for candidate in [step] if step is not None else reversed(steps):
             path = self._directory / str(candidate)
             try:
-                return TrainState(**self._manager.restore(candidate, args=ocp.args.StandardRestore(abstract)))
+                state = TrainState(**self._manager.restore(candidate, args=ocp.args.StandardRestore(abstract)))
             # What a damaged file raises depends on which byte is missing.
             except Exception as error:
-                if step is not None:
-                    raise UsageError(f"the checkpoint {path} cannot be read ({error})") from error
-                logging.warning("The checkpoint %s cannot be read and is set aside (%s).", path, error)
-                aside = self._directory.parent / "unreadable_checkpoints"
-                aside.mkdir(exist_ok=True)
-                path.rename(aside / f"{candidate}-{time.time_ns()}")
-                self._manager.reload()
-        if steps:
+                logging.warning("The checkpoint %s cannot be read (%s).", path, error)
+                unreadable.append(path)
+                continue
+            if set_aside and unreadable:
+                self._set_aside(unreadable)
+            return state
+        if unreadable:
             raise UsageError(
-                f"none of the checkpoints in {self._directory} could be read; they are set aside beside it"
+                f"none of the checkpoints {', '.join(map(str, unreadable))} can be read; all are left there"
             )
         return None
+
+    def _set_aside(self, paths: list[Path]) -> None:
+        aside = self._directory.parent / "unreadable_checkpoints"
+        aside.mkdir(exist_ok=True)
+        for path in paths:
+            path.rename(aside / f"{path.name}-{time.time_ns()}")
+            logging.warning("The checkpoint %s is set aside in %s.", path, aside)
+        self._manager.reload()
 
 
 def write_config(workdir: Path, config: TrainConfig, data_facts: dict[str, Any]) -> None:
@@ -85,13 +93,19 @@ def write_config(workdir: Path, config: TrainConfig, data_facts: dict[str, Any])
     """
     path = workdir / "config.json"
     if path.exists():
-        stored, _ = read_config(workdir)
+        stored, stored_facts = read_config(workdir)
         there, here = stored.identity(), config.identity()
         differs = [f"--{name}: {there[name]} there, {here[name]} here" for name in here if there[name] != here[name]]
         if differs:
             raise UsageError(
                 f"the workdir {workdir} holds a run of another configuration ({'; '.join(differs)}). "
                 "Give another --workdir, or the flags that it was made with"
+            )
+        changed = [name for name in data_facts if stored_facts.get(name) != data_facts[name]]
+        if changed:
+            raise UsageError(
+                f"the workdir {workdir} holds a run on other data: its {', '.join(changed)} differ. "
+                "Give another --workdir, or the --data_dir that it was made with"
             )
         return
     workdir.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,7 @@ class TrainConfig:
     `FIELD.metadata["help"]` documents each field; entry points make a flag of it.
 
     Raises:
-      UsageError: two options exclude each other, or a value is out of range.
+      UsageError: a value is out of range.
 
     Example:
       >>> TrainConfig(batch_size=512).peak_learning_rate
@@ -41,7 +41,7 @@ class TrainConfig:
     )
     batch_size: int = _option(64, "Global batch size: devices x examples per device.")
     epochs: int = _option(20, "Passes over the training set.")
-    steps: int | None = _option(None, "Stop after this many updates; the schedule ends there. Excludes --epochs.")
+    steps: int | None = _option(None, "Updates in all, in place of --epochs; the schedule ends there.")
     optimizer: str = _option("nesterov", "Optimizer: 'sgd', 'nesterov' or 'lars'.")
     base_learning_rate: float = _option(0.05, f"Peak learning rate at a batch of {REFERENCE_BATCH_SIZE}.")
     lr_scaling: str = _option("linear", "How the peak rate follows the batch size: 'linear', 'sqrt' or 'none'.")
@@ -67,7 +67,7 @@ class TrainConfig:
 
     def __post_init__(self):
         """Refuses what cannot be, before anything is loaded or compiled."""
-        for name, minimum in (("batch_size", 1), ("epochs", 1), ("log_every", 1), ("checkpoint_every", 0)):
+        for name, minimum in (("batch_size", 1), ("epochs", 1), ("log_every", 1), ("checkpoint_every", 0), ("seed", 0)):
             if getattr(self, name) < minimum:
                 raise UsageError(f"--{name} must be at least {minimum}, not {getattr(self, name)}")
         for name in ("steps", "num_devices"):
@@ -104,8 +104,9 @@ class TrainConfig:
         return REFERENCE_NORM_MOMENTUM ** (self.batch_size / REFERENCE_BATCH_SIZE)
 
     def identity(self) -> dict[str, Any]:
-        """The fields on which a run's numbers depend."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in PLACES}
+        """The fields on which a run's numbers depend. Local statistics depend on the number of devices as well."""
+        places = set(PLACES) - ({"num_devices"} if self.norm == "local" else set())
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in places}
 
     def default_workdir(self) -> str:
         """A folder that the same command finds again, and another configuration does not."""

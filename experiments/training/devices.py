@@ -21,14 +21,14 @@ def cpu_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def set_up(num_devices: int | None, batch_size: int) -> list[Device]:
+def set_up(num_devices: int | None, batch_size: int | None = None) -> list[Device]:
     """Chooses the devices of a run, and makes the CPU into several if it has no accelerator.
 
     Must come before JAX is first used in the process: it decides how many devices the CPU shows.
 
     Args:
       num_devices: how many; None: all accelerators, or on a CPU the most that there are cores for and divide the batch.
-      batch_size: the global batch size.
+      batch_size: the global batch size; None: any number of devices will do.
 
     Returns:
       The devices.
@@ -36,7 +36,13 @@ def set_up(num_devices: int | None, batch_size: int) -> list[Device]:
     Raises:
       UsageError: there are fewer devices, or they do not divide the batch; the message names sizes that work.
     """
-    wanted = num_devices or next(n for n in range(cpu_cores(), 0, -1) if batch_size % n == 0)
+    if num_devices is not None and num_devices < 1:
+        raise UsageError(f"--num_devices must be at least 1, not {num_devices}")
+
+    def most(limit: int) -> int:
+        return next(n for n in range(limit, 0, -1) if batch_size is None or batch_size % n == 0)
+
+    wanted = num_devices or most(cpu_cores())
     # Devices on a CPU share a pool of NPROC threads. One that waits in a collective holds a thread, and with no more
     # threads than devices (the default on a small machine) they wait for each other until XLA aborts the process.
     os.environ.setdefault("NPROC", str(cpu_cores() + wanted))
@@ -48,10 +54,10 @@ def set_up(num_devices: int | None, batch_size: int) -> list[Device]:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     there = jax.devices()
     on_cpu = there[0].platform == "cpu"
-    count = num_devices or (min(wanted, len(there)) if on_cpu else len(there))
+    count = num_devices or (most(min(cpu_cores(), len(there))) if on_cpu else len(there))
     if count > len(there):
         raise UsageError(f"--num_devices={count}, but this process has {len(there)} ({there[0].platform})")
-    if batch_size % count:
+    if batch_size is not None and batch_size % count:
         raise UsageError(
             f"--batch_size={batch_size} is not divisible by {count} devices; the nearest sizes that work: "
             f"{nearest_multiples(batch_size, count)}. Or give --num_devices={math.gcd(batch_size, count)}."

@@ -1,5 +1,6 @@
 """The training loop."""
 
+import dataclasses
 import json
 import math
 import os
@@ -10,7 +11,7 @@ import time
 from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -27,6 +28,12 @@ from experiments.training.metrics import MetricsLog
 
 SUMMARY = "summary.json"
 TERMINATED = 128 + signal.SIGTERM
+
+
+_REMEDY = (
+    "checkpoints of earlier steps are kept. Try a lower learning rate (--learning_rate, --base_learning_rate) "
+    "or a longer --warmup_epochs"
+)
 
 
 class NonFiniteLossError(RuntimeError):
@@ -49,8 +56,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
       UsageError: what was asked for cannot be done.
       NonFiniteLossError: the loss is not finite; the message names the step.
     """
-    workdir = Path(config.workdir or config.default_workdir())
     clock = Clock()
+    config = resolve(config)
+    workdir = Path(str(config.workdir))
     with clock("input"):
         chosen = devices.set_up(config.num_devices, config.batch_size)
         dataset = datasets.load(config.dataset, config.data_dir)
@@ -64,6 +72,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "num_classes": dataset.num_classes,
         "pixel_mean": statistics[0].tolist(),
         "pixel_std": statistics[1].tolist(),
+        "examples": examples,
         "note": dataset.note,
     }
     write_config(workdir, config, facts)
@@ -76,7 +85,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         train_data = evaluation.put(dataset.train, statistics, run.mesh)
         test_data = {name: evaluation.put(split, statistics, run.mesh) for name, split in dataset.test.items()}
     with Checkpoints(workdir) as checkpoints:
-        state = checkpoints.restore(run.state)
+        state = checkpoints.restore(run.state, set_aside=True)
         if state is None:
             state = run.state
         else:
@@ -89,6 +98,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
     aside.write_text(json.dumps(summary, indent=2) + "\n")
     os.replace(aside, workdir / SUMMARY)
     return summary
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """The configuration with its workdir filled in, and the number of devices where the numbers depend on it."""
+    if config.norm == "local":
+        chosen = devices.set_up(config.num_devices, config.batch_size)
+        config = dataclasses.replace(config, num_devices=len(chosen))
+    return dataclasses.replace(config, workdir=config.workdir or config.default_workdir())
 
 
 class Run(NamedTuple):
@@ -130,7 +147,7 @@ def _fit(config, run, state, train_data, test_data, checkpoints, log, clock):
     """Trains to the last step. Returns the state and the last evaluation of every split."""
     plan = run.plan
     bar = tqdm(total=plan.total_steps, initial=int(state.step), unit="step", disable=None, dynamic_ncols=True)
-    reader = _LossReader(config, log, bar)
+    reader = _LossReader(config, plan, log, bar)
     compiled, results = None, {}
     step = int(state.step)
     with _Termination() as terminated:
@@ -149,14 +166,14 @@ def _fit(config, run, state, train_data, test_data, checkpoints, log, clock):
                     step += 1
                     # The metrics of the step before this one: by now a next step is under way.
                     reader.read()
-                    reader.expect(step, epoch, metrics)
-                    if terminated() or (config.checkpoint_every and step % config.checkpoint_every == 0):
+                    reader.expect(step, metrics)
+                    # At the end of an epoch its evaluation comes first, or a run that resumes would lack it.
+                    if step < epoch_end and (terminated() or _is_due(config, step)):
                         reader.read()
                         with clock("checkpoint", inside="compute"):
-                            checkpoints.save(state)
+                            _save(checkpoints, state, step)
                         if terminated():
-                            print(f"\nStopped by SIGTERM; step {step} is saved.", flush=True)
-                            sys.exit(TERMINATED)
+                            _exit_terminated(step)
                 reader.read()
                 jax.block_until_ready(state)
             images = (step - first_step) * config.batch_size
@@ -169,14 +186,34 @@ def _fit(config, run, state, train_data, test_data, checkpoints, log, clock):
             for name, result in results.items():
                 log.write(name, step, {"epoch": step / plan.steps_per_epoch, **result})
             _report(bar, plan, step, reader.last, results, throughput)
-            if not config.checkpoint_every or step == plan.total_steps:
+            if not config.checkpoint_every or _is_due(config, step) or step == plan.total_steps or terminated():
                 with clock("checkpoint"):
-                    checkpoints.save(state)
+                    _save(checkpoints, state, step)
+            if terminated() and step < plan.total_steps:
+                _exit_terminated(step)
     bar.close()
     if not results:
-        # It was stopped between its last checkpoint and its summary.
-        results = {n: evaluation.evaluate(run.eval_step, state, d, run.mesh) for n, d in test_data.items()}
+        # It was stopped between its last checkpoint and its summary: the rows are there already.
+        with clock("evaluate"):
+            results = {n: evaluation.evaluate(run.eval_step, state, d, run.mesh) for n, d in test_data.items()}
     return state, results
+
+
+def _is_due(config: TrainConfig, step: int) -> bool:
+    return config.checkpoint_every > 0 and step % config.checkpoint_every == 0
+
+
+def _save(checkpoints: Checkpoints, state: steps.TrainState, step: int) -> None:
+    """Keeps a state, unless the update that made it left something that is not finite: its loss is not known yet."""
+    for leaf in jax.tree.leaves((state.params, state.batch_stats)):
+        if not np.isfinite(np.asarray(leaf)).all():
+            raise NonFiniteLossError(f"the parameters are not finite after step {step}; {_REMEDY}")
+    checkpoints.save(state)
+
+
+def _exit_terminated(step: int) -> NoReturn:
+    print(f"\nStopped by SIGTERM; step {step} is saved.", flush=True)
+    sys.exit(TERMINATED)
 
 
 def _epoch(config: TrainConfig, run: Run, epoch: int, examples: int):
@@ -189,29 +226,27 @@ def _epoch(config: TrainConfig, run: Run, epoch: int, examples: int):
 class _LossReader:
     """Reads a step's metrics once the next step is dispatched, so that the device never waits for the host."""
 
-    def __init__(self, config: TrainConfig, log: MetricsLog, bar: tqdm):
+    def __init__(self, config: TrainConfig, plan: preflight.Plan, log: MetricsLog, bar: tqdm):
         self._config, self._log, self._bar = config, log, bar
+        self._steps_per_epoch = plan.steps_per_epoch
         self._expected = None
         self.last: dict[str, float] = {}
 
-    def expect(self, step: int, epoch: int, metrics) -> None:
+    def expect(self, step: int, metrics) -> None:
         """Names what the next `read` is to read."""
-        self._expected = (step, epoch, metrics)
+        self._expected = (step, metrics)
 
     def read(self) -> None:
         """Reads, checks and logs what is expected; does nothing the second time."""
         if self._expected is None:
             return
-        step, epoch, metrics = self._expected
+        step, metrics = self._expected
         self._expected = None
         self.last = {name: float(value) for name, value in metrics.items()}
         if not math.isfinite(self.last["loss"]):
-            raise NonFiniteLossError(
-                f"the loss is {self.last['loss']} at step {step}; checkpoints of earlier steps are kept. "
-                "Try a lower learning rate (--learning_rate, --base_learning_rate) or a longer --warmup_epochs"
-            )
+            raise NonFiniteLossError(f"the loss is {self.last['loss']} at step {step}; {_REMEDY}")
         if step % self._config.log_every == 0:
-            self._log.write("train", step, {"epoch": epoch, **self.last})
+            self._log.write("train", step, {"epoch": step / self._steps_per_epoch, **self.last})
         self._bar.update()
         self._bar.set_postfix(
             loss=f"{self.last['loss']:.3f}",

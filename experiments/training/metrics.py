@@ -38,7 +38,7 @@ class MetricsLog:
             aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
             os.replace(aside, path)
         self._file = path.open("a", buffering=1)
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def __enter__(self):
         return self
