@@ -66,6 +66,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
     examples = len(dataset.train.labels)
     for line in preflight.describe(config, run.plan, examples, len(chosen), chosen[0].platform):
         print(line)
+    if dataset.note:
+        print(f"note      {dataset.note}")
     statistics = evaluation.pixel_statistics(dataset.train.images)
     facts = {
         "image_shape": list(dataset.train.images.shape[1:]),
