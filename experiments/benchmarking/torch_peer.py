@@ -1,5 +1,8 @@
 """The plain PyTorch loop that the training step is measured beside: the same model, batches and recipe."""
 
+# PyTorch is an extra of the benchmark; the checks run where it is not installed, too.
+# pyright: reportMissingImports=false
+
 import os
 from collections.abc import Callable
 
