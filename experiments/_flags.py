@@ -12,13 +12,13 @@ from experiments._errors import UsageError
 _DEFINE = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool}
 
 
-def define(dataclass: type, **defaults) -> None:
+def define(dataclass: type) -> None:
     """Defines one flag for each field of a dataclass, its help from the field's metadata."""
     for field in dataclasses.fields(dataclass):
         kind = typing.get_type_hints(dataclass)[field.name]
         if isinstance(kind, types.UnionType):
             (kind,) = (k for k in typing.get_args(kind) if k is not type(None))
-        _DEFINE[kind](field.name, defaults.get(field.name, field.default), field.metadata["help"])
+        _DEFINE[kind](field.name, field.default, field.metadata["help"])
 
 
 def values(dataclass: type) -> dict:

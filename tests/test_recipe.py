@@ -107,7 +107,7 @@ def test_the_preflight_says_what_a_run_will_be():
             r"larger than the training set of 60000.*largest that works is 60000",
         ),
         (
-            lambda: preflight.plan(TrainConfig(steps=5, batch_size=600), 60_000),
+            lambda: schedules.make("cosine", 1.0, warmup_steps=200, total_steps=5),
             r"warmup of 200 updates is not shorter.*--warmup_epochs",
         ),
         (

@@ -35,7 +35,7 @@ def plan(config: TrainConfig, examples: int) -> Plan:
       examples: in the training set.
 
     Raises:
-      UsageError: the batch is larger than the training set, or warmup takes the whole run.
+      UsageError: the batch is larger than the training set.
     """
     if config.batch_size > examples:
         raise UsageError(
@@ -47,11 +47,6 @@ def plan(config: TrainConfig, examples: int) -> Plan:
     steps_per_epoch = full + (rest > 0 and not config.drop_remainder)
     total_steps = config.steps or config.epochs * steps_per_epoch
     warmup_steps = round(config.warmup_epochs * steps_per_epoch)
-    if warmup_steps >= total_steps:
-        raise UsageError(
-            f"the warmup of {warmup_steps} updates is not shorter than the training of {total_steps}; "
-            "lower --warmup_epochs or train longer"
-        )
     return Plan(steps_per_epoch, total_steps, warmup_steps, dropped, rest > 0 and not config.drop_remainder)
 
 
