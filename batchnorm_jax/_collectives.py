@@ -1,12 +1,26 @@
-"""One fused reduction over named axes, and which named axes a value varies over."""
+"""One fused reduction over named axes and groups, and which named axes a value varies over."""
 
 from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 AxisName = Hashable | Sequence[Hashable]
+Groups = tuple[tuple[int, ...], ...]
+
+
+class Pool(NamedTuple):
+    """Who is pooled with whom: nobody (no axis name), all on the axes, or all in one group of participants.
+
+    Attributes:
+      axis_name: the name or names of the axes.
+      groups: disjoint groups of equal size of the participants' indices on the axes, row-major for several names.
+    """
+
+    axis_name: AxisName | None = None
+    groups: Groups | None = None
 
 
 def axis_size(axis_name: AxisName | None, *, caller: str) -> int:
@@ -23,19 +37,59 @@ def axis_size(axis_name: AxisName | None, *, caller: str) -> int:
         ) from error
 
 
-def fused_psum(parts: Sequence[jax.Array], axis_name: AxisName | None) -> list[jax.Array]:
-    """Sums every array of `parts` over `axis_name`, with one collective for all of them.
+def check_groups(groups: Sequence[Sequence[int]] | None, participants: int, *, caller: str) -> Groups | None:
+    """The groups as tuples.
+
+    Raises:
+      ValueError: there is no axis to group, or the groups do not split its participants evenly.
+    """
+    if groups is None:
+        return None
+    given = tuple(tuple(int(i) for i in group) for group in groups)
+    members = sorted(i for group in given for i in group)
+    if len({len(group) for group in given}) != 1 or members != list(range(participants)):
+        raise ValueError(
+            f"{caller}: axis_index_groups={[list(g) for g in given]} must hold each of the {participants} "
+            "participants of axis_name once, in groups of equal size"
+            + ("; give axis_name too" if participants == 1 else "")
+        )
+    return given
+
+
+def pool_size(pool: Pool) -> int:
+    """How many participants are pooled with this one, itself included."""
+    if pool.axis_name is None:
+        return 1
+    return len(pool.groups[0]) if pool.groups else lax.axis_size(pool.axis_name)
+
+
+def fused_sum(parts: Sequence[jax.Array], pool: Pool) -> list[jax.Array]:
+    """Sums every real array of `parts` over the pool, with one collective for all of them.
 
     The arrays are sent as one vector: a psum of a tree is one all-reduce a leaf.
     """
-    if axis_name is None:
+    if pool.axis_name is None:
         return list(parts)
-    flat = lax.psum(jnp.concatenate([part.reshape(-1) for part in parts]), axis_name)
-    sums, start = [], 0
-    for part in parts:
-        sums.append(flat[start : start + part.size].reshape(part.shape))
-        start += part.size
-    return sums
+    flat = _sum_over(jnp.concatenate([part.reshape(-1) for part in parts]), pool)
+    return [piece.reshape(part.shape) for piece, part in zip(_cut(flat, parts), parts, strict=True)]
+
+
+def fused_gather(parts: Sequence[jax.Array], pool: Pool) -> list[jax.Array]:
+    """Every participant's `parts`, each with a new leading axis over the pool, with one collective for all of them."""
+    if pool.axis_name is None:
+        return [part[None] for part in parts]
+    flat = jnp.concatenate([part.reshape(-1) for part in parts])
+    if pool.groups is None:
+        # What every participant has is the same for all, and the caller's out_specs may say so.
+        rows = lax.all_gather(flat, pool.axis_name, to="invarying" if _checked(pool.axis_name) else "varying")
+    elif _grouped_collectives(pool):
+        rows = lax.all_gather(flat, pool.axis_name, axis_index_groups=pool.groups)
+    else:
+        every = lax.all_gather(flat, pool.axis_name)
+        rows = jnp.take(every, _own(jnp.asarray(pool.groups), pool), axis=0)
+    rows = rows.reshape(-1, flat.size)
+    pieces = _cut(rows, parts)
+    return [piece.reshape(-1, *part.shape) for piece, part in zip(pieces, parts, strict=True)]
 
 
 def vary_like(value: jax.Array, *references: jax.Array | None) -> jax.Array:
@@ -47,6 +101,47 @@ def vary_like(value: jax.Array, *references: jax.Array | None) -> jax.Array:
     """
     missing = frozenset().union(*(_varying(r) for r in references if r is not None)) - _varying(value)
     return lax.pcast(value, tuple(missing), to="varying") if missing else value
+
+
+def _cut(flat: jax.Array, parts: Sequence[jax.Array]) -> Sequence[jax.Array]:
+    # A split, since that transposes to one concatenation.
+    return lax.split(flat, [part.size for part in parts], axis=flat.ndim - 1)
+
+
+def _sum_over(vector: jax.Array, pool: Pool) -> jax.Array:
+    if pool.groups is None:
+        return lax.psum(vector, pool.axis_name)
+    if _grouped_collectives(pool):
+        return lax.psum(vector, pool.axis_name, axis_index_groups=pool.groups)
+    # One row for each group, of which a participant fills its own: an ordinary psum, of as many times the length.
+    group = _group(pool)
+    row = (jnp.arange(len(pool.groups)) == group)[:, None]
+    total = lax.psum(jnp.where(row, vector[None], 0), pool.axis_name)
+    return lax.dynamic_index_in_dim(vary_like(total, group), group, keepdims=False)
+
+
+def _grouped_collectives(pool: Pool) -> bool:
+    """Whether JAX has grouped collectives here: over one mesh axis; not in vmap, nor where it checks what varies."""
+    names = pool.axis_name if isinstance(pool.axis_name, tuple | list) else (pool.axis_name,)
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    return len(names) == 1 and names[0] in manual and not _checked(pool.axis_name)
+
+
+def _checked(axis_name: AxisName | None) -> bool:
+    """Whether JAX keeps count here of what varies over the axis: an index along it does."""
+    return bool(_varying(lax.axis_index(axis_name)))
+
+
+def _group(pool: Pool) -> jax.Array:
+    """The number of this participant's group."""
+    group_of = {member: number for number, group in enumerate(pool.groups or ()) for member in group}
+    return _own(jnp.asarray([group_of[i] for i in range(len(group_of))]), Pool(pool.axis_name))
+
+
+def _own(table: jax.Array, pool: Pool) -> jax.Array:
+    """The row of a table that is this participant's, or its group's where the pool has groups."""
+    index = _group(pool) if pool.groups else lax.axis_index(pool.axis_name)
+    return lax.dynamic_index_in_dim(vary_like(table, index), index, keepdims=False)
 
 
 def _varying(value: jax.Array) -> frozenset:

@@ -1,18 +1,19 @@
-"""Moments of a set of positions: the local sums, and what they become once they are pooled."""
+"""Moments of a set of positions: what they are, how sets are joined, and the running averages made of them."""
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 class Moments(NamedTuple):
     """Mean, variance and count of the positions that were pooled, per feature.
 
     Attributes:
-      mean: shape (*features), in at least float32.
+      mean: shape (*features), in at least float32; complex for complex input.
       var: the biased variance (divided by `count`), real, of the same shape.
       count: the number of pooled positions: shape (), or (*features) if the mask differs per feature.
 
@@ -27,6 +28,109 @@ class Moments(NamedTuple):
     mean: jax.Array
     var: jax.Array
     count: jax.Array
+
+
+def pool(moments: Moments, axis: int = 0) -> Moments:
+    """Pools the moments of disjoint sets of positions into the moments of their union.
+
+    By the law of total variance, with N = sum n_i:
+
+        mean = sum n_i mean_i / N,   var = sum n_i (var_i + |mean_i - mean|^2) / N
+
+    Args:
+      moments: stacked along `axis`: mean and var of shape (k, *features), count of shape (k,) or (k, *features).
+      axis: the axis that runs over the sets, the same one in all three.
+
+    Returns:
+      The moments of the union. Where no set has a position: mean 0, var 1, count 0.
+
+    Raises:
+      ValueError: the numbers of sets differ, or the shapes of mean and var do; the message gives each shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> two = Moments(mean=jnp.array([[0.0], [2.0]]), var=jnp.array([[1.0], [1.0]]), count=jnp.array([1, 3]))
+      >>> pool(two).mean
+      Array([1.5], dtype=float32)
+
+    Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+    """
+    shapes = [jnp.shape(part) for part in moments]
+    sizes = [shape[axis] if -len(shape) <= axis < len(shape) else None for shape in shapes]
+    if shapes[0] != shapes[1] or None in sizes or len(set(sizes)) != 1:
+        raise ValueError(
+            f"pool: mean, var and count must have as many sets along axis {axis}, and mean and var the same shape; "
+            f"they have the shapes {shapes[0]}, {shapes[1]} and {shapes[2]}. Stack one set after another, for "
+            "example with jax.tree.map(lambda *m: jnp.stack(m), *moments)"
+        )
+    mean, var, count = (jnp.moveaxis(jnp.asarray(part), axis, 0) for part in moments)
+    weight = count.astype(var.dtype)
+    if weight.ndim < var.ndim:
+        weight = weight.reshape(weight.shape + (1,) * (var.ndim - weight.ndim))
+    total = jnp.sum(weight, axis=0)
+    safe = jnp.maximum(total, 1)
+    # About the first set's mean, so that the sum keeps its digits where all means are far from zero.
+    offset = mean - mean[:1]
+    shift = jnp.sum(jnp.where(weight > 0, weight * offset, 0), axis=0) / safe
+    spread = var + squared_modulus(offset - shift[None])
+    pooled = jnp.sum(jnp.where(weight > 0, weight * spread, 0), axis=0) / safe
+    alive = total > 0
+    return Moments(jnp.where(alive, mean[0] + shift, 0), jnp.where(alive, pooled, 1), jnp.sum(count, axis=0))
+
+
+def update_running(
+    mean: jax.Array,
+    var: jax.Array,
+    moments: Moments,
+    *,
+    momentum: float,
+    unbiased: bool = False,
+    skip_nonfinite: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Running statistics after one more batch: running = momentum running + (1 - momentum) batch.
+
+    Where the batch has no position, they stay as they are.
+
+    Args:
+      mean: the running mean, real. Of a complex batch mean it takes the real part.
+      var: the running variance.
+      moments: the batch's.
+      momentum: the share that is kept. (PyTorch's momentum is 1 minus this one.)
+      unbiased: average the variance that is divided by max(count - 1, 1), as PyTorch does.
+      skip_nonfinite: leave a feature as it is where the batch's mean or variance is not finite.
+
+    Returns:
+      The new mean and variance, in the dtypes of the old.
+    """
+    new_mean = moments.mean.real if jnp.iscomplexobj(moments.mean) else moments.mean
+    new_var = moments.var
+    if unbiased:
+        new_var = new_var * (moments.count / jnp.maximum(moments.count - 1, 1))
+    keep = jnp.broadcast_to(moments.count > 0, new_var.shape)
+    if skip_nonfinite:
+        keep = keep & jnp.isfinite(moments.mean) & jnp.isfinite(new_var)
+
+    def averaged(running, batch):
+        return jnp.where(keep, momentum * running + (1 - momentum) * batch, running).astype(running.dtype)
+
+    return averaged(mean, new_mean), averaged(var, new_var)
+
+
+def conditioning(moments: Moments, shift: jax.Array) -> jax.Array:
+    """How far the shift was from the mean, the greatest over the features: max |mean - shift|^2 / var.
+
+    With `collective="psum"` the relative error of the variance is a few float32 roundings (6e-8) times 1 plus this
+    figure: at 1e2 about 2e-5, and from about 1e6 on the variance has no right digit left.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> float(conditioning(Moments(jnp.array([3.0]), jnp.array([1.0]), jnp.array(8)), jnp.array([0.0])))
+      9.0
+    """
+    distance = squared_modulus(moments.mean - shift.astype(moments.mean.dtype))
+    tiny = jnp.finfo(moments.var.dtype).tiny
+    figure = jnp.where(moments.count > 0, distance / jnp.maximum(moments.var, tiny), 0)
+    return jnp.max(jnp.where(distance > 0, figure, 0))
 
 
 def feature_axes(axis: int | Sequence[int], ndim: int, *, caller: str) -> tuple[int, ...]:
@@ -74,5 +178,37 @@ def count_mask(mask: jax.Array, shape: tuple[int, ...], features: tuple[int, ...
 
 
 def statistics_dtype(dtype) -> jnp.dtype:
-    """The dtype of sums and moments: that of the input, but at least float32."""
+    """The dtype of sums and means: that of the input, but at least float32."""
     return jnp.promote_types(dtype, jnp.float32)
+
+
+def real_dtype(dtype) -> jnp.dtype:
+    """The dtype of variances: the real part of `statistics_dtype`."""
+    return jnp.finfo(statistics_dtype(dtype)).dtype
+
+
+def widened(x: jax.Array, dtype) -> jax.Array:
+    """`x`, wide enough that a result of `dtype` is right to its last digit."""
+    wide = jnp.promote_types(statistics_dtype(x.dtype), dtype)
+    return x if wide == statistics_dtype(x.dtype) else x.astype(wide)
+
+
+def squared_modulus(x: jax.Array) -> jax.Array:
+    """|x|^2, real."""
+    return lax.square(x.real) + lax.square(x.imag) if jnp.iscomplexobj(x) else lax.square(x)
+
+
+def sum_positions(values: jax.Array, features: tuple[int, ...]) -> jax.Array:
+    """The sum over every axis that is not a feature."""
+    return jnp.sum(values, axis=tuple(i for i in range(values.ndim) if i not in features))
+
+
+def apart(value: Any) -> Any:
+    """The same value, which XLA's CPU compiler does not see to be the same; None stays None.
+
+    Where several sums and results are made of x - K, it would make one array of it, of the size of x, write it and
+    read it again. Elsewhere it fuses them into one pass over x, and must see that they share it.
+    """
+    if value is None or jax.default_backend() != "cpu":
+        return value
+    return lax.optimization_barrier(value)

@@ -7,26 +7,30 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from batchnorm_jax._activations import Activation
 from batchnorm_jax._batch_norm import batch_norm
 from batchnorm_jax._collectives import AxisName
+from batchnorm_jax._conditioning import warn_of_conditioning
 from batchnorm_jax._inference import normalize
-from batchnorm_jax._moments import feature_axes
+from batchnorm_jax._moments import conditioning, feature_axes, update_running, widened
+from batchnorm_jax._options import check_options
 
 
 class BatchNorm(nn.Module):
     """Batch normalization over the examples of every device.
 
-    The arguments mean what they mean in `flax.linen.BatchNorm`, with the same defaults, and the variables have the same
-    names, shapes and dtypes: `params` {scale, bias} and `batch_stats` {mean, var}, so a checkpoint of one loads in
-    the other. What differs: examples are weighted by count where a mask leaves the devices unequal numbers, the
-    variance is computed about the running mean, which keeps its digits when the mean is far from zero, and the
-    backward pass keeps the input in its own dtype alone. Not yet there: `axis_index_groups`, `use_fast_variance`
-    and `force_float32_reductions`.
+    The arguments up to `force_float32_reductions` are those of `flax.linen.BatchNorm`, with the same meaning and
+    defaults, and the variables have the same names, shapes and dtypes: `params` {scale, bias} and `batch_stats` {mean,
+    var}, so a checkpoint of one loads in the other. What differs: examples are weighted by count where a mask leaves
+    the devices unequal numbers, the variance is computed about the running mean, which keeps its digits when the mean
+    is far from zero, and the backward pass keeps the input in its own dtype alone.
 
-    Which examples are pooled is said at `batchnorm_jax.batch_norm`.
+    Which examples are pooled, and what each option costs, is said at `batchnorm_jax.batch_norm`.
+
+    Under `nn.scan` scan the statistics along an axis, one set a step: `variable_axes={"batch_stats": 0}`.
 
     Attributes:
-      use_running_average: normalise by the running statistics, and leave them as they are. Give it here or in the call.
+      use_running_average: normalise by the running statistics. Give it here or in the call.
       axis: the feature axis or axes.
       momentum: running = momentum running + (1 - momentum) batch. (PyTorch's momentum is 1 minus this one.)
       epsilon: added to the variance.
@@ -37,6 +41,19 @@ class BatchNorm(nn.Module):
       bias_init: the bias's initializer.
       scale_init: the scale's initializer.
       axis_name: the name or names of the axes over which to pool; not needed, and not bound, while initialising.
+      axis_index_groups: groups of the participants on `axis_name`, each pooled by itself.
+      use_fast_variance: False is the same as `collective="all_gather"`.
+      force_float32_reductions: False keeps the running statistics in `param_dtype`. (Sums are taken in float32 or more
+        either way.)
+      span: how many examples are normalised together; None: all.
+      collective: "psum" or "all_gather", the accurate one.
+      activation: an elementwise function of the result, computed again in the backward pass.
+      save_for_backward: "input" or "output".
+      unbiased_running_var: average the variance that is divided by max(n - 1, 1), as PyTorch does.
+      skip_nonfinite: leave the running statistics of a feature as they are where the batch's are not finite.
+      update_stats: update the running statistics. None: the opposite of `use_running_average`.
+      check_conditioning: warn when the mean is so far from the running mean that the variance loses digits. The
+        figure itself, `batchnorm_jax.conditioning`, is sown as "conditioning" into "intermediates", if that is mutable.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -62,17 +79,43 @@ class BatchNorm(nn.Module):
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
     scale_init: nn.initializers.Initializer = nn.initializers.ones
     axis_name: AxisName | None = None
+    axis_index_groups: Any = None
+    use_fast_variance: bool = True
+    force_float32_reductions: bool = True
+    span: int | None = None
+    collective: str = "psum"
+    activation: Activation | None = None
+    save_for_backward: str = "input"
+    unbiased_running_var: bool = False
+    skip_nonfinite: bool = False
+    update_stats: bool | None = None
+    check_conditioning: bool = False
+
+    def __post_init__(self):
+        zero_scale = self.use_scale and self.scale_init is nn.initializers.zeros
+        known = jnp.zeros(1) if zero_scale else None
+        check_options(self.collective, self.activation, self.save_for_backward, False, known, caller="BatchNorm")
+        super().__post_init__()
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+        residual: jax.Array | None = None,
+        update_stats: bool | None = None,
     ) -> jax.Array:
-        """Normalises `x`, and updates the running statistics unless `use_running_average`.
+        """Normalises `x`, and updates the running statistics.
 
         Args:
           x: an array of floating point numbers, of any rank.
           use_running_average: overrides the module's own where that is None.
           mask: broadcastable to `x`, True where a position counts towards the statistics.
+          residual: of the shape of `x`, added before the activation.
+          update_stats: overrides the module's own. With `use_running_average=True` the batch's statistics are
+            computed for the update alone.
 
         Returns:
           An array of the shape of `x`.
@@ -82,20 +125,20 @@ class BatchNorm(nn.Module):
             `batchnorm_jax.batch_norm` raises.
         """
         use_running_average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
+        if update_stats is None:
+            update_stats = (not use_running_average) if self.update_stats is None else self.update_stats
         features = feature_axes(self.axis, x.ndim, caller=f"BatchNorm {self.name or ''}".strip())
         shape = tuple(x.shape[i] for i in features)
-        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
-        var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        stats_dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, stats_dtype)
+        var = self.variable("batch_stats", "var", jnp.ones, shape, stats_dtype)
         scale = self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None
         bias = self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None
-        if self.dtype is not None and jnp.issubdtype(self.dtype, jnp.floating):
-            # A wider result than the input and the parameters promote to must be computed that wide.
-            x = x.astype(jnp.promote_types(x.dtype, self.dtype))
-
-        if use_running_average:
-            y = normalize(x, mean.value, var.value, scale, bias, axis=features, epsilon=self.epsilon)
-        else:
-            initializing = self.is_initializing()
+        dtype = self.dtype or jnp.result_type(*(a for a in (x, scale, bias) if a is not None))
+        x = widened(x, dtype)
+        initializing = self.is_initializing()
+        y, moments = x, None
+        if not use_running_average or (update_stats and not initializing):
             y, moments = batch_norm(
                 x,
                 scale,
@@ -105,12 +148,42 @@ class BatchNorm(nn.Module):
                 mask=mask,
                 shift=mean.value,
                 axis_name=None if initializing else self.axis_name,
+                axis_index_groups=None if initializing else self.axis_index_groups,
+                span=None if initializing else self.span,
+                collective=self.collective if self.use_fast_variance else "all_gather",
+                activation=self.activation,
+                residual=residual,
+                save_for_backward=self.save_for_backward,
+                dtype=dtype,
             )
-            if not initializing:
-                mean.value = self._averaged(mean.value, moments.mean, moments.count)
-                var.value = self._averaged(var.value, moments.var, moments.count)
-        return y if self.dtype is None else y.astype(self.dtype)
+            self._diagnose(conditioning(moments, mean.value))
+        if use_running_average:
+            y = normalize(
+                x,
+                mean.value,
+                var.value,
+                scale,
+                bias,
+                axis=features,
+                epsilon=self.epsilon,
+                activation=self.activation,
+                residual=residual,
+                dtype=dtype,
+            )
+        if moments is not None and update_stats and not initializing:
+            mean.value, var.value = update_running(
+                mean.value,
+                var.value,
+                moments,
+                momentum=self.momentum,
+                unbiased=self.unbiased_running_var,
+                skip_nonfinite=self.skip_nonfinite,
+            )
+        return y
 
-    def _averaged(self, running: jax.Array, batch: jax.Array, count: jax.Array) -> jax.Array:
-        updated = self.momentum * running + (1 - self.momentum) * batch
-        return jnp.where(count > 0, updated, running).astype(running.dtype)
+    def _diagnose(self, figure: jax.Array) -> None:
+        if self.is_initializing():
+            return
+        self.sow("intermediates", "conditioning", figure)
+        if self.check_conditioning:
+            warn_of_conditioning(figure, "/".join(self.path) or "BatchNorm")

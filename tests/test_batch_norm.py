@@ -1,6 +1,6 @@
-"""batch_norm against the float64 reference, under every transform; its derivatives, collectives, residuals, errors."""
+"""batch_norm: its derivatives, collectives, residuals, options and errors. Its values: test_parity.py."""
 
-import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,155 +10,126 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from batchnorm_jax import batch_norm, normalize
+from batchnorm_jax import Moments, batch_norm, conditioning, normalize, pool, update_running
+from experiments.benchmarking import hlo
 from tests import reference
-from tests.transforms import AXIS, LOCAL_GRADIENTS, TRANSFORMS, make_mesh
+from tests.parity import EPSILON, draw, mask_of
+from tests.transforms import TRANSFORMS
 
-TOLERANCE = {"float32": 1e-5, "bfloat16": 1.6e-2, "float16": 2e-3}
-UNIT_ROUNDOFF = 2.0**-24
-EPSILON = 1e-3
-
-
-def run(transform, x, w, scale, bias, mask=None, shift=None, axis=-1):
-    """y, dx with a row a device; dscale, dbias, mean, var, count reduced as that transform's user would."""
-
-    def local(axis_name, sharded, replicated):
-        x, w, *masks = sharded
-        scale, bias, *shifts = replicated
-
-        def loss(x, scale, bias):
-            y, moments = batch_norm(
-                x,
-                scale,
-                bias,
-                axis=axis,
-                epsilon=EPSILON,
-                mask=masks[0] if masks else None,
-                shift=shifts[0] if shifts else None,
-                axis_name=axis_name,
-            )
-            return jnp.sum(y * w), (y, moments)
-
-        (dx, dscale, dbias), (y, moments) = jax.grad(loss, (0, 1, 2), has_aux=True)(x, scale, bias)
-        return (y, dx), (dscale, dbias, *moments)
-
-    sharded = [x, w] + ([] if mask is None else [mask])
-    replicated = [scale, bias] + ([] if shift is None else [shift])
-    (y, dx), (dscale, dbias, mean, var, count) = TRANSFORMS[transform](local, sharded, replicated)
-    for same in (mean, var, count):
-        np.testing.assert_array_equal(same, np.broadcast_to(same[:1], same.shape))
-    reduce = np.sum if transform in LOCAL_GRADIENTS else lambda a, axis: np.asarray(a)[0]
-    dscale, dbias = reduce(np.asarray(dscale, np.float64), axis=0), reduce(np.asarray(dbias, np.float64), axis=0)
-    return {"y": y, "dx": dx, "dscale": dscale, "dbias": dbias, "mean": mean[0], "var": var[0], "count": count[0]}
-
-
-def draw(seed, shape, features, dtype, offset=1.0):
-    r = np.random.default_rng(seed)
-    x = jnp.asarray(r.normal(size=shape) * 2 + offset, dtype)
-    w = jnp.asarray(r.normal(size=shape), dtype)
-    scale = jnp.asarray(r.uniform(0.5, 1.5, features), jnp.float32)
-    return x, w, scale, jnp.asarray(r.normal(size=features), jnp.float32)
-
-
-def mask_of(kind, shape):
-    """Masks of shape (devices, batch, 1, ...) with unequal numbers of examples on the devices."""
-    r = np.random.default_rng(7)
-    mask = r.random(shape[:2]) < 0.6
-    mask[0, 0] = True
-    if kind == "one device all masked":
-        mask[-1] = False
-    if kind == "everything masked":
-        mask[:] = False
-    return None if kind == "none" else mask.reshape(*shape[:2], *(1,) * (len(shape) - 2))
-
-
-MASKS = ("none", "ragged", "one device all masked", "everything masked")
-LAYOUTS = {
-    "channel last": ((8, 3, 4, 2, 5), -1, (5,)),
-    "channel first": ((8, 3, 5, 2, 4), 1, (5,)),
-    "two feature axes": ((8, 3, 4, 2, 5), (1, -1), (4, 5)),
+leaky = jax.nn.leaky_relu
+# Every way to call it whose derivatives are checked: the options, and whether there is a mask or a residual.
+OPTIONS = {
+    "plain": ({}, ""),
+    "mask": ({}, "mask"),
+    "all_gather": ({"collective": "all_gather"}, "mask"),
+    "span": ({"span": 3}, ""),
+    "span and mask": ({"span": 3}, "mask"),
+    "relu": ({"activation": jax.nn.relu}, ""),
+    "relu, residual": ({"activation": jax.nn.relu}, "residual mask"),
+    "gelu, residual": ({"activation": jax.nn.gelu}, "residual"),
+    "residual": ({}, "residual"),
+    "kept output": ({"save_for_backward": "output"}, ""),
+    "kept output, leaky_relu": ({"save_for_backward": "output", "activation": leaky}, "mask"),
+    "kept output, elu": ({"save_for_backward": "output", "activation": jax.nn.elu}, ""),
+    "kept output, slope 0.2": ({"save_for_backward": "output", "activation": partial(leaky, negative_slope=0.2)}, ""),
 }
 
 
-def assert_parity(got, want, tolerance):
-    for name, value in got.items():
-        expected = want[name].flat[0] if name == "count" and np.ndim(value) == 0 else want[name]
-        assert reference.normwise_error(value, expected) <= tolerance, name
+def call(variant, given, x, scale, bias, residual):
+    options, extra = OPTIONS[variant]
+    mask = mask_of("ragged", (1, *x.shape))[0] if "mask" in extra else None
+    residual = residual if "residual" in extra else None
+    return batch_norm(x, scale, bias, mask=mask, residual=residual, **options, **given)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("variant", OPTIONS)
+def test_derivatives_of_every_order_and_mode(variant, x64):
+    """Forward and reverse, twice, against finite differences; the moments' derivatives too."""
+    r = np.random.default_rng(6)
+    x, scale, bias, residual = (
+        r.normal(size=(6, 2, 3)),
+        r.uniform(0.5, 1.5, 3),
+        r.normal(size=3),
+        r.normal(size=(6, 2, 3)),
+    )
+
+    def function(x, scale, bias, residual):
+        y, moments = call(variant, {"epsilon": EPSILON}, x, scale, bias, residual)
+        return y, moments.mean, moments.var
+
+    check_grads(function, (x, scale, bias, residual), order=2, modes=("fwd", "rev"), atol=1e-5, rtol=1e-5, eps=1e-6)
+
+
+@pytest.mark.parametrize("variant", OPTIONS)
+def test_jit_and_the_plain_formula_agree(variant, x64):
+    """The value and gradients of the formula written down plainly, left to JAX to differentiate."""
+    x, w, scale, bias = draw(8, (6, 2, 3), (3,), "float64")
+    residual = draw(9, (6, 2, 3), (3,), "float64")[0]
+    options, extra = OPTIONS[variant]
+    m = jnp.asarray(mask_of("ragged", (1, *x.shape))[0] if "mask" in extra else np.ones((6, 1, 1), bool))
+    spans = 6 // options.get("span", 6)
+
+    def plain(x, scale, bias, residual):
+        cut = lambda a: jnp.broadcast_to(a, x.shape).reshape(spans, -1, 3)  # noqa: E731
+        mean = jnp.mean(cut(x), 1, keepdims=True, where=cut(m))
+        var = jnp.mean((cut(x) - mean) ** 2, 1, keepdims=True, where=cut(m))
+        x_hat = ((cut(x) - mean) / jnp.sqrt(var + EPSILON)).reshape(x.shape)
+        y = x_hat * scale[None, None] + bias[None, None] + (residual if "residual" in extra else 0)
+        return jnp.sum(w * options.get("activation", lambda y: y)(y))
+
+    def ours(x, scale, bias, residual):
+        floor = 1e-5 if "save_for_backward" in options else 0
+        return jnp.sum(w * call(variant, {"epsilon": EPSILON}, x, scale - floor, bias, residual)[0])
+
+    arguments = (x, scale, bias, residual)
+    want, got = (jax.value_and_grad(f, (0, 1, 2, 3))(*arguments) for f in (plain, jax.jit(ours)))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert reference.normwise_error(a, b) < 1e-9 or np.max(np.abs(b)) == 0
+
+
+@pytest.mark.parametrize("variant", OPTIONS)
+def test_hessian_vector_products_agree(variant, x64):
+    x, w, scale, bias = draw(8, (6, 4), (4,), "float64")
+    residual = draw(9, (6, 4), (4,), "float64")[0]
+
+    def loss(x):
+        return jnp.sum(jnp.sin(call(variant, {}, x, scale, bias, residual)[0]) * w)
+
+    forward_over_reverse = jax.jvp(jax.grad(loss), (x,), (w,))[1]
+    reverse_over_reverse = jax.grad(lambda x: jnp.vdot(jax.grad(loss)(x), w))(x)
+    reverse_over_forward = jax.grad(lambda x: jax.jvp(loss, (x,), (w,))[1])(x)
+    assert reference.normwise_error(forward_over_reverse, reverse_over_reverse) < 1e-8
+    assert reference.normwise_error(forward_over_reverse, reverse_over_forward) < 1e-8
+
+
+@pytest.mark.parametrize("variant", OPTIONS)
+@pytest.mark.parametrize("x", [np.ones((6, 3)), np.full((3, 3), 2.0), np.zeros((6, 3))], ids=["ones", "twos", "zeros"])
+def test_finite_gradients_at_zero_variance(variant, x):
+    x = jnp.asarray(x, jnp.float32)
+    grads = jax.grad(lambda x, s: jnp.sum(call(variant, {}, x, s, s, x)[0] ** 2), (0, 1))(x, jnp.ones(3))
+    assert all(np.isfinite(g).all() for g in grads)
+
+
 @pytest.mark.parametrize("transform", TRANSFORMS)
-def test_parity_with_the_reference(transform, kind, layout):
-    shape, axis, features = LAYOUTS[layout]
-    x, w, scale, bias = draw(0, shape, features, jnp.float32)
-    mask = mask_of(kind, shape)
-    got = run(transform, x, w, scale, bias, mask, axis=axis)
-    want = reference.forward_and_gradients(x, w, scale, bias, mask, axis=axis, epsilon=EPSILON)
-    assert_parity(got, want, TOLERANCE["float32"])
+@pytest.mark.parametrize("collective", ["psum", "all_gather"])
+def test_one_example_a_device_is_finite(transform, collective):
+    def local(axis_name, sharded, replicated):
+        def loss(x, scale):
+            return jnp.sum(batch_norm(x, scale, axis_name=axis_name, collective=collective)[0] ** 2)
 
+        value, (dx, dscale) = jax.value_and_grad(loss, (0, 1))(*sharded, *replicated)
+        return dx, (value, dscale)
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("transform", TRANSFORMS)
-def test_parity_in_half_precision(transform, dtype):
-    """The tolerance is that of one rounding of the result: the sums are taken in float32."""
-    x, w, scale, bias = draw(1, (8, 4, 3, 5), (5,), dtype)
-    mask = mask_of("ragged", x.shape)
-    got = run(transform, x, w, scale, bias, mask)
-    assert got["dx"].dtype == dtype and got["mean"].dtype == jnp.float32
-    want = reference.forward_and_gradients(x, w, scale, bias, mask, axis=-1, epsilon=EPSILON)
-    assert_parity(got, want, TOLERANCE[dtype])
-    assert reference.normwise_error(got["mean"], want["mean"]) <= TOLERANCE["float32"]
-
-
-@pytest.mark.parametrize("transform", TRANSFORMS)
-def test_parity_in_float64(transform, x64):
-    x, w, scale, bias = (a.astype(jnp.float64) for a in draw(2, (8, 4, 3, 5), (5,), jnp.float64))
-    got = run(transform, x, w, scale, bias)
-    want = reference.forward_and_gradients(x, w, scale, bias, None, axis=-1, epsilon=EPSILON)
-    assert_parity(got, want, 1e-12)
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    seed=st.integers(0, 2**31),
-    transform=st.sampled_from(sorted(TRANSFORMS)),
-    devices=st.sampled_from([1, 2, 4, 8]),
-    batch=st.integers(1, 5),
-    channels=st.integers(1, 7),
-    masked=st.booleans(),
-    offset=st.floats(-20, 20),
-)
-def test_parity_at_random(seed, transform, devices, batch, channels, masked, offset):
-    """Any number of devices and examples; a mean far from the shift costs the digits that the docstring says."""
-    shape = (devices, batch, 6, channels)
-    x, w, scale, bias = draw(seed, shape, (channels,), jnp.float32, offset)
-    mask = mask_of("ragged", shape) if masked else None
-    got = run(transform, x, w, scale, bias, mask, shift=jnp.zeros(channels))
-    want = reference.forward_and_gradients(x, w, scale, bias, mask, axis=-1, epsilon=EPSILON)
-    distance = float(np.max(want["mean"] ** 2 / (want["var"] + EPSILON)))
-    assert_parity(got, want, max(TOLERANCE["float32"], 4 * UNIT_ROUNDOFF * (1 + distance)))
-
-
-@pytest.mark.parametrize("distance", [0, 1, 5, 10])
-@pytest.mark.parametrize("ratio", [1e2, 1e3, 1e4])
-def test_a_shift_keeps_the_variance_far_from_zero(ratio, distance):
-    """Mean / deviation is `ratio`; the shift is `distance` deviations off. The bound is the docstring's, twice."""
-    r = np.random.default_rng(3)
-    x = (r.normal(size=(4096, 3)) + ratio).astype(np.float32)
-    var = np.var(x.astype(np.float64), axis=0)
-    shift = jnp.asarray(x.mean(axis=0, dtype=np.float64) + distance, jnp.float32)
-    _, shifted = batch_norm(jnp.asarray(x), shift=shift)
-    assert reference.normwise_error(shifted.var, var) <= 4 * UNIT_ROUNDOFF * (1 + distance**2)
-    _, plain = batch_norm(jnp.asarray(x))
-    assert reference.normwise_error(plain.var, var) > 1e-4
+    dx, (value, dscale) = TRANSFORMS[transform].run(local, [jnp.full((8, 1, 3), 5.0)], [jnp.ones(3)])
+    assert np.isfinite(dx).all() and np.isfinite(value).all() and np.isfinite(dscale).all()
 
 
 def test_masked_positions_may_hold_nan():
     x = jnp.array([[1.0], [3.0], [jnp.nan]])
     mask = jnp.array([[True], [True], [False]])
-    _, moments = batch_norm(x, mask=mask)
-    assert moments.mean.item() == 2.0 and moments.var.item() == 1.0 and moments.count.item() == 2.0
+    for collective in ("psum", "all_gather"):
+        _, moments = batch_norm(x, mask=mask, collective=collective)
+        assert moments.mean.item() == 2.0 and moments.var.item() == 1.0 and moments.count.item() == 2.0
 
     # The gradient does not see it either, as long as the loss does not.
     x, mask = jnp.array([[1.0], [3.0], [4.0], [jnp.nan]]), jnp.array([[True], [True], [True], [False]])
@@ -174,93 +145,188 @@ def test_masked_positions_may_hold_nan():
     assert jnp.abs(want[0]).max() > 0.1
 
 
-def test_a_mask_may_differ_per_feature():
-    x, w, scale, bias = draw(4, (8, 6, 3), (3,), jnp.float32)
-    mask = np.random.default_rng(5).random(x.shape) < 0.5
-    for transform in TRANSFORMS:
-        got = run(transform, x, w, scale, bias, mask)
-        want = reference.forward_and_gradients(x, w, scale, bias, mask, axis=-1, epsilon=EPSILON)
-        assert_parity(got, want, TOLERANCE["float32"])
+def test_a_nan_in_one_group_stays_there():
+    """Where grouped sums are built from an ungrouped one, too."""
+    x = jnp.ones((8, 2, 3)).at[0, 0, 0].set(jnp.nan)
+    for name, transform in TRANSFORMS.items():
+        if not transform.has_groups:
+            continue
+
+        def local(axis_name, sharded, replicated):
+            y, moments = batch_norm(sharded[0], axis_name=axis_name, axis_index_groups=[[0, 1, 2, 3], [4, 5, 6, 7]])
+            return y, moments.mean
+
+        y, mean = transform.run(local, [x], [])
+        assert np.isnan(mean[:4, 0]).all(), name
+        assert np.isfinite(mean[4:]).all() and np.isfinite(y[4:]).all(), name
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_derivatives_of_every_order_and_mode(masked, x64):
-    r = np.random.default_rng(6)
-    x, scale, bias = r.normal(size=(6, 3)), r.uniform(0.5, 1.5, 3), r.normal(size=3)
-    mask = r.random((6, 1)) < 0.7 if masked else None
+# One layer's train step: how many numbers each collective moves, forward and backward, for 16 features on 8 devices.
+C = 16
+ONE_EACH = [("all-reduce", 2 * C, False), ("all-reduce", 2 * C, True)]
+MASKED = [("all-reduce", 2 * C + 1, False), ("all-reduce", 2 * C, True)]
+GROUPS = {"axis_index_groups": [[0, 1, 2, 3], [4, 5, 6, 7]]}
+# A row for each of the two groups, and one for the parameters' gradients.
+ROWS = [("all-reduce", 2 * 2 * C, False), ("all-reduce", 3 * 2 * C, True)]
+COMPILED = {
+    **{
+        (t, "plain"): ({}, ONE_EACH)
+        for t in ("pmap", "shard_map", "shard_map_unchecked", "shard_map_two_axes", "jit", "jit_explicit")
+    },
+    **{
+        (t, "mask"): ({}, MASKED)
+        for t in ("pmap", "shard_map", "shard_map_unchecked", "shard_map_two_axes", "jit", "jit_explicit")
+    },
+    ("shard_map", "relu, residual"): ({"activation": jax.nn.relu}, ONE_EACH),
+    ("vmap", "plain"): ({}, []),
+    ("one_device", "plain"): ({}, []),
+    ("pmap", "groups"): (GROUPS, ONE_EACH),
+    ("shard_map_unchecked", "groups"): (GROUPS, ONE_EACH),
+    ("shard_map", "groups"): (GROUPS, ROWS),
+    ("pmap", "all_gather"): ({"collective": "all_gather"}, [("all-gather", 8 * 3 * C, False), ONE_EACH[1]]),
+    ("shard_map", "all_gather"): ({"collective": "all_gather"}, [("all-gather", 8 * 3 * C, False), ONE_EACH[1]]),
+    ("jit", "all_gather"): (
+        {"collective": "all_gather"},
+        [("all-reduce", C, False), ("all-reduce", 2 * C, False), ONE_EACH[1]],
+    ),
+    ("pmap", "span inside"): ({"span": 2}, []),
+    ("shard_map", "span inside"): ({"span": 2}, [("all-reduce", 2 * C, True)]),
+    ("shard_map", "span over all"): ({"span": 32}, ONE_EACH),
+    ("shard_map_unchecked", "span over devices"): ({"span": 8}, ONE_EACH),
+}
 
-    def function(x, scale, bias):
-        y, moments = batch_norm(x, scale, bias, mask=mask)
-        return y, moments.mean, moments.var
 
-    check_grads(function, (x, scale, bias), order=2, modes=("fwd", "rev"), atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize(("transform", "variant"), COMPILED)
+def test_collectives_of_a_train_step(transform, variant):
+    """Counted in compiled HLO, the gradients of x, scale and bias included, with their payloads."""
+    options, want = COMPILED[transform, variant]
+    x, w, scale, bias = draw(9, (8, 4, 3, 3, C), (C,), "float32")
+    sharded = [x, w] + ([jnp.asarray(mask_of("ragged", x.shape))] if variant == "mask" else [])
+    one = TRANSFORMS[transform]
 
+    def local(axis_name, sharded, replicated):
+        x, w, *mask = sharded
 
-def test_hessian_vector_products_agree():
-    x, w, scale, bias = draw(8, (16, 4), (4,), jnp.float32)
-
-    def loss(x):
-        return jnp.sum(jnp.sin(batch_norm(x, scale, bias)[0]) * w)
-
-    forward_over_reverse = jax.jvp(jax.grad(loss), (x,), (w,))[1]
-    reverse_over_reverse = jax.grad(lambda x: jnp.vdot(jax.grad(loss)(x), w))(x)
-    assert reference.normwise_error(forward_over_reverse, reverse_over_reverse) < 1e-5
-
-
-def test_finite_gradients_at_zero_variance():
-    for x in (jnp.ones((5, 3)), jnp.full((1, 3), 2.0)):
-        grads = jax.grad(lambda x, s: jnp.sum(batch_norm(x, s)[0] ** 2), (0, 1))(x, jnp.ones(3))
-        assert all(np.isfinite(g).all() for g in grads)
-
-
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("transform", ["pmap", "shard_map", "shard_map_unchecked"])
-def test_one_collective_forward_and_one_backward(transform, masked):
-    """Counted in compiled HLO of a train step, the gradients of x, scale and bias included, with their payloads."""
-    features = 16
-    x, w, scale, bias = draw(9, (8, 4, 3, 3, features), (features,), jnp.float32)
-    mask = jnp.asarray(mask_of("ragged", x.shape)) if masked else None
-
-    def local(x, w, mask, scale, bias):
         def loss(x, scale, bias):
-            return jnp.sum(batch_norm(x, scale, bias, mask=mask, axis_name=AXIS)[0] * w)
+            residual = {"residual": w} if "residual" in variant else {}
+            y = batch_norm(x, scale, bias, axis_name=axis_name, mask=mask[0] if mask else None, **options, **residual)[
+                0
+            ]
+            return jnp.sum(jnp.tanh(y) * w)
 
-        return jax.grad(loss, (0, 1, 2))(x, scale, bias)
+        dx, dscale, dbias = jax.grad(loss, (0, 1, 2))(x, *replicated)
+        return dx, (dscale, dbias)
 
-    if transform == "pmap":
-        mapped = jax.pmap(local, axis_name=AXIS, in_axes=(0, 0, 0, None, None))
-        lowered = mapped.lower(x, w, mask, scale, bias)
-    else:
-        checked = transform == "shard_map"
-        shard, whole = jax.P(AXIS), jax.P()
-        parameters = whole if checked else shard
-        mapped = jax.shard_map(
-            lambda x, w, mask, scale, bias: local(*(a if a is None else a[0] for a in (x, w, mask)), scale, bias),
-            mesh=make_mesh(8),
-            in_specs=(shard, shard, shard, whole, whole),
-            out_specs=(shard, parameters, parameters),
-            check_vma=checked,
-        )
-        lowered = jax.jit(mapped).lower(x, w, mask, scale, bias)
-    reduced = re.findall(r"(\S+) all-reduce(?:-start)?\(", lowered.compile().as_text())
-    sizes = sorted(int(np.prod([int(d) for d in re.search(r"\[([\d,]+)\]", r).group(1).split(",")])) for r in reduced)
-    assert sizes == [2 * features, 2 * features + masked]
+    arguments = [a.reshape(-1, *a.shape[2:]) for a in sharded] if one.whole else sharded
+    found = hlo.collectives(one.wrap(local, 8).lower(arguments, [scale, bias]).compile())
+    assert sorted(found) == sorted(want)
 
 
-def test_the_backward_pass_keeps_the_input_alone():
-    """For a bfloat16 input, 2 bytes an element, and vectors of one number a feature."""
-    x = jnp.ones((64, 8, 8, 16), jnp.bfloat16)
-    _, pullback = jax.vjp(lambda x, s, b: batch_norm(x, s, b)[0], x, jnp.ones(16), jnp.zeros(16))
-    kept = sum(leaf.nbytes for leaf in jax.tree.leaves(pullback))
-    assert kept <= 2 * x.size + 10 * 4 * 16
+def kept_for_backward(function, *arguments):
+    """The arrays that `jax.vjp` keeps."""
+    return jax.tree.leaves(jax.vjp(function, *arguments)[1])
+
+
+RESIDUALS = {
+    "plain": ({}, False, 2),
+    "all_gather": ({"collective": "all_gather"}, False, 2),
+    "relu": ({"activation": jax.nn.relu}, False, 2),
+    "gelu": ({"activation": jax.nn.gelu}, False, 2),
+    # y is what the next layer keeps anyway.
+    "relu, residual": ({"activation": jax.nn.relu}, True, 4),
+    "gelu, residual": ({"activation": jax.nn.gelu}, True, 4),
+    "residual": ({}, True, 2),
+    "kept output": ({"save_for_backward": "output"}, False, 2),
+    "kept output, leaky_relu": ({"save_for_backward": "output", "activation": leaky}, False, 2),
+}
+
+
+@pytest.mark.parametrize("variant", RESIDUALS)
+def test_what_the_backward_pass_keeps(variant):
+    """Bytes an element for a bfloat16 input, and vectors of one number a feature."""
+    options, has_residual, allowed = RESIDUALS[variant]
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(64, 8, 8, 16)), jnp.bfloat16)
+    scale, bias = jnp.ones(16), jnp.zeros(16)
+
+    def function(x, s, b, r):
+        return batch_norm(x, s, b, residual=r if has_residual else None, dtype=jnp.bfloat16, **options)[0]
+
+    kept = kept_for_backward(function, x, scale, bias, x + 1)
+    assert sum(leaf.nbytes for leaf in kept) <= allowed * x.size + 12 * 4 * 16
+    if "output" in variant:
+        (large,) = (leaf for leaf in kept if leaf.size == x.size)
+        np.testing.assert_array_equal(large, function(x, scale, bias, x))
+
+
+def test_an_inverted_output_gives_the_gradients_of_a_kept_input():
+    x, w, scale, bias = draw(3, (64, 4, 4, 8), (8,), "float32")
+    for activation in (None, leaky, jax.nn.elu):
+
+        def gradients(save, activation=activation):
+            def loss(x, scale, bias):
+                return jnp.sum(w * batch_norm(x, scale, bias, activation=activation, save_for_backward=save)[0])
+
+            return jax.grad(loss, (0, 1, 2))(x, scale, bias)
+
+        for got, want in zip(gradients("output"), gradients("input"), strict=True):
+            assert reference.normwise_error(got, want) < 1e-4
+
+
+def test_the_sign_of_a_negative_scale_is_dropped_where_the_output_is_kept():
+    x, _, scale, bias = draw(4, (16, 3), (3,), "float32")
+    kept = {"save_for_backward": "output"}
+    np.testing.assert_array_equal(batch_norm(x, -scale, bias, **kept)[0], batch_norm(x, scale, bias, **kept)[0])
 
 
 def test_normalize_against_numpy():
-    x, _, scale, bias = draw(10, (32, 3, 5), (5,), jnp.float32)
+    x, residual, scale, bias = draw(10, (32, 3, 5), (5,), "float32")
     mean, var = jnp.arange(5.0), jnp.arange(1.0, 6.0)
     x64, mean64, var64 = (np.asarray(a, np.float64) for a in (x, mean, var))
     want = np.asarray(scale) * (x64 - mean64) / np.sqrt(var64 + EPSILON) + np.asarray(bias)
     assert reference.normwise_error(normalize(x, mean, var, scale, bias, epsilon=EPSILON), want) <= 1e-6
+    got = normalize(x, mean, var, scale, bias, epsilon=EPSILON, residual=residual, activation=jax.nn.relu)
+    assert reference.normwise_error(got, np.maximum(want + np.asarray(residual, np.float64), 0)) <= 1e-6
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 9), min_size=1, max_size=5), seed=st.integers(0, 2**31), offset=st.floats(-1e3, 1e3)
+)
+def test_pooled_moments_are_those_of_the_union(sizes, seed, offset):
+    r = np.random.default_rng(seed)
+    sets = [(r.normal(size=(n, 3)) + offset).astype(np.float32) for n in sizes]
+    mean = jnp.asarray(np.stack([s.mean(0, dtype=np.float64) if len(s) else np.full(3, 7) for s in sets]), jnp.float32)
+    var = jnp.asarray(np.stack([s.var(0, dtype=np.float64) if len(s) else np.ones(3) for s in sets]), jnp.float32)
+    got = pool(Moments(mean, var, jnp.asarray(sizes)))
+    whole = np.concatenate(sets).astype(np.float64)
+    assert got.count == len(whole)
+    if len(whole):
+        np.testing.assert_allclose(got.mean, whole.mean(0), rtol=1e-6, atol=1e-6 * (1 + abs(offset)))
+        # The means that go in are rounded to float32.
+        np.testing.assert_allclose(got.var, whole.var(0), rtol=1e-4, atol=1e-4 + 1e-6 * abs(offset))
+    else:
+        np.testing.assert_array_equal(got.mean, 0)
+        np.testing.assert_array_equal(got.var, 1)
+
+
+def test_pool_refuses_different_numbers_of_sets():
+    with pytest.raises(ValueError, match=r"pool: .*\(2, 3\), \(2, 3\) and \(4,\)"):
+        pool(Moments(jnp.ones((2, 3)), jnp.ones((2, 3)), jnp.ones(4)))
+
+
+def test_running_averages():
+    old = (jnp.array([1.0, 1.0]), jnp.array([2.0, 2.0]))
+    batch = Moments(jnp.array([3.0, jnp.nan]), jnp.array([4.0, 4.0]), jnp.array(5.0))
+    mean, var = update_running(*old, batch, momentum=0.75, unbiased=True, skip_nonfinite=True)
+    np.testing.assert_allclose(mean, [1.5, 1.0])
+    np.testing.assert_allclose(var, [0.75 * 2 + 0.25 * 4 * 5 / 4, 2.0])
+    assert np.isnan(update_running(*old, batch, momentum=0.75)[0][1])
+
+
+def test_conditioning_is_the_squared_distance_in_deviations():
+    moments = Moments(jnp.array([3.0, 1.0, 0.0]), jnp.array([4.0, 1.0, 0.0]), jnp.array(8.0))
+    assert conditioning(moments, jnp.array([-3.0, 0.0, 0.0])).item() == 9.0
+    assert conditioning(moments._replace(count=jnp.array(0.0)), jnp.array([-3.0, 0.0, 0.0])).item() == 0.0
 
 
 @pytest.mark.parametrize(
@@ -270,9 +336,24 @@ def test_normalize_against_numpy():
         (lambda x: batch_norm(x[:0]), r"batch_norm: .*\(0, 3\).*no positions"),
         (lambda x: batch_norm(x, axis=2), r"batch_norm: feature axis 2 is out of range .* rank 2; give one of -2 to 1"),
         (lambda x: batch_norm(x, jnp.ones(4)), r"batch_norm: scale has shape \(4,\).*shape \(3,\)"),
+        (lambda x: batch_norm(x, residual=x[:2]), r"batch_norm: residual has shape \(2, 3\)"),
         (lambda x: batch_norm(x, mask=jnp.ones(4)), r"batch_norm: the mask has shape \(4,\).*give it shape \(4, 1\)"),
         (lambda x: batch_norm(x, axis_name="nowhere"), r"batch_norm: axis_name='nowhere' is not bound.*shard_map"),
+        (
+            lambda x: batch_norm(x, collective="pmean"),
+            r"collective='pmean' is not known; give one of 'psum', 'all_gather'",
+        ),
+        (lambda x: batch_norm(x, save_for_backward="x"), r"save_for_backward='x' is not known"),
+        (
+            lambda x: batch_norm(x, activation=jax.nn.relu, save_for_backward="output"),
+            r"save_for_backward='output' undoes the activation.*relu.*leaky_relu or jax.nn.elu",
+        ),
+        (lambda x: batch_norm(x, residual=x, save_for_backward="output"), r"cannot tell the residual"),
+        (lambda x: batch_norm(x, jnp.zeros(3), save_for_backward="output"), r"divides by the scale"),
+        (lambda x: batch_norm(x, span=3), r"span=3 does not divide the 4 examples \(1 device x 4\).*: 1, 2, 4\."),
+        (lambda x: batch_norm(x, axis_index_groups=[[0], [1]]), r"axis_index_groups=.*give axis_name too"),
         (lambda x: normalize(x, jnp.ones(3), jnp.ones(3), axis=5), r"normalize: feature axis 5 is out of range"),
+        (lambda x: normalize(x, jnp.ones(2), jnp.ones(3)), r"normalize: mean has shape \(2,\).*\(3,\)"),
     ],
 )
 def test_errors_say_what_to_do(call, message):

@@ -1,61 +1,118 @@
 """The ways to run one function of a device's share on several devices: each test of a collective runs over all."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 AXIS = "batch"
+TWO_AXES = ("rows", "columns")
 
 
-def make_mesh(devices: int) -> jax.sharding.Mesh:
-    return jax.make_mesh((devices,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+class Transform(NamedTuple):
+    """A way to run `function(axis_name, sharded, replicated)` on every device's share, all in one jitted program.
 
+    Attributes:
+      wrap: of a function and a number of devices, a function of (sharded, replicated) that can be lowered.
+      whole: the function sees the whole batch and no axis name, not a device's share.
+      local_gradients: the gradient of a replicated parameter is each device's own, and the caller adds them up.
+      has_groups: `axis_index_groups` mean something.
+    """
 
-def _per_device(wrap):
-    """A transform whose function sees one device's share and the axis name, and returns one result a device."""
+    wrap: Callable
+    whole: bool = False
+    local_gradients: bool = False
+    has_groups: bool = True
 
-    def run(function, sharded, replicated):
+    def run(self, function, sharded, replicated):
+        """Runs `function(axis_name, sharded, replicated) -> (sharded results, results for every feature)`.
+
+        Args:
+          function: of this transform's axis name, a device's share of `sharded`, and `replicated`.
+          sharded: arrays of shape (devices, batch, ...).
+          replicated: arrays that are the same for all devices.
+
+        Returns:
+          The function's results, each with a leading axis over the devices.
+        """
         devices = sharded[0].shape[0]
-        return wrap(lambda s, r: function(AXIS, s, r), devices)(sharded, replicated)
+        if not self.whole:
+            return self.wrap(function, devices)(sharded, replicated)
+        whole = [s.reshape(-1, *s.shape[2:]) for s in sharded]
+        of_shares, of_all = self.wrap(function, devices)(whole, replicated)
+        split = jax.tree.map(lambda a: jnp.asarray(jax.device_get(a)).reshape(devices, -1, *a.shape[1:]), of_shares)
+        return split, jax.tree.map(lambda a: jnp.broadcast_to(a[None], (devices, *a.shape)), jax.device_get(of_all))
 
-    return run
+
+def make_mesh(devices: int, axis_type: AxisType = AxisType.Auto) -> jax.sharding.Mesh:
+    return jax.make_mesh((devices,), (AXIS,), axis_types=(axis_type,), devices=jax.devices()[:devices])
 
 
-def _shard_map(check_vma):
+def _pmap(function, devices):
+    return jax.pmap(
+        lambda s, r: function(AXIS, s, r), axis_name=AXIS, in_axes=(0, None), devices=jax.devices()[:devices]
+    )
+
+
+def _vmap(function, devices):
+    return jax.jit(jax.vmap(lambda s, r: function(AXIS, s, r), axis_name=AXIS, in_axes=(0, None)))
+
+
+def _shard_map(check_vma, names=AXIS):
     def wrap(function, devices):
         def local(sharded, replicated):
-            out = function([s[0] for s in sharded], replicated)
+            out = function(names, [s[0] for s in sharded], replicated)
             return jax.tree.map(lambda a: a[None], out)
 
+        if names == AXIS:
+            mesh = make_mesh(devices)
+        else:
+            sizes = (devices // 2, 2) if devices > 1 else (1, 1)
+            auto = (AxisType.Auto, AxisType.Auto)
+            mesh = jax.make_mesh(sizes, names, axis_types=auto, devices=jax.devices()[:devices])
         # One row a device for every output: what is the same everywhere must be seen to be so.
-        specs = (PartitionSpec(AXIS), PartitionSpec())
+        specs = PartitionSpec(names)
         mapped = jax.shard_map(
-            local, mesh=make_mesh(devices), in_specs=specs, out_specs=PartitionSpec(AXIS), check_vma=check_vma
+            local, mesh=mesh, in_specs=(specs, PartitionSpec()), out_specs=specs, check_vma=check_vma
         )
         return jax.jit(mapped)
 
-    return _per_device(wrap)
+    return wrap
 
 
-def _jit(function, sharded, replicated):
-    """The whole batch as one sharded array, no axis name. Results come back as if from every device."""
-    devices = sharded[0].shape[0]
-    sharding = NamedSharding(make_mesh(devices), PartitionSpec(AXIS))
-    whole = [jax.device_put(s.reshape(-1, *s.shape[2:]), sharding) for s in sharded]
-    dx_and_y, features = jax.jit(lambda s, r: function(None, s, r))(whole, replicated)
-    split = jax.tree.map(lambda a: a.reshape(devices, -1, *a.shape[1:]), dx_and_y)
-    return split, jax.tree.map(lambda a: jnp.broadcast_to(a[None], (devices, *a.shape)), features)
+def _jit(axis_type):
+    def wrap(function, devices):
+        mesh = make_mesh(devices, axis_type)
+        split, same = NamedSharding(mesh, PartitionSpec(AXIS)), NamedSharding(mesh, PartitionSpec())
+        jitted = jax.jit(lambda s, r: function(None, s, r))
+
+        def run(sharded, replicated):
+            with jax.set_mesh(mesh):
+                return jitted(jax.device_put(sharded, split), jax.device_put(replicated, same))
+
+        def lower(sharded, replicated):
+            with jax.set_mesh(mesh):
+                return jitted.lower(jax.device_put(sharded, split), jax.device_put(replicated, same))
+
+        run.lower = lower
+        return run
+
+    return wrap
+
+
+def _one_device(function, devices):
+    return jax.jit(lambda s, r: function(None, s, r))
 
 
 TRANSFORMS = {
-    "pmap": _per_device(
-        lambda f, devices: jax.pmap(f, axis_name=AXIS, in_axes=(0, None), devices=jax.devices()[:devices])
-    ),
-    "shard_map": _shard_map(check_vma=True),
-    "shard_map_unchecked": _shard_map(check_vma=False),
-    "vmap": _per_device(lambda f, devices: jax.jit(jax.vmap(f, axis_name=AXIS, in_axes=(0, None)))),
-    "jit": _jit,
+    "pmap": Transform(_pmap, local_gradients=True),
+    "shard_map": Transform(_shard_map(check_vma=True)),
+    "shard_map_unchecked": Transform(_shard_map(check_vma=False), local_gradients=True),
+    "shard_map_two_axes": Transform(_shard_map(check_vma=True, names=TWO_AXES)),
+    "vmap": Transform(_vmap, local_gradients=True),
+    "jit": Transform(_jit(AxisType.Auto), whole=True, has_groups=False),
+    "jit_explicit": Transform(_jit(AxisType.Explicit), whole=True, has_groups=False),
+    "one_device": Transform(_one_device, whole=True, has_groups=False),
 }
-
-# Where the gradient of a replicated parameter is each device's own, and the caller adds them up.
-LOCAL_GRADIENTS = {"pmap", "shard_map_unchecked", "vmap"}

@@ -1,0 +1,52 @@
+"""What may be given to the norm, checked before anything is computed."""
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from batchnorm_jax._activations import inverse
+from batchnorm_jax._moments import feature_axes
+
+COLLECTIVES = ("psum", "all_gather")
+SAVED = ("input", "output")
+
+
+def check_input(x: jax.Array, axis) -> tuple[int, ...]:
+    """The feature axes of an input that can be normalised."""
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        raise ValueError(
+            f"batch_norm: the input must have a floating point or complex dtype, not {x.dtype}; "
+            "convert it, for example with x.astype(jnp.float32)"
+        )
+    features = feature_axes(axis, x.ndim, caller="batch_norm")
+    if x.size == 0:
+        raise ValueError(f"batch_norm: the input of shape {x.shape} has no positions; give at least one example")
+    return features
+
+
+def check_options(collective, activation, save_for_backward, has_residual: bool, scale, *, caller: str) -> None:
+    """Raises a ValueError where options are unknown or conflict; `scale` is looked at where its value is known."""
+    for name, value, known in (
+        ("collective", collective, COLLECTIVES),
+        ("save_for_backward", save_for_backward, SAVED),
+    ):
+        if value not in known:
+            raise ValueError(f"{caller}: {name}={value!r} is not known; give one of {', '.join(map(repr, known))}")
+    if save_for_backward == "input":
+        return
+    if inverse(activation) is None:
+        name = getattr(activation, "__name__", activation)
+        raise ValueError(
+            f"{caller}: save_for_backward='output' undoes the activation, which {name} does not allow; use none, "
+            "jax.nn.leaky_relu or jax.nn.elu, or save_for_backward='input'"
+        )
+    if has_residual:
+        raise ValueError(
+            f"{caller}: save_for_backward='output' cannot tell the residual from the rest of y; add it outside, or use "
+            "save_for_backward='input'"
+        )
+    if scale is not None and not isinstance(scale, Tracer) and bool(jnp.any(scale == 0)):
+        raise ValueError(
+            f"{caller}: save_for_backward='output' divides by the scale, and some of it is zero; initialise it with "
+            "other values, or use save_for_backward='input'"
+        )

@@ -1,0 +1,236 @@
+"""Batch normalization as a `flax.nnx` module: state, and nothing else, around the functions of `batchnorm_jax`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn import dtypes
+
+from batchnorm_jax._activations import Activation
+from batchnorm_jax._batch_norm import batch_norm
+from batchnorm_jax._collectives import AxisName
+from batchnorm_jax._conditioning import warn_of_conditioning
+from batchnorm_jax._inference import normalize
+from batchnorm_jax._moments import conditioning, update_running, widened
+from batchnorm_jax._options import check_options
+
+_ZEROS, _ONES = nnx.initializers.zeros_init(), nnx.initializers.ones_init()
+
+
+class BatchNorm(nnx.Module):
+    """Batch normalization over the examples of every device.
+
+    The arguments up to `scale_metadata` are those of `flax.nnx.BatchNorm`, with the same meaning and defaults, and so
+    are the variables, `Param` scale and bias and `BatchStat` mean and var: a state of one loads in the other.
+    What differs is said at `batchnorm_jax.linen.BatchNorm`; which examples are pooled at `batchnorm_jax.batch_norm`.
+    One thing more: the running statistics are never rounded to `dtype`, so that training and evaluation agree.
+
+    Args:
+      num_features: the number of features.
+      use_running_average: normalise by the running statistics; `model.train()` and `model.eval()` set it.
+      axis: the feature axis.
+      momentum: running = momentum running + (1 - momentum) batch. (PyTorch's momentum is 1 minus this one.)
+      epsilon: added to the variance.
+      dtype: of the result; None: what the input, the parameters and the statistics promote to.
+      param_dtype: of `scale` and `bias`.
+      use_bias: add a learned bias.
+      use_scale: multiply by a learned scale.
+      bias_init: the bias's initializer.
+      scale_init: the scale's initializer.
+      axis_name: the name or names of the axes over which to pool.
+      axis_index_groups: groups of the participants on `axis_name`, each pooled by itself.
+      use_fast_variance: False is the same as `collective="all_gather"`.
+      promote_dtype: decides the result's dtype from (inputs, mean, var, scale, bias); one that is not Flax's own also
+        promotes the parameters themselves.
+      rngs: the key of the initializers.
+      bias_metadata: of the variable `bias`.
+      scale_metadata: of the variable `scale`.
+      span: how many examples are normalised together; None: all.
+      collective: "psum" or "all_gather", the accurate one.
+      activation: an elementwise function of the result, computed again in the backward pass.
+      save_for_backward: "input" or "output".
+      unbiased_running_var: average the variance that is divided by max(n - 1, 1), as PyTorch does.
+      skip_nonfinite: leave the running statistics of a feature as they are where the batch's are not finite.
+      update_stats: update the running statistics. None: the opposite of `use_running_average`.
+      check_conditioning: warn when the mean is so far from the running mean that the variance loses digits.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from batchnorm_jax.nnx import BatchNorm
+      >>> norm = BatchNorm(1, momentum=0.9, rngs=nnx.Rngs(0))
+      >>> y = norm(jnp.array([[1.0], [3.0]]))
+      >>> norm.mean[...]
+      Array([0.2], dtype=float32)
+
+    Source: the interface is that of `flax.nnx.BatchNorm`; Ioffe and Szegedy, arXiv 1502.03167, 2015.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        use_running_average: bool | None = False,
+        axis: int = -1,
+        momentum: float = 0.99,
+        epsilon: float = 1e-5,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        use_bias: bool = True,
+        use_scale: bool = True,
+        bias_init: nnx.Initializer = _ZEROS,
+        scale_init: nnx.Initializer = _ONES,
+        axis_name: AxisName | None = None,
+        axis_index_groups: Sequence[Sequence[int]] | None = None,
+        use_fast_variance: bool = True,
+        promote_dtype: Callable[..., Any] = dtypes.promote_dtype,
+        rngs: nnx.Rngs,
+        bias_metadata: Mapping[str, Any] = MappingProxyType({}),
+        scale_metadata: Mapping[str, Any] = MappingProxyType({}),
+        span: int | None = None,
+        collective: str = "psum",
+        activation: Activation | None = None,
+        save_for_backward: str = "input",
+        unbiased_running_var: bool = False,
+        skip_nonfinite: bool = False,
+        update_stats: bool | None = None,
+        check_conditioning: bool = False,
+    ):
+        shape = (num_features,)
+        self.mean = nnx.BatchStat(jnp.zeros(shape, jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones(shape, jnp.float32))
+        # The order of the keys is Flax's, so that a seed gives the same parameters.
+        self.scale = (
+            nnx.Param(scale_init(rngs.params(), shape, param_dtype), **scale_metadata) if use_scale else nnx.data(None)
+        )
+        self.bias = (
+            nnx.Param(bias_init(rngs.params(), shape, param_dtype), **bias_metadata) if use_bias else nnx.data(None)
+        )
+        known = None if self.scale is None else self.scale[...]
+        check_options(collective, activation, save_for_backward, False, known, caller="BatchNorm")
+        self.num_features = num_features
+        self.use_running_average = use_running_average
+        self.axis = axis
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.use_bias = use_bias
+        self.use_scale = use_scale
+        self.axis_name = axis_name
+        # Tuples, since a list would count as state.
+        self.axis_index_groups = None if axis_index_groups is None else tuple(tuple(g) for g in axis_index_groups)
+        self.use_fast_variance = use_fast_variance
+        self.promote_dtype = promote_dtype
+        self.span = span
+        self.collective = collective
+        self.activation = activation
+        self.save_for_backward = save_for_backward
+        self.unbiased_running_var = unbiased_running_var
+        self.skip_nonfinite = skip_nonfinite
+        self.update_stats = update_stats
+        self.check_conditioning = check_conditioning
+
+    def __call__(
+        self,
+        x: jax.Array,
+        use_running_average: bool | None = None,
+        *,
+        mask: jax.Array | None = None,
+        residual: jax.Array | None = None,
+        update_stats: bool | None = None,
+    ) -> jax.Array:
+        """Normalises `x`, and updates the running statistics.
+
+        Args:
+          x: an array of floating point numbers, of any rank.
+          use_running_average: overrides the module's own.
+          mask: broadcastable to `x`, True where a position counts towards the statistics.
+          residual: of the shape of `x`, added before the activation.
+          update_stats: overrides the module's own. With `use_running_average=True` the batch's statistics are
+            computed for the update alone.
+
+        Returns:
+          An array of the shape of `x`.
+
+        Raises:
+          ValueError: `use_running_average` is given neither here nor in the constructor, the input has not
+            `num_features` features; and what `batchnorm_jax.batch_norm` raises.
+        """
+        if use_running_average is None:
+            use_running_average = self.use_running_average
+        if use_running_average is None:
+            raise ValueError(
+                "BatchNorm: use_running_average is given neither in the constructor nor in the call; give it in one of "
+                "them, or call model.train() or model.eval()"
+            )
+        if update_stats is None:
+            update_stats = (not use_running_average) if self.update_stats is None else self.update_stats
+        mean, var = self.mean[...], self.var[...]
+        scale = None if self.scale is None else self.scale[...]
+        bias = None if self.bias is None else self.bias[...]
+        promoted = self.promote_dtype((x, mean, var, scale, bias), dtype=self.dtype)
+        dtype = promoted[0].dtype
+        if self.promote_dtype is not dtypes.promote_dtype:
+            x, _, _, scale, bias = promoted
+        x = widened(x, dtype)
+
+        y, moments = x, None
+        if not use_running_average or update_stats:
+            y, moments = batch_norm(
+                x,
+                scale,
+                bias,
+                axis=self.axis,
+                epsilon=self.epsilon,
+                mask=mask,
+                shift=mean,
+                axis_name=self.axis_name,
+                axis_index_groups=self.axis_index_groups,
+                span=self.span,
+                collective=self.collective if self.use_fast_variance else "all_gather",
+                activation=self.activation,
+                residual=residual,
+                save_for_backward=self.save_for_backward,
+                dtype=dtype,
+            )
+            if self.check_conditioning:
+                warn_of_conditioning(conditioning(moments, mean), "BatchNorm")
+        if use_running_average:
+            y = normalize(
+                x,
+                mean,
+                var,
+                scale,
+                bias,
+                axis=self.axis,
+                epsilon=self.epsilon,
+                activation=self.activation,
+                residual=residual,
+                dtype=dtype,
+            )
+        if moments is not None and update_stats:
+            # An nnx variable may be a reference that a gradient is taken through: it takes values alone.
+            self.mean[...], self.var[...] = jax.lax.stop_gradient(
+                update_running(
+                    mean,
+                    var,
+                    moments,
+                    momentum=self.momentum,
+                    unbiased=self.unbiased_running_var,
+                    skip_nonfinite=self.skip_nonfinite,
+                )
+            )
+        return y
+
+    def set_view(self, use_running_average: bool | None = None) -> None:
+        """What `nnx.view` calls.
+
+        Args:
+          use_running_average: normalise by the running statistics.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
