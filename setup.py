@@ -43,7 +43,7 @@ setup(
         "flax": FLAX,
         "experiments": EXPERIMENTS,
         "prepare": [*EXPERIMENTS, "tensorflow>=2.17"],
-        "benchmark": [*EXPERIMENTS, "torch>=2.4"],
+        "benchmark": [*EXPERIMENTS, "dm-haiku>=0.0.13", "equinox>=0.13", "torch>=2.4"],
         "notebooks": NOTEBOOKS,
         "test": TEST,
         "dev": [*TEST, *NOTEBOOKS, "pre-commit>=3.7", "pyright>=1.1.400", "ruff>=0.9"],

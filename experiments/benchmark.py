@@ -1,4 +1,4 @@
-"""Speed beside peers: `python -m experiments.benchmark --suite=train`."""
+"""Speed, memory and exactness beside peers: `python -m experiments.benchmark --suite=norm`, or `--suite=train`."""
 
 import json
 import platform
@@ -8,55 +8,61 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import _flags
+from experiments import _flags, reporting
 from experiments._errors import unknown_name
 from experiments.benchmarking import train_suite
+from experiments.benchmarking.norm import layers, suite
 
 FLAGS = flags.FLAGS
+PEERS = {"train": train_suite.PEERS, "norm": layers.PEERS}
+PACKAGES = ("jax", "jaxlib", "flax", "torch", "dm-haiku", "equinox")
 
 
 def define_flags() -> None:
     """Defines the flags; a program that only imports this module has none of them."""
-    flags.DEFINE_string("suite", "train", "What to measure: 'train', seconds of computing per epoch.")
-    flags.DEFINE_list("peers", list(train_suite.PEERS), "What to measure beside; those not installed are said so.")
-    flags.DEFINE_list("batch_sizes", ["60", "600", "6000"], "Global batch sizes.")
+    flags.DEFINE_string(
+        "suite", "train", "What to measure: 'train', seconds of computing per epoch; 'norm', the layer."
+    )
+    flags.DEFINE_list("parts", list(suite.PARTS), "Of the norm suite.")
+    flags.DEFINE_list("peers", None, "What to measure beside. Default: all; those not installed are left out.")
+    flags.DEFINE_list("batch_sizes", ["60", "600", "6000"], "Of the train suite: global batch sizes.")
     flags.DEFINE_integer("rounds", 7, "Timings of each.")
-    flags.DEFINE_float("seconds", 2.0, "About how long one timing takes.")
-    flags.DEFINE_string("dataset", "digits", "Data set; 'mnist' has the same shapes and sizes.")
+    flags.DEFINE_float("seconds", None, "About how long one timing takes. Default: 2, or 0.5 for a layer.")
+    flags.DEFINE_string("dataset", "digits", "Of the train suite; 'mnist' has the same shapes and sizes.")
     flags.DEFINE_string("data_dir", None, "TFDS data directory. Default: TFDS's own.")
     flags.DEFINE_string("workdir", "runs/benchmark", "Folder for the results.")
 
 
 def main() -> None:
-    """Parses the flags, measures, writes SUITE.json."""
-    if FLAGS.suite != "train":
-        raise unknown_name("suite", FLAGS.suite, ["train"])
-    for peer in FLAGS.peers:
-        if peer not in train_suite.PEERS:
-            raise unknown_name("peer", peer, train_suite.PEERS)
-    rows = train_suite.run(
-        [int(b) for b in FLAGS.batch_sizes],
-        dataset=FLAGS.dataset,
-        data_dir=FLAGS.data_dir,
-        peers=FLAGS.peers,
-        rounds=FLAGS.rounds,
-        seconds=FLAGS.seconds,
-    )
-    versions = {name: metadata.version(name) for name in ("jax", *FLAGS.peers) if _installed(name)}
+    """Parses the flags, measures, writes SUITE.json, and for the norm SUITE.svg."""
+    if FLAGS.suite not in PEERS:
+        raise unknown_name("suite", FLAGS.suite, PEERS)
+    peers = PEERS[FLAGS.suite] if FLAGS.peers is None else FLAGS.peers
+    for kind, names, known in (("peer", peers, PEERS[FLAGS.suite]), ("part", FLAGS.parts, suite.PARTS)):
+        for name in names:
+            if name not in known:
+                raise unknown_name(kind, name, known)
+    if FLAGS.suite == "norm":
+        rows = suite.run(FLAGS.parts, peers=peers, rounds=FLAGS.rounds, seconds=FLAGS.seconds or 0.5)
+    else:
+        sizes = [int(b) for b in FLAGS.batch_sizes]
+        data = {"dataset": FLAGS.dataset, "data_dir": FLAGS.data_dir}
+        rows = train_suite.run(sizes, **data, peers=peers, rounds=FLAGS.rounds, seconds=FLAGS.seconds or 2.0)
     path = Path(FLAGS.workdir) / f"{FLAGS.suite}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     command = "python -m experiments.benchmark " + " ".join(sys.argv[1:])
-    made_by = {"command": command, "python": platform.python_version(), **versions}
+    made_by = {"command": command, "python": platform.python_version(), **_versions()}
     path.write_text(json.dumps({"made_by": made_by, "rows": rows}, indent=2) + "\n")
     print(f"written to {path}")
+    if FLAGS.suite == "norm":
+        picture = path.with_suffix(".svg")
+        reporting.norm_figure(path).savefig(picture)
+        print(f"and {picture}")
 
 
-def _installed(name: str) -> bool:
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+def _versions() -> dict[str, str]:
+    installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
+    return {name: installed[name] for name in PACKAGES if name in installed}
 
 
 if __name__ == "__main__":

@@ -1,13 +1,18 @@
 """The benchmark: turns that rotate, ratios round by round, and a peer that is the same model."""
 
+import json
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import data, models
-from experiments.benchmarking import timing, torch_peer, train_suite
+from experiments.benchmarking import hlo, timing, torch_peer, train_suite
+from experiments.benchmarking.norm import accuracy, collectives, layers, memory, speed, suite
+from experiments.models.resnet import resnet18, resnet50
+from experiments.reporting import norm_figure
 
 
 def test_variants_are_timed_in_turn_and_the_order_rotates():
@@ -50,3 +55,82 @@ def test_the_peer_is_the_same_model():
             peer[index].bias.copy_(torch.from_numpy(np.array(params[name]["bias"])))
         theirs = peer(torch.from_numpy(np.moveaxis(images, -1, 1).copy())).numpy()
     np.testing.assert_allclose(model.apply(variables, images, train=False), theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", layers.PEERS)
+@pytest.mark.parametrize("fusion", layers.FUSIONS)
+def test_every_peer_computes_the_same(name, fusion):
+    """The result and the gradient of the input, so that what is timed is the same work."""
+    if not layers.available(name):
+        pytest.skip(f"{name} is an extra: pip install -e '.[benchmark]'")
+    case = layers.Case((8, 4, 4, 16), "float32", fusion)
+    if name in layers.TORCH_LAYERS:
+        layers.torch_steps(case, 1, channels_last=name == "torch")(2)
+        return
+
+    def run(name):
+        step, arguments = layers.jax_program(name, case)
+        y, (dx, *_), _ = step(*arguments)
+        return [np.moveaxis(a, 1, -1) if name == "equinox" else a for a in (y, dx)]
+
+    for got, want in zip(run(layers.OURS), run(name), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
+
+
+def test_the_norm_suite_reports_and_draws(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "CPU_CASES", (layers.Case((8, 4, 4, 16), "float32"),))
+    monkeypatch.setattr(accuracy, "RATIOS", (1.0, 1e4))
+    rows = suite.run(["accuracy", "speed", "gpu"], peers=["flax"], rounds=2, seconds=0.01)
+    assert rows["gpu"]["note"] == suite.NOT_MEASURED and len(rows["gpu"]["rows"]) == 9
+    assert rows["speed"]["geometric_mean_of_ratios"]["flax"] > 0
+    errors = {(r["what"], r["name"]): r["y"] for r in rows["accuracy"]}
+    assert errors["mean/std 10000, no shift", "all_gather"] < 1e-5 < errors["mean/std 10000, no shift", "flax"]
+    path = tmp_path / "norm.json"
+    path.write_text(json.dumps({"rows": rows}))
+    norm_figure(path).savefig(tmp_path / "norm.svg")
+    text = (tmp_path / "norm.svg").read_text()
+    assert text.count('<g id="axes_') == 2
+
+
+@pytest.mark.parametrize("transform", ["pmap", "shard_map", "shard_map, check_vma=False", "jit"])
+def test_one_collective_each_way_where_the_plain_way_takes_two(transform):
+    for norm, each in (("batchnorm_jax", 1), ("mean then variance", 2)):
+        found = hlo.collectives(collectives.layer_step(transform, norm))
+        assert [sum(c.backward == way for c in found) for way in (False, True)] == [each, each]
+
+
+def test_a_resnet50_step_takes_one_collective_a_norm_and_less_memory():
+    lowered = collectives.resnet50_step("batchnorm_jax", 32, reduce_gradients=False)
+    assert lowered.as_text().count("stablehlo.all_reduce") == 2 * 53
+    ours, theirs = (memory.resnet50_bytes(name, 32, 224)["temporary"] for name in ("batchnorm_jax", "flax"))
+    assert ours <= 0.80 * theirs
+
+
+@pytest.mark.parametrize(("make", "parameters", "norms"), [(resnet18, 11_689_512, 20), (resnet50, 25_557_032, 53)])
+def test_the_residual_networks_have_the_published_sizes(make, parameters, norms):
+    model = make(num_classes=1000, norm=memory.BatchNorm)
+    variables = jax.eval_shape(lambda k: model.init(k, jnp.zeros((1, 64, 64, 3)), train=False), jax.random.key(0))
+    assert sum(a.size for a in jax.tree.leaves(variables["params"])) == parameters
+    assert len(jax.tree.leaves(variables["batch_stats"])) == 2 * norms
+
+
+def test_a_fused_residual_network_is_the_plain_one():
+    """The norm with activation and residual in it, and the same outside: the same outputs and gradients."""
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(4, 16, 16, 3)), jnp.float32)
+
+    def run(norm):
+        model = resnet18(num_classes=5, norm=norm, width=8, small_images=True)
+        variables = model.init(jax.random.key(0), images, train=False)
+        # The last scales start at zero; with ones the blocks count.
+        params = jax.tree.map(lambda a: jnp.where(a == 0, 0.5, a) if a.ndim == 1 else a, variables["params"])
+
+        def loss(params):
+            variables_ = {**variables, "params": params}
+            return jnp.sum(model.apply(variables_, images, train=True, mutable=["batch_stats"])[0] ** 2)
+
+        return jax.value_and_grad(loss)(params)
+
+    fused, outside = run(memory.NORMS["batchnorm_jax"]), run(memory.NORMS["batchnorm_jax, not fused"])
+    assert len(jax.tree.leaves(fused)) == len(jax.tree.leaves(outside))
+    for a, b in zip(jax.tree.leaves(fused), jax.tree.leaves(outside), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3 * float(jnp.max(jnp.abs(b))))

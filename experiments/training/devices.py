@@ -49,7 +49,7 @@ def set_up(num_devices: int | None, batch_size: int | None = None) -> list[Devic
     # If JAX is in use already, in a notebook or in the tests, what it has is what there is.
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", wanted)
-    _keep_freed_memory()
+    keep_freed_memory()
     # Collectives of steps that were dispatched ahead can wait for each other in the same way.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     there = jax.devices()
@@ -65,7 +65,7 @@ def set_up(num_devices: int | None, batch_size: int | None = None) -> list[Devic
     return there[:count]
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Has the C library keep what is freed, on Linux.
 
     XLA allocates the memory of a step anew each time. What glibc gives back to the system in between comes again as

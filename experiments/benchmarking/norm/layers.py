@@ -1,0 +1,223 @@
+"""One norm layer's train step, forward and backward, from each library, on the same arrays."""
+
+# The peers are extras of the benchmark; the checks run where they are not installed, too.
+# pyright: reportMissingImports=false
+
+import importlib.util
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from batchnorm_jax.linen import BatchNorm
+from experiments.benchmarking import torch_peer
+
+OURS = "batchnorm_jax"
+# What else is computed in the layer: nothing, a ReLU, or a ReLU of the sum with a residual.
+FUSIONS = ("", "relu", "residual")
+
+
+class Case(NamedTuple):
+    """What is measured.
+
+    Attributes:
+      shape: of the input, NHWC.
+      dtype: of the input and the result; parameters and statistics are float32.
+      fusion: one of `FUSIONS`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    fusion: str = ""
+
+    def __str__(self) -> str:
+        return f"({','.join(map(str, self.shape))}) {self.dtype}" + (f" {self.fusion}" if self.fusion else "")
+
+
+class Arrays(NamedTuple):
+    """The arrays of a case: input, cotangent of the result, residual, all NHWC, in float32."""
+
+    x: np.ndarray
+    dy: np.ndarray
+    residual: np.ndarray
+
+
+def draw(case: Case) -> Arrays:
+    """The arrays of a case."""
+    r = np.random.default_rng(0)
+    return Arrays(*(r.normal(size=case.shape).astype(np.float32) for _ in range(3)))
+
+
+def jax_program(name: str, case: Case) -> tuple[Callable, list[jax.Array]]:
+    """A layer's train step in JAX and what it is called with.
+
+    Args:
+      name: a key of `JAX_LAYERS`.
+      case: what is measured.
+
+    Returns:
+      A function of (x, dy, residual, variables) -> (y, gradients of x, residual and parameters, new statistics), and
+      its arguments.
+    """
+    init, apply = JAX_LAYERS[name](case)
+    x, dy, residual = (jnp.asarray(a, case.dtype) for a in draw(case))
+    if name == "equinox":
+        # Its own convention: features first in an example.
+        x, dy, residual = (jnp.moveaxis(a, -1, 1) for a in (x, dy, residual))
+    params, state = init(x)
+
+    def step(x, dy, residual, params, state):
+        def forward(x, residual, params):
+            return apply(x, residual, params, state)
+
+        y, pullback, state = jax.vjp(forward, x, residual, params, has_aux=True)
+        return y, pullback(dy.astype(y.dtype)), state
+
+    return step, [x, dy, residual, params, state]
+
+
+def bytes_accessed(name: str, case: Case) -> float:
+    """What a JAX layer's compiled train step reads and writes by XLA's count, as a multiple of the input's bytes."""
+    step, arguments = jax_program(name, case)
+    analysis = jax.jit(step).lower(*arguments).compile().cost_analysis() or {}
+    return analysis.get("bytes accessed", float("nan")) / arguments[0].nbytes
+
+
+def steps(name: str, case: Case, threads: int) -> Callable[[int], None]:
+    """A function that does a number of train steps of one layer, for `timing.in_turn`."""
+    if name in TORCH_LAYERS:
+        return torch_steps(case, threads, channels_last=name == "torch")
+    step, arguments = jax_program(name, case)
+    compiled = jax.jit(step).lower(*arguments).compile()
+
+    def run(number: int) -> None:
+        for _ in range(number):
+            # One at a time on a CPU, where steps in flight would take memory that PyTorch does not.
+            result = compiled(*arguments)
+            if jax.default_backend() == "cpu":
+                jax.block_until_ready(result)
+        jax.block_until_ready(result)
+
+    return run
+
+
+def torch_steps(case: Case, threads: int, *, channels_last: bool) -> Callable[[int], None]:
+    """The same in PyTorch; it has no fused form, so that ReLU and the sum are operations of their own."""
+    torch_peer.available()
+    import torch
+
+    torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    norm = torch.nn.BatchNorm2d(case.shape[-1]).to(device).train()
+
+    def put(array):
+        tensor = torch.from_numpy(np.moveaxis(array, -1, 1).copy()).to(device, getattr(torch, case.dtype))
+        return tensor.contiguous(memory_format=layout)
+
+    x, dy, residual = (put(a) for a in draw(case))
+    leaves = [x.requires_grad_(), *norm.parameters()] + (
+        [residual.requires_grad_()] if case.fusion == "residual" else []
+    )
+
+    def run(number: int) -> None:
+        for _ in range(number):
+            for leaf in leaves:
+                leaf.grad = None
+            y = norm(x)
+            if case.fusion == "residual":
+                y = y + residual
+            if case.fusion:
+                y = torch.relu(y)
+            y.backward(dy)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+def available(name: str) -> bool:
+    """Whether the library of a layer is installed."""
+    module = {"torch_nchw": "torch", "flax_stable": "flax"}.get(name, name)
+    return importlib.util.find_spec(module) is not None
+
+
+def _after(case: Case, y, residual):
+    if case.fusion == "residual":
+        y = y + residual
+    return jax.nn.relu(y) if case.fusion else y
+
+
+def _ours(case: Case):
+    norm = BatchNorm(
+        use_running_average=False, dtype=jnp.dtype(case.dtype), activation=jax.nn.relu if case.fusion else None
+    )
+
+    def apply(x, residual, params, state):
+        y, updates = norm.apply(
+            {"params": params, "batch_stats": state},
+            x,
+            residual=residual if case.fusion == "residual" else None,
+            mutable=["batch_stats"],
+        )
+        return y, updates["batch_stats"]
+
+    return partial(_init_linen, norm), apply
+
+
+def _flax(case: Case, *, use_fast_variance: bool = True):
+    norm = nn.BatchNorm(use_running_average=False, dtype=jnp.dtype(case.dtype), use_fast_variance=use_fast_variance)
+
+    def apply(x, residual, params, state):
+        y, updates = norm.apply({"params": params, "batch_stats": state}, x, mutable=["batch_stats"])
+        return _after(case, y, residual), updates["batch_stats"]
+
+    return partial(_init_linen, norm), apply
+
+
+def _init_linen(norm: nn.Module, x: jax.Array) -> tuple[Any, Any]:
+    variables = norm.init(jax.random.key(0), x)
+    return variables["params"], variables["batch_stats"]
+
+
+def _haiku(case: Case):
+    import haiku as hk
+
+    norm = hk.transform_with_state(
+        lambda x: hk.BatchNorm(create_scale=True, create_offset=True, decay_rate=0.99)(x, is_training=True)
+    )
+
+    def apply(x, residual, params, state):
+        y, state = norm.apply(params, state, None, x)
+        return _after(case, y.astype(x.dtype), residual), state
+
+    return lambda x: norm.init(jax.random.key(0), x), apply
+
+
+def _equinox(case: Case):
+    import equinox as eqx
+
+    norm, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(case.shape[-1], "examples", momentum=0.99, mode="batch")
+    params, rest = eqx.partition(norm, eqx.is_inexact_array)
+
+    def apply(x, residual, params, state):
+        norm = eqx.combine(params, rest)
+        y, state = jax.vmap(norm, axis_name="examples", in_axes=(0, None), out_axes=(0, None))(x, state)
+        return _after(case, y.astype(x.dtype), residual), state
+
+    return lambda x: (params, state), apply
+
+
+JAX_LAYERS: dict[str, Callable] = {
+    OURS: _ours,
+    "flax": _flax,
+    "flax_stable": partial(_flax, use_fast_variance=False),
+    "haiku": _haiku,
+    "equinox": _equinox,
+}
+TORCH_LAYERS = ("torch", "torch_nchw")
+PEERS = ("torch", "torch_nchw", "flax", "flax_stable", "haiku", "equinox")

@@ -1,0 +1,129 @@
+"""What the backward pass keeps, and the memory of a ResNet-50 train step, read from compiled programs."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from batchnorm_jax.linen import BatchNorm
+from experiments.benchmarking import hlo
+from experiments.models.resnet import plain, resnet50
+
+NORMS: dict[str, Callable[..., Any]] = {
+    "batchnorm_jax": BatchNorm,
+    "batchnorm_jax, not fused": plain(BatchNorm),
+    "flax": plain(nn.BatchNorm),
+    "flax_stable": plain(partial(nn.BatchNorm, use_fast_variance=False)),
+}
+
+
+def kept_bytes(name: str, fusion: str = "", dtype: str = "bfloat16") -> float:
+    """Bytes for each element of the input that one layer keeps for its backward pass, y included where it is kept.
+
+    Args:
+      name: a key of `NORMS`.
+      fusion: "", "relu", "residual" (a ReLU of the sum), or "output" for `save_for_backward="output"`.
+      dtype: of the input and the result.
+    """
+    x = jnp.ones((8, 32, 32, 64), dtype)
+    extra: dict[str, Any] = {"save_for_backward": "output"} if fusion == "output" else {}
+    if fusion in ("relu", "residual"):
+        extra = {"activation": nn.relu}
+    model = _Layer(partial(NORMS[name], dtype=jnp.dtype(dtype), **extra))
+    variables = model.init(jax.random.key(0), x)
+
+    def forward(params, x, residual):
+        residual = residual if fusion == "residual" else None
+        return model.apply({**variables, "params": params}, x, residual, mutable=["batch_stats"])[0]
+
+    pullback = jax.vjp(forward, variables["params"], x, x + 1)[1]
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(pullback)) / x.size
+
+
+class _Layer(nn.Module):
+    norm: Callable[..., Any]
+
+    @nn.compact
+    def __call__(self, x, residual=None):
+        return self.norm()(x, use_running_average=False, **({} if residual is None else {"residual": residual}))
+
+
+def train_step(
+    name: str, batch_size: int, image_size: int, axis_name: str | None = None, *, reduce_gradients: bool = True
+):
+    """A ResNet-50 train step in bfloat16 with momentum SGD, and the shapes that it is called with.
+
+    Args:
+      name: a key of `NORMS`.
+      batch_size: of one device.
+      image_size: height and width.
+      axis_name: pool statistics over it, and gradients.
+      reduce_gradients: whether to pool these, too.
+    """
+    dtype = jnp.dtype("bfloat16")
+    model = resnet50(
+        num_classes=1000, norm=partial(NORMS[name], momentum=0.9, dtype=dtype, axis_name=axis_name), dtype=dtype
+    )
+    optimizer = optax.sgd(0.1, momentum=0.9)
+    images = jax.ShapeDtypeStruct((batch_size, image_size, image_size, 3), dtype)
+    labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+    small = jnp.zeros((1, image_size, image_size, 3), dtype)
+    variables = jax.eval_shape(lambda key: model.init(key, small, train=False), jax.random.key(0))
+    state = (variables["params"], variables["batch_stats"], jax.eval_shape(optimizer.init, variables["params"]))
+
+    def step(state, images, labels):
+        params, stats, moments = state
+
+        def loss(params):
+            variables = {"params": params, "batch_stats": stats}
+            logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), updates["batch_stats"]
+
+        (value, new_stats), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        if axis_name is not None and reduce_gradients:
+            gradients = jax.lax.pmean(gradients, axis_name)
+        changes, moments = optimizer.update(gradients, moments, params)
+        return (optax.apply_updates(params, changes), new_stats, moments), value
+
+    return step, (state, images, labels)
+
+
+def resnet50_bytes(name: str, batch_size: int, image_size: int) -> dict[str, int]:
+    """The memory of a compiled train step, as `hlo.memory`."""
+    step, arguments = train_step(name, batch_size, image_size)
+    return hlo.memory(jax.jit(step, donate_argnums=0).lower(*arguments).compile())
+
+
+def run(batch_size: int = 32, image_size: int = 224, memory_gib: float = 16.0) -> dict[str, Any]:
+    """Kept bytes of one layer, and memory of a ResNet-50 step beside Flax's.
+
+    Args:
+      batch_size: of the ResNet-50 step.
+      image_size: of it.
+      memory_gib: the memory for which the largest batch is told, from a line through two batch sizes.
+    """
+    layer = [
+        {"name": name, "fusion": fusion, "bytes_an_element": kept_bytes(name, fusion)}
+        for fusion in ("", "relu", "residual", "output")
+        for name in ("batchnorm_jax", "flax")
+        if fusion != "output" or name == "batchnorm_jax"
+    ]
+    networks = []
+    for name in NORMS:
+        sizes = resnet50_bytes(name, batch_size, image_size)
+        half = resnet50_bytes(name, batch_size // 2, image_size)["total"]
+        each = (sizes["total"] - half) / (batch_size - batch_size // 2)
+        fixed = sizes["total"] - each * batch_size
+        largest = int((memory_gib * 2**30 - fixed) / each)
+        networks.append({"name": name, **sizes, "largest_batch": largest})
+    flax = next(n for n in networks if n["name"] == "flax")
+    for network in networks:
+        network["ratio_to_flax"] = network["temporary"] / flax["temporary"]
+    return {
+        "layer": layer,
+        "resnet50": {"batch_size": batch_size, "image_size": image_size, "memory_gib": memory_gib, "rows": networks},
+    }
