@@ -150,8 +150,7 @@ def batch_norm(
     if dtype is None:
         dtype = jnp.result_type(*(a for a in (x, scale, bias, residual) if a is not None))
 
-    if save_for_backward == "output" and scale is not None:
-        scale = jnp.abs(scale) + SCALE_FLOOR
+    scale = effective_scale(scale, save_for_backward)
     if shift is not None:
         shift = lax.stop_gradient(shift)
     options = (epsilon, plan.statistics, collective, activation, save_for_backward, jnp.dtype(dtype))
@@ -163,6 +162,11 @@ def batch_norm(
         y = y.reshape(x.shape)
     mean = statistics.reference + statistics.offset
     return y, average_over_spans(plan, Moments(mean, statistics.var, statistics.count))
+
+
+def effective_scale(scale: jax.Array | None, save_for_backward: str) -> jax.Array | None:
+    """What multiplies in the place of `scale`: |scale| + 1e-5 where y is to be inverted."""
+    return scale if scale is None or save_for_backward == "input" else jnp.abs(scale) + SCALE_FLOOR
 
 
 class _Spec(NamedTuple):

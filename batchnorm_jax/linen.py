@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from batchnorm_jax._activations import Activation
-from batchnorm_jax._batch_norm import batch_norm
+from batchnorm_jax._batch_norm import batch_norm, effective_scale
 from batchnorm_jax._collectives import AxisName
 from batchnorm_jax._conditioning import warn_of_conditioning
 from batchnorm_jax._inference import normalize
@@ -52,8 +52,8 @@ class BatchNorm(nn.Module):
       unbiased_running_var: average the variance that is divided by max(n - 1, 1), as PyTorch does.
       skip_nonfinite: leave the running statistics of a feature as they are where the batch's are not finite.
       update_stats: update the running statistics. None: the opposite of `use_running_average`.
-      check_conditioning: warn when the mean is so far from the running mean that the variance loses digits. The
-        figure itself, `batchnorm_jax.conditioning`, is sown as "conditioning" into "intermediates", if that is mutable.
+      check_conditioning: warn when the mean is so far from the running mean that the variance loses digits, and sow the
+        figure, `batchnorm_jax.conditioning`, as "conditioning" into "intermediates".
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -156,13 +156,14 @@ class BatchNorm(nn.Module):
                 save_for_backward=self.save_for_backward,
                 dtype=dtype,
             )
-            self._diagnose(conditioning(moments, mean.value))
+            if self.check_conditioning and not initializing:
+                self._diagnose(conditioning(moments, mean.value))
         if use_running_average:
             y = normalize(
                 x,
                 mean.value,
                 var.value,
-                scale,
+                effective_scale(scale, self.save_for_backward),
                 bias,
                 axis=features,
                 epsilon=self.epsilon,
@@ -182,8 +183,5 @@ class BatchNorm(nn.Module):
         return y
 
     def _diagnose(self, figure: jax.Array) -> None:
-        if self.is_initializing():
-            return
         self.sow("intermediates", "conditioning", figure)
-        if self.check_conditioning:
-            warn_of_conditioning(figure, "/".join(self.path) or "BatchNorm")
+        warn_of_conditioning(figure, "/".join(self.path) or "BatchNorm")

@@ -10,7 +10,7 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 
 from batchnorm_jax._activations import Activation
-from batchnorm_jax._batch_norm import batch_norm
+from batchnorm_jax._batch_norm import batch_norm, effective_scale
 from batchnorm_jax._collectives import AxisName
 from batchnorm_jax._conditioning import warn_of_conditioning
 from batchnorm_jax._inference import normalize
@@ -204,7 +204,7 @@ class BatchNorm(nnx.Module):
                 x,
                 mean,
                 var,
-                scale,
+                effective_scale(scale, self.save_for_backward),
                 bias,
                 axis=self.axis,
                 epsilon=self.epsilon,

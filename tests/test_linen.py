@@ -311,6 +311,26 @@ def test_checkpoints_interchange_with_flax(tmp_path):
         np.testing.assert_allclose(*evaluated, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [-1.0, 0.5])
+def test_training_and_evaluation_agree_where_the_output_is_kept(scale):
+    """Both take |scale| + 1e-5 for the scale."""
+    x = draw((64, 3))
+    module = BatchNorm(momentum=0.0, save_for_backward="output", scale_init=nn.initializers.constant(scale))
+    variables = module.init(jax.random.key(0), x, use_running_average=False)
+    y, updates = module.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
+    evaluated = module.apply({**variables, **updates}, x, use_running_average=True)
+    assert normwise_error(evaluated, y) < 1e-5
+
+
+def test_nothing_is_added_to_the_variables():
+    """What a step returns with mutable=True can be given to the next."""
+    x = draw((4, 3))
+    module = BatchNorm(use_running_average=False)
+    variables = module.init(jax.random.key(0), x)
+    updated = module.apply(variables, x, mutable=True)[1]
+    assert jax.tree.structure(updated) == jax.tree.structure(variables)
+
+
 def test_initialising_twice_is_harmless():
     x = draw((16, 3))
     module = BatchNorm(use_running_average=False)
