@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-Activation = Callable[[jax.Array], jax.Array]
+Activation = Callable[..., jax.Array]
 
 
 def is_relu(activation: Activation | None) -> bool:
@@ -33,12 +33,18 @@ def inverse(activation: Activation | None) -> Activation | None:
         function, options = activation.func, activation.keywords
     if function is jax.nn.leaky_relu:
         slope = options.get("negative_slope", 1e-2)
-        return (lambda y: jnp.where(y >= 0, y, y / slope)) if slope > 0 else None
+        return (lambda y: jnp.where(y >= 0, y, y / slope)) if _positive(slope) else None
     if function is jax.nn.elu:
         alpha = options.get("alpha", 1.0)
         # Where rounding took the result to -alpha itself, what went in is no longer known: a finite stand-in.
-        return (lambda y: jnp.where(y >= 0, y, jnp.log1p(jnp.maximum(y / alpha, -1 + 1e-6)))) if alpha > 0 else None
+        return (
+            (lambda y: jnp.where(y >= 0, y, jnp.log1p(jnp.maximum(y / alpha, -1 + 1e-6)))) if _positive(alpha) else None
+        )
     return None
+
+
+def _positive(value) -> bool:
+    return isinstance(value, int | float) and value > 0
 
 
 def undo(activation: Activation | None, y: jax.Array) -> jax.Array:

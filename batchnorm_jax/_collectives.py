@@ -1,5 +1,6 @@
 """One fused reduction over named axes and groups, and which named axes a value varies over."""
 
+import operator
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
@@ -45,7 +46,10 @@ def check_groups(groups: Sequence[Sequence[int]] | None, participants: int, *, c
     """
     if groups is None:
         return None
-    given = tuple(tuple(int(i) for i in group) for group in groups)
+    try:
+        given = tuple(tuple(operator.index(i) for i in group) for group in groups)
+    except TypeError:
+        raise ValueError(f"{caller}: axis_index_groups must be a list of lists of integers, not {groups!r}") from None
     members = sorted(i for group in given for i in group)
     if len({len(group) for group in given}) != 1 or members != list(range(participants)):
         raise ValueError(
@@ -66,10 +70,12 @@ def pool_size(pool: Pool) -> int:
 def fused_sum(parts: Sequence[jax.Array], pool: Pool) -> list[jax.Array]:
     """Sums every real array of `parts` over the pool, with one collective for all of them.
 
-    The arrays are sent as one vector: a psum of a tree is one all-reduce a leaf.
+    The arrays are sent as one: a psum of a tree is one all-reduce a leaf.
     """
     if pool.axis_name is None:
         return list(parts)
+    if len({part.shape for part in parts}) == 1:
+        return unstack(_sum_over(jnp.stack(list(parts)), pool))
     flat = _sum_over(jnp.concatenate([part.reshape(-1) for part in parts]), pool)
     return [piece.reshape(part.shape) for piece, part in zip(_cut(flat, parts), parts, strict=True)]
 
@@ -78,18 +84,11 @@ def fused_gather(parts: Sequence[jax.Array], pool: Pool) -> list[jax.Array]:
     """Every participant's `parts`, each with a new leading axis over the pool, with one collective for all of them."""
     if pool.axis_name is None:
         return [part[None] for part in parts]
-    flat = jnp.concatenate([part.reshape(-1) for part in parts])
-    if pool.groups is None:
-        # What every participant has is the same for all, and the caller's out_specs may say so.
-        rows = lax.all_gather(flat, pool.axis_name, to="invarying" if _checked(pool.axis_name) else "varying")
-    elif _grouped_collectives(pool):
-        rows = lax.all_gather(flat, pool.axis_name, axis_index_groups=pool.groups)
-    else:
-        every = lax.all_gather(flat, pool.axis_name)
-        rows = jnp.take(every, _own(jnp.asarray(pool.groups), pool), axis=0)
-    rows = rows.reshape(-1, flat.size)
-    pieces = _cut(rows, parts)
-    return [piece.reshape(-1, *part.shape) for piece, part in zip(pieces, parts, strict=True)]
+    if len({part.shape for part in parts}) == 1:
+        rows = _gather_over(jnp.stack(list(parts)), pool)
+        return [rows[:, i] for i in range(len(parts))]
+    rows = _gather_over(jnp.concatenate([part.reshape(-1) for part in parts]), pool)
+    return [piece.reshape(-1, *part.shape) for piece, part in zip(_cut(rows, parts), parts, strict=True)]
 
 
 def vary_like(value: jax.Array, *references: jax.Array | None) -> jax.Array:
@@ -103,21 +102,35 @@ def vary_like(value: jax.Array, *references: jax.Array | None) -> jax.Array:
     return lax.pcast(value, tuple(missing), to="varying") if missing else value
 
 
+def unstack(stacked: jax.Array) -> list[jax.Array]:
+    """The rows of an array. Transposes to one concatenation, where indexing would to as many sums of padded arrays."""
+    return [jnp.squeeze(row, 0) for row in lax.split(stacked, [1] * stacked.shape[0], axis=0)]
+
+
 def _cut(flat: jax.Array, parts: Sequence[jax.Array]) -> Sequence[jax.Array]:
     # A split, since that transposes to one concatenation.
     return lax.split(flat, [part.size for part in parts], axis=flat.ndim - 1)
 
 
-def _sum_over(vector: jax.Array, pool: Pool) -> jax.Array:
+def _sum_over(values: jax.Array, pool: Pool) -> jax.Array:
     if pool.groups is None:
-        return lax.psum(vector, pool.axis_name)
+        return lax.psum(values, pool.axis_name)
     if _grouped_collectives(pool):
-        return lax.psum(vector, pool.axis_name, axis_index_groups=pool.groups)
+        return lax.psum(values, pool.axis_name, axis_index_groups=pool.groups)
     # One row for each group, of which a participant fills its own: an ordinary psum, of as many times the length.
     group = _group(pool)
-    row = (jnp.arange(len(pool.groups)) == group)[:, None]
-    total = lax.psum(jnp.where(row, vector[None], 0), pool.axis_name)
+    row = jnp.expand_dims(jnp.arange(len(pool.groups)) == group, tuple(range(1, values.ndim + 1)))
+    total = lax.psum(jnp.where(row, values[None], 0), pool.axis_name)
     return lax.dynamic_index_in_dim(vary_like(total, group), group, keepdims=False)
+
+
+def _gather_over(values: jax.Array, pool: Pool) -> jax.Array:
+    if pool.groups is None:
+        # What every participant has is the same for all, and the caller's out_specs may say so.
+        return lax.all_gather(values, pool.axis_name, to="invarying" if _checked(pool.axis_name) else "varying")
+    if _grouped_collectives(pool):
+        return lax.all_gather(values, pool.axis_name, axis_index_groups=pool.groups)
+    return jnp.take(lax.all_gather(values, pool.axis_name), _own(jnp.asarray(pool.groups), pool), axis=0)
 
 
 def _grouped_collectives(pool: Pool) -> bool:

@@ -20,8 +20,9 @@ def warn_of_conditioning(figure: jax.Array, name: str) -> None:
 
 def _warn(name: str, figure) -> None:
     if figure >= WARN_FROM:
+        distance = min(float(figure) ** 0.5, 1e9)
         warnings.warn(
-            f"{name}: the mean is {float(figure) ** 0.5:.0f} standard deviations from the running mean, and the "
+            f"{name}: the mean is {distance:.0f} standard deviations from the running mean, and the "
             "variance has lost digits. Use collective='all_gather' (or use_fast_variance=False) for the first "
             "steps, or bring the input nearer to zero",
             ConditioningWarning,

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from batchnorm_jax._activations import Activation
-from batchnorm_jax._moments import expand, feature_axes, statistics_dtype
+from batchnorm_jax._moments import expand, statistics_dtype
+from batchnorm_jax._options import check_input, check_real
 
 
 def normalize(
@@ -44,7 +45,8 @@ def normalize(
       y, of the shape of `x`, computed in at least float32.
 
     Raises:
-      ValueError: a feature axis is out of range, or mean, var, scale, bias or residual have another shape.
+      ValueError: integer input, no positions, a feature axis is out of range, or mean, var, scale, bias or residual
+        have another shape.
 
     Example:
       >>> import jax.numpy as jnp
@@ -54,7 +56,11 @@ def normalize(
 
     Source: Ioffe and Szegedy, "Batch Normalization", arXiv 1502.03167, 2015, algorithm 2.
     """
-    features = feature_axes(axis, x.ndim, caller="normalize")
+    x = jnp.asarray(x)
+    mean, var = jnp.asarray(mean), jnp.asarray(var)
+    scale, bias, residual = (None if a is None else jnp.asarray(a) for a in (scale, bias, residual))
+    features = check_input(x, axis, caller="normalize")
+    check_real(scale, bias, x, caller="normalize")
     shape = tuple(x.shape[i] for i in features)
     for name, value, wanted in (
         ("mean", mean, shape),

@@ -1,7 +1,8 @@
 """Moments of a set of positions: what they are, how sets are joined, and the running averages made of them."""
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -69,13 +70,14 @@ def pool(moments: Moments, axis: int = 0) -> Moments:
         weight = weight.reshape(weight.shape + (1,) * (var.ndim - weight.ndim))
     total = jnp.sum(weight, axis=0)
     safe = jnp.maximum(total, 1)
-    # About the first set's mean, so that the sum keeps its digits where all means are far from zero.
-    offset = mean - mean[:1]
+    # About the mean of the largest set, so that the sum keeps its digits where all means are far from zero.
+    reference = row_of_greatest(mean, jnp.broadcast_to(weight, var.shape))
+    offset = mean - reference[None]
     shift = jnp.sum(jnp.where(weight > 0, weight * offset, 0), axis=0) / safe
     spread = var + squared_modulus(offset - shift[None])
     pooled = jnp.sum(jnp.where(weight > 0, weight * spread, 0), axis=0) / safe
     alive = total > 0
-    return Moments(jnp.where(alive, mean[0] + shift, 0), jnp.where(alive, pooled, 1), jnp.sum(count, axis=0))
+    return Moments(jnp.where(alive, reference + shift, 0), jnp.where(alive, pooled, 1), jnp.sum(count, axis=0))
 
 
 def update_running(
@@ -92,17 +94,17 @@ def update_running(
     Where the batch has no position, they stay as they are.
 
     Args:
-      mean: the running mean, real. Of a complex batch mean it takes the real part.
+      mean: the running mean. It becomes complex with the first complex batch, as in Flax.
       var: the running variance.
       moments: the batch's.
       momentum: the share that is kept. (PyTorch's momentum is 1 minus this one.)
-      unbiased: average the variance that is divided by max(count - 1, 1), as PyTorch does.
+      unbiased: average the variance that is divided by max(count - 1, 1), as PyTorch does; over spans, with their mean
+        count.
       skip_nonfinite: leave a feature as it is where the batch's mean or variance is not finite.
 
     Returns:
-      The new mean and variance, in the dtypes of the old.
+      The new mean and variance, in the dtypes of the old, computed in that of the batch's.
     """
-    new_mean = moments.mean.real if jnp.iscomplexobj(moments.mean) else moments.mean
     new_var = moments.var
     if unbiased:
         new_var = new_var * (moments.count / jnp.maximum(moments.count - 1, 1))
@@ -111,9 +113,12 @@ def update_running(
         keep = keep & jnp.isfinite(moments.mean) & jnp.isfinite(new_var)
 
     def averaged(running, batch):
-        return jnp.where(keep, momentum * running + (1 - momentum) * batch, running).astype(running.dtype)
+        dtype = jnp.promote_types(running.dtype, batch.dtype) if jnp.iscomplexobj(batch) else running.dtype
+        # In half precision the product alone would round away what is added.
+        running = running.astype(batch.dtype)
+        return jnp.where(keep, momentum * running + (1 - momentum) * batch, running).astype(dtype)
 
-    return averaged(mean, new_mean), averaged(var, new_var)
+    return averaged(mean, moments.mean), averaged(var, new_var)
 
 
 def conditioning(moments: Moments, shift: jax.Array) -> jax.Array:
@@ -135,14 +140,22 @@ def conditioning(moments: Moments, shift: jax.Array) -> jax.Array:
 
 def feature_axes(axis: int | Sequence[int], ndim: int, *, caller: str) -> tuple[int, ...]:
     """The feature axes, non-negative and in ascending order; the statistics have these axes in this order."""
-    given = (axis,) if isinstance(axis, int) else tuple(axis)
+    try:
+        given = tuple(operator.index(a) for a in (axis if isinstance(axis, Iterable) else (axis,)))
+    except TypeError:
+        raise ValueError(f"{caller}: axis must be an integer or several, not {axis!r}") from None
+    if ndim == 0:
+        raise ValueError(f"{caller}: the input is a single number; it must have at least a feature axis")
     for a in given:
         if not -ndim <= a < ndim:
             raise ValueError(
                 f"{caller}: feature axis {a} is out of range for an input of rank {ndim}; "
                 f"give one of {-ndim} to {ndim - 1}"
             )
-    return tuple(sorted({a % ndim for a in given}))
+    features = tuple(sorted({a % ndim for a in given}))
+    if len(features) < len(given):
+        raise ValueError(f"{caller}: axis={axis!r} names an axis of an input of rank {ndim} twice")
+    return features
 
 
 def expand(statistic: jax.Array, features: tuple[int, ...], ndim: int) -> jax.Array:
@@ -201,6 +214,14 @@ def squared_modulus(x: jax.Array) -> jax.Array:
 def sum_positions(values: jax.Array, features: tuple[int, ...]) -> jax.Array:
     """The sum over every axis that is not a feature."""
     return jnp.sum(values, axis=tuple(i for i in range(values.ndim) if i not in features))
+
+
+def row_of_greatest(rows: jax.Array, weights: jax.Array) -> jax.Array:
+    """For each feature the row, along axis 0, of the first greatest weight."""
+    chosen = jnp.argmax(weights, axis=0)[None]
+    number = lax.broadcasted_iota(chosen.dtype, rows.shape, 0)
+    # A select and a sum: a gather along a feature that is sharded is refused.
+    return jnp.sum(jnp.where(number == chosen, rows, 0), axis=0)
 
 
 def apart(value: Any) -> Any:

@@ -1,7 +1,10 @@
 """What may be given to the norm, checked before anything is computed."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from batchnorm_jax._activations import inverse
@@ -11,21 +14,32 @@ COLLECTIVES = ("psum", "all_gather")
 SAVED = ("input", "output")
 
 
-def check_input(x: jax.Array, axis) -> tuple[int, ...]:
+def check_input(x: jax.Array, axis, *, caller: str) -> tuple[int, ...]:
     """The feature axes of an input that can be normalised."""
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         raise ValueError(
-            f"batch_norm: the input must have a floating point or complex dtype, not {x.dtype}; "
+            f"{caller}: the input must have a floating point or complex dtype, not {x.dtype}; "
             "convert it, for example with x.astype(jnp.float32)"
         )
-    features = feature_axes(axis, x.ndim, caller="batch_norm")
+    features = feature_axes(axis, x.ndim, caller=caller)
+    if 0 in (x.shape[i] for i in features):
+        raise ValueError(f"{caller}: the input of shape {x.shape} has no features on axis {axis}")
     if x.size == 0:
-        raise ValueError(f"batch_norm: the input of shape {x.shape} has no positions; give at least one example")
+        raise ValueError(f"{caller}: the input of shape {x.shape} has no positions; give at least one example")
     return features
 
 
-def check_options(collective, activation, save_for_backward, has_residual: bool, scale, *, caller: str) -> None:
+def check_real(scale, bias, x: jax.Array, *, caller: str) -> None:
+    """Raises a ValueError for a complex scale, and for a complex bias of a real input."""
+    for name, value, allowed in (("scale", scale, False), ("bias", bias, jnp.iscomplexobj(x))):
+        if value is not None and jnp.iscomplexobj(value) and not allowed:
+            raise ValueError(f"{caller}: {name} is {value.dtype} for an input of {x.dtype}; give it a real dtype")
+
+
+def check_options(*, collective, activation: Any, save_for_backward, has_residual: bool, scale, caller: str) -> None:
     """Raises a ValueError where options are unknown or conflict; `scale` is looked at where its value is known."""
+    if activation is not None and not callable(activation):
+        raise ValueError(f"{caller}: activation={activation!r} is not a function; give one, for example jax.nn.relu")
     for name, value, known in (
         ("collective", collective, COLLECTIVES),
         ("save_for_backward", save_for_backward, SAVED),
@@ -34,7 +48,8 @@ def check_options(collective, activation, save_for_backward, has_residual: bool,
             raise ValueError(f"{caller}: {name}={value!r} is not known; give one of {', '.join(map(repr, known))}")
     if save_for_backward == "input":
         return
-    if inverse(activation) is None:
+    function: Any = activation
+    if inverse(function) is None:
         name = getattr(activation, "__name__", activation)
         raise ValueError(
             f"{caller}: save_for_backward='output' undoes the activation, which {name} does not allow; use none, "
@@ -45,7 +60,7 @@ def check_options(collective, activation, save_for_backward, has_residual: bool,
             f"{caller}: save_for_backward='output' cannot tell the residual from the rest of y; add it outside, or use "
             "save_for_backward='input'"
         )
-    if scale is not None and not isinstance(scale, Tracer) and bool(jnp.any(scale == 0)):
+    if scale is not None and not isinstance(scale, Tracer) and np.any(np.asarray(scale) == 0):
         raise ValueError(
             f"{caller}: save_for_backward='output' divides by the scale, and some of it is zero; initialise it with "
             "other values, or use save_for_backward='input'"

@@ -39,6 +39,8 @@ def plan_span(span: int | None, examples: int, pool: Pool, *, caller: str) -> Sp
       ValueError: no split of devices and examples gives such spans; the message lists those that work.
     """
     devices = pool_size(pool)
+    if span is not None and (isinstance(span, bool) or not hasattr(span, "__index__")):
+        raise ValueError(f"{caller}: span={span!r} must be a whole number of examples, or None for all")
     if span is None or span == devices * examples:
         return SpanPlan(None, pool, None)
     if span > 0 and examples % span == 0:

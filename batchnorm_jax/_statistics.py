@@ -11,6 +11,7 @@ from batchnorm_jax._moments import (
     count_mask,
     expand,
     real_dtype,
+    row_of_greatest,
     squared_modulus,
     statistics_dtype,
     sum_positions,
@@ -115,7 +116,7 @@ def by_moments(x, mask, shift, *, features: tuple[int, ...], count: int | None, 
         / jnp.broadcast_to(jnp.maximum(number, 1), squares.shape[1:])[None]
     )
     weights = jnp.broadcast_to(weights, squares.shape)
-    reference = jnp.take_along_axis(centers, jnp.argmax(weights, axis=0)[None], axis=0)[0]
+    reference = row_of_greatest(centers, weights)
     offsets = centers - reference[None] + rests
     offset = jnp.sum(weights * offsets, axis=0)
     var = jnp.sum(squares, axis=0) / jnp.maximum(number, 1)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from batchnorm_jax._activations import Activation
@@ -53,7 +54,7 @@ class BatchNorm(nn.Module):
       skip_nonfinite: leave the running statistics of a feature as they are where the batch's are not finite.
       update_stats: update the running statistics. None: the opposite of `use_running_average`.
       check_conditioning: warn when the mean is so far from the running mean that the variance loses digits, and sow the
-        figure, `batchnorm_jax.conditioning`, as "conditioning" into "intermediates".
+        figure, `batchnorm_jax.conditioning`, as "conditioning" into "intermediates". Every device warns for itself.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -93,8 +94,15 @@ class BatchNorm(nn.Module):
 
     def __post_init__(self):
         zero_scale = self.use_scale and self.scale_init is nn.initializers.zeros
-        known = jnp.zeros(1) if zero_scale else None
-        check_options(self.collective, self.activation, self.save_for_backward, False, known, caller="BatchNorm")
+        check_options(
+            collective=self.collective,
+            activation=self.activation,
+            save_for_backward=self.save_for_backward,
+            has_residual=False,
+            # Of NumPy: of JAX it would be a tracer where the module is made inside a traced function.
+            scale=np.zeros(1) if zero_scale else None,
+            caller="BatchNorm",
+        )
         super().__post_init__()
 
     @nn.compact
@@ -130,7 +138,8 @@ class BatchNorm(nn.Module):
         features = feature_axes(self.axis, x.ndim, caller=f"BatchNorm {self.name or ''}".strip())
         shape = tuple(x.shape[i] for i in features)
         stats_dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
-        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, stats_dtype)
+        mean_dtype = jnp.promote_types(stats_dtype, jnp.complex64) if jnp.iscomplexobj(x) else stats_dtype
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape, mean_dtype)
         var = self.variable("batch_stats", "var", jnp.ones, shape, stats_dtype)
         scale = self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None
         bias = self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None
@@ -183,5 +192,7 @@ class BatchNorm(nn.Module):
         return y
 
     def _diagnose(self, figure: jax.Array) -> None:
-        self.sow("intermediates", "conditioning", figure)
-        warn_of_conditioning(figure, "/".join(self.path) or "BatchNorm")
+        # The last figure in place of all: what a step returns may be given to the next.
+        self.sow("intermediates", "conditioning", figure, reduce_fn=lambda _, new: new, init_fn=lambda: figure)
+        if self.collective == "psum" and self.use_fast_variance:
+            warn_of_conditioning(figure, "/".join(self.path) or "BatchNorm")

@@ -14,7 +14,7 @@ from batchnorm_jax._batch_norm import batch_norm, effective_scale
 from batchnorm_jax._collectives import AxisName
 from batchnorm_jax._conditioning import warn_of_conditioning
 from batchnorm_jax._inference import normalize
-from batchnorm_jax._moments import conditioning, update_running, widened
+from batchnorm_jax._moments import conditioning, feature_axes, update_running, widened
 from batchnorm_jax._options import check_options
 
 _ZEROS, _ONES = nnx.initializers.zeros_init(), nnx.initializers.ones_init()
@@ -110,7 +110,14 @@ class BatchNorm(nnx.Module):
             nnx.Param(bias_init(rngs.params(), shape, param_dtype), **bias_metadata) if use_bias else nnx.data(None)
         )
         known = None if self.scale is None else self.scale[...]
-        check_options(collective, activation, save_for_backward, False, known, caller="BatchNorm")
+        check_options(
+            collective=collective,
+            activation=activation,
+            save_for_backward=save_for_backward,
+            has_residual=False,
+            scale=known,
+            caller="BatchNorm",
+        )
         self.num_features = num_features
         self.use_running_average = use_running_average
         self.axis = axis
@@ -120,7 +127,7 @@ class BatchNorm(nnx.Module):
         self.param_dtype = param_dtype
         self.use_bias = use_bias
         self.use_scale = use_scale
-        self.axis_name = axis_name
+        self.axis_name = tuple(axis_name) if isinstance(axis_name, list) else axis_name
         # Tuples, since a list would count as state.
         self.axis_index_groups = None if axis_index_groups is None else tuple(tuple(g) for g in axis_index_groups)
         self.use_fast_variance = use_fast_variance
@@ -169,6 +176,12 @@ class BatchNorm(nnx.Module):
             )
         if update_stats is None:
             update_stats = (not use_running_average) if self.update_stats is None else self.update_stats
+        features = feature_axes(self.axis, x.ndim, caller="BatchNorm")
+        if tuple(x.shape[i] for i in features) != (self.num_features,):
+            raise ValueError(
+                f"BatchNorm: num_features={self.num_features}, and the input of shape {x.shape} has "
+                f"{[x.shape[i] for i in features]} on axis {self.axis}"
+            )
         mean, var = self.mean[...], self.var[...]
         scale = None if self.scale is None else self.scale[...]
         bias = None if self.bias is None else self.bias[...]
@@ -197,7 +210,7 @@ class BatchNorm(nnx.Module):
                 save_for_backward=self.save_for_backward,
                 dtype=dtype,
             )
-            if self.check_conditioning:
+            if self.check_conditioning and self.collective == "psum" and self.use_fast_variance:
                 warn_of_conditioning(conditioning(moments, mean), "BatchNorm")
         if use_running_average:
             y = normalize(
@@ -213,17 +226,17 @@ class BatchNorm(nnx.Module):
                 dtype=dtype,
             )
         if moments is not None and update_stats:
-            # An nnx variable may be a reference that a gradient is taken through: it takes values alone.
-            self.mean[...], self.var[...] = jax.lax.stop_gradient(
-                update_running(
-                    mean,
-                    var,
-                    moments,
-                    momentum=self.momentum,
-                    unbiased=self.unbiased_running_var,
-                    skip_nonfinite=self.skip_nonfinite,
-                )
+            running = update_running(
+                mean,
+                var,
+                moments,
+                momentum=self.momentum,
+                unbiased=self.unbiased_running_var,
+                skip_nonfinite=self.skip_nonfinite,
             )
+            # A variable may be a reference that a gradient is taken through: it takes values alone.
+            for variable, value in zip((self.mean, self.var), jax.lax.stop_gradient(running), strict=True):
+                variable.set_value(value)
         return y
 
     def set_view(self, use_running_average: bool | None = None) -> None:

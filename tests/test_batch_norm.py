@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax import lax
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 from batchnorm_jax import Moments, batch_norm, conditioning, normalize, pool, update_running
 from experiments.benchmarking import hlo
 from tests import reference
 from tests.parity import EPSILON, draw, mask_of
-from tests.transforms import TRANSFORMS
+from tests.transforms import AXIS, TRANSFORMS, make_mesh
 
 leaky = jax.nn.leaky_relu
 # Every way to call it whose derivatives are checked: the options, and whether there is a mask or a residual.
@@ -131,11 +134,14 @@ def test_masked_positions_may_hold_nan():
         _, moments = batch_norm(x, mask=mask, collective=collective)
         assert moments.mean.item() == 2.0 and moments.var.item() == 1.0 and moments.count.item() == 2.0
 
-    # The gradient does not see it either, as long as the loss does not.
+
+@pytest.mark.parametrize("activation", [None, jax.nn.relu, jax.nn.gelu, jax.nn.silu, jax.nn.elu, jnp.tanh])
+def test_nor_do_gradients_see_a_masked_nan(activation):
+    """As long as the loss does not."""
     x, mask = jnp.array([[1.0], [3.0], [4.0], [jnp.nan]]), jnp.array([[True], [True], [True], [False]])
 
     def loss(x, scale, mask=None):
-        y, _ = batch_norm(x, scale, mask=mask)
+        y, _ = batch_norm(x, scale, mask=mask, activation=activation)
         return jnp.sum((y if mask is None else jnp.where(mask, y, 0)) ** 3)
 
     got = jax.grad(loss, (0, 1))(x, jnp.ones(1), mask)
@@ -323,6 +329,43 @@ def test_running_averages():
     assert np.isnan(update_running(*old, batch, momentum=0.75)[0][1])
 
 
+def test_running_averages_in_half_precision_stay_where_the_batches_are():
+    mean = jnp.linspace(0.5, 2, 128).astype(jnp.bfloat16)
+    batch = Moments(mean.astype(jnp.float32), jnp.ones(128), jnp.array(8.0))
+    running = mean, jnp.ones(128, jnp.bfloat16)
+    for _ in range(100):
+        running = update_running(*running, batch, momentum=0.99)
+    np.testing.assert_array_equal(running[0], mean)
+
+
+def test_a_replicated_input_under_a_varying_mask():
+    mesh = make_mesh(8)
+    x, mask = draw(11, (4, 3), (3,), "float32")[0], np.random.default_rng(0).random((32, 1)) < 0.7
+
+    def loss(x, mask):
+        return lax.psum(jnp.sum(jnp.sin(batch_norm(x, mask=mask, axis_name=AXIS)[0])), AXIS)
+
+    split = jax.shard_map(jax.grad(loss), mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P())(x, mask)
+    whole = jax.grad(lambda x: jnp.sum(jnp.sin(batch_norm(jnp.tile(x, (8, 1)), mask=mask)[0])))(x)
+    assert reference.normwise_error(split, whole) < 1e-5
+
+
+def test_sharded_features_on_an_explicit_mesh():
+    """With two feature axes, one of them cut over the mesh."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    x, w, scale, bias = draw(12, (8, 6, 4), (6, 4), "float32")
+
+    def gradients(x, scale, bias):
+        return jax.grad(lambda *a: jnp.sum(w * jnp.sin(batch_norm(*a, axis=(1, 2))[0])), (0, 1, 2))(x, scale, bias)
+
+    want = jax.jit(gradients)(x, scale, bias)
+    with jax.set_mesh(mesh):
+        cut = [jax.device_put(a, P(None, "model")) for a in (scale, bias)]
+        got = jax.jit(gradients)(jax.device_put(x, P("data", None, "model")), *cut)
+    for a, b in zip(got, want, strict=True):
+        assert reference.normwise_error(a, b) < 1e-5
+
+
 def test_conditioning_is_the_squared_distance_in_deviations():
     moments = Moments(jnp.array([3.0, 1.0, 0.0]), jnp.array([4.0, 1.0, 0.0]), jnp.array(8.0))
     assert conditioning(moments, jnp.array([-3.0, 0.0, 0.0])).item() == 9.0
@@ -352,6 +395,21 @@ def test_conditioning_is_the_squared_distance_in_deviations():
         (lambda x: batch_norm(x, jnp.zeros(3), save_for_backward="output"), r"divides by the scale"),
         (lambda x: batch_norm(x, span=3), r"span=3 does not divide the 4 examples \(1 device x 4\).*: 1, 2, 4\."),
         (lambda x: batch_norm(x, axis_index_groups=[[0], [1]]), r"axis_index_groups=.*give axis_name too"),
+        (lambda x: batch_norm(x, span=2.0), r"span=2.0 must be a whole number of examples"),
+        (lambda x: batch_norm(x, axis=1.0), r"axis must be an integer or several, not 1.0"),
+        (lambda x: batch_norm(x, axis=(1, -1)), r"axis=\(1, -1\) names an axis .* twice"),
+        (lambda x: batch_norm(x[0, 0]), r"single number"),
+        (lambda x: batch_norm(x[:, :0]), r"\(4, 0\) has no features"),
+        (lambda x: batch_norm(x, activation="relu"), r"activation='relu' is not a function; .*jax.nn.relu"),
+        (lambda x: batch_norm(x, jnp.ones(3) * 1j), r"scale is complex64 for an input of float32"),
+        (lambda x: jax.grad(lambda e: batch_norm(x, epsilon=e)[0].sum())(1e-5), r"epsilon must be a number"),
+        (
+            lambda x: jax.vmap(lambda x: batch_norm(x, axis_name="i", axis_index_groups=[0])[0], axis_name="i")(
+                x[None]
+            ),
+            r"list of lists",
+        ),
+        (lambda x: normalize(x.astype(jnp.int32), jnp.ones(3), jnp.ones(3)), r"normalize: .*floating point.*int32"),
         (lambda x: normalize(x, jnp.ones(3), jnp.ones(3), axis=5), r"normalize: feature axis 5 is out of range"),
         (lambda x: normalize(x, jnp.ones(2), jnp.ones(3)), r"normalize: mean has shape \(2,\).*\(3,\)"),
     ],

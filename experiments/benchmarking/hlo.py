@@ -5,7 +5,8 @@ import re
 from typing import Any, NamedTuple
 
 _COLLECTIVE = re.compile(
-    r"= (?P<shape>\(.*?\)|\S+) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(-start)?\("
+    r"= (?P<shape>\(.*?\)|\S+) "
+    r"(?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?P<start>-start)?\("
 )
 _ARRAY = re.compile(r"(?P<dtype>[a-z]+\d+)\[(?P<sizes>[\d,]*)\]")
 
@@ -34,8 +35,10 @@ def collectives(compiled: Any) -> list[Collective]:
     for line in compiled.as_text().splitlines():
         match = _COLLECTIVE.search(line)
         if match:
-            arrays = _ARRAY.finditer(match["shape"])
-            elements = sum(math.prod(int(s) for s in a["sizes"].split(",") if s) for a in arrays)
+            sizes = [math.prod(int(s) for s in a["sizes"].split(",") if s) for a in _ARRAY.finditer(match["shape"])]
+            # The start of an asynchronous one also returns what goes in; only an all-reduce is in its own place.
+            half = match["start"] and match["kind"] != "all-reduce"
+            elements = sum(sizes[len(sizes) // 2 :] if half else sizes)
             found.append(Collective(match["kind"], elements, "transpose(" in line))
     return found
 
