@@ -60,8 +60,8 @@ def jax_program(name: str, case: Case) -> tuple[Callable, list[jax.Array]]:
       case: what is measured.
 
     Returns:
-      A function of (x, dy, residual, variables) -> (y, gradients of x, residual and parameters, new statistics), and
-      its arguments.
+      A function of (x, dy, residuals, parameters, state) -> (y, gradients of x, residuals and parameters, new
+      statistics), and its arguments.
     """
     init, apply = JAX_LAYERS[name](case)
     x, dy, residual = (jnp.asarray(a, case.dtype) for a in draw(case))
@@ -70,14 +70,17 @@ def jax_program(name: str, case: Case) -> tuple[Callable, list[jax.Array]]:
         x, dy, residual = (jnp.moveaxis(a, -1, 1) for a in (x, dy, residual))
     params, state = init(x)
 
-    def step(x, dy, residual, params, state):
-        def forward(x, residual, params):
-            return apply(x, residual, params, state)
+    # Without it where it is not used: its gradient would be zeros that take time to write.
+    residuals = [residual] if case.fusion == "residual" else []
 
-        y, pullback, state = jax.vjp(forward, x, residual, params, has_aux=True)
+    def step(x, dy, residuals, params, state):
+        def forward(x, residuals, params):
+            return apply(x, residuals[0] if residuals else None, params, state)
+
+        y, pullback, state = jax.vjp(forward, x, residuals, params, has_aux=True)
         return y, pullback(dy.astype(y.dtype)), state
 
-    return step, [x, dy, residual, params, state]
+    return step, [x, dy, residuals, params, state]
 
 
 def bytes_accessed(name: str, case: Case) -> float:
