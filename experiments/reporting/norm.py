@@ -1,6 +1,7 @@
 """The norm beside its peers, in one picture."""
 
 import json
+import math
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -25,6 +26,7 @@ def norm_figure(path: str | Path) -> Figure:
     figure = Figure(figsize=(4.2 * max(1, len(panels)), 3.6), layout="constrained")
     for axes, (part, draw) in zip(figure.subplots(1, max(1, len(panels)), squeeze=False)[0], panels, strict=False):
         draw(axes, results[part])
+        axes.title.set_fontsize(10)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -33,17 +35,15 @@ def _speed(axes, result) -> None:
     """For each peer how many times as long as ours it takes: a dot a case, a bar for the geometric mean."""
     rows = result["rows"]
     peers = list(rows[0]["ratio"])
-    factors = {p: [1 / row["ratio"][p]["median"] for row in rows] for p in peers}
+    labels = []
     for i, peer in enumerate(peers[::-1]):
-        values = factors[peer]
-        mean = 1.0
-        for value in values:
-            mean *= value ** (1 / len(values))
+        values = [1 / row["ratio"][peer]["median"] for row in rows]
+        mean = math.prod(values) ** (1 / len(values))
+        labels.append(f"{LABELS.get(peer, peer.capitalize())}  {mean:.2f}")
         axes.barh(i, mean, color=PEER_COLOUR, height=0.6)
         axes.plot(values, [i] * len(values), "o", color="black", markersize=3, alpha=0.6)
-        axes.text(mean + 0.05, i + 0.32, f"{mean:.2f}", fontsize=8, va="bottom")
     axes.axvline(1, color=OUR_COLOUR)
-    axes.set_yticks(range(len(peers)), [LABELS.get(p, p.capitalize()) for p in peers[::-1]])
+    axes.set_yticks(range(len(peers)), labels)
     axes.set(title="Forward and backward time", xlabel="times that of batchnorm_jax (a dot a shape)", xlim=(0, None))
 
 

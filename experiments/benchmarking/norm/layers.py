@@ -52,7 +52,7 @@ def draw(case: Case) -> Arrays:
     return Arrays(*(r.normal(size=case.shape).astype(np.float32) for _ in range(3)))
 
 
-def jax_program(name: str, case: Case) -> tuple[Callable, list[jax.Array]]:
+def jax_program(name: str, case: Case) -> tuple[Callable, list[Any]]:
     """A layer's train step in JAX and what it is called with.
 
     Args:
