@@ -10,6 +10,7 @@ from batchnorm_jax._moments import (
     apart,
     count_mask,
     expand,
+    positions,
     real_dtype,
     row_of_greatest,
     squared_modulus,
@@ -85,8 +86,9 @@ def by_moments(x, mask, shift, *, features: tuple[int, ...], count: int | None, 
     number of participants.
     """
     dtype, real = statistics_dtype(x.dtype), real_dtype(x.dtype)
-    own = jnp.asarray(x.size / max(1, _feature_size(x, features)), real)
-    if mask is not None:
+    if mask is None:
+        own = jnp.asarray(positions(x.shape, features), real)
+    else:
         own = count_mask(mask, x.shape, features, real)
     per_position = 1 / jnp.maximum(own, 1)
 
@@ -126,10 +128,3 @@ def by_moments(x, mask, shift, *, features: tuple[int, ...], count: int | None, 
         reference = jnp.where(number > 0, reference, nowhere)
         var = jnp.where(number > 0, var, 1)
     return Statistics(reference, offset, var, number)
-
-
-def _feature_size(x, features: tuple[int, ...]) -> int:
-    size = 1
-    for axis in features:
-        size *= x.shape[axis]
-    return size

@@ -134,3 +134,17 @@ def test_a_fused_residual_network_is_the_plain_one():
     assert len(jax.tree.leaves(fused)) == len(jax.tree.leaves(outside))
     for a, b in zip(jax.tree.leaves(fused), jax.tree.leaves(outside), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-3 * float(jnp.max(jnp.abs(b))))
+
+
+def test_an_asynchronous_gather_is_counted_by_its_result():
+    """Its start returns what goes in as well; that of an all-reduce does not."""
+
+    class Compiled:
+        def as_text(self):
+            return (
+                "  %a = (f32[48]{0}, f32[384]{0}) all-gather-start(%x), dimensions={0}\n"
+                '  %b = (f32[5]{0}, f32[7]{0}) all-reduce-start(%x, %y), metadata={op_name="transpose(g)"}\n'
+                "  %c = f32[384]{0} all-gather-done(%a)\n"
+            )
+
+    assert hlo.collectives(Compiled()) == [("all-gather", 384, False), ("all-reduce", 12, True)]

@@ -200,20 +200,6 @@ def test_unbiased_and_nonfinite_batches():
     assert np.isnan(y[:, 1]).all() and np.isfinite(y[:, 0]).all()
 
 
-def test_options_of_the_function_are_those_of_the_module():
-    """Residual, activation, mask and span reach it, in training and in evaluation."""
-    x, residual = draw((8, 3)), draw((8, 3), seed=1)
-    module = BatchNorm(activation=jax.nn.relu, span=4, momentum=0.0)
-    variables = module.init(jax.random.key(0), x, use_running_average=False)
-    y, updates = module.apply(variables, x, False, residual=residual, mutable=["batch_stats"])
-    halves = np.asarray(x, np.float64).reshape(2, 4, 3)
-    normal = (halves - halves.mean(1, keepdims=True)) / np.sqrt(halves.var(1, keepdims=True) + 1e-5)
-    assert normwise_error(y, np.maximum(normal.reshape(8, 3) + np.asarray(residual), 0)) < 1e-5
-    assert normwise_error(updates["batch_stats"]["var"], halves.var(1).mean(0)) < 1e-5
-    evaluated = module.apply({**variables, **updates}, x, True, residual=residual)
-    assert (evaluated >= 0).all()
-
-
 @pytest.mark.parametrize("options", [{"span": 16}, {"axis_index_groups": [[0, 1], [2, 3]]}, {"axis_name": "nowhere"}])
 def test_initialising_needs_neither_devices_nor_spans(options):
     BatchNorm(use_running_average=False, **options).init(jax.random.key(0), jnp.ones((1, 3)))

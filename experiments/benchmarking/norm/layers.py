@@ -83,19 +83,11 @@ def jax_program(name: str, case: Case) -> tuple[Callable, list[Any]]:
     return step, [x, dy, residuals, params, state]
 
 
-def bytes_accessed(name: str, case: Case) -> float:
-    """What a JAX layer's compiled train step reads and writes by XLA's count, as a multiple of the input's bytes."""
-    step, arguments = jax_program(name, case)
-    analysis = jax.jit(step).lower(*arguments).compile().cost_analysis() or {}
-    return analysis.get("bytes accessed", float("nan")) / arguments[0].nbytes
-
-
-def steps(name: str, case: Case, threads: int) -> Callable[[int], None]:
-    """A function that does a number of train steps of one layer, for `timing.in_turn`."""
-    if name in TORCH_LAYERS:
-        return torch_steps(case, threads, channels_last=name == "torch")
+def jax_steps(name: str, case: Case) -> tuple[Callable[[int], None], float]:
+    """The same compiled, as a function of a number of steps; and the bytes of one by XLA's count, in inputs."""
     step, arguments = jax_program(name, case)
     compiled = jax.jit(step).lower(*arguments).compile()
+    analysis = compiled.cost_analysis() or {}
 
     def run(number: int) -> None:
         for _ in range(number):
@@ -105,7 +97,7 @@ def steps(name: str, case: Case, threads: int) -> Callable[[int], None]:
                 jax.block_until_ready(result)
         jax.block_until_ready(result)
 
-    return run
+    return run, analysis.get("bytes accessed", float("nan")) / arguments[0].nbytes
 
 
 def torch_steps(case: Case, threads: int, *, channels_last: bool) -> Callable[[int], None]:
@@ -164,7 +156,7 @@ def _ours(case: Case):
         y, updates = norm.apply(
             {"params": params, "batch_stats": state},
             x,
-            residual=residual if case.fusion == "residual" else None,
+            residual=residual,
             mutable=["batch_stats"],
         )
         return y, updates["batch_stats"]

@@ -46,7 +46,12 @@ def run(
     names = [OURS, *(p for p in peers if layers.available(p))]
     rows = []
     for case in cases:
-        variants = {name: layers.steps(name, case, threads) for name in names}
+        variants, passes = {}, {}
+        for name in names:
+            if name in layers.TORCH_LAYERS:
+                variants[name] = layers.torch_steps(case, threads, channels_last=name == "torch")
+            else:
+                variants[name], passes[name] = layers.jax_steps(name, case)
         measured = timing.in_turn(variants, rounds=rounds, seconds=seconds)
         row: dict[str, Any] = {
             "case": str(case),
@@ -56,7 +61,7 @@ def run(
                 for peer in names[1:]
             },
         }
-        row["passes_by_xlas_count"] = {n: layers.bytes_accessed(n, case) for n in names if n in layers.JAX_LAYERS}
+        row["passes_by_xlas_count"] = passes
         if jax.default_backend() == "gpu":
             floor = PASSES[case.fusion] * _pass_seconds(case)
             row["of_floor"] = {n: timing.spread([floor / s for s in v])._asdict() for n, v in measured.items()}
