@@ -21,9 +21,10 @@ def define(dataclass: type) -> None:
         _DEFINE[kind](field.name, field.default, field.metadata["help"])
 
 
-def values(dataclass: type) -> dict:
-    """The values of the flags that `define` made."""
-    return {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(dataclass)}
+def given(dataclass: type) -> dict:
+    """The values of those flags, of all that `define` made, that stand on the command line."""
+    names = (field.name for field in dataclasses.fields(dataclass))
+    return {name: flags.FLAGS[name].value for name in names if flags.FLAGS[name].present}
 
 
 def run(main, errors: tuple[type[Exception], ...] = (UsageError,)) -> None:

@@ -14,6 +14,7 @@ from experiments.benchmarking import train_suite
 from experiments.benchmarking.norm import layers, suite
 
 FLAGS = flags.FLAGS
+PARTS = {"train": train_suite.PARTS, "norm": suite.PARTS}
 PEERS = {"train": train_suite.PEERS, "norm": layers.PEERS}
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "dm-haiku", "equinox")
 
@@ -21,11 +22,12 @@ PACKAGES = ("jax", "jaxlib", "flax", "torch", "dm-haiku", "equinox")
 def define_flags() -> None:
     """Defines the flags; a program that only imports this module has none of them."""
     flags.DEFINE_string(
-        "suite", "train", "What to measure: 'train', seconds of computing per epoch; 'norm', the layer."
+        "suite", "train", "What to measure: 'train', the training step and the trainer around it; 'norm', the layer."
     )
-    flags.DEFINE_list("parts", list(suite.PARTS), "Of the norm suite.")
+    parts = "; ".join(f"{name}: {', '.join(known)}" for name, known in PARTS.items())
+    flags.DEFINE_list("parts", None, f"Of a suite. Default: all. {parts}.")
     flags.DEFINE_list("peers", None, "What to measure beside. Default: all; those not installed are left out.")
-    flags.DEFINE_list("batch_sizes", ["60", "600", "6000"], "Of the train suite: global batch sizes.")
+    flags.DEFINE_list("batch_sizes", ["6", "60", "600", "6000"], "Of the train suite: global batch sizes.")
     flags.DEFINE_integer("rounds", 7, "Timings of each.")
     flags.DEFINE_float("seconds", None, "About how long one timing takes. Default: 2, or 0.5 for a layer.")
     flags.DEFINE_string("dataset", "digits", "Of the train suite; 'mnist' has the same shapes and sizes.")
@@ -38,16 +40,17 @@ def main() -> None:
     if FLAGS.suite not in PEERS:
         raise unknown_name("suite", FLAGS.suite, PEERS)
     peers = PEERS[FLAGS.suite] if FLAGS.peers is None else FLAGS.peers
-    for kind, names, known in (("peer", peers, PEERS[FLAGS.suite]), ("part", FLAGS.parts, suite.PARTS)):
+    parts = PARTS[FLAGS.suite] if FLAGS.parts is None else FLAGS.parts
+    for kind, names, known in (("peer", peers, PEERS[FLAGS.suite]), ("part", parts, PARTS[FLAGS.suite])):
         for name in names:
             if name not in known:
                 raise unknown_name(kind, name, known)
     if FLAGS.suite == "norm":
-        rows = suite.run(FLAGS.parts, peers=peers, rounds=FLAGS.rounds, seconds=FLAGS.seconds or 0.5)
+        rows = suite.run(parts, peers=peers, rounds=FLAGS.rounds, seconds=FLAGS.seconds or 0.5)
     else:
         sizes = [int(b) for b in FLAGS.batch_sizes]
         data = {"dataset": FLAGS.dataset, "data_dir": FLAGS.data_dir}
-        rows = train_suite.run(sizes, **data, peers=peers, rounds=FLAGS.rounds, seconds=FLAGS.seconds or 2.0)
+        rows = train_suite.measure(parts, sizes, **data, peers=peers, rounds=FLAGS.rounds, seconds=FLAGS.seconds or 2.0)
     path = Path(FLAGS.workdir) / f"{FLAGS.suite}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     command = "python -m experiments.benchmark " + " ".join(sys.argv[1:])

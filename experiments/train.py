@@ -4,27 +4,60 @@ Metrics, TensorBoard events, checkpoints and a summary go under --workdir. The s
 run that was stopped. `--help` lists the flags.
 """
 
+import os
+import sys
+
+import jax
+from absl import flags
+
 from experiments import _flags
 from experiments._errors import UsageError
 from experiments.reporting import write_page
+from experiments.training import presets
+from experiments.training.checkpoints import StorageError
 from experiments.training.config import TrainConfig
-from experiments.training.loop import NonFiniteLossError, resolve, train
+from experiments.training.loop import resolve, train
+from experiments.training.processes import PeerError
+from experiments.training.progress import NonFiniteLossError
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags; a program that only imports this module has none of them."""
+    _flags.define(TrainConfig)
+    names = ", ".join(sorted(presets.PRESETS))
+    flags.DEFINE_string("preset", None, f"A published recipe, which flags beside it change: {names}.")
 
 
 def main() -> None:
     """Parses the flags, trains, prints the summary."""
-    config = resolve(TrainConfig(**_flags.values(TrainConfig)))
-    summary = train(config)
+    if FLAGS.preset in presets.PRESETS:
+        preset = presets.PRESETS[FLAGS.preset]
+        print(f"preset    {FLAGS.preset}: {preset.result}\nsource    {preset.source}")
+    config = resolve(presets.configure(FLAGS.preset, _flags.given(TrainConfig)))
+    try:
+        summary = train(config)
+    except (StorageError, PeerError) as error:
+        # At once: writers that are still open would each try again, and JAX would wait for the process that has ended.
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(2)
+    if jax.process_index() > 0:
+        return
     print(f"\n{'split':<12}{'examples':>9}{'accuracy':>11}{'loss':>9}")
     for name, result in summary["results"].items():
-        print(f"{name:<12}{result['examples']:>9,}{result['accuracy']:>11.2%}{result['loss']:>9.4f}")
-    seconds = summary["seconds"]
-    print("\nseconds     " + "  ".join(f"{name} {value:.1f}" for name, value in seconds.items()))
+        iou = f"   mean IoU {result['mean_iou']:.2%}" if "mean_iou" in result else ""
+        print(f"{name:<12}{result['examples']:>9,}{result['accuracy']:>11.2%}{result['loss']:>9.4f}{iou}")
+    if summary["target"]:
+        reached = summary["target"]["reached_after_updates"]
+        print(f"\ntarget      {f'reached after {reached} updates' if reached else 'not reached'}")
+    print("\nseconds     " + "  ".join(f"{name} {value:.1f}" for name, value in summary["seconds"].items()))
+    print(f"overhead    {summary['overhead']:.1%} of training is outside the compiled step")
     print(f"evaluate    python -m experiments.evaluate --checkpoint={config.workdir}")
     print(f"curves      tensorboard --logdir={config.workdir}")
     print(f"report      {write_page(str(config.workdir))}")
 
 
 if __name__ == "__main__":
-    _flags.define(TrainConfig)
+    define_flags()
     _flags.run(main, (UsageError, NonFiniteLossError))

@@ -5,9 +5,10 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from experiments import data
-from experiments.data import arrays, digits, tfds
+from experiments.data import arrays, digits, tfds, warping
 
 
 def test_digits_are_what_they_are_said_to_be():
@@ -32,6 +33,63 @@ def test_views_depend_on_the_seed_alone_and_use_every_image_equally():
     np.testing.assert_array_equal(np.bincount(one[1]), [4] * 5)
 
 
+def test_views_are_those_of_scipy():
+    """The affine and elastic map in float64, and its bilinear interpolation, one view at a time."""
+    images, labels = digits.originals()
+    number, size, seed = 500, 28, 3
+    made, of = digits.views(images, labels, number, seed=seed)
+    r = np.random.default_rng(seed)
+    source = r.permutation(np.arange(number) % len(images))
+    angle = r.uniform(-digits.MAX_ROTATION, digits.MAX_ROTATION, number)
+    scaling = 1 + r.uniform(-digits.MAX_SCALING, digits.MAX_SCALING, (2, number))
+    shift = r.uniform(-digits.MAX_SHIFT, digits.MAX_SHIFT, (2, number))
+    elastic = r.normal(size=(number, 2, digits.ELASTIC_POINTS, digits.ELASTIC_POINTS)) * digits.ELASTIC_STD
+    rows, columns = np.meshgrid(np.arange(size) - 13.5, np.arange(size) - 13.5, indexing="ij")
+    for i in range(number):
+        cos, sin = np.cos(angle[i]), np.sin(angle[i])
+        fields = [ndimage.zoom(e, size / len(e), order=3, mode="nearest", grid_mode=True) for e in elastic[i]]
+        at = (
+            (cos * rows - sin * columns) * scaling[0, i] + shift[0, i] + fields[0] + 13.5,
+            (sin * rows + cos * columns) * scaling[1, i] + shift[1, i] + fields[1] + 13.5,
+        )
+        expected = np.rint(255 * ndimage.map_coordinates(images[source[i]], at, order=1, mode="constant"))
+        # One grey level, where rounding decides.
+        assert np.abs(made[i, ..., 0].astype(int) - expected).max() <= 1
+        assert of[i] == labels[source[i]]
+
+
+def test_sampling_is_that_of_scipy_everywhere():
+    """On images with ink up to their edges, read inside, on the edge and far outside."""
+    r = np.random.default_rng(0)
+    images = r.random((3, 9, 7))
+    at = r.uniform(-4, 13, (5, 2, 6, 6))
+    at[0, :, 0] = [[-1, 0, 8, 9, 4, 4.5], [0, 0, 6, 6, 7, -1]]
+    which = np.array([2, 0, 1, 1, 2])
+    got = warping.sample(warping.framed(images), which, at)
+    want = [
+        ndimage.map_coordinates(images[w], a, order=1, mode="grid-constant") for w, a in zip(which, at, strict=True)
+    ]
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, want, atol=2e-6)
+
+
+def test_views_do_not_depend_on_blocks_or_threads(monkeypatch):
+    images, labels = digits.originals()
+    one = digits.views(images, labels, 600, seed=0)
+    monkeypatch.setattr(warping, "MOST_THREADS", 1)
+    monkeypatch.setattr(digits, "BLOCK", 7)
+    np.testing.assert_array_equal(digits.views(images, labels, 600, seed=0)[0], one[0])
+
+
+def test_a_block_that_fails_is_not_passed_over():
+    def make(start, stop):
+        if start == 20:
+            raise MemoryError(f"{start} to {stop}")
+
+    with pytest.raises(MemoryError, match="20 to 25"):
+        warping.in_blocks(make, 25, 10)
+
+
 def test_no_image_is_on_both_sides():
     """An original's nearest training view is of another image, so it is never as near as its own views are."""
     dataset = data.load("digits")
@@ -47,15 +105,15 @@ def test_no_image_is_on_both_sides():
 
 @pytest.mark.parametrize("drop_remainder", [True, False])
 def test_an_epoch_holds_every_example_at_most_once(drop_remainder):
-    indices, mask = data.epoch_order(103, 10, seed=0, epoch=3, drop_remainder=drop_remainder)
-    counted = np.sort(indices[mask])
-    assert indices.shape == mask.shape == ((10, 10) if drop_remainder else (11, 10))
+    segments = data.epoch_segments(103, 10, seed=0, epoch=3, drop_remainder=drop_remainder, multiple_of=8)
+    assert [s.indices.shape for s in segments] == ([(10, 10)] if drop_remainder else [(10, 10), (1, 8)])
+    counted = np.concatenate([s.indices.ravel() if s.mask is None else s.indices[s.mask] for s in segments])
     assert len(np.unique(counted)) == len(counted) == (100 if drop_remainder else 103)
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():
     def order(seed, epoch):
-        return data.epoch_order(50, 5, seed=seed, epoch=epoch)[0]
+        return data.epoch_segments(50, 5, seed=seed, epoch=epoch)[0].indices
 
     np.testing.assert_array_equal(order(1, 2), order(1, 2))
     assert (order(1, 2) != order(1, 3)).any() and (order(1, 2) != order(2, 2)).any()
@@ -88,7 +146,9 @@ def test_a_data_set_that_is_not_prepared_says_where_and_how(tmp_path):
 
 def test_an_unknown_data_set_is_refused_with_the_closest_name(tmp_path):
     (tmp_path / "mnist").mkdir()
-    with pytest.raises(ValueError, match=r"unknown dataset 'minst'; there are: digits, mnist\. Did you mean 'mnist'"):
+    with pytest.raises(
+        ValueError, match=r"unknown dataset 'minst'; there are: digits, mnist, shapes\. Did you mean 'mnist'"
+    ):
         data.load("minst", str(tmp_path))
 
 

@@ -20,11 +20,12 @@ LIBRARY = [
 ]
 EXPERIMENTS = [
     {"_errors"},
+    {"_users"},
     {"data", "models"},
     {"training"},
-    {"benchmarking"},
+    {"benchmarking", "studies"},
     {"_flags"},
-    {"train", "evaluate", "benchmark", "report"},
+    {"train", "evaluate", "batch_size_study", "benchmark", "report"},
 ]
 # Reads result files only.
 STANDALONE = {"reporting": {"_errors", "reporting"}}

@@ -7,11 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.training import loop
+from experiments.training.checkpoint_evaluation import evaluate_checkpoint
+from experiments.training.config import TrainConfig
+
 README = (Path(__file__).parent.parent / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 def test_the_python_examples_run():
-    module, functions = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    _, module, functions = EXAMPLES
     names: dict = {}
     exec(module, names)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 4, 4, 3)), jnp.float32)
@@ -27,3 +32,14 @@ def test_the_commands_are_where_ci_looks():
     for name in ("main", "tests"):
         (command,) = re.findall(rf"<!-- command: {name} -->\n```bash\n(.+)\n```", README)
         assert command.startswith("python3 -m venv .venv && ")
+
+
+def test_the_users_own_model_and_data_set_train(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(EXAMPLES[0])
+    config = TrainConfig(
+        dataset="mine:data", model="mine:model", batch_size=50, epochs=10, warmup_epochs=1, workdir="run", num_devices=2
+    )
+    assert loop.train(config)["results"]["test"]["accuracy"] > 0.9
+    _, results = evaluate_checkpoint("run", num_devices=2)
+    assert results["test"]["accuracy"] > 0.9

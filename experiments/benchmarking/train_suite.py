@@ -1,20 +1,26 @@
-"""Seconds of computing per epoch: the trainer's own step beside a plain PyTorch loop."""
+"""The training suite: above all seconds of computing per epoch, the trainer's own step beside a plain PyTorch loop."""
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
 
 from experiments import data as datasets
-from experiments.benchmarking import timing, torch_peer
+from experiments.benchmarking import timing, torch_peer, trainer
 from experiments.training import devices, evaluation
 from experiments.training.config import TrainConfig
-from experiments.training.loop import prepare
+from experiments.training.feeding import Feed
+from experiments.training.run import Run, prepare
+from experiments.training.steps import Source
 
 OURS, TORCH = "batchnorm_jax", "torch"
 PEERS = (TORCH,)
+PARTS = ("start", "overhead", "steps")
+# Smaller batches make steps so short that what surrounds them is no small share.
+OVERHEAD_FROM = 600
 
 
 def recipe(batch_size: int, dataset: str, data_dir: str | None) -> TrainConfig:
@@ -31,7 +37,32 @@ def recipe(batch_size: int, dataset: str, data_dir: str | None) -> TrainConfig:
         label_smoothing=0.0,
         schedule="constant",
         warmup_epochs=0,
+        # More than any number of rounds takes.
+        epochs=10_000,
     )
+
+
+def measure(
+    parts: Sequence[str],
+    batch_sizes: Sequence[int],
+    *,
+    dataset: str,
+    data_dir: str | None,
+    peers: Sequence[str],
+    rounds: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """Measures parts of the suite: the first step, the trainer's overhead, and the step beside its peers."""
+    rows: dict[str, Any] = {}
+    data: dict[str, Any] = {"dataset": dataset, "data_dir": data_dir}
+    # Processes of their own come first: afterwards this one has JAX and PyTorch in memory.
+    if "start" in parts:
+        rows["start"] = trainer.start(rounds)
+    if "overhead" in parts:
+        rows["overhead"] = trainer.overhead([b for b in batch_sizes if b >= OVERHEAD_FROM], **data, rounds=rounds)
+    if "steps" in parts:
+        rows["steps"] = run(batch_sizes, **data, peers=peers, rounds=rounds, seconds=seconds)
+    return rows
 
 
 def run(
@@ -59,14 +90,16 @@ def run(
     """
     chosen = devices.set_up(None, math.gcd(*batch_sizes))
     loaded = datasets.load(dataset, data_dir)
+    examples = loaded.train.read(np.arange(loaded.train.size))
     rows = []
     for batch_size in batch_sizes:
         config = recipe(batch_size, dataset, data_dir)
-        order, mask = datasets.epoch_order(len(loaded.train.labels), batch_size, seed=0, epoch=0)
-        variants = {OURS: _our_steps(config, loaded, chosen, order, mask)}
+        (segment,) = datasets.epoch_segments(loaded.train.size, batch_size, seed=0, epoch=0)
+        order = segment.indices
+        variants = {OURS: _our_steps(config, loaded, chosen)}
         if TORCH in peers and torch_peer.available():
             variants[TORCH] = torch_peer.training_steps(
-                config, *loaded.train, order, loaded.num_classes, devices.cpu_cores()
+                config, *examples, order, loaded.num_classes, devices.cpu_cores()
             )
         measured = timing.in_turn(variants, rounds=rounds, seconds=seconds)
         row: dict[str, Any] = {
@@ -102,17 +135,27 @@ def describe(row: dict[str, Any]) -> str:
     return "   ".join(texts)
 
 
-def _our_steps(config: TrainConfig, dataset, chosen, order, mask) -> Callable[[int], None]:
-    run = prepare(config, dataset, chosen)
-    data = evaluation.put(dataset.train, evaluation.pixel_statistics(dataset.train.images), run.mesh)
-    batches = jax.device_put((order, mask), NamedSharding(run.mesh, PartitionSpec(None, devices.AXIS)))
-    compiled = run.train_step.lower(run.state, data, *batches).compile()
-    state = run.state
+def _our_steps(config: TrainConfig, dataset, chosen) -> Callable[[int], None]:
+    run = prepare(config, dataset, evaluation.pixel_statistics(dataset.train), chosen)
+    feed = Feed(config, dataset.train, run.mesh, resident=True)
+    updates = _updates(run, feed)
+    state, first = run.state, next(updates)
+    program = run.compile(state, first, config.batch_size)
+    updates = itertools.chain([first], updates)
 
     def steps(number: int) -> None:
         nonlocal state
-        for _ in range(number):
-            state, _ = compiled(state, data, *batches)
+        for sources in itertools.islice(updates, number):
+            state, _ = program.call(state, sources)
         jax.block_until_ready(state)
 
     return steps
+
+
+def _updates(run: Run, feed: Feed) -> Iterator[list[Source]]:
+    """Epoch after epoch."""
+    step = 0
+    while True:
+        position = run.plan.locate(step)
+        yield from feed.updates(position, step)
+        step = position.last_step

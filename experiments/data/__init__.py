@@ -1,20 +1,47 @@
-"""The data sets, as arrays in memory, and the order in which training reads them."""
+"""The data sets, in memory or streamed, and the order in which training reads them."""
 
-from experiments.data import digits, tfds
-from experiments.data.arrays import Dataset, Examples
-from experiments.data.batches import epoch_order, padded_batches
+from experiments import _users
+from experiments.data import digits, hold_out, shapes, tfds, users
+from experiments.data.arrays import Dataset, Examples, Split, cache_dir
+from experiments.data.batches import Segment, epoch_segments, padded_batches
+from experiments.data.stream import Stream
 
-__all__ = ["Dataset", "Examples", "epoch_order", "load", "padded_batches"]
+__all__ = [
+    "Dataset",
+    "Examples",
+    "Segment",
+    "Split",
+    "Stream",
+    "cache_dir",
+    "epoch_segments",
+    "load",
+    "padded_batches",
+]
+
+MADE_HERE = {"digits": digits.load, "shapes": shapes.load}
 
 
-def load(name: str, data_dir: str | None = None) -> Dataset:
-    """The data set of that name: "digits", which needs no network, or any prepared TFDS data set.
+def load(
+    name: str, data_dir: str | None = None, *, image_size: int | None = None, validation_examples: int = 0
+) -> Dataset:
+    """The data set of that name.
 
     Args:
-      name: "digits", or a TFDS name such as "mnist".
-      data_dir: the TFDS data directory; not used by "digits".
+      name: "digits" or "shapes", which need no network; any prepared TFDS data set, such as "mnist"; or a function
+        of one's own, "package.module:function", that takes nothing and returns a `Dataset`.
+      data_dir: the TFDS data directory; not used by the others.
+      image_size: the height and width to which the images of a TFDS data set are brought as they are read; None: as
+        they are.
+      validation_examples: so many of the training examples, a fixed random choice, are held out and become the only
+        split to evaluate on, for choosing a recipe by.
 
     Raises:
       UsageError: there is no such data set; the message says where it looked and what prepares it.
     """
-    return digits.load() if name == "digits" else tfds.load(name, data_dir)
+    if name in MADE_HERE:
+        dataset = MADE_HERE[name]()
+    elif _users.is_users_own(name):
+        dataset = users.dataset(name)
+    else:
+        dataset = tfds.load(name, data_dir, image_size, known=tuple(MADE_HERE))
+    return hold_out.validation(dataset, validation_examples) if validation_examples else dataset

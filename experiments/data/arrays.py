@@ -1,11 +1,11 @@
-"""A data set that fits in memory: arrays of images and labels, and a cache of them on disk."""
+"""What a data set is: splits of images and labels, in memory or streamed; and a cache of arrays on disk."""
 
 import os
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from absl import logging
@@ -13,16 +13,49 @@ from absl import logging
 CACHE_VARIABLE = "BATCHNORM_JAX_CACHE"
 
 
+class Split(Protocol):
+    """Some examples that can be read by their numbers: `Examples` in memory, or a `Stream`."""
+
+    @property
+    def size(self) -> int:
+        """How many examples there are."""
+        ...
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Of one image: (height, width, channels)."""
+        ...
+
+    def read(self, indices: np.ndarray, epoch: int = 0) -> "Examples":
+        """The examples of these numbers; the epoch decides a random crop, where there is one."""
+        ...
+
+
 class Examples(NamedTuple):
-    """One split.
+    """A split in memory.
 
     Attributes:
       images: shape (n, height, width, channels), uint8.
-      labels: shape (n,), int32.
+      labels: int32, shape (n,); or (n, height, width), a class for every pixel.
     """
 
     images: np.ndarray
     labels: np.ndarray
+
+    @property
+    def size(self) -> int:
+        """How many examples there are."""
+        return len(self.labels)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Of one image: (height, width, channels)."""
+        return self.images.shape[1:]
+
+    def read(self, indices: np.ndarray, epoch: int = 0) -> "Examples":
+        """The examples of these numbers."""
+        del epoch
+        return Examples(self.images[indices], self.labels[indices])
 
 
 class Dataset(NamedTuple):
@@ -34,13 +67,15 @@ class Dataset(NamedTuple):
       test: by name.
       num_classes: labels are 0 to num_classes - 1.
       note: what must be said wherever a number from it is shown, or nothing.
+      independent: no two training examples were made from one original, so that some can be held out.
     """
 
     name: str
-    train: Examples
-    test: Mapping[str, Examples]
+    train: Split
+    test: Mapping[str, Split]
     num_classes: int
     note: str = ""
+    independent: bool = True
 
 
 def cache_dir() -> Path:

@@ -1,11 +1,25 @@
 """Which examples make up which batch."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 
-def epoch_order(
-    examples: int, batch_size: int, *, seed: int, epoch: int, drop_remainder: bool = True
-) -> tuple[np.ndarray, np.ndarray]:
+class Segment(NamedTuple):
+    """Batches of one size.
+
+    Attributes:
+      indices: of the examples, int32, shape (batches, batch size).
+      mask: which of them count, of the same shape; None: all.
+    """
+
+    indices: np.ndarray
+    mask: np.ndarray | None
+
+
+def epoch_segments(
+    examples: int, batch_size: int, *, seed: int, epoch: int, drop_remainder: bool = True, multiple_of: int = 1
+) -> list[Segment]:
     """A random order of the examples, cut into batches.
 
     It is a function of its arguments alone, so a run that resumes reads what an uninterrupted one would have read.
@@ -15,21 +29,25 @@ def epoch_order(
       batch_size: how many make a batch.
       seed: of the run.
       epoch: counted from 0.
-      drop_remainder: leave out the examples after the last full batch; else pad them to a batch and mask the padding.
+      drop_remainder: leave out the examples after the last full batch; else they make a smaller one.
+      multiple_of: the smaller batch is padded to a multiple of this, and the padding masked.
 
     Returns:
-      Indices, of shape (batches, batch_size), int32; and which of them count, a mask of the same shape.
+      The full batches, and the smaller one if there is one.
 
     Example:
-      >>> indices, mask = epoch_order(5, 2, seed=0, epoch=0, drop_remainder=False)
-      >>> indices.shape, int(mask.sum())
-      ((3, 2), 5)
+      >>> full, rest = epoch_segments(23, 8, seed=0, epoch=0, drop_remainder=False, multiple_of=4)
+      >>> full.indices.shape, full.mask, rest.indices.shape, int(rest.mask.sum())
+      ((2, 8), None, (1, 8), 7)
     """
     order = np.random.default_rng((seed, epoch)).permutation(examples).astype(np.int32)
-    if drop_remainder:
-        order = order[: examples // batch_size * batch_size].reshape(-1, batch_size)
-        return order, np.ones(order.shape, bool)
-    return padded_batches(order, batch_size)
+    full = examples // batch_size * batch_size
+    segments = [Segment(order[:full].reshape(-1, batch_size), None)] if full else []
+    if full < examples and not drop_remainder:
+        rest = order[full:]
+        indices, mask = padded_batches(rest, -(-len(rest) // multiple_of) * multiple_of)
+        segments.append(Segment(indices, None if mask.all() else mask))
+    return segments
 
 
 def padded_batches(order: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:

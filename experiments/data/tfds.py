@@ -1,4 +1,4 @@
-"""Data sets of TensorFlow Datasets, read without TensorFlow, decoded once.
+"""Data sets of TensorFlow Datasets, read without TensorFlow: decoded once into memory, or streamed if too large.
 
 A data set is prepared once by TFDS itself, which needs TensorFlow (`pip install .[prepare]`); reading does not.
 """
@@ -12,29 +12,38 @@ from typing import Any
 import numpy as np
 
 from experiments._errors import UsageError, unknown_name
-from experiments.data.arrays import Dataset, Examples, cached
+from experiments.data.arrays import Dataset, Examples, Split, cached
+from experiments.data.stream import Stream
+
+# Of decoded images, in bytes: a set above this is streamed.
+LARGEST_IN_MEMORY = 4 * 2**30
 
 # What must be said wherever a number from a data set of this version is shown.
 NOTES = {("cifar10", "3.0.2"): "CIFAR-10 as stored by TFDS 3.0.2; a prepared copy may have passed through JPEG once."}
 
 
-def load(name: str, data_dir: str | None) -> Dataset:
-    """The splits `train` and `test` (or `validation`) of a prepared TFDS classification data set, as arrays.
+def load(name: str, data_dir: str | None, image_size: int | None = None, known: tuple[str, ...] = ()) -> Dataset:
+    """The splits `train` and `test` (or `validation`) of a prepared TFDS classification data set.
 
     Args:
       name: of the data set, with or without a version: "mnist", "cifar10:3.0.2".
       data_dir: the TFDS data directory; None: TFDS's own default.
+      image_size: the height and width to which images are cropped and resized as they are read, at random places in
+        training; None: as they are stored.
+      known: names of data sets that need no TFDS, to be listed in errors.
 
     Returns:
-      The data set. Its arrays are decoded once, in parallel, and then read from the cache.
+      The data set. Images of one size that fit in memory are decoded once, in parallel, and then read from the cache;
+      others are streamed.
 
     Raises:
-      UsageError: it is not prepared in `data_dir`, or not one of labelled images of one size.
+      UsageError: it is not prepared in `data_dir`, is not one of labelled images, or has images of several sizes and
+        no `image_size` was given.
     """
     directory = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets").expanduser()
     base = name.partition(":")[0]
     if not (directory / base).is_dir():
-        raise _not_prepared(base, directory)
+        raise _not_prepared(base, directory, known)
     try:
         # Slow to import, and the default data set does without it.
         import tensorflow_datasets as tfds
@@ -46,9 +55,9 @@ def load(name: str, data_dir: str | None) -> Dataset:
     try:
         builder: Any = tfds.builder(name, data_dir=str(directory), try_gcs=False)
     except (DatasetNotFoundError, AssertionError) as error:
-        raise _not_prepared(name, directory) from error
+        raise _not_prepared(name, directory, known) from error
     if not builder.info.splits:
-        raise _not_prepared(name, directory)
+        raise _not_prepared(name, directory, known)
     if builder.info.supervised_keys is None or not {"image", "label"} <= set(builder.info.features):
         raise UsageError(f"dataset {name!r} has no labelled images (its features: {', '.join(builder.info.features)})")
     test = "test" if "test" in builder.info.splits else "validation"
@@ -58,16 +67,33 @@ def load(name: str, data_dir: str | None) -> Dataset:
     place = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:8]
     version = str(builder.version)
 
-    def decoded(split: str) -> Examples:
-        key = f"tfds-{base}-{version}-{split}-{place}"
+    def split(which: str) -> Split:
         try:
-            arrays = cached(key, lambda: _decode(builder.as_data_source(split=split)))
+            source = builder.as_data_source(split=which)
         except NotImplementedError as error:
             raise UsageError(f"dataset {name!r} must be prepared with --file_format=array_record ({error})") from error
+        if image_size is not None:
+            return Stream(source, image_size, random_crops=which == "train")
+        _check_one_size(name, builder, which)
+        arrays = cached(f"tfds-{base}-{version}-{which}-{place}", lambda: _decode(source))
         return Examples(arrays["images"], arrays["labels"])
 
     num_classes = builder.info.features["label"].num_classes
-    return Dataset(name, decoded("train"), {"test": decoded(test)}, num_classes, NOTES.get((base, version), ""))
+    return Dataset(name, split("train"), {"test": split(test)}, num_classes, NOTES.get((base, version), ""))
+
+
+def _check_one_size(name: str, builder: Any, split: str) -> None:
+    """Refuses what cannot be one array in memory."""
+    shape = builder.info.features["image"].shape
+    advice = f"give --image_size, such as 224: {name!r} is then streamed, cropped and resized as it is read"
+    if None in shape[:2]:
+        raise UsageError(f"the images of dataset {name!r} have several sizes (shape {shape}); {advice}")
+    size = builder.info.splits[split].num_examples * np.prod(shape)
+    if size > LARGEST_IN_MEMORY:
+        raise UsageError(
+            f"dataset {name!r} takes {size / 2**30:.1f} GiB, and at most {LARGEST_IN_MEMORY / 2**30:g} GiB are kept in "
+            f"memory; {advice}"
+        )
 
 
 def prepared(data_dir: str | None) -> list[str]:
@@ -83,23 +109,20 @@ def _decode(source) -> dict[str, np.ndarray]:
 
     with ThreadPoolExecutor() as pool:
         pairs = list(pool.map(example, range(len(source)), chunksize=256))
-    shapes = {image.shape for image, _ in pairs}
-    if len(shapes) > 1:
-        raise UsageError(f"the images must have one size, and these have {len(shapes)} (such as {sorted(shapes)[:3]})")
     return {
         "images": np.stack([image for image, _ in pairs]),
         "labels": np.array([label for _, label in pairs], np.int32),
     }
 
 
-def _not_prepared(name: str, directory: Path) -> UsageError:
+def _not_prepared(name: str, directory: Path, known: tuple[str, ...]) -> UsageError:
     here = prepared(str(directory))
     if here and name not in here:
-        listed = unknown_name("dataset", name, ["digits", *here])
+        listed = unknown_name("dataset", name, [*known, *here])
     else:
         listed = f"dataset {name!r} is not there."
     return UsageError(
         f"{listed} Looked in {directory}. To prepare it once, with a network: pip install '.[prepare]' && "
         f"tfds build {name} --data_dir={directory} --file_format=array_record. "
-        "The data set 'digits' needs neither."
+        f"These need neither: {', '.join(sorted(known))}."
     )

@@ -4,25 +4,42 @@ from collections.abc import Callable
 
 from flax import linen as nn
 
+from experiments import _users
 from experiments._errors import unknown_name
+from experiments.models.alexnet import AlexNetBN
+from experiments.models.fcn import FCN
+from experiments.models.resnet import resnet18, resnet50
 from experiments.models.simple_cnn import SimpleCNN
 
-MODELS: dict[str, Callable[..., nn.Module]] = {"simple_cnn": SimpleCNN}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "alexnet_bn": AlexNetBN,
+    "fcn": FCN,
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+    "simple_cnn": SimpleCNN,
+}
+RESIDUAL = ("resnet18", "resnet50")
 
 
-def create(name: str, **arguments) -> nn.Module:
+def create(name: str, *, zero_last_scale: bool = True, **arguments) -> nn.Module:
     """The model of that name.
 
     Args:
-      name: a key of `MODELS`.
-      **arguments: `num_classes`, `norm` and `dtype`.
+      name: a key of `MODELS`; or a factory of one's own, "package.module:factory", that takes the arguments.
+      zero_last_scale: start residual blocks as the identity, in the models that have them.
+      **arguments: `num_classes`, `norm` (as `models.normalised.NormFactory`, or None) and `dtype`, of the computation.
 
     Returns:
-      A module called as `module(images, train=..., mask=...)`.
+      A module called as `module(images, train=..., mask=...)`, with images of shape (N, H, W, channels) and a mask of
+      shape (N,). Its logits are float32, of shape (N, num_classes), or (N, H, W, num_classes) for segmentation.
 
     Raises:
       UsageError: there is no such model; the message lists those there are.
     """
+    if _users.is_users_own(name):
+        return _users.function("model", name)(**arguments)
     if name not in MODELS:
         raise unknown_name("model", name, MODELS)
+    if name in RESIDUAL:
+        arguments["zero_last_scale"] = zero_last_scale
     return MODELS[name](**arguments)

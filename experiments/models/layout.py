@@ -22,6 +22,11 @@ class Layout(NamedTuple):
         """The axis of the features."""
         return self.name.index("C")
 
+    @property
+    def example_axis(self) -> int:
+        """The axis of the examples."""
+        return self.name.index("N")
+
     def from_nhwc(self, x: jax.Array) -> jax.Array:
         """Activations in this layout from NHWC ones."""
         return x.transpose([("NHWC").index(axis) for axis in self.name])
@@ -29,10 +34,6 @@ class Layout(NamedTuple):
     def to_nhwc(self, x: jax.Array) -> jax.Array:
         """NHWC activations from ones in this layout."""
         return x.transpose([self.name.index(axis) for axis in "NHWC"])
-
-    def example_mask(self, mask: jax.Array) -> jax.Array:
-        """A mask of shape (N,) made broadcastable to activations."""
-        return self.from_nhwc(mask.reshape(-1, 1, 1, 1))
 
 
 NHWC = Layout("NHWC")

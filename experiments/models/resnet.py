@@ -7,9 +7,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from experiments.models.normalised import NormFactory, normalised
 
-def plain(norm: Callable[..., nn.Module]) -> Callable[..., Callable]:
-    """A factory for `ResNet` from one of norms that know neither activations nor residuals, as Flax's.
+# Below this height or width, the usual first layers, which divide both by four, would leave too little.
+SMALL = 64
+
+
+def plain(norm: Callable[..., nn.Module]) -> NormFactory:
+    """A factory for these models from one of norms that know neither activations nor residuals, as Flax's.
 
     Args:
       norm: `norm(**options)`, called as `module(x, use_running_average=...)`.
@@ -35,11 +40,12 @@ class ResNet(nn.Module):
       stage_sizes: the number of blocks of each stage.
       bottleneck: blocks of 1x1, 3x3, 1x1 convolutions, the last four times as wide; else of two 3x3.
       num_classes: the number of outputs.
-      norm: makes a norm, `norm(activation=..., scale_init=...)`, that is called as `module(x, residual=...,
-        use_running_average=..., mask=...)` and applies the activation to the sum; `plain` makes it of one that does
-        neither.
+      norm: makes the norms, as `models.normalised.NormFactory`; `plain` makes it of one that knows neither activations
+        nor residuals. None: biases in their place.
       width: of the first stage.
-      small_images: a 3x3 first convolution and no pool, for images of about 32 pixels.
+      small_images: a 3x3 first convolution and no pool; None: where the images have less than 64 pixels a side.
+      zero_last_scale: each block starts as the identity, by a zero scale of its last norm (with no norm, a zero kernel
+        of its last convolution).
       dtype: of the computation; parameters and outputs are float32.
 
     Source: He et al., "Deep Residual Learning", arXiv 1512.03385, 2015; the last norm of a block starts with scale
@@ -49,9 +55,10 @@ class ResNet(nn.Module):
     stage_sizes: Sequence[int]
     bottleneck: bool
     num_classes: int
-    norm: Callable[..., Callable]
+    norm: NormFactory | None = None
     width: int = 64
-    small_images: bool = False
+    small_images: bool | None = None
+    zero_last_scale: bool = True
     dtype: jnp.dtype = jnp.dtype("float32")
 
     @nn.compact
@@ -63,42 +70,47 @@ class ResNet(nn.Module):
           train: normalise by the batch's statistics and update the running ones.
           mask: shape (N,), True where an example counts towards the statistics.
         """
-        arguments: dict[str, Any] = {"use_running_average": not train}
-        if mask is not None:
-            arguments["mask"] = mask.reshape(-1, 1, 1, 1)
+        he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
+        zeros = nn.initializers.zeros
 
-        def conv(x, width, size, stride=1):
+        def conv(x, width, size, stride=1, kernel_init=he_normal):
             return nn.Conv(
                 width,
                 (size, size),
                 (stride, stride),
                 padding=[(size // 2, size // 2)] * 2,
-                use_bias=False,
+                use_bias=self.norm is None,
                 dtype=self.dtype,
-                kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal"),
+                kernel_init=kernel_init,
             )(x)
 
-        def normalised(x, activation=nn.relu, residual=None, scale_init=nn.initializers.ones):
-            norm = self.norm(activation=activation, scale_init=scale_init)
-            return norm(x, **arguments) if residual is None else norm(x, residual=residual, **arguments)
+        def norm(x, activation=nn.relu, **options):
+            return normalised(self.norm, x, train=train, mask=mask, activation=activation, **options)
+
+        last_conv: dict[str, Any] = {}
+        last_norm: dict[str, Any] = {}
+        if self.zero_last_scale:
+            if self.norm is None:
+                last_conv["kernel_init"] = zeros
+            else:
+                last_norm["scale_init"] = zeros
 
         def block(x, width, stride):
-            # The last norm starts at zero, so that a block starts as the identity.
-            last = nn.initializers.zeros
             if self.bottleneck:
-                y = normalised(conv(x, width, 1))
-                y = normalised(conv(y, width, 3, stride))
-                y = conv(y, 4 * width, 1)
+                y = norm(conv(x, width, 1))
+                y = norm(conv(y, width, 3, stride))
+                y = conv(y, 4 * width, 1, **last_conv)
             else:
-                y = conv(normalised(conv(x, width, 3, stride)), width, 3)
-            shortcut = x if x.shape == y.shape else normalised(conv(x, y.shape[-1], 1, stride), activation=None)
-            return normalised(y, residual=shortcut, scale_init=last)
+                y = conv(norm(conv(x, width, 3, stride)), width, 3, **last_conv)
+            shortcut = x if x.shape == y.shape else norm(conv(x, y.shape[-1], 1, stride), activation=None)
+            return norm(y, residual=shortcut, **last_norm)
 
         x = images.astype(self.dtype)
-        if self.small_images:
-            x = normalised(conv(x, self.width, 3))
+        small = min(images.shape[1:3]) < SMALL if self.small_images is None else self.small_images
+        if small:
+            x = norm(conv(x, self.width, 3))
         else:
-            x = normalised(conv(x, self.width, 7, 2))
+            x = norm(conv(x, self.width, 7, 2))
             padding: Any = ((1, 1), (1, 1))  # Flax takes it, its annotation does not.
             x = nn.max_pool(x, (3, 3), (2, 2), padding=padding)
         for stage, blocks in enumerate(self.stage_sizes):

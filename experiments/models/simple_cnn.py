@@ -1,7 +1,5 @@
 """A small convolutional network for images of digits: trained on two cores in minutes."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -9,6 +7,7 @@ from flax import linen as nn
 from experiments._errors import UsageError
 from experiments.models import layout as layouts
 from experiments.models.convolution import ConvMaxPool
+from experiments.models.normalised import NormFactory, normalised
 
 SMALLEST = 28
 WIDTHS_AND_KERNELS = ((10, 5), (20, 5), (40, 3))
@@ -19,14 +18,13 @@ class SimpleCNN(nn.Module):
 
     Attributes:
       num_classes: the number of outputs.
-      norm: makes a norm for a given feature axis, `norm(axis=axis)`, that is called as
-        `module(x, use_running_average=..., mask=...)`; None: biases in its place.
+      norm: makes the norms, as `models.normalised.NormFactory`; None: biases in their place.
       dtype: of the computation; parameters and outputs are float32.
       layout: of the activations; None: the faster one on this machine.
     """
 
     num_classes: int
-    norm: Callable[..., nn.Module] | None = None
+    norm: NormFactory | None = None
     dtype: jnp.dtype = jnp.dtype("float32")
     layout: layouts.Layout | None = None
 
@@ -51,10 +49,7 @@ class SimpleCNN(nn.Module):
         x = layout.from_nhwc(images)
         for width, size in WIDTHS_AND_KERNELS:
             x = ConvMaxPool(width, (size, size), layout, use_bias=self.norm is None, dtype=self.dtype)(x)
-            if self.norm is not None:
-                norm = self.norm(axis=layout.feature_axis)
-                x = norm(x, use_running_average=not train, mask=None if mask is None else layout.example_mask(mask))
-            x = nn.relu(x)
+            x = normalised(self.norm, x, train=train, mask=mask, activation=nn.relu, layout=layout)
         # NHWC order, so that the dense layer's rows mean the same in every layout.
         x = layout.to_nhwc(x).reshape(images.shape[0], -1)
         return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)

@@ -8,10 +8,10 @@ import numpy as np
 import optax
 
 from experiments import data as datasets
-from experiments import models
 from experiments._errors import UsageError
-from experiments.training import devices, evaluation, optimizers, steps
+from experiments.training import devices, evaluation, steps
 from experiments.training.checkpoints import Checkpoints, read_config
+from experiments.training.run import make_model, make_optimizer, make_recipe
 
 
 def evaluate_checkpoint(
@@ -43,28 +43,22 @@ def evaluate_checkpoint(
     config, facts = read_config(workdir)
     name = dataset or config.dataset
     chosen = devices.set_up(num_devices)
-    loaded = datasets.load(name, data_dir or config.data_dir)
+    loaded = datasets.load(name, data_dir or config.data_dir, image_size=config.image_size)
     shape = tuple(facts["image_shape"])
-    if loaded.train.images.shape[1:] != shape or loaded.num_classes != facts["num_classes"]:
+    if loaded.train.image_shape != shape or loaded.num_classes != facts["num_classes"]:
         raise UsageError(
             f"the model takes images of shape {shape} in {facts['num_classes']} classes; dataset {name!r} has "
-            f"{loaded.train.images.shape[1:]} in {loaded.num_classes}"
+            f"{loaded.train.image_shape} in {loaded.num_classes}"
         )
     mesh = devices.make_mesh(chosen)
-    norm = steps.make_norm(config.norm, config.running_momentum)
-    model = models.create(config.model, num_classes=facts["num_classes"], norm=norm)
-    optimizer = optimizers.make(
-        config.optimizer, optax.constant_schedule(0.0), momentum=config.momentum, weight_decay=config.weight_decay
-    )
+    model = make_model(config, facts["num_classes"], config.running_momentum())
+    optimizer = make_optimizer(config, optax.constant_schedule(0.0))
     like = jax.device_put(steps.init_state(model, optimizer, shape, config.seed), devices.replicated(mesh))
     with Checkpoints(workdir) as checkpoints:
         state = checkpoints.restore(like, step)
     if state is None:
         raise UsageError(f"{workdir} has no checkpoint yet")
     statistics = np.array(facts["pixel_mean"], np.float32), np.array(facts["pixel_std"], np.float32)
-    step_function = steps.eval_step(model, mesh)
-    results = {
-        split: evaluation.evaluate(step_function, state, evaluation.put(examples, statistics, mesh), mesh)
-        for split, examples in loaded.test.items()
-    }
-    return int(state.step), results
+    recipe = make_recipe(config, facts["num_classes"], statistics)
+    evaluate = evaluation.Evaluator(steps.eval_step(model, mesh, recipe), loaded.test, mesh)
+    return int(state.step), evaluate(state)

@@ -1,28 +1,62 @@
 """Checkpoints of a run, and the configuration that they belong to."""
 
+import contextlib
 import dataclasses
+import errno
+import hashlib
 import json
 import os
+import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.experimental import multihost_utils
 
 from experiments._errors import UsageError
 from experiments.training.config import TrainConfig
 from experiments.training.steps import TrainState
 
 KEEP = 3
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class StorageError(RuntimeError):
+    """What a run wants to keep cannot be written; what was kept before is whole."""
+
+
+@contextlib.contextmanager
+def writing_to(folder: Path) -> Iterator[None]:
+    """Turns what a full disk raises, wherever it is met, into an error that says so.
+
+    Raises:
+      StorageError: in place of an `OSError` for want of room.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise StorageError(
+            f"{_reason(error, folder)}: what {folder} holds is whole; make room and start the same command again"
+        ) from error
 
 
 class Checkpoints:
-    """The newest checkpoints in a run's folder. Use it as a context: leaving it waits for what is being written."""
+    """The newest checkpoints in a run's folder. Use it as a context: leaving it waits for what is being written.
+
+    With every state its digest is stored: Orbax notices a file that was cut short, but restores flipped bytes without a
+    word. Both are one checkpoint, which appears under its name when it is whole, so a process that is killed while it
+    saves leaves the one before.
+    """
 
     def __init__(self, workdir: str | Path):
-        options = ocp.CheckpointManagerOptions(max_to_keep=KEEP)
+        options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=True, cleanup_tmp_directories=True)
         self._directory = Path(workdir).absolute() / "checkpoints"
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
@@ -33,11 +67,34 @@ class Checkpoints:
         self._manager.close()
 
     def save(self, state: TrainState) -> None:
-        """Keeps the state, under the number of its step, and waits until it is on disk. A step is kept once."""
+        """Keeps the state, under the number of its step, and waits until it is on disk. A step is kept once.
+
+        Raises:
+          StorageError: it cannot be written, such as to a full disk; the checkpoints before are left as they are.
+        """
         step = int(state.step)
-        if step not in self._manager.all_steps():
-            self._manager.save(step, args=ocp.args.StandardSave(state._asdict()))
-        self._manager.wait_until_finished()
+        if step in self._manager.all_steps():
+            return
+        try:
+            # Orbax logs each error with its traceback before it raises it.
+            with _quiet():
+                self._manager.save(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardSave(state._asdict()),
+                        digest=ocp.args.JsonSave({"sha256": digest(state)}),
+                    ),
+                )
+                self._manager.wait_until_finished()
+        # What a full disk raises depends on which file it meets first.
+        except Exception as error:
+            self._manager.reload()
+            kept = ", ".join(map(str, sorted(self._manager.all_steps()))) or "none"
+            raise StorageError(
+                f"the checkpoint of step {step} cannot be written to {self._directory} "
+                f"({_reason(error, self._directory)}). The checkpoints of steps {kept} are whole; make room and start "
+                "the same command again"
+            ) from error
 
     def restore(self, like: TrainState, step: int | None = None, *, set_aside: bool = False) -> TrainState | None:
         """The state of a step, or of the newest one that can be read, laid out like `like`; None if there is none.
@@ -56,10 +113,10 @@ class Checkpoints:
         for candidate in [step] if step is not None else reversed(steps):
             path = self._directory / str(candidate)
             try:
-                state = TrainState(**self._manager.restore(candidate, args=ocp.args.StandardRestore(abstract)))
+                state = self._read(candidate, abstract)
             # What a damaged file raises depends on which byte is missing.
             except Exception as error:
-                logging.warning("The checkpoint %s cannot be read (%s).", path, error)
+                logging.warning("The checkpoint %s cannot be read (%s).", path, str(error).partition("\n")[0])
                 unreadable.append(path)
                 continue
             if set_aside and unreadable:
@@ -71,13 +128,59 @@ class Checkpoints:
             )
         return None
 
+    def _read(self, step: int, abstract: Any) -> TrainState:
+        stored = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), digest=ocp.args.JsonRestore())
+        )
+        state = TrainState(**stored["state"])
+        if digest(state) != stored["digest"]["sha256"]:
+            raise ValueError("its content does not have the digest that was stored with it")
+        return state
+
     def _set_aside(self, paths: list[Path]) -> None:
         aside = self._directory.parent / "unreadable_checkpoints"
-        aside.mkdir(exist_ok=True)
-        for path in paths:
-            path.rename(aside / f"{path.name}-{time.time_ns()}")
-            logging.warning("The checkpoint %s is set aside in %s.", path, aside)
+        if jax.process_index() == 0:
+            aside.mkdir(exist_ok=True)
+            for path in paths:
+                path.rename(aside / f"{path.name}-{time.time_ns()}")
+                logging.warning("The checkpoint %s is set aside in %s.", path, aside)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("set_aside")
         self._manager.reload()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.FATAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def digest(state: TrainState) -> str:
+    """The SHA-256 of a state: of every array its place in the tree, type, shape and bytes."""
+    total = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state._asdict()):
+        array = np.asarray(leaf)
+        total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        total.update(np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()
+
+
+def _reason(error: BaseException, directory: Path) -> str:
+    """In a few words: a full disk is named as one, whoever noticed it."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    full = any(isinstance(e, OSError) and e.errno in _FULL for e in chain)
+    if full or any("No space left" in str(e) or "quota exceeded" in str(e).lower() for e in chain):
+        free = shutil.disk_usage(directory).free
+        return f"no space left on the disk: {free / 2**20:.1f} MiB free"
+    return str(error).partition("\n")[0]
 
 
 def write_config(workdir: Path, config: TrainConfig, data_facts: dict[str, Any]) -> None:

@@ -3,18 +3,33 @@
 import dataclasses
 import hashlib
 import json
+import math
 from typing import Any
 
 from experiments._errors import UsageError, unknown_name
+from experiments.training import augmentation, norms, optimizers, schedules
 
-# Of these a run's numbers do not depend, to rounding, so that it may go on in another place or on other devices.
-PLACES = ("workdir", "data_dir", "num_devices", "checkpoint_every")
+# On these a run's numbers do not depend, to rounding, so that it may go on in another place or on other devices.
+PLACES = (
+    "workdir",
+    "data_dir",
+    "input",
+    "num_devices",
+    "checkpoint_every",
+    "distributed",
+    "coordinator_address",
+    "num_processes",
+    "process_id",
+)
 REFERENCE_BATCH_SIZE = 256
 REFERENCE_NORM_MOMENTUM = 0.9
+DTYPES = ("float32", "bfloat16")
+INPUTS = ("auto", "resident", "streamed")
 
 
-def _option(default: Any, help: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help})
+def _option(default: Any, help: str, **limits: Any) -> Any:
+    """A field; of its limits `least` and `below` bound a number, and `among` lists what a name may be."""
+    return dataclasses.field(default=default, metadata={"help": help, **limits})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +39,7 @@ class TrainConfig:
     `FIELD.metadata["help"]` documents each field; entry points make a flag of it.
 
     Raises:
-      UsageError: a value is out of range.
+      UsageError: a value is out of range, or two of them do not go together.
 
     Example:
       >>> TrainConfig(batch_size=512).peak_learning_rate
@@ -32,66 +47,166 @@ class TrainConfig:
     """
 
     dataset: str = _option(
-        "digits", "Data set: 'digits' (no network needed), or any prepared TFDS name such as 'mnist'."
+        "digits",
+        "Data set: 'digits' or 'shapes' (no network needed), any prepared TFDS name such as 'mnist', or a function of "
+        "your own, 'package.module:function'.",
     )
     data_dir: str | None = _option(None, "TFDS data directory. Default: TFDS's own.")
-    model: str = _option("simple_cnn", "Model to train.")
-    norm: str = _option(
-        "batch", "Normalization: 'batch' (statistics over the global batch), 'local' (each device's own), 'none'."
+    image_size: int | None = _option(
+        None, "Crop and resize the images of a TFDS data set to this size as they are read.", least=1
     )
-    batch_size: int = _option(64, "Global batch size: devices x examples per device.")
-    epochs: int = _option(20, "Passes over the training set.")
-    steps: int | None = _option(None, "Updates in all, in place of --epochs; the schedule ends there.")
-    optimizer: str = _option("nesterov", "Optimizer: 'sgd', 'nesterov' or 'lars'.")
-    base_learning_rate: float = _option(0.05, f"Peak learning rate at a batch of {REFERENCE_BATCH_SIZE}.")
-    lr_scaling: str = _option("linear", "How the peak rate follows the batch size: 'linear', 'sqrt' or 'none'.")
-    learning_rate: float | None = _option(None, "Peak learning rate as it is, in place of the two flags above.")
-    schedule: str = _option("cosine", "Decay after warmup: 'constant', 'cosine' or 'polynomial' (power 2).")
-    warmup_epochs: float = _option(2.0, "Epochs over which the rate rises linearly to its peak.")
-    momentum: float = _option(0.9, "Momentum of the optimizer.")
-    weight_decay: float = _option(2e-3, "L2 penalty on kernels; never on norm parameters or biases.")
-    label_smoothing: float = _option(0.1, "Share of the target spread over all classes.")
-    norm_momentum: float | None = _option(
-        None, "Running statistics: running = m running + (1 - m) batch. Default: 0.9 to the power of batch_size / 256."
+    input: str = _option(
+        "auto",
+        "Where training reads from: 'resident' (all on the device), 'streamed', or whichever fits.",
+        among=INPUTS,
+    )
+    validation_examples: int = _option(
+        0, "Training examples to hold out and evaluate on in place of the test splits, for choosing a recipe.", least=0
+    )
+    augmentation: str = _option(
+        "none", "Made on the device: 'none', 'crop', 'flip', 'crop_flip'.", among=augmentation.NAMES
     )
     drop_remainder: bool = _option(
-        True, "Leave out the last, smaller batch of an epoch; else pad it and mask the padding."
+        True, "Leave out an epoch's examples after its last full batch; else they make a smaller one."
     )
-    seed: int = _option(0, "Seed of the initial parameters and of the order of the examples.")
+    model: str = _option("simple_cnn", "Model to train, or a factory of your own, 'package.module:factory'.")
+    zero_last_scale: bool = _option(True, "Start residual blocks as the identity, in models that have them.")
+    dtype: str = _option("float32", "Of the computation: 'float32' or 'bfloat16'.", among=DTYPES)
+    norm: str = _option(
+        "batch",
+        "Normalization: 'batch' (statistics over the global batch), 'local' (each device's own), 'none'.",
+        among=norms.NAMES,
+    )
+    span: int | None = _option(
+        None, "Examples normalised together. Default: all of a batch, or of a micro-batch with accumulation.", least=1
+    )
+    norm_momentum: float | None = _option(
+        None,
+        "Running statistics: running = m running + (1 - m) batch. Default: 0.9 to the power of batch_size / 256.",
+        least=0,
+        below=1,
+    )
+    batch_size: int = _option(64, "Global batch size: devices x examples per device x accumulation steps.", least=1)
+    accumulation_steps: int = _option(1, "Micro-batches whose gradients are added up for one update.", least=1)
+    backwards_per_forward: int = _option(
+        1, "Split the losses of one forward pass into this many groups, with a backward pass and update each.", least=1
+    )
+    batch_ramp: int | None = _option(
+        None,
+        "Multiply the batch, up to this size, where --schedule=step would divide the rate; what is left of the factor "
+        "divides the rate.",
+        least=1,
+    )
+    epochs: int = _option(20, "Passes over the training set.", least=1)
+    steps: int | None = _option(None, "Updates in all, in place of --epochs; the schedule ends there.", least=1)
+    target_accuracy: float | None = _option(
+        None, "Stop at the end of the epoch in which the first split evaluated reaches this, such as 0.98.", least=0
+    )
+    optimizer: str = _option(
+        "nesterov",
+        "Optimizer: 'sgd', 'nesterov', 'lars', 'lamb', 'adamw', or 'lbfgs' on the whole training set at once.",
+        among=optimizers.NAMES,
+    )
+    base_learning_rate: float | None = _option(
+        None, f"Peak learning rate at a batch of {REFERENCE_BATCH_SIZE}. Default: by optimizer.", least=0
+    )
+    lr_scaling: str | None = _option(
+        None,
+        "How the peak rate follows the batch size: 'linear', 'sqrt' or 'none'. Default: by optimizer.",
+        among=("linear", "sqrt", "none"),
+    )
+    learning_rate: float | None = _option(
+        None, "Peak learning rate as it is, in place of the two flags above.", least=0
+    )
+    schedule: str = _option(
+        "cosine",
+        "Decay after warmup: 'constant', 'step', 'cosine', 'polynomial' (power 2) or 'cyclic'.",
+        among=tuple(schedules.DECAYS),
+    )
+    warmup_epochs: float = _option(2.0, "Epochs over which the rate rises linearly to its peak.", least=0)
+    step_epochs: str | None = _option(
+        None, "Epochs at which --schedule=step divides the rate, such as '30,60,80'. Default: 1/3, 2/3 and 8/9 of all."
+    )
+    step_factor: float = _option(10.0, "By what --schedule=step divides the rate.", least=1)
+    cycle_epochs: float = _option(4.0, "Length of a cycle of --schedule=cyclic.", least=0)
+    momentum: float = _option(0.9, "Momentum of the optimizer; Adam's b1.", least=0, below=1)
+    weight_decay: float = _option(2e-3, "Decay of kernels; never of norm parameters or biases.", least=0)
+    decay_all: bool = _option(False, "Have norm parameters and biases decay too, as a naive recipe would.")
+    label_smoothing: float = _option(0.1, "Share of the target spread over all classes.", least=0, below=1)
+    seed: int = _option(0, "Seed of the initial parameters, the order of the examples and the augmentation.", least=0)
     num_devices: int | None = _option(
-        None, "Devices to use. Default: all accelerators, or on a CPU one a core that divides the batch."
+        None, "Devices of each process. Default: all accelerators, or on a CPU one a core that divides the batch."
     )
+    distributed: bool = _option(
+        False, "One of several processes, found by JAX itself: SLURM, Open MPI, Kubernetes or Cloud TPU."
+    )
+    coordinator_address: str | None = _option(None, "Host and port of process 0, where JAX does not find it itself.")
+    num_processes: int | None = _option(None, "With --coordinator_address: how many processes there are.", least=1)
+    process_id: int | None = _option(None, "With --coordinator_address: which one this is, from 0.", least=0)
     workdir: str | None = _option(None, "Folder for results. Default: one under runs/, named after the configuration.")
-    log_every: int = _option(1, "Updates between two rows of metrics.")
-    checkpoint_every: int = _option(0, "Updates between two checkpoints. 0: one at the end of every epoch.")
+    log_every: int = _option(1, "Updates between two rows of metrics.", least=1)
+    checkpoint_every: int = _option(0, "Updates between two checkpoints. 0: one at the end of every epoch.", least=0)
 
     def __post_init__(self):
         """Refuses what cannot be, before anything is loaded or compiled."""
-        for name, minimum in (("batch_size", 1), ("epochs", 1), ("log_every", 1), ("checkpoint_every", 0), ("seed", 0)):
-            if getattr(self, name) < minimum:
-                raise UsageError(f"--{name} must be at least {minimum}, not {getattr(self, name)}")
-        for name in ("steps", "num_devices"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UsageError(f"--{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("base_learning_rate", "learning_rate", "weight_decay", "warmup_epochs"):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) < float("inf"):
-                raise UsageError(f"--{name} must be finite and not negative, not {getattr(self, name)}")
-        for name in ("momentum", "norm_momentum", "label_smoothing"):
-            if getattr(self, name) is not None and not 0 <= getattr(self, name) < 1:
-                raise UsageError(f"--{name} must be at least 0 and less than 1, not {getattr(self, name)}")
-        if self.lr_scaling not in LR_SCALINGS:
-            raise unknown_name("lr_scaling", self.lr_scaling, LR_SCALINGS)
+        for field in dataclasses.fields(self):
+            _check(field.name, getattr(self, field.name), field.metadata)
+        if self.num_devices is not None and self.num_devices < 1:
+            raise UsageError(f"--num_devices must be at least 1, not {self.num_devices}")
+        if self.target_accuracy is not None and self.target_accuracy > 1:
+            raise UsageError(f"--target_accuracy is a share of 1, such as 0.98, not {self.target_accuracy}")
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        k = self.backwards_per_forward
+        if k > 1 and self.accumulation_steps > 1:
+            raise UsageError(f"--backwards_per_forward={k} splits one forward pass; it takes --accumulation_steps=1")
+        if self.batch_size % k:
+            raise UsageError(f"--backwards_per_forward={k} does not divide --batch_size={self.batch_size}")
+        if k > 1 and not self.drop_remainder:
+            raise UsageError(f"--backwards_per_forward={k} takes --drop_remainder: each update has as many examples")
+        if self.batch_ramp is not None:
+            if self.schedule != "step":
+                raise UsageError(
+                    f"--batch_ramp multiplies the batch in the places of --schedule=step, not {self.schedule}"
+                )
+            if self.batch_ramp < self.batch_size:
+                raise UsageError(
+                    f"--batch_ramp={self.batch_ramp} is below --batch_size={self.batch_size}, where it starts"
+                )
+            if k > 1:
+                raise UsageError("--batch_ramp takes --backwards_per_forward=1")
+        if self.schedule == "cyclic" and self.cycle_epochs == 0:
+            raise UsageError("--cycle_epochs must be greater than 0")
+        if self.span is not None and self.norm != "batch":
+            raise UsageError(f"--span groups the examples of --norm=batch, not of --norm={self.norm}")
+        if self.optimizer == optimizers.FULL_BATCH:
+            for name, value in (("backwards_per_forward", 1), ("batch_ramp", None), ("augmentation", "none")):
+                if getattr(self, name) != value:
+                    raise UsageError(
+                        f"--optimizer=lbfgs takes the whole training set as it is, with --{name}={value}, "
+                        f"not {getattr(self, name)}"
+                    )
+        given = {"num_processes": self.num_processes, "process_id": self.process_id}
+        missing = [name for name, value in given.items() if value is None]
+        if self.coordinator_address is None and len(missing) < len(given):
+            raise UsageError("--num_processes and --process_id come with --coordinator_address=HOST:PORT")
+        if self.coordinator_address is not None and missing:
+            raise UsageError(f"--coordinator_address comes with --{' and --'.join(missing)}")
+        schedules.parse_epochs(self.step_epochs)
 
     @property
     def peak_learning_rate(self) -> float:
-        """The rate at the end of warmup."""
+        """The rate at the end of warmup. It follows the number of examples whose losses make one update."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return self.base_learning_rate * LR_SCALINGS[self.lr_scaling](self.batch_size / REFERENCE_BATCH_SIZE)
+        adaptive = self.optimizer in optimizers.ADAPTIVE
+        base = DEFAULT_BASE_RATES[self.optimizer] if self.base_learning_rate is None else self.base_learning_rate
+        scaling = self.lr_scaling or ("sqrt" if adaptive else "linear")
+        return base * LR_SCALINGS[scaling](self.batch_size / self.backwards_per_forward / REFERENCE_BATCH_SIZE)
 
-    @property
-    def running_momentum(self) -> float:
-        """The momentum of the norms' running statistics.
+    def running_momentum(self, batch_size: int | None = None) -> float:
+        """The momentum of the norms' running statistics, at the batch size of this point of a ramp.
 
         By default they average over as many examples at any batch size, some 2,500. At a batch of 8192 that is
         the last batch, which is plenty; an average over ten updates lags behind weights that move as fast as they do
@@ -101,7 +216,7 @@ class TrainConfig:
         """
         if self.norm_momentum is not None:
             return self.norm_momentum
-        return REFERENCE_NORM_MOMENTUM ** (self.batch_size / REFERENCE_BATCH_SIZE)
+        return REFERENCE_NORM_MOMENTUM ** ((batch_size or self.batch_size) / REFERENCE_BATCH_SIZE)
 
     def identity(self) -> dict[str, Any]:
         """The fields on which a run's numbers depend. Local statistics depend on the number of devices as well."""
@@ -111,8 +226,25 @@ class TrainConfig:
     def default_workdir(self) -> str:
         """A folder that the same command finds again, and another configuration does not."""
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
-        return f"runs/{self.dataset.replace(':', '_')}-{self.model}-b{self.batch_size}-{digest}"
+        return f"runs/{self.dataset.replace(':', '_')}-{self.model.replace(':', '_')}-b{self.batch_size}-{digest}"
+
+
+def _check(name: str, value: Any, limits: Any) -> None:
+    if "among" in limits and value is not None and value not in limits["among"]:
+        raise unknown_name(name, value, limits["among"], hint=f" It is --{name}.")
+    if value is None or isinstance(value, str | bool):
+        return
+    if "below" in limits:
+        if not limits["least"] <= value < limits["below"]:
+            raise UsageError(
+                f"--{name} must be at least {limits['least']} and less than {limits['below']}, not {value}"
+            )
+    elif "least" in limits and not (limits["least"] <= value and math.isfinite(value)):
+        finite = "finite and " if isinstance(value, float) else ""
+        raise UsageError(f"--{name} must be {finite}at least {limits['least']}, not {value}")
 
 
 # Goyal et al. 2017 (linear); Krizhevsky 2014 and You et al. 2019 (square root).
 LR_SCALINGS = {"linear": lambda ratio: ratio, "sqrt": lambda ratio: ratio**0.5, "none": lambda ratio: 1.0}
+# At the reference batch size, of `simple_cnn`; with L-BFGS a line search finds the length of a step.
+DEFAULT_BASE_RATES = {"sgd": 0.05, "nesterov": 0.05, "lars": 1.0, "lamb": 2e-3, "adamw": 1e-3, "lbfgs": 1.0}

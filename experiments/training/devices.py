@@ -5,9 +5,12 @@ import ctypes
 import math
 import os
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from experiments._errors import UsageError
@@ -21,48 +24,72 @@ def cpu_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def set_up(num_devices: int | None, batch_size: int | None = None) -> list[Device]:
+def set_up(
+    num_devices: int | None,
+    batch_size: int | None = None,
+    *,
+    connect: Callable[[], int] | None = None,
+) -> list[Device]:
     """Chooses the devices of a run, and makes the CPU into several if it has no accelerator.
 
     Must come before JAX is first used in the process: it decides how many devices the CPU shows.
 
     Args:
-      num_devices: how many; None: all accelerators, or on a CPU the most that there are cores for and divide the batch.
-      batch_size: the global batch size; None: any number of devices will do.
+      num_devices: how many of each process; None: all accelerators, or on a CPU the most that there are cores for
+        and divide the batch.
+      batch_size: the global batch size, in micro-batches if it is accumulated; None: any number of devices will do.
+      connect: joins the other processes and returns how many there are; None: there are no others.
 
     Returns:
-      The devices.
+      The devices of all processes.
 
     Raises:
       UsageError: there are fewer devices, or they do not divide the batch; the message names sizes that work.
     """
     if num_devices is not None and num_devices < 1:
         raise UsageError(f"--num_devices must be at least 1, not {num_devices}")
-
-    def most(limit: int) -> int:
-        return next(n for n in range(limit, 0, -1) if batch_size is None or batch_size % n == 0)
-
-    wanted = num_devices or most(cpu_cores())
     # Devices on a CPU share a pool of NPROC threads. One that waits in a collective holds a thread, and with no more
     # threads than devices (the default on a small machine) they wait for each other until XLA aborts the process.
-    os.environ.setdefault("NPROC", str(cpu_cores() + wanted))
-    # If JAX is in use already, in a notebook or in the tests, what it has is what there is.
-    with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", wanted)
+    os.environ.setdefault("NPROC", str(cpu_cores() + (num_devices or cpu_cores())))
     keep_freed_memory()
     # Collectives of steps that were dispatched ahead can wait for each other in the same way.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    there = jax.devices()
+    processes = connect() if connect is not None else 1
+
+    def most(limit: int) -> int:
+        return next(n for n in range(limit, 0, -1) if batch_size is None or batch_size % (n * processes) == 0 or n == 1)
+
+    # If JAX is in use already, in a notebook or in the tests, what it has is what there is.
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", num_devices or most(cpu_cores()))
+    there = jax.local_devices()
     on_cpu = there[0].platform == "cpu"
     count = num_devices or (most(min(cpu_cores(), len(there))) if on_cpu else len(there))
     if count > len(there):
         raise UsageError(f"--num_devices={count}, but this process has {len(there)} ({there[0].platform})")
-    if batch_size is not None and batch_size % count:
+    total = count * processes
+    if batch_size is not None and batch_size % total:
+        of_all = f"{total} devices" + (f" ({processes} processes x {count})" if processes > 1 else "")
+        share = math.gcd(batch_size, total) // processes
         raise UsageError(
-            f"--batch_size={batch_size} is not divisible by {count} devices; the nearest sizes that work: "
-            f"{nearest_multiples(batch_size, count)}. Or give --num_devices={math.gcd(batch_size, count)}."
+            f"--batch_size: {batch_size} examples are not divisible by {of_all}; the nearest sizes that work: "
+            f"{nearest_multiples(batch_size, total)}." + (f" Or give --num_devices={share}." if share else "")
         )
-    return there[:count]
+    chosen: list[Device] = []
+    for process in range(processes):
+        chosen += [d for d in jax.devices() if d.process_index == process][:count]
+    return chosen
+
+
+def keep_compiled_programs(directory: Path) -> None:
+    """Has JAX keep what it compiles in a folder, so that the same program starts at once the next time.
+
+    A folder that JAX has been given already, as by the environment variable JAX_COMPILATION_CACHE_DIR, stays.
+    """
+    if jax.config.values.get("jax_compilation_cache_dir") is not None:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 def keep_freed_memory() -> None:
@@ -102,3 +129,15 @@ def make_mesh(devices: list[Device]) -> Mesh:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def place(tree: Any, sharding: NamedSharding) -> Any:
+    """Puts arrays of the host, which every process has whole, onto the devices of all processes."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def put(a):
+        a = np.asarray(a)
+        return jax.make_array_from_callback(a.shape, sharding, lambda index: a[index])
+
+    return jax.tree.map(put, tree)

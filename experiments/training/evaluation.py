@@ -1,21 +1,31 @@
-"""The accuracy and loss on a whole split, every example counted once."""
+"""The accuracy and loss on whole splits, every example counted once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.data import Examples, padded_batches
-from experiments.training.devices import AXIS, replicated
-from experiments.training.steps import Resident, TrainState
+from experiments import data as datasets
+from experiments.training.devices import AXIS, place
+from experiments.training.feeding import read_batch
+from experiments.training.steps import Indexed, Source, TrainState
 
 # Examples a device per call: enough to keep a CPU core busy, and little memory.
 PER_DEVICE = 512
+# Of images too many to count the pixels of them all.
+SAMPLE = 2048
 
 
-def pixel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of the pixels of uint8 images, per channel, of values from 0 to 1."""
+def pixel_statistics(train: datasets.Split) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of the pixels of training images, per channel, of values from 0 to 1.
+
+    Of a stream, those of some 2,000 images spread over it.
+    """
+    if isinstance(train, datasets.Examples):
+        images = train.images
+    else:
+        images = train.read(np.linspace(0, train.size - 1, min(SAMPLE, train.size), dtype=np.int64)).images
     channels = images.shape[-1]
     # 256 levels: counting them is exact and needs no floating-point copy of the images.
     counts = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(channels)])
@@ -25,31 +35,64 @@ def pixel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean.astype(np.float32), std.astype(np.float32)
 
 
-def put(examples: Examples, statistics: tuple[np.ndarray, np.ndarray], mesh: Mesh) -> Resident:
-    """A split on every device of the mesh, with the pixel statistics by which its images are standardised."""
-    return Resident(*jax.device_put((*examples, *statistics), replicated(mesh)))
-
-
-def evaluate(step: Callable, state: TrainState, data: Resident, mesh: Mesh) -> dict[str, float | int]:
-    """Runs an evaluation step over a split, its last batch padded and masked.
+class Evaluator:
+    """Evaluates splits, their last batches padded and masked.
 
     Args:
       step: from `steps.eval_step`.
-      state: the parameters and running statistics to evaluate.
-      data: the split.
+      splits: by name, in memory or streamed.
       mesh: the devices.
-
-    Returns:
-      `accuracy` and `loss`, means over the split, and `examples`, how many were counted.
     """
-    examples = data.labels.shape[0]
-    per_device = min(PER_DEVICE, -(-examples // mesh.size))
-    batches = zip(*padded_batches(np.arange(examples, dtype=np.int32), per_device * mesh.size), strict=True)
-    cut = NamedSharding(mesh, PartitionSpec(AXIS))
-    sums = [step(state.params, state.batch_stats, data, *jax.device_put(batch, cut)) for batch in batches]
-    totals = jax.tree.map(lambda *parts: float(np.sum(np.array(parts, np.float64))), *sums)
-    return {
-        "accuracy": totals["correct"] / totals["count"],
-        "loss": totals["loss"] / totals["count"],
-        "examples": round(totals["count"]),
-    }
+
+    def __init__(self, step: Callable, splits: Mapping[str, datasets.Split], mesh: Mesh):
+        self._step, self._splits, self._mesh = step, splits, mesh
+        self._resident: dict[str, Indexed] = {}
+        self._compiled: dict[str, Callable] = {}
+
+    def compile(self, state: TrainState) -> None:
+        """Puts the splits that are in memory on the devices, and compiles the step for each split."""
+        for name in self._splits:
+            if name not in self._compiled:
+                source, row = next(self._batches(name))
+                self._compiled[name] = self._step.lower(state.params, state.batch_stats, source, row).compile()
+
+    def __call__(self, state: TrainState) -> dict[str, dict[str, float | int]]:
+        """Evaluates every split.
+
+        Returns:
+          For each `accuracy` and `loss`, means over the split, and `examples`, how many were counted; with a class for
+          every pixel also `mean_iou`, the mean over the classes that occur of intersection over union.
+        """
+        self.compile(state)
+        return {name: self._evaluate(name, state) for name in self._splits}
+
+    def _evaluate(self, name: str, state: TrainState) -> dict[str, float | int]:
+        compiled = self._compiled[name]
+        sums = [compiled(state.params, state.batch_stats, *batch) for batch in self._batches(name)]
+        totals = jax.tree.map(lambda *parts: np.sum(np.array(parts, np.float64), axis=0), *sums)
+        result = {
+            "accuracy": float(totals["correct"] / totals["count"]),
+            "loss": float(totals["loss"] / totals["count"]),
+            "examples": round(float(totals["count"])),
+        }
+        if "union" in totals:
+            there = totals["union"] > 0
+            result["mean_iou"] = float(np.mean(totals["intersection"][there] / totals["union"][there]))
+        return result
+
+    def _batches(self, name: str) -> Iterator[tuple[Source, np.int32]]:
+        split = self._splits[name]
+        per_device = min(PER_DEVICE, -(-split.size // self._mesh.size))
+        order, mask = datasets.padded_batches(np.arange(split.size, dtype=np.int32), per_device * self._mesh.size)
+        if isinstance(split, datasets.Examples):
+            if name not in self._resident:
+                whole = NamedSharding(self._mesh, PartitionSpec())
+                cut = NamedSharding(self._mesh, PartitionSpec(None, AXIS))
+                images, labels = place(tuple(split), whole)
+                rows, counts = place((order, mask), cut)
+                self._resident[name] = Indexed(images, labels, rows, counts, place(np.int32(0), whole))
+            for row in range(len(order)):
+                yield self._resident[name], np.int32(row)
+        else:
+            for indices, counts in zip(order, mask, strict=True):
+                yield read_batch(split, indices, counts, self._mesh), np.int32(0)

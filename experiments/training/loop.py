@@ -2,42 +2,30 @@
 
 import dataclasses
 import json
-import math
 import os
 import platform
-import signal
 import sys
 import time
-from collections import defaultdict
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
-from tqdm import tqdm
+from jax.experimental import multihost_utils
 
 from experiments import data as datasets
-from experiments import models
 from experiments._errors import UsageError
-from experiments.training import devices, evaluation, optimizers, preflight, schedules, steps
-from experiments.training.checkpoints import Checkpoints, write_config
+from experiments.training import devices, evaluation, feeding, preflight, processes, steps
+from experiments.training.checkpoints import Checkpoints, write_config, writing_to
+from experiments.training.clock import Clock
 from experiments.training.config import TrainConfig
 from experiments.training.metrics import MetricsLog
+from experiments.training.progress import REMEDY, NonFiniteLossError, Progress
+from experiments.training.run import Program, Run, prepare
 
 SUMMARY = "summary.json"
-TERMINATED = 128 + signal.SIGTERM
-
-
-_REMEDY = (
-    "checkpoints of earlier steps are kept. Try a lower learning rate (--learning_rate, --base_learning_rate) "
-    "or a longer --warmup_epochs"
-)
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss became infinite or not a number; the last checkpoint is of before that."""
+# 128 + SIGTERM, as a shell has it.
+TERMINATED = 143
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -55,255 +43,234 @@ def train(config: TrainConfig) -> dict[str, Any]:
     Raises:
       UsageError: what was asked for cannot be done.
       NonFiniteLossError: the loss is not finite; the message names the step.
+      StorageError: the disk is full; what was kept before is whole.
+      PeerError: another process of the run has ended.
     """
     clock = Clock()
     config = resolve(config)
     workdir = Path(str(config.workdir))
-    with clock("input"):
-        chosen = devices.set_up(config.num_devices, config.batch_size)
-        dataset = datasets.load(config.dataset, config.data_dir)
-    run = prepare(config, dataset, chosen)
-    examples = len(dataset.train.labels)
-    for line in preflight.describe(config, run.plan, examples, len(chosen), chosen[0].platform):
-        print(line)
-    if dataset.note:
-        print(f"note      {dataset.note}")
-    statistics = evaluation.pixel_statistics(dataset.train.images)
-    facts = {
-        "image_shape": list(dataset.train.images.shape[1:]),
-        "num_classes": dataset.num_classes,
-        "pixel_mean": statistics[0].tolist(),
-        "pixel_std": statistics[1].tolist(),
-        "examples": examples,
-        "note": dataset.note,
-    }
-    write_config(workdir, config, facts)
-    print(f"workdir   {workdir}\n", flush=True)
+    with clock("start"):
+        chosen = set_up_devices(config)
+        dataset = datasets.load(
+            config.dataset,
+            config.data_dir,
+            image_size=config.image_size,
+            validation_examples=config.validation_examples,
+        )
+        statistics = evaluation.pixel_statistics(dataset.train)
+    with clock("compile"):
+        run = prepare(config, dataset, statistics, chosen)
+    first = processes.is_first()
+    if first:
+        for line in preflight.describe(config, run.plan, len(chosen), chosen[0].platform, jax.process_count()):
+            print(line)
+        if dataset.note:
+            print(f"note      {dataset.note}")
+        write_config(workdir, config, _facts(dataset, statistics))
+        print(f"workdir   {workdir}", flush=True)
+    # The others read what the first has written.
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("config")
     if (summary := _finished(workdir)) is not None:
-        print("This run is complete; to run it again give another --workdir or --seed.\n")
+        if first:
+            print("This run is complete; to run it again give another --workdir or --seed.\n")
         return summary
 
-    with clock("input"):
-        train_data = evaluation.put(dataset.train, statistics, run.mesh)
-        test_data = {name: evaluation.put(split, statistics, run.mesh) for name, split in dataset.test.items()}
-    with Checkpoints(workdir) as checkpoints:
+    with clock("start"):
+        resident = feeding.is_resident(config, dataset.train, _device_memory(chosen[0]))
+        feed = feeding.Feed(config, dataset.train, run.mesh, resident=resident)
+        evaluate = evaluation.Evaluator(run.eval_step, dataset.test, run.mesh)
+    with processes.watched(), writing_to(workdir), Checkpoints(workdir) as checkpoints:
         state = checkpoints.restore(run.state, set_aside=True)
         if state is None:
             state = run.state
-        else:
+        elif first:
             print(f"Going on from the checkpoint of step {int(state.step)}.", flush=True)
-        with MetricsLog(workdir, int(state.step)) as log:
-            state, results = _fit(config, run, state, train_data, test_data, checkpoints, log, clock)
-    summary = _summarise(config, run, results, clock)
-    # Written last and whole: its presence says that the run is complete.
-    aside = workdir / f"{SUMMARY}.tmp"
-    aside.write_text(json.dumps(summary, indent=2) + "\n")
-    os.replace(aside, workdir / SUMMARY)
+        with MetricsLog(workdir, int(state.step), writes=first) as log:
+            fit = Fit(config, run, feed, evaluate, checkpoints, log, clock)
+            state, results, reached = fit(state)
+    summary = _summarise(config, run, int(state.step), results, reached, clock)
+    summary["first_step_ended"] = fit.first_step_ended
+    if first:
+        # Written last and whole: its presence says that the run is complete.
+        with writing_to(workdir):
+            aside = workdir / f"{SUMMARY}.tmp"
+            aside.write_text(json.dumps(summary, indent=2) + "\n")
+            os.replace(aside, workdir / SUMMARY)
     return summary
+
+
+def set_up_devices(config: TrainConfig) -> list[devices.Device]:
+    """The devices of a configuration, its other processes joined."""
+    if config.batch_size % config.accumulation_steps:
+        raise UsageError(
+            f"--batch_size={config.batch_size} is not divisible by --accumulation_steps={config.accumulation_steps}; "
+            f"the nearest sizes that work: {devices.nearest_multiples(config.batch_size, config.accumulation_steps)}"
+        )
+    devices.keep_compiled_programs(datasets.cache_dir() / "compiled")
+    return devices.set_up(
+        config.num_devices, config.batch_size // config.accumulation_steps, connect=processes.connector(config)
+    )
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
     """The configuration with its workdir filled in, and the number of devices where the numbers depend on it."""
     if config.norm == "local":
-        chosen = devices.set_up(config.num_devices, config.batch_size)
-        config = dataclasses.replace(config, num_devices=len(chosen))
+        chosen = set_up_devices(config)
+        config = dataclasses.replace(config, num_devices=len(chosen) // jax.process_count())
     return dataclasses.replace(config, workdir=config.workdir or config.default_workdir())
 
 
-class Run(NamedTuple):
-    """What a training run is made of, before its first step."""
+class Fit:
+    """Trains to the last step: call it with the state to start from."""
 
-    plan: preflight.Plan
-    mesh: jax.sharding.Mesh
-    state: steps.TrainState
-    train_step: Any
-    eval_step: Any
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: Run,
+        feed: feeding.Feed,
+        evaluate: evaluation.Evaluator,
+        checkpoints: Checkpoints,
+        log: MetricsLog,
+        clock: Clock,
+    ):
+        self._config, self._run, self._feed, self._evaluate = config, run, feed, evaluate
+        self._checkpoints, self._clock = checkpoints, clock
+        self._log = log
+        self._programs: dict[Any, Program] = {}
+        self.first_step_ended: float | None = None
 
+    def __call__(self, state: steps.TrainState) -> tuple[steps.TrainState, dict, int | None]:
+        """Returns the state at the end, the last evaluation of every split, and the step that reached the target."""
+        plan = self._run.plan
+        step, results, reached = int(state.step), {}, None
+        self._progress = Progress(self._config, plan, self._log, step, quiet=not processes.is_first())
+        with processes.Termination() as self._termination:
+            while step < plan.total_steps and reached is None:
+                state, step = self._epoch(state, step)
+                results, reached = self._end_epoch(state, step)
+        self._progress.close()
+        if not results:
+            # It was stopped between its last checkpoint and its summary: the rows are there already.
+            results = self._evaluated(state)
+            reached = step if self._is_reached(results) else None
+        return state, results, reached
 
-def prepare(config: TrainConfig, dataset: datasets.Dataset, chosen: list[devices.Device]) -> Run:
-    """Makes the model, its initial state and its steps; refuses what cannot be before anything is compiled."""
-    plan = preflight.plan(config, len(dataset.train.labels))
-    model = models.create(
-        config.model, num_classes=dataset.num_classes, norm=steps.make_norm(config.norm, config.running_momentum)
-    )
-    schedule = schedules.make(
-        config.schedule, config.peak_learning_rate, warmup_steps=plan.warmup_steps, total_steps=plan.total_steps
-    )
-    optimizer = optimizers.make(config.optimizer, schedule, momentum=config.momentum, weight_decay=config.weight_decay)
-    mesh = devices.make_mesh(chosen)
-    step = steps.train_step(
-        model,
-        optimizer,
-        schedule,
-        mesh,
-        label_smoothing=config.label_smoothing,
-        masked=plan.masked,
-        local_statistics=config.norm == "local",
-    )
-    state = steps.init_state(model, optimizer, dataset.train.images.shape[1:], config.seed)
-    state = jax.device_put(state, devices.replicated(mesh))
-    return Run(plan, mesh, state, step, steps.eval_step(model, mesh))
-
-
-def _fit(config, run, state, train_data, test_data, checkpoints, log, clock):
-    """Trains to the last step. Returns the state and the last evaluation of every split."""
-    plan = run.plan
-    bar = tqdm(total=plan.total_steps, initial=int(state.step), unit="step", disable=None, dynamic_ncols=True)
-    reader = _LossReader(config, plan, log, bar)
-    compiled, results = None, {}
-    step = int(state.step)
-    with _Termination() as terminated:
-        while step < plan.total_steps:
-            epoch = step // plan.steps_per_epoch
+    def _epoch(self, state: steps.TrainState, step: int) -> tuple[steps.TrainState, int]:
+        """Trains to the end of an epoch."""
+        clock, progress = self._clock, self._progress
+        position = self._run.plan.locate(step)
+        progress.start_epoch()
+        self._computing = -clock.seconds["compute"]
+        updates = self._feed.updates(position, step)
+        while step < position.last_step:
             with clock("input"):
-                order = _epoch(config, run, epoch, len(train_data.labels))
-            if compiled is None:
-                with clock("compile"):
-                    compiled = run.train_step.lower(state, train_data, *order).compile()
-            epoch_end = min((epoch + 1) * plan.steps_per_epoch, plan.total_steps)
-            first_step, started = step, clock.seconds["compute"]
+                sources = next(updates)
+            program = self._program(state, sources, position.phase.batch_size)
             with clock("compute"):
-                while step < epoch_end:
-                    state, metrics = compiled(state, train_data, *order)
-                    step += 1
-                    # The metrics of the step before this one: by now a next step is under way.
-                    reader.read()
-                    reader.expect(step, metrics)
-                    # At the end of an epoch its evaluation comes first, or a run that resumes would lack it.
-                    if step < epoch_end and (terminated() or _is_due(config, step)):
-                        reader.read()
-                        with clock("checkpoint", inside="compute"):
-                            _save(checkpoints, state, step)
-                        if terminated():
-                            _exit_terminated(step)
-                reader.read()
-                jax.block_until_ready(state)
-            images = (step - first_step) * config.batch_size
-            throughput = images / (clock.seconds["compute"] - started)
-            with clock("evaluate"):
-                results = {
-                    name: evaluation.evaluate(run.eval_step, state, split, run.mesh)
-                    for name, split in test_data.items()
-                }
-            for name, result in results.items():
-                log.write(name, step, {"epoch": step / plan.steps_per_epoch, **result})
-            _report(bar, plan, step, reader.last, results, throughput)
-            if not config.checkpoint_every or _is_due(config, step) or step == plan.total_steps or terminated():
-                with clock("checkpoint"):
-                    _save(checkpoints, state, step)
-            if terminated() and step < plan.total_steps:
-                _exit_terminated(step)
-    bar.close()
-    if not results:
-        # It was stopped between its last checkpoint and its summary: the rows are there already.
-        with clock("evaluate"):
-            results = {n: evaluation.evaluate(run.eval_step, state, d, run.mesh) for n, d in test_data.items()}
-    return state, results
+                state, metrics = program.call(state, sources)
+                progress.wait()
+                if self.first_step_ended is None:
+                    jax.block_until_ready(metrics)
+                    self.first_step_ended = time.time()
+            before, step = step, step + self._config.backwards_per_forward
+            with clock("log"):
+                # The metrics of the step before this one: by now a next step is under way.
+                progress.read()
+                progress.expect(step, metrics, sum(_examples(source) for source in sources))
+            # At the end of an epoch its evaluation comes first, or a run that resumes would lack it.
+            if step < position.last_step:
+                stop = self._termination.is_due(step)
+                if stop or self._is_due(before, step):
+                    self._settle(state)
+                    self._save(state, step)
+                if stop:
+                    _exit_terminated(step)
+        self._settle(state)
+        self._computing += clock.seconds["compute"]
+        return state, step
+
+    def _settle(self, state: steps.TrainState) -> None:
+        """Waits for the step that is under way, and reads its metrics."""
+        with self._clock("compute"):
+            jax.block_until_ready(state)
+        with self._clock("log"):
+            self._progress.read()
+
+    def _end_epoch(self, state: steps.TrainState, step: int) -> tuple[dict, int | None]:
+        """Evaluates, logs and keeps the state."""
+        results = self._evaluated(state)
+        with self._clock("log"):
+            self._progress.end_epoch(step, results, self._computing)
+        reached = step if self._is_reached(results) else None
+        last = step == self._run.plan.total_steps or reached is not None
+        stop = self._termination.is_due(step)
+        if not self._config.checkpoint_every or self._is_due(step - 1, step) or last or stop:
+            self._save(state, step)
+        if stop and not last:
+            _exit_terminated(step)
+        return results, reached
+
+    def _program(self, state: steps.TrainState, sources: list[steps.Source], batch_size: int) -> Program:
+        key = (batch_size, feeding.signature(sources))
+        if key not in self._programs:
+            with self._clock("compile"):
+                program = self._run.compile(state, sources, batch_size)
+            line = preflight.memory_line(program.largest, self._run.mesh.local_devices)
+            if processes.is_first() and not self._programs:
+                print(line, flush=True)
+            self._programs[key] = program
+        return self._programs[key]
+
+    def _evaluated(self, state: steps.TrainState) -> dict:
+        with self._clock("compile"):
+            self._evaluate.compile(state)
+        with self._clock("evaluate"):
+            return self._evaluate(state)
+
+    def _is_reached(self, results: dict) -> bool:
+        target = self._config.target_accuracy
+        return target is not None and next(iter(results.values()))["accuracy"] >= target
+
+    def _is_due(self, before: int, step: int) -> bool:
+        every = self._config.checkpoint_every
+        return every > 0 and step // every > before // every
+
+    def _save(self, state: steps.TrainState, step: int) -> None:
+        """Keeps a state, unless the update that made it left what is not finite: its loss is not known yet."""
+        with self._clock("checkpoint"):
+            for leaf in jax.tree.leaves((state.params, state.batch_stats)):
+                if not np.isfinite(np.asarray(leaf, np.float32)).all():
+                    raise NonFiniteLossError(f"the parameters are not finite after step {step}; {REMEDY}")
+            self._checkpoints.save(state)
 
 
-def _is_due(config: TrainConfig, step: int) -> bool:
-    return config.checkpoint_every > 0 and step % config.checkpoint_every == 0
-
-
-def _save(checkpoints: Checkpoints, state: steps.TrainState, step: int) -> None:
-    """Keeps a state, unless the update that made it left something that is not finite: its loss is not known yet."""
-    for leaf in jax.tree.leaves((state.params, state.batch_stats)):
-        if not np.isfinite(np.asarray(leaf)).all():
-            raise NonFiniteLossError(f"the parameters are not finite after step {step}; {_REMEDY}")
-    checkpoints.save(state)
+def _examples(source: steps.Source) -> int:
+    return source.order.shape[1] if isinstance(source, steps.Indexed) else source.labels.shape[0]
 
 
 def _exit_terminated(step: int) -> NoReturn:
-    print(f"\nStopped by SIGTERM; step {step} is saved.", flush=True)
+    if processes.is_first():
+        print(f"\nStopped by SIGTERM; step {step} is saved.", flush=True)
     sys.exit(TERMINATED)
 
 
-def _epoch(config: TrainConfig, run: Run, epoch: int, examples: int):
-    order = datasets.epoch_order(
-        examples, config.batch_size, seed=config.seed, epoch=epoch, drop_remainder=config.drop_remainder
-    )
-    return jax.device_put(order, NamedSharding(run.mesh, PartitionSpec(None, devices.AXIS)))
+def _device_memory(device: devices.Device) -> int | None:
+    if device.platform == "cpu":
+        return preflight.host_memory()
+    return (device.memory_stats() or {}).get("bytes_limit")
 
 
-class _LossReader:
-    """Reads a step's metrics once the next step is dispatched, so that the device never waits for the host."""
-
-    def __init__(self, config: TrainConfig, plan: preflight.Plan, log: MetricsLog, bar: tqdm):
-        self._config, self._log, self._bar = config, log, bar
-        self._steps_per_epoch = plan.steps_per_epoch
-        self._expected = None
-        self.last: dict[str, float] = {}
-
-    def expect(self, step: int, metrics) -> None:
-        """Names what the next `read` is to read."""
-        self._expected = (step, metrics)
-
-    def read(self) -> None:
-        """Reads, checks and logs what is expected; does nothing the second time."""
-        if self._expected is None:
-            return
-        step, metrics = self._expected
-        self._expected = None
-        self.last = {name: float(value) for name, value in metrics.items()}
-        if not math.isfinite(self.last["loss"]):
-            raise NonFiniteLossError(f"the loss is {self.last['loss']} at step {step}; {_REMEDY}")
-        if step % self._config.log_every == 0:
-            self._log.write("train", step, {"epoch": step / self._steps_per_epoch, **self.last})
-        self._bar.update()
-        self._bar.set_postfix(
-            loss=f"{self.last['loss']:.3f}",
-            acc=f"{self.last['accuracy']:.3f}",
-            rate=f"{self.last['learning_rate']:.3g}",
-            refresh=False,
-        )
-
-
-class _Termination:
-    """Remembers a SIGTERM, so that the loop can end after a whole step. Only the main thread can listen."""
-
-    def __enter__(self):
-        self._received = False
-        try:
-            self._before = signal.signal(signal.SIGTERM, self._receive)
-        except ValueError:
-            self._before = None
-        return lambda: self._received
-
-    def __exit__(self, *_):
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-
-    def _receive(self, *_):
-        self._received = True
-
-
-class Clock:
-    """Adds up wall time by what it is spent on. Time in a `with` inside another is taken from the outer one."""
-
-    def __init__(self):
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def __call__(self, name: str, inside: str | None = None):
-        """Counts the time of a `with` as `name`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            passed = time.perf_counter() - start
-            self.seconds[name] += passed
-            if inside is not None:
-                self.seconds[inside] -= passed
-
-
-def _report(bar, plan, step, last, results, throughput) -> None:
-    accuracies = "  ".join(f"{name} {result['accuracy']:.2%}" for name, result in results.items())
-    bar.write(
-        f"epoch {step / plan.steps_per_epoch:>5.4g}  step {step:>6}  loss {last['loss']:.4f}  {accuracies}  "
-        f"{throughput:,.0f} images/s",
-        file=sys.stdout,
-    )
-    sys.stdout.flush()
+def _facts(dataset: datasets.Dataset, statistics: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+    """What evaluation must know of the training data."""
+    return {
+        "image_shape": list(dataset.train.image_shape),
+        "num_classes": dataset.num_classes,
+        "pixel_mean": statistics[0].tolist(),
+        "pixel_std": statistics[1].tolist(),
+        "examples": dataset.train.size,
+        "note": dataset.note,
+    }
 
 
 def _finished(workdir: Path) -> dict[str, Any] | None:
@@ -316,12 +283,21 @@ def _finished(workdir: Path) -> dict[str, Any] | None:
         raise UsageError(f"{path} cannot be read ({error}); delete it, and the run ends again") from error
 
 
-def _summarise(config: TrainConfig, run: Run, results, clock: Clock) -> dict[str, Any]:
+def _summarise(config: TrainConfig, run: Run, step: int, results, reached: int | None, clock: Clock) -> dict[str, Any]:
+    seconds = {name: round(seconds, 3) for name, seconds in sorted(clock.seconds.items())}
+    outside = sum(clock.seconds[name] for name in ("start", "compile", "evaluate", "checkpoint"))
+    training = clock.total() - outside
     return {
         "results": results,
-        "updates": run.plan.total_steps,
+        "updates": step,
+        "epochs": run.plan.epochs_at(step),
+        "target": None
+        if config.target_accuracy is None
+        else {"accuracy": config.target_accuracy, "reached_after_updates": reached},
         "parameters": int(sum(np.size(p) for p in jax.tree.leaves(run.state.params))),
-        "seconds": {name: round(seconds, 3) for name, seconds in sorted(clock.seconds.items())},
+        "seconds": {**seconds, "in all": round(clock.total(), 3)},
+        # Of the time that is neither start, compilation, evaluation nor checkpoints, what is not the compiled step.
+        "overhead": round(1 - clock.seconds["compute"] / training, 4),
         "devices": f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}",
         "versions": {"python": platform.python_version(), "jax": jax.__version__},
         "command": "python -m experiments.train " + " ".join(sys.argv[1:]),

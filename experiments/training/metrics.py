@@ -1,5 +1,6 @@
 """Where a run's numbers go: `metrics.jsonl`, TensorBoard events, and the terminal."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -24,10 +25,14 @@ def read(path: str | Path) -> list[dict[str, Any]]:
 class MetricsLog:
     """Appends rows to `metrics.jsonl` and scalars to TensorBoard. Use it as a context.
 
-    A run that resumes from a checkpoint at `step` writes the later rows again, so they are taken out first.
+    A run that resumes from a checkpoint at `step` writes the later rows again, so they are taken out first. Of several
+    processes one `writes`.
     """
 
-    def __init__(self, workdir: Path, step: int):
+    def __init__(self, workdir: Path, step: int, *, writes: bool = True):
+        self._file = self._events = None
+        if not writes:
+            return
         # Slow to import, and only training needs it.
         from tensorboardX import SummaryWriter
 
@@ -44,11 +49,17 @@ class MetricsLog:
         return self
 
     def __exit__(self, *_):
-        self._file.close()
-        self._events.close()
+        if self._file is not None and self._events is not None:
+            # What cannot be written to a full disk was said where it came; it must not hide what is in flight.
+            with contextlib.suppress(OSError):
+                self._file.close()
+            with contextlib.suppress(OSError):
+                self._events.close()
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Adds a row {"kind", "step", **values}, and each number of it as the TensorBoard scalar `kind/name`."""
+        if self._file is None or self._events is None:
+            return
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         for name, value in values.items():
             if isinstance(value, int | float):

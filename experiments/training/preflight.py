@@ -1,82 +1,133 @@
-"""What a run will be, worked out and printed before anything is compiled; and what is refused there."""
+"""What a run will be, printed before its first step, with warnings; and the memory that it will take."""
 
-from typing import NamedTuple
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from experiments._errors import UsageError
+from experiments.training import optimizers
 from experiments.training.config import REFERENCE_BATCH_SIZE, TrainConfig
+from experiments.training.plan import Plan
 
 # Above this peak rate at the reference batch size Nesterov's momentum seldom converges without tuning.
 UNUSUAL_BASE_RATE = 1.0
+# Goyal et al. 2017, figure 1: up to here the linear rule kept the accuracy of ResNet-50.
+LINEAR_RULE_LIMIT = 8192
+FEW_UPDATES = 100
 
 
-class Plan(NamedTuple):
-    """The sizes of a run.
+def describe(config: TrainConfig, plan: Plan, devices: int, platform: str, processes: int = 1) -> list[str]:
+    """The lines to print before a run, and warnings among them."""
+    per_device = config.batch_size // devices // config.accumulation_steps
+    first = plan.phases[0]
+    where = f" in {processes} processes" if processes > 1 else ""
+    lines = [
+        f"data      {config.dataset}: {plan.examples:,} training examples",
+        f"batch     global {config.batch_size} = {devices} {platform} device{'s' * (devices > 1)}{where} x "
+        f"{per_device} per device x {config.accumulation_steps} accumulation",
+        f"updates   {plan.total_steps:,} in {plan.epochs:.4g} epochs of {first.steps_per_epoch:,}; "
+        f"{plan.dropped:,} examples ({plan.dropped / plan.examples:.1%}) left out of each epoch",
+        f"rate      {_rate(config, plan)}",
+        f"norm      {_norm(config, per_device, devices)}",
+    ]
+    lines += [
+        f"ramp      batch {p.batch_size} from epoch {p.first_epoch}: {p.steps_per_epoch:,} updates an epoch"
+        for p in plan.phases[1:]
+    ]
+    return lines + [f"warning   {text}" for text in _warnings(config, plan, per_device)]
 
-    Attributes:
-      steps_per_epoch: updates in one pass over the data.
-      total_steps: updates in all.
-      warmup_steps: updates of warmup among them.
-      dropped: examples that an epoch leaves out.
-      masked: whether the last batch of an epoch is padded.
-    """
 
-    steps_per_epoch: int
-    total_steps: int
-    warmup_steps: int
-    dropped: int
-    masked: bool
+def _rate(config: TrainConfig, plan: Plan) -> str:
+    if config.optimizer == optimizers.FULL_BATCH:
+        return "lbfgs; a line search finds each step, so that rate, schedule, warmup and momentum are not used"
+    text = (
+        f"{config.optimizer}, peak {config.peak_learning_rate:g} after {plan.warmup_steps} updates of warmup, "
+        f"then {config.schedule}"
+    )
+    if plan.boundaries:
+        text += " (" + ", ".join(f"x {scale:g} at {step}" for step, scale in plan.boundaries.items()) + ")"
+    if config.backwards_per_forward > 1:
+        text += f"; {config.backwards_per_forward} updates a forward pass"
+    return text
 
 
-def plan(config: TrainConfig, examples: int) -> Plan:
-    """Works out the sizes of a run.
+def _norm(config: TrainConfig, per_device: int, devices: int) -> str:
+    if config.norm == "none":
+        return "none"
+    if config.norm == "local":
+        return f"local, statistics over each device's {per_device}"
+    pooled = config.span or per_device * devices
+    return f"batch, statistics over {'spans of ' * (config.span is not None)}{pooled} examples"
+
+
+def _warnings(config: TrainConfig, plan: Plan, per_device: int) -> list[str]:
+    texts = []
+    momentum_based = config.optimizer in ("sgd", "nesterov")
+    update_batch = config.batch_size / config.backwards_per_forward
+    per_reference = config.peak_learning_rate * REFERENCE_BATCH_SIZE / update_batch
+    if momentum_based and per_reference > UNUSUAL_BASE_RATE:
+        texts.append(f"the peak rate is {per_reference:g} per {REFERENCE_BATCH_SIZE} examples, far above the usual 0.1")
+    scaled = config.learning_rate is None and config.lr_scaling in (None, "linear")
+    if momentum_based and scaled and update_batch > LINEAR_RULE_LIMIT:
+        texts.append(
+            f"the rate grows in proportion to the batch up to {update_batch:g}; published results follow that rule to "
+            f"{LINEAR_RULE_LIMIT}, beyond which tuning --learning_rate pays"
+        )
+    if config.optimizer in optimizers.ADAPTIVE and config.lr_scaling == "linear":
+        texts.append(f"--lr_scaling=linear is a rule for SGD; with {config.optimizer} the square root is usual")
+    if config.optimizer in ("lars", "lamb"):
+        texts.append(
+            f"with {config.optimizer}, norm parameters and biases take the rate of {config.peak_learning_rate:g} "
+            "itself, without a trust ratio"
+        )
+    if plan.total_steps < FEW_UPDATES and config.steps is None and config.optimizer != optimizers.FULL_BATCH:
+        texts.append(f"{plan.total_steps} updates are few; train longer, or take a smaller batch")
+    if config.norm == "local" and per_device < 4:
+        texts.append(f"local statistics of {per_device} examples are noisy; --norm=batch pools all of them")
+    return texts
+
+
+def memory_line(compiled: Any, devices: Sequence[Any]) -> str:
+    """Says what memory a compiled step takes of what there is, and refuses one that does not fit.
 
     Args:
-      config: of the run.
-      examples: in the training set.
+      compiled: the step.
+      devices: those of this process that it runs on; on a CPU they share its memory.
 
     Raises:
-      UsageError: the batch is larger than the training set.
+      UsageError: it takes more than there is.
     """
-    if config.batch_size > examples:
-        raise UsageError(
-            f"--batch_size={config.batch_size} is larger than the training set of {examples} examples; "
-            f"the largest that works is {examples}"
-        )
-    full, rest = divmod(examples, config.batch_size)
-    dropped = rest if config.drop_remainder else 0
-    steps_per_epoch = full + (rest > 0 and not config.drop_remainder)
-    total_steps = config.steps or config.epochs * steps_per_epoch
-    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
-    return Plan(steps_per_epoch, total_steps, warmup_steps, dropped, rest > 0 and not config.drop_remainder)
-
-
-def describe(config: TrainConfig, plan: Plan, examples: int, devices: int, platform: str) -> list[str]:
-    """The lines to print before a run, and warnings among them."""
-    per_device = config.batch_size // devices
-    rate = config.peak_learning_rate
-    lines = [
-        f"data      {config.dataset}: {examples:,} training examples",
-        f"batch     global {config.batch_size} = {devices} {platform} device{'s' * (devices > 1)} x {per_device} "
-        "per device x 1 accumulation",
-        f"updates   {plan.total_steps:,} = {plan.total_steps / plan.steps_per_epoch:g} epochs x "
-        f"{plan.steps_per_epoch:,}; "
-        f"{plan.dropped:,} examples ({plan.dropped / examples:.1%}) left out of each epoch",
-        f"rate      {config.optimizer}, peak {rate:g} after {plan.warmup_steps} updates of warmup, "
-        f"then {config.schedule}",
-        f"norm      {config.norm}"
-        + (f", statistics over {_pooled(config, per_device)}" if config.norm != "none" else ""),
-    ]
-    per_reference = rate * REFERENCE_BATCH_SIZE / config.batch_size
-    if per_reference > UNUSUAL_BASE_RATE:
-        lines.append(
-            f"warning   the peak rate is {per_reference:g} per {REFERENCE_BATCH_SIZE} examples, far above the usual 0.1"
-        )
-    if config.norm == "local" and per_device < 4:
-        lines.append(f"warning   local statistics of {per_device} examples are noisy; --norm=batch pools all of them")
-    return lines
-
-
-def _pooled(config: TrainConfig, per_device: int) -> str:
-    return (
-        f"the {config.batch_size} examples of all devices" if config.norm == "batch" else f"each device's {per_device}"
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return "memory    not known: this backend does not analyse it"
+    needed = (
+        analysis.temp_size_in_bytes
+        + analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
     )
+    device = devices[0]
+    on_cpu = device.platform == "cpu"
+    if on_cpu:
+        needed *= len(devices)
+    there = host_memory() if on_cpu else (device.memory_stats() or {}).get("bytes_limit")
+    if there is None:
+        return f"memory    {needed / 2**30:.2f} GiB predicted for a step"
+    if needed > there:
+        raise UsageError(
+            f"a step takes {needed / 2**30:.1f} GiB by its compiled program, and there are {there / 2**30:.1f} GiB; "
+            "lower --batch_size, or raise --accumulation_steps"
+        )
+    return f"memory    {needed / 2**30:.2f} GiB predicted for a step, of {there / 2**30:.1f} GiB"
+
+
+def host_memory() -> int:
+    """The bytes that this process may use: the machine's, or the limit of its control group if that is lower."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limits.append(int(Path(path).read_text()))
+        except (OSError, ValueError):
+            continue
+    return min(limits)

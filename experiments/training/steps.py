@@ -4,16 +4,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
-from batchnorm_jax.linen import BatchNorm
-from experiments._errors import unknown_name
+from experiments.training.augmentation import augment
 from experiments.training.devices import AXIS
 
-NORMS = ("batch", "local", "none")
+WHOLE, CUT = PartitionSpec(), PartitionSpec(AXIS)
 
 
 class TrainState(NamedTuple):
@@ -25,37 +25,65 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-class Resident(NamedTuple):
-    """A split that lives on every device.
+# The fields of both hold arrays; or, in `specs`, how each is cut over the devices.
+class Batch(NamedTuple):
+    """A global batch, cut over the devices along its first axis.
 
     Attributes:
       images: uint8, shape (n, height, width, channels).
-      labels: int32, shape (n,).
+      labels: int32, shape (n,) or (n, height, width).
+      mask: which examples count, shape (n,); None: all.
+    """
+
+    images: Any
+    labels: Any
+    mask: Any
+
+
+class Indexed(NamedTuple):
+    """Batches of a split that lives on every device.
+
+    Attributes:
+      images: of the whole split, uint8, shape (n, height, width, channels).
+      labels: of the whole split, int32, shape (n,) or (n, height, width).
+      order: the indices of batches, shape (batches, batch size), cut over the devices along the batch.
+      mask: which of them count, of the same shape, cut likewise; None: all.
+      first: the number of the update that reads the first batch.
+    """
+
+    images: Any
+    labels: Any
+    order: Any
+    mask: Any
+    first: Any
+
+
+Source = Batch | Indexed
+
+
+class Recipe(NamedTuple):
+    """What a step does beside model and optimizer.
+
+    Attributes:
       mean: what a pixel has subtracted from it, of its value from 0 to 1; shape (channels,).
       std: what it is divided by then; shape (channels,).
+      num_classes: of the labels.
+      label_smoothing: share of the target spread over all classes.
+      augmentation: one of `augmentation.NAMES`.
+      seed: of the augmentation.
+      local_statistics: each device's norms have running statistics of their own, and their mean is kept.
     """
 
-    images: jax.Array
-    labels: jax.Array
-    mean: jax.Array
-    std: jax.Array
+    mean: np.ndarray
+    std: np.ndarray
+    num_classes: int
+    label_smoothing: float = 0.0
+    augmentation: str = "none"
+    seed: int = 0
+    local_statistics: bool = False
 
 
-def make_norm(name: str, momentum: float):
-    """The norm that a model is given: a factory of modules, or None.
-
-    Raises:
-      UsageError: there is no such norm.
-    """
-    if name not in NORMS:
-        raise unknown_name("norm", name, NORMS)
-    if name == "none":
-        return None
-    axis_name = AXIS if name == "batch" else None
-    return lambda axis: BatchNorm(axis=axis, momentum=momentum, axis_name=axis_name)
-
-
-def init_state(model: nn.Module, optimizer: optax.GradientTransformation, image_shape, seed: int) -> TrainState:
+def init_state(model: nn.Module, optimizer: Any, image_shape, seed: int) -> TrainState:
     """The state before the first step; a function of the seed, whatever the devices."""
     images = jnp.zeros((1, *image_shape), jnp.float32)
     variables = jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(seed))
@@ -65,92 +93,153 @@ def init_state(model: nn.Module, optimizer: optax.GradientTransformation, image_
     )
 
 
-def train_step(
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    mesh: Mesh,
-    *,
-    label_smoothing: float = 0.0,
-    masked: bool = False,
-    local_statistics: bool = False,
-):
-    """Makes the training step: (state, data, order, mask) -> (state, metrics).
+def specs(source: Source) -> Any:
+    """How a source is cut over the devices, for `shard_map`."""
+    if isinstance(source, Batch):
+        return Batch(CUT, CUT, CUT)
+    return Indexed(WHOLE, WHOLE, PartitionSpec(None, AXIS), PartitionSpec(None, AXIS), WHOLE)
 
-    `order` holds the indices of an epoch's batches, shape (updates per epoch, global batch size), cut over the devices
-    along the batch, as does `mask`, which says which of them count and is not read unless `masked`. The
-    step reads row `state.step` modulo the updates per epoch.
 
-    The loss is the mean over the global batch, and the result depends on nothing else: the same batch
-    over more devices gives the same step, to rounding. `metrics` are the loss, the accuracy and the learning rate.
-    With `local_statistics` each device's norms update running statistics of their own, and their mean is kept.
+def pick(source: Source, row: jax.Array | int) -> Batch:
+    """Takes this device's part of a batch; a `Batch` is one already."""
+    if isinstance(source, Batch):
+        return source
+    indices = source.order[row]
+    mask = None if source.mask is None else source.mask[row]
+    return Batch(source.images[indices], source.labels[indices], mask)
+
+
+def losses_of(model: nn.Module, recipe: Recipe, params, batch_stats, batch: Batch, key: jax.Array):
+    """The forward pass in training.
+
+    Returns:
+      Of this device's examples, the losses and the shares of right answers, both of shape (n,) and 0 where an example
+      does not count; and the new running statistics.
+    """
+    n = batch.labels.shape[0]
+    first, total = lax.axis_index(AXIS) * n, lax.axis_size(AXIS) * n
+    images = augment(recipe.augmentation, batch.images, key, first, total)
+    logits, updates = model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        standardised(images, recipe),
+        train=True,
+        mask=batch.mask,
+        mutable=["batch_stats"],
+    )
+    targets = optax.smooth_labels(jax.nn.one_hot(batch.labels, recipe.num_classes), recipe.label_smoothing)
+    losses = per_example(optax.softmax_cross_entropy(logits, targets))
+    correct = per_example((jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32))
+    if batch.mask is not None:
+        losses, correct = jnp.where(batch.mask, losses, 0), jnp.where(batch.mask, correct, 0)
+    new_stats = updates.get("batch_stats", {})
+    return losses, correct, lax.pmean(new_stats, AXIS) if recipe.local_statistics else new_stats
+
+
+def own(params):
+    """Parameters that count as each device's own, which leaves gradients to be added up at once, at the end.
+
+    Else each would be added up where it is first used, which for a convolution on a CPU is on a four times larger
+    array.
+    """
+    return jax.tree.map(lambda p: lax.pcast(p, AXIS, to="varying"), params)
+
+
+def examples_in(batch: Batch) -> jax.Array:
+    """How many examples of the global batch count."""
+    if batch.mask is None:
+        return jnp.float32(batch.labels.shape[0] * lax.axis_size(AXIS))
+    return lax.psum(jnp.sum(batch.mask, dtype=jnp.float32), AXIS)
+
+
+def step_key(recipe: Recipe, step: jax.Array, part: jax.Array | int = 0) -> jax.Array:
+    """The random key of a forward pass."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(recipe.seed), step), part)
+
+
+def update(optimizer, schedule: optax.Schedule, state: TrainState, grads, batch_stats, loss, accuracy):
+    """The state after an optimizer's update, and the metrics of the step."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    metrics = {"loss": loss, "accuracy": accuracy, "learning_rate": jnp.asarray(schedule(state.step), jnp.float32)}
+    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), batch_stats, opt_state), metrics
+
+
+def train_step(model: nn.Module, optimizer, schedule: optax.Schedule, mesh: Mesh, recipe: Recipe):
+    """Makes the training step: (state, source) -> (state, metrics).
+
+    The loss is the mean over the examples of the global batch that count, and the result depends on nothing else: the
+    same batch over more devices gives the same step, to rounding. `metrics` are the loss, the accuracy and the
+    learning rate.
     """
 
-    def local_step(state: TrainState, data: Resident, order, mask):
-        row = state.step % order.shape[0]
-        indices = order[row]
-        counts = mask[row] if masked else None
-        labels = data.labels[indices]
-        total = jnp.float32(order.shape[1] * mesh.size)
-        if counts is not None:
-            total = lax.psum(jnp.sum(counts, dtype=jnp.float32), AXIS)
+    def local_step(state: TrainState, source: Source):
+        batch = pick(source, state.step - source.first if isinstance(source, Indexed) else 0)
+        total = examples_in(batch)
 
         def loss_and_rest(params):
-            logits, updates = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                _images(data, indices),
-                train=True,
-                mask=counts,
-                mutable=["batch_stats"],
+            losses, correct, batch_stats = losses_of(
+                model, recipe, params, state.batch_stats, batch, step_key(recipe, state.step)
             )
-            targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), label_smoothing)
-            losses = optax.softmax_cross_entropy(logits, targets)
-            correct = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
-            if counts is not None:
-                losses, correct = jnp.where(counts, losses, 0), jnp.where(counts, correct, 0)
-            return jnp.sum(losses) / total, (jnp.sum(correct) / total, updates.get("batch_stats", {}))
+            return jnp.sum(losses) / total, (jnp.sum(correct) / total, batch_stats)
 
-        # Parameters that count as each device's own leave the gradients to be added up here, at once. Else each
-        # would be added up where it is first used, which for a convolution on a CPU is on a four times larger array.
-        params = jax.tree.map(lambda p: lax.pcast(p, AXIS, to="varying"), state.params)
-        (loss, (accuracy, batch_stats)), grads = jax.value_and_grad(loss_and_rest, has_aux=True)(params)
+        (loss, (accuracy, batch_stats)), grads = jax.value_and_grad(loss_and_rest, has_aux=True)(own(state.params))
         grads, loss, accuracy = lax.psum((grads, loss, accuracy), AXIS)
-        if local_statistics:
-            batch_stats = lax.pmean(batch_stats, AXIS)
+        return update(optimizer, schedule, state, grads, batch_stats, loss, accuracy)
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics = {"loss": loss, "accuracy": accuracy, "learning_rate": jnp.asarray(schedule(state.step), jnp.float32)}
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+    def step(state: TrainState, source: Source):
+        mapped = jax.shard_map(local_step, mesh=mesh, in_specs=(WHOLE, specs(source)), out_specs=WHOLE)
+        return mapped(state, source)
 
-    whole, cut = PartitionSpec(), PartitionSpec(None, AXIS)
-    mapped = jax.shard_map(local_step, mesh=mesh, in_specs=(whole, whole, cut, cut), out_specs=whole)
-    return jax.jit(mapped, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0)
 
 
-def eval_step(model: nn.Module, mesh: Mesh):
-    """Makes the evaluation step: (params, batch_stats, data, indices, mask) -> sums.
+def eval_step(model: nn.Module, mesh: Mesh, recipe: Recipe):
+    """Makes the evaluation step: (params, batch_stats, source, row) -> sums over the examples that count.
 
-    `indices` and `mask`, of shape (batch size,), are cut over the devices. The sums are those of the loss, of the right
-    answers and of the examples that count, each example once.
+    The sums are of the losses (`loss`), the shares of right answers (`correct`) and the examples (`count`); with a
+    class for every pixel also, of shape (classes,), of the pixels where label and prediction are that class
+    (`intersection`), and where either is (`union`).
     """
 
-    def local_step(params, batch_stats, data: Resident, indices, mask):
-        labels = data.labels[indices]
+    def local_step(params, batch_stats, source: Source, row):
+        batch = pick(source, row)
         variables = {"params": params, "batch_stats": batch_stats}
-        logits: Any = model.apply(variables, _images(data, indices), train=False)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        correct = jnp.argmax(logits, axis=-1) == labels
-        sums = jnp.stack([jnp.sum(jnp.where(mask, v, 0), dtype=jnp.float32) for v in (losses, correct, mask)])
-        loss, correct, count = lax.psum(sums, AXIS)
-        return {"loss": loss, "correct": correct, "count": count}
+        logits: Any = model.apply(variables, standardised(batch.images, recipe), train=False)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
+        predicted = jnp.argmax(logits, axis=-1)
+        counts = jnp.ones(batch.labels.shape[:1], bool) if batch.mask is None else batch.mask
 
-    whole, cut = PartitionSpec(), PartitionSpec(AXIS)
-    mapped = jax.shard_map(local_step, mesh=mesh, in_specs=(whole, whole, whole, cut, cut), out_specs=whole)
-    return jax.jit(mapped)
+        def total(values):
+            return jnp.sum(jnp.where(counts, per_example(values), 0), dtype=jnp.float32)
+
+        sums = {"loss": total(losses), "correct": total(predicted == batch.labels), "count": total(counts)}
+        if batch.labels.ndim > 1:
+            seen = counts[:, None, None, None]
+            labelled = jax.nn.one_hot(batch.labels, recipe.num_classes, dtype=bool) & seen
+            found = jax.nn.one_hot(predicted, recipe.num_classes, dtype=bool) & seen
+            over = tuple(range(batch.labels.ndim))
+            sums["intersection"] = jnp.sum(labelled & found, axis=over, dtype=jnp.float32)
+            sums["union"] = jnp.sum(labelled | found, axis=over, dtype=jnp.float32)
+        return lax.psum(sums, AXIS)
+
+    def step(params, batch_stats, source: Source, row):
+        in_specs = (WHOLE, WHOLE, specs(source), WHOLE)
+        return jax.shard_map(local_step, mesh=mesh, in_specs=in_specs, out_specs=WHOLE)(
+            params, batch_stats, source, row
+        )
+
+    return jax.jit(step)
 
 
-def _images(data: Resident, indices) -> jax.Array:
-    pixels = data.images[indices].astype(jnp.float32) / 255
+def standardised(images: jax.Array, recipe: Recipe) -> jax.Array:
+    """Pixels from 0 to 255 made into numbers of mean 0 and standard deviation 1."""
     wide = (1, 1, 1, -1)
-    return (pixels - data.mean.reshape(wide)) / data.std.reshape(wide)
+    return (images.astype(jnp.float32) / 255 - recipe.mean.reshape(wide)) / recipe.std.reshape(wide)
+
+
+def per_example(values: jax.Array) -> jax.Array:
+    """The mean of each example's values: over the pixels, where there is one for each."""
+    return (
+        values.astype(jnp.float32)
+        if values.ndim == 1
+        else jnp.mean(values, axis=range(1, values.ndim), dtype=jnp.float32)
+    )

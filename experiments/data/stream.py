@@ -1,0 +1,89 @@
+"""A split that does not fit in memory: examples are decoded, cropped and resized as they are read."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from experiments.data.arrays import Examples
+
+# Of the area and of the aspect ratio of a random crop.
+CROP_AREA, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+# The share of an image that a central crop keeps in each direction.
+CENTRAL = 0.875
+
+
+class Stream:
+    """Examples read by their numbers from a source with random access, in parallel.
+
+    Images come out square. In training a random part of each is resized (area 8% to 100%, aspect ratio 3/4 to 4/3), a
+    function of seed, epoch and number alone, so that a run that resumes reads the same; in evaluation the central part.
+
+    Args:
+      source: `source[i]` gives {"image": uint8 of (height, width, channels), "label": an integer}.
+      image_size: height and width of the images that come out.
+      random_crops: training's crops rather than evaluation's.
+      seed: of the crops.
+
+    Source: Szegedy et al., "Going Deeper with Convolutions", arXiv 1409.4842, 2014, section 6 (random crops).
+    """
+
+    def __init__(self, source: Sequence[Any] | Any, image_size: int, *, random_crops: bool, seed: int = 0):
+        self._source, self._size, self._random, self._seed = source, image_size, random_crops, seed
+        self._pool = ThreadPoolExecutor(os.cpu_count())
+        self._channels = np.asarray(source[0]["image"]).shape[-1]
+
+    @property
+    def size(self) -> int:
+        """How many examples there are."""
+        return len(self._source)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Of one image: (height, width, channels)."""
+        return (self._size, self._size, self._channels)
+
+    def read(self, indices: np.ndarray, epoch: int = 0) -> Examples:
+        """The examples of these numbers, with the crops of that epoch."""
+        pairs = list(self._pool.map(lambda i: self._example(int(i), epoch), np.asarray(indices).ravel()))
+        images = np.stack([image for image, _ in pairs])
+        return Examples(images, np.array([label for _, label in pairs], np.int32))
+
+    def _example(self, index: int, epoch: int):
+        record = self._source[index]
+        image = np.asarray(record["image"])
+        if self._random:
+            box = _random_box(image.shape, np.random.default_rng((self._seed, epoch, index)))
+        else:
+            box = _central_box(image.shape)
+        return _resized(image, box, self._size), record["label"]
+
+
+def _random_box(shape, r: np.random.Generator) -> tuple[int, int, int, int]:
+    height, width = shape[:2]
+    for _ in range(10):
+        area = r.uniform(*CROP_AREA) * height * width
+        ratio = np.exp(r.uniform(*np.log(CROP_RATIO)))
+        w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = r.integers(width - w + 1), r.integers(height - h + 1)
+            return int(left), int(top), int(left + w), int(top + h)
+    return _central_box(shape)
+
+
+def _central_box(shape) -> tuple[int, int, int, int]:
+    height, width = shape[:2]
+    side = max(1, round(CENTRAL * min(height, width)))
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
+
+
+def _resized(image: np.ndarray, box: tuple[int, int, int, int], size: int) -> np.ndarray:
+    # Slow to import, and data sets in memory do without it.
+    from PIL import Image
+
+    flat = image[..., 0] if image.shape[-1] == 1 else image
+    resized = Image.fromarray(flat).resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return np.asarray(resized).reshape(size, size, image.shape[-1])

@@ -1,0 +1,27 @@
+"""A data set that a function of the user's own makes."""
+
+import numpy as np
+
+from experiments import _users
+from experiments._errors import UsageError
+from experiments.data.arrays import Dataset
+
+
+def dataset(name: str) -> Dataset:
+    """The data set that the user's function returns, checked."""
+    made = _users.function("dataset", name)()
+    if not isinstance(made, Dataset):
+        raise UsageError(f"--dataset={name} must return an experiments.data.Dataset, and it returned {type(made)}")
+    for split, examples in {"train": made.train, **made.test}.items():
+        first = examples.read(np.arange(min(2, examples.size)))
+        if first.images.dtype != np.uint8 or first.images.ndim != 4:
+            raise UsageError(
+                f"--dataset={name}: the images of {split} must be uint8 of shape (n, height, width, channels), and "
+                f"they are {first.images.dtype} of {first.images.shape}"
+            )
+        if first.labels.dtype != np.int32 or first.labels.shape not in (first.images.shape[:1], first.images.shape[:3]):
+            raise UsageError(
+                f"--dataset={name}: the labels of {split} must be int32 of shape (n,), or (n, height, width), and they "
+                f"are {first.labels.dtype} of {first.labels.shape}"
+            )
+    return made._replace(name=name)

@@ -1,0 +1,153 @@
+"""Images seen through smooth maps of their coordinates: many at once, and the same on every machine.
+
+Everything here is sums and products number by number in a fixed order. There is no matrix product, whose last digit
+depends on the library and on the number of its threads.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+# Beyond that they wait for the interpreter's lock more than they gain.
+MOST_THREADS = 4
+
+
+def in_blocks(make: Callable[[int, int], None], number: int, block: int) -> None:
+    """Calls `make(start, stop)` for blocks that cover `range(number)`, in threads: NumPy lets them run at once.
+
+    The blocks are the same everywhere, so what `make` writes need not depend on how many threads there are.
+
+    Args:
+      make: writes what it makes where nobody else does.
+      number: of things to make.
+      block: how many at once; few enough for their arrays to stay in a core's cache.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ThreadPoolExecutor(min(cores, MOST_THREADS)) as pool:
+        # The list waits for every block, and raises what one of them raised.
+        list(pool.map(lambda start: make(start, min(start + block, number)), range(0, number, block)))
+
+
+def framed(images: np.ndarray) -> np.ndarray:
+    """Images of shape (n, height, width) as `sample` takes them: float32, in a frame of zeros."""
+    # One pixel in front and two behind: there, a point on the frame's outer edge has neighbours too.
+    return np.pad(images.astype(np.float32), ((0, 0), (1, 2), (1, 2)))
+
+
+def sample(images: np.ndarray, which: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Bilinear interpolation between the pixels of images that are zero beyond their edges.
+
+    Args:
+      images: as `framed` gives them.
+      which: shape (k,), the image that each result is read from.
+      at: shape (k, 2, height, width), the rows and the columns to read, where (0, 0) is the centre of the first pixel.
+
+    Returns:
+      float32, of shape (k, height, width): `scipy.ndimage.map_coordinates(order=1, mode="grid-constant")` to rounding.
+
+    Example:
+      >>> columns = np.array([0.5, 1.5, 9.0]).reshape(1, 1, 1, 3)
+      >>> at = np.concatenate([np.zeros_like(columns), columns], axis=1)
+      >>> sample(framed(np.array([[[1.0, 3.0]]])), np.array([0]), at)
+      array([[[2. , 1.5, 0. ]]], dtype=float32)
+    """
+    _, height, width = images.shape
+    flat = images.reshape(-1)
+    y, x = (
+        np.clip(at[:, axis], -1, size - 3).astype(np.float32) + np.float32(1)
+        for axis, size in enumerate((height, width))
+    )
+    i, j = y.astype(np.int32), x.astype(np.int32)
+    # In place from here on, as it is the moving of arrays that takes the time.
+    y -= i
+    x -= j
+    i *= width
+    i += j
+    i += (which * (height * width)).astype(np.int32)[:, None, None]
+
+    def between_columns(i):
+        left, right = flat.take(i), flat.take(i + 1)
+        right -= left
+        right *= x
+        right += left
+        return right
+
+    upper = between_columns(i)
+    i += width
+    lower = between_columns(i)
+    lower -= upper
+    lower *= y
+    lower += upper
+    return lower
+
+
+def affine(matrices: np.ndarray, offsets: np.ndarray, size: int) -> np.ndarray:
+    """Coordinates for `sample`: matrix (p - centre) + offset, for every pixel p of a square.
+
+    Args:
+      matrices: shape (k, 2, 2), of rows and columns.
+      offsets: shape (k, 2), what the centre of the square shows.
+      size: its side.
+
+    Returns:
+      float32, of shape (k, 2, size, size).
+    """
+    centred = np.arange(size, dtype=np.float32) - np.float32((size - 1) / 2)
+    matrices, offsets = matrices.astype(np.float32), offsets.astype(np.float32)
+    from_rows = matrices[:, :, 0, None] * centred + offsets[:, :, None]
+    from_columns = matrices[:, :, 1, None] * centred
+    return from_rows[..., :, None] + from_columns[..., None, :]
+
+
+def rotations(angles: np.ndarray, scaling: np.ndarray) -> np.ndarray:
+    """Matrices for `affine`: rotations, their rows and columns then scaled.
+
+    Args:
+      angles: shape (k,), in radians.
+      scaling: shape (k, 2).
+
+    Returns:
+      Of shape (k, 2, 2).
+    """
+    cos, sin = np.cos(angles), np.sin(angles)
+    return np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], axis=1) * scaling[:, :, None]
+
+
+def smooth_basis(points: int, size: int, beyond: str = "nearest") -> np.ndarray:
+    """Cubic interpolation from `points` numbers to `size`, which is linear, as a matrix of that shape.
+
+    Args:
+      points: how many there are.
+      size: how many there will be.
+      beyond: what is assumed beyond the ends, a mode of `scipy.ndimage.zoom`.
+    """
+    from scipy import ndimage
+
+    return np.asarray(ndimage.zoom(np.eye(points), (1, size / points), order=3, mode=beyond, grid_mode=True))
+
+
+def smooth(values: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """Smooth fields from their values at a few points: basis^T values basis.
+
+    Args:
+      values: shape (..., points, points).
+      basis: shape (points, size), as `smooth_basis` gives it.
+
+    Returns:
+      float32, of shape (..., size, size).
+    """
+    values, basis = values.astype(np.float32), basis.astype(np.float32)
+    rows = basis[0, :, None] * values[..., 0, None, :]
+    for k in range(1, len(basis)):
+        rows += basis[k, :, None] * values[..., k, None, :]
+    fields = rows[..., 0, None] * basis[0]
+    for k in range(1, len(basis)):
+        fields += rows[..., k, None] * basis[k]
+    return fields
+
+
+def as_bytes(images: np.ndarray) -> np.ndarray:
+    """Images in [0, 1] as uint8."""
+    return np.rint(images * np.float32(255)).astype(np.uint8)

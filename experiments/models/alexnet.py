@@ -1,0 +1,72 @@
+"""AlexNet with a norm after each layer in place of local response normalization and dropout."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from experiments._errors import UsageError
+from experiments.models.normalised import NormFactory, normalised
+
+# After the first convolution of 11x11 with stride 4, each of three pools must find a 3x3 window.
+SMALLEST = 63
+POOL, POOL_STRIDE = (3, 3), (2, 2)
+# Features, size, stride, padding, and whether a pool follows.
+CONVOLUTIONS = (
+    (96, 11, 4, 2, True),
+    (256, 5, 1, 2, True),
+    (384, 3, 1, 1, False),
+    (384, 3, 1, 1, False),
+    (256, 3, 1, 1, True),
+)
+HIDDEN = (4096, 4096)
+
+
+class AlexNetBN(nn.Module):
+    """Five convolutions and three dense layers; each but the last is followed by a norm and a ReLU.
+
+    The convolutions are not split into groups: that was for two GPUs. Unlike the original's, the first one is padded,
+    by 2, which changes nothing for images of 227 but one more row before the pool, and admits images of 64.
+
+    Attributes:
+      num_classes: the number of outputs.
+      norm: makes the norms, as `models.normalised.NormFactory`; None: biases in their place.
+      dtype: of the computation; parameters and outputs are float32.
+
+    Source: Krizhevsky et al., "ImageNet classification with deep convolutional neural networks", 2012; the norm in
+    place of local response normalization as in You et al., arXiv 1708.03888, 2017, section 3.
+    """
+
+    num_classes: int
+    norm: NormFactory | None = None
+    dtype: jnp.dtype = jnp.dtype("float32")
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
+        """Logits of shape (N, num_classes), for images of shape (N, H, W, channels) with H and W of at least 63.
+
+        Args:
+          images: floating point numbers of about unit size.
+          train: normalise by the batch's statistics and update the running ones.
+          mask: shape (N,), True where an example counts towards the statistics.
+
+        Raises:
+          UsageError: the images are smaller.
+        """
+        height, width = images.shape[1:3]
+        if min(height, width) < SMALLEST:
+            raise UsageError(
+                f"model alexnet_bn takes images of at least {SMALLEST}x{SMALLEST}, and these are {height}x{width}; "
+                "for smaller ones there are resnet18 and simple_cnn"
+            )
+        shared = {"use_bias": self.norm is None, "dtype": self.dtype, "kernel_init": nn.initializers.he_normal()}
+        x = images.astype(self.dtype)
+        for features, size, stride, padding, pool in CONVOLUTIONS:
+            x = nn.Conv(features, (size, size), (stride, stride), padding=padding, **shared)(x)
+            x = normalised(self.norm, x, train=train, mask=mask, activation=nn.relu)
+            if pool:
+                x = nn.max_pool(x, POOL, POOL_STRIDE)
+        x = x.reshape(x.shape[0], -1)
+        for features in HIDDEN:
+            x = nn.Dense(features, **shared)(x)
+            x = normalised(self.norm, x, train=train, mask=mask, activation=nn.relu)
+        return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)

@@ -1,0 +1,83 @@
+"""A small fully convolutional network for segmentation."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from experiments._errors import UsageError
+from experiments.models.normalised import NormFactory, normalised
+
+POOL = (2, 2)
+
+
+class FCN(nn.Module):
+    """An encoder of some levels, half the size from one to the next, and a decoder that adds them up again.
+
+    A level of the encoder is two convolutions of 3x3, each with norm and ReLU. On the way back a 1x1 convolution brings
+    a level to the features of the one above; it is enlarged, normalised, and added to what the encoder had there.
+
+    Attributes:
+      num_classes: the number of classes of a pixel.
+      norm: makes the norms, as `models.normalised.NormFactory`; None: biases in their place.
+      dtype: of the computation; parameters and outputs are float32.
+      features: of each level. With three levels a pixel is judged by a square of about 32 pixels.
+
+    Source: Long et al., "Fully Convolutional Networks for Semantic Segmentation", arXiv 1411.4038, 2014.
+    """
+
+    num_classes: int
+    norm: NormFactory | None = None
+    dtype: jnp.dtype = jnp.dtype("float32")
+    features: Sequence[int] = (16, 32, 64)
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
+        """Logits of shape (N, H, W, num_classes).
+
+        Args:
+          images: shape (N, H, W, channels), of about unit size; H and W are divisible by 4 (by 2 a pool).
+          train: normalise by the batch's statistics and update the running ones.
+          mask: shape (N,), True where an example counts towards the statistics.
+
+        Raises:
+          UsageError: the height or the width is not divisible.
+        """
+        height, width = images.shape[1:3]
+        total = 2 ** (len(self.features) - 1)
+        if height % total or width % total or not height * width:
+            raise UsageError(
+                f"model fcn takes images whose height and width are divisible by {total}, its total pooling, and these "
+                f"are {height}x{width}; pad or crop them, for instance to "
+                f"{_upwards(height, total)}x{_upwards(width, total)}"
+            )
+
+        def conv(x, features, size):
+            return nn.Conv(
+                features,
+                (size, size),
+                use_bias=self.norm is None,
+                dtype=self.dtype,
+                kernel_init=nn.initializers.he_normal(),
+            )(x)
+
+        def norm(x, residual=None):
+            return normalised(self.norm, x, train=train, mask=mask, residual=residual, activation=nn.relu)
+
+        x = images.astype(self.dtype)
+        levels = []
+        for level, features in enumerate(self.features):
+            x = x if level == 0 else nn.max_pool(x, POOL, POOL)
+            for _ in range(2):
+                x = norm(conv(x, features, 3))
+            levels.append(x)
+        for skip in reversed(levels[:-1]):
+            x = conv(x, skip.shape[-1], 1)
+            x = jax.image.resize(x, skip.shape, "bilinear")
+            x = norm(x, residual=skip)
+        return nn.Conv(self.num_classes, (1, 1), dtype=self.dtype)(x).astype(jnp.float32)
+
+
+def _upwards(size: int, divisor: int) -> int:
+    return max(-(-size // divisor), 1) * divisor

@@ -1,0 +1,76 @@
+"""The norm after a convolution or a dense layer, as every model here applies it."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from experiments.models.layout import NHWC, Layout
+
+# `norm(**options)` gives a norm; the options are among `axis`, `activation` and `scale_init`. What it gives is called
+# as `module(x, use_running_average=..., mask=..., residual=...)`, the last two only where there are any, and returns
+# `activation(norm(x) + residual)`. `batchnorm_jax.linen.BatchNorm` is one; `resnet.plain` makes one of Flax's.
+NormFactory = Callable[..., Callable[..., jax.Array]]
+
+
+def normalised(
+    norm: NormFactory | None,
+    x: jax.Array,
+    *,
+    train: bool,
+    mask: jax.Array | None = None,
+    residual: jax.Array | None = None,
+    activation: Callable[[jax.Array], jax.Array] | None = None,
+    layout: Layout = NHWC,
+    **options,
+) -> jax.Array:
+    """`activation(norm(x) + residual)`; to be called inside a compact method, as it makes a submodule.
+
+    Args:
+      norm: makes the norm; None: there is none, and the rest is applied alone.
+      x: activations in `layout`, or of shape (N, features) with the default one.
+      train: normalise by the batch's statistics and update the running ones.
+      mask: shape (N,), True where an example counts towards the statistics.
+      residual: of the shape of `x`.
+      activation: an elementwise function.
+      layout: of `x` and the result.
+      **options: for the factory, besides the axis and the activation.
+
+    Returns:
+      An array of the shape and dtype of `x`.
+    """
+    if norm is None:
+        y = x if residual is None else x + residual
+        return y if activation is None else activation(y)
+    if activation is not None:
+        options["activation"] = activation
+    module = norm(axis=-1 if layout == NHWC else layout.feature_axis, **options)
+    arrays = {"x": x}
+    if residual is not None:
+        arrays["residual"] = residual
+    if mask is not None:
+        mask = mask.reshape(-1, *(1,) * (x.ndim - 1))
+        arrays["mask"] = mask if layout == NHWC else layout.from_nhwc(mask)
+    span = getattr(module, "span", None)
+    if layout == NHWC or span is None:
+        return module(**arrays, use_running_average=not train).astype(x.dtype)
+
+    # Spans are cut from axis 0, and the examples are elsewhere. They are handed over in groups that no span cuts, with
+    # the groups in front, as so many examples of one more axis: to bring every example to the front would take several
+    # times as long as all else. The clone is the same submodule, for that view.
+    axis, examples = layout.example_axis, x.shape[layout.example_axis]
+    group = _group(span, examples)
+    module = module.clone(parent=module.scope, axis=layout.feature_axis + 1, span=span // group)
+
+    def grouped(a):
+        return jnp.moveaxis(a.reshape(*a.shape[:axis], -1, group, *a.shape[axis + 1 :]), axis, 0)
+
+    y = module(**{name: grouped(a) for name, a in arrays.items()}, use_running_average=not train)
+    return jnp.moveaxis(y, 0, axis).reshape(x.shape).astype(x.dtype)
+
+
+def _group(span: int, examples: int) -> int:
+    """The largest group of a device's examples that spans hold whole; 1 if there is none, and the norm will say why."""
+    if span > 0 and examples % span == 0:
+        return span
+    return examples if span > 0 and span % examples == 0 else 1

@@ -1,0 +1,42 @@
+"""Wall time by what it is spent on."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class Clock:
+    """Adds up wall time by name. Time in a `with` inside another is taken from the outer one.
+
+    Example:
+      >>> clock = Clock()
+      >>> with clock("compute"):
+      ...     with clock("checkpoint"):
+      ...         pass
+      >>> sorted(clock.seconds)
+      ['checkpoint', 'compute']
+    """
+
+    def __init__(self):
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._open: list[str] = []
+        self._started = time.perf_counter()
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Counts the time of a `with` as `name`."""
+        start = time.perf_counter()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            passed = time.perf_counter() - start
+            self._open.pop()
+            self.seconds[name] += passed
+            if self._open:
+                self.seconds[self._open[-1]] -= passed
+
+    def total(self) -> float:
+        """Seconds since the clock was made."""
+        return time.perf_counter() - self._started

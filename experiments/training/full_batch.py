@@ -1,0 +1,92 @@
+"""L-BFGS on the whole training set, each step's length found by a line search."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax import lax
+from jax.sharding import Mesh
+
+from experiments.training.devices import AXIS
+from experiments.training.optimizers import kernels
+from experiments.training.steps import (
+    WHOLE,
+    Recipe,
+    Source,
+    TrainState,
+    examples_in,
+    losses_of,
+    pick,
+    specs,
+    step_key,
+)
+
+MEMORY = 10
+
+
+def make() -> optax.GradientTransformationExtraArgs:
+    """L-BFGS with a zoom line search, which keeps the last ten pairs of steps and gradients.
+
+    Source: Nocedal and Wright, "Numerical Optimization", 2nd edition, 2006, algorithms 7.5 and 3.5.
+    """
+    return optax.lbfgs(memory_size=MEMORY)
+
+
+def full_batch_step(
+    model: nn.Module, optimizer, mesh: Mesh, recipe: Recipe, *, micro_batches: int, weight_decay: float
+):
+    """Makes a step on the whole training set: (state, source) -> (state, metrics).
+
+    The objective, mean loss and the L2 penalty of the kernels, is a function of the parameters alone, as a line search
+    needs it: every step sees the same examples in the same order, each normalised with those of its micro-batch.
+    Running statistics follow the forward pass at the start of each step.
+
+    Args:
+      model: to train.
+      optimizer: from `make`.
+      mesh: the devices.
+      recipe: of the forward pass, without augmentation.
+      micro_batches: parts of the set that are gone through in turn.
+      weight_decay: of the penalty, half of it times the sum of the squares of the kernels.
+    """
+
+    def local_objective(params, batch_stats, source: Source):
+        def add(sums, row):
+            batch = pick(source, row)
+            losses, correct, stats = losses_of(
+                model, recipe, params, batch_stats, batch, step_key(recipe, jnp.zeros((), jnp.int32))
+            )
+            count = examples_in(batch)
+            sums = sums + lax.psum(jnp.stack([jnp.sum(losses), jnp.sum(correct)]), AXIS)
+            return sums, (stats, count)
+
+        rows = jnp.arange(micro_batches)
+        if micro_batches == 1:
+            sums, (stats, count) = add(jnp.zeros(2), 0)
+        else:
+            # A backward pass that computes each micro-batch again takes the memory of one.
+            sums, (all_stats, counts) = lax.scan(jax.checkpoint(add), jnp.zeros(2), rows)
+            stats, count = jax.tree.map(lambda s: jnp.mean(s, axis=0), all_stats), jnp.sum(counts)
+        return sums / count, stats
+
+    def step(state: TrainState, source: Source):
+        mapped = jax.shard_map(
+            local_objective, mesh=mesh, in_specs=(WHOLE, WHOLE, specs(source)), out_specs=(WHOLE, WHOLE)
+        )
+
+        def objective(params):
+            means, batch_stats = mapped(params, state.batch_stats, source)
+            decayed = jax.tree.map(lambda p, decays: jnp.sum(p**2) if decays else 0.0, params, kernels(params))
+            penalty = 0.5 * weight_decay * sum(jax.tree.leaves(decayed))
+            return means[0] + penalty, (means, batch_stats)
+
+        (value, (means, batch_stats)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(
+            grads, state.opt_state, state.params, value=value, grad=grads, value_fn=lambda p: objective(p)[0]
+        )
+        params = optax.apply_updates(state.params, updates)
+        rate = optax.tree_utils.tree_get(opt_state, "learning_rate")
+        metrics = {"loss": means[0], "accuracy": means[1], "learning_rate": jnp.asarray(rate, jnp.float32)}
+        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+
+    return jax.jit(step, donate_argnums=0)

@@ -1,0 +1,192 @@
+"""The sizes of a run, worked out from its configuration before anything is compiled; and what is refused there."""
+
+import math
+from typing import NamedTuple
+
+from experiments._errors import UsageError
+from experiments.training import optimizers, schedules
+from experiments.training.config import TrainConfig
+from experiments.training.devices import nearest_multiples
+
+
+class Phase(NamedTuple):
+    """Epochs with one batch size.
+
+    Attributes:
+      first_epoch: counted from 0.
+      first_step: the updates before it.
+      batch_size: global.
+      steps_per_epoch: updates in one pass over the data.
+    """
+
+    first_epoch: int
+    first_step: int
+    batch_size: int
+    steps_per_epoch: int
+
+
+class Position(NamedTuple):
+    """Where a step lies.
+
+    Attributes:
+      phase: of the batch size.
+      epoch: counted from 0.
+      first_step: the updates before this epoch.
+      last_step: the updates at its end, or at the end of training if that is earlier.
+    """
+
+    phase: Phase
+    epoch: int
+    first_step: int
+    last_step: int
+
+
+class Plan(NamedTuple):
+    """The sizes of a run.
+
+    Attributes:
+      examples: in the training set.
+      phases: one, or with a batch ramp several.
+      total_steps: updates in all.
+      warmup_steps: updates of warmup among them.
+      boundaries: of the step schedule: updates before each, and the factor of the rate from there on.
+      cycle_steps: updates of a cycle of the cyclic schedule.
+      dropped: examples that an epoch of the first phase leaves out.
+    """
+
+    examples: int
+    phases: tuple[Phase, ...]
+    total_steps: int
+    warmup_steps: int
+    boundaries: dict[int, float]
+    cycle_steps: float
+    dropped: int
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the data in all, dropped examples counted as read."""
+        return self.epochs_at(self.total_steps)
+
+    def locate(self, step: int) -> Position:
+        """Where the update after `step` others lies."""
+        phase = next(p for p in reversed(self.phases) if p.first_step <= step)
+        epochs = (step - phase.first_step) // phase.steps_per_epoch
+        first = phase.first_step + epochs * phase.steps_per_epoch
+        last = min(first + phase.steps_per_epoch, self.total_steps)
+        return Position(phase, phase.first_epoch + epochs, first, last)
+
+    def epochs_at(self, step: int) -> float:
+        """Passes over the data after `step` updates."""
+        phase = next(p for p in reversed(self.phases) if p.first_step <= step)
+        return phase.first_epoch + (step - phase.first_step) / phase.steps_per_epoch
+
+
+def make(config: TrainConfig, examples: int, devices: int) -> Plan:
+    """Works out the sizes of a run.
+
+    Args:
+      config: of the run.
+      examples: in the training set.
+      devices: of all processes.
+
+    Raises:
+      UsageError: a batch is larger than the training set, or devices, micro-batches or spans do not divide it.
+    """
+    _check_batch(config, config.batch_size, examples, devices)
+    per_epoch = _steps_per_epoch(config, config.batch_size, examples)
+    k = config.backwards_per_forward
+    if config.steps is not None and config.steps % k:
+        raise UsageError(
+            f"--steps={config.steps} counts updates and is not a multiple of --backwards_per_forward={k}; the nearest "
+            f"that work: {nearest_multiples(config.steps, k)}"
+        )
+    epochs = config.epochs if config.steps is None else config.steps / per_epoch
+    milestones = schedules.parse_epochs(config.step_epochs) or tuple(f * epochs for f in schedules.STEP_FRACTIONS)
+    phases = (Phase(0, 0, config.batch_size, per_epoch),)
+    boundaries: dict[int, float] = {}
+    if config.schedule == "step":
+        phases, boundaries = _staircase(config, phases[0], milestones, examples, devices)
+    last = phases[-1]
+    total = config.steps or last.first_step + (config.epochs - last.first_epoch) * last.steps_per_epoch
+    warmup = round(config.warmup_epochs * per_epoch)
+    if boundaries and min(boundaries) < warmup:
+        raise UsageError(
+            f"--schedule=step divides the rate after {min(boundaries)} updates, inside the warmup of {warmup}; "
+            "give a shorter --warmup_epochs or later --step_epochs"
+        )
+    full = examples // config.batch_size * config.batch_size
+    dropped = examples - full if config.drop_remainder else 0
+    phases = tuple(p for p in phases if p.first_step < total)
+    return Plan(examples, phases, total, warmup, boundaries, config.cycle_epochs * per_epoch, dropped)
+
+
+def _steps_per_epoch(config: TrainConfig, batch_size: int, examples: int) -> int:
+    full, rest = divmod(examples, batch_size)
+    return (full + (rest > 0 and not config.drop_remainder)) * config.backwards_per_forward
+
+
+def _staircase(config: TrainConfig, phase: Phase, milestones, examples: int, devices: int):
+    """The phases and the boundaries of a step schedule: at each milestone the batch grows, or the rate falls."""
+    phases, boundaries = [phase], {}
+    for milestone in milestones:
+        if config.batch_ramp is None:
+            boundaries[round(milestone * phase.steps_per_epoch)] = 1 / config.step_factor
+            continue
+        # The batch changes between epochs, so that each of them reads every example once.
+        epoch = max(round(milestone), phase.first_epoch + 1)
+        first_step = phase.first_step + (epoch - phase.first_epoch) * phase.steps_per_epoch
+        batch_size = min(round(phase.batch_size * config.step_factor), config.batch_ramp)
+        _check_batch(config, batch_size, examples, devices)
+        left = config.step_factor / (batch_size / phase.batch_size)
+        if not math.isclose(left, 1.0):
+            boundaries[first_step] = 1 / left
+        phase = Phase(epoch, first_step, batch_size, _steps_per_epoch(config, batch_size, examples))
+        phases.append(phase)
+    return tuple(phases), boundaries
+
+
+def _check_batch(config: TrainConfig, batch_size: int, examples: int, devices: int) -> None:
+    flag = "batch_size" if batch_size == config.batch_size else "batch_ramp"
+    if batch_size > examples:
+        raise UsageError(
+            f"--{flag}={batch_size} is larger than the training set of {examples} examples; "
+            f"the largest that works is {examples}"
+        )
+    parts = devices * config.accumulation_steps
+    if batch_size % parts:
+        raise UsageError(
+            f"--{flag}: a batch of {batch_size} is not divisible by {devices} devices x "
+            f"{config.accumulation_steps} --accumulation_steps; the nearest that work: "
+            f"{nearest_multiples(batch_size, parts)}"
+        )
+    if config.optimizer == optimizers.FULL_BATCH and batch_size != examples:
+        raise UsageError(
+            f"--optimizer=lbfgs takes the whole training set at once: --batch_size={examples}, not {batch_size}; "
+            "--accumulation_steps keeps the memory of it small"
+        )
+    if config.span is not None:
+        _check_span(config, batch_size, devices)
+
+
+def _check_span(config: TrainConfig, batch_size: int, devices: int) -> None:
+    micro = batch_size // config.accumulation_steps
+    work = spans(micro, devices)
+    if config.span not in work:
+        what = f"{micro} examples ({devices} devices x {micro // devices})"
+        raise UsageError(
+            f"--span={config.span} does not divide the {what} of a forward pass; spans that work here: "
+            f"{', '.join(map(str, work))}"
+        )
+    if not config.drop_remainder:
+        raise UsageError(f"--span={config.span} takes --drop_remainder: a smaller batch has no whole number of spans")
+
+
+def spans(examples: int, devices: int) -> list[int]:
+    """The spans into which a batch can be cut: parts of a device's share, or groups of whole shares.
+
+    Example:
+      >>> spans(16, 4)
+      [1, 2, 4, 8, 16]
+    """
+    share = examples // devices
+    return [n for n in range(1, examples + 1) if examples % n == 0 and (share % n == 0 or n % share == 0)]

@@ -1,0 +1,218 @@
+"""Published recipes by name, for `--preset`. A flag that is given beside one wins."""
+
+from typing import Any, NamedTuple
+
+from experiments._errors import unknown_name
+from experiments.training.config import TrainConfig
+
+
+class Preset(NamedTuple):
+    """A recipe.
+
+    Attributes:
+      options: of `TrainConfig`.
+      result: what its source reports.
+      source: where the numbers are from, and which of them could not be checked there.
+      time: how long it takes, where it was run.
+    """
+
+    options: dict[str, Any]
+    result: str
+    source: str
+    time: str = "not run here"
+
+
+_IMAGENET: dict[str, Any] = {
+    "dataset": "imagenet2012",
+    "image_size": 224,
+    "model": "resnet50",
+    "augmentation": "flip",
+    "norm_momentum": 0.9,
+}
+_MLPERF: dict[str, Any] = {
+    **_IMAGENET,
+    "schedule": "polynomial",
+    "label_smoothing": 0.1,
+    "span": 64,
+    "warmup_epochs": 5.0,
+    "batch_size": 8192,
+}
+_CIFAR10: dict[str, Any] = {
+    "dataset": "cifar10",
+    "model": "resnet18",
+    "augmentation": "crop_flip",
+    "weight_decay": 5e-4,
+    "label_smoothing": 0.0,
+    "warmup_epochs": 5.0,
+    "epochs": 60,
+    "norm_momentum": 0.9,
+}
+
+# python -m experiments.train --preset=NAME, with the data set prepared.
+PRESETS: dict[str, Preset] = {
+    # ResNet-50, Nesterov, linear rate. One more flag, --batch_size=256, gives the small batch of the comparison.
+    "goyal2017": Preset(
+        {
+            **_IMAGENET,
+            "norm": "local",
+            "batch_size": 8192,
+            "optimizer": "nesterov",
+            "base_learning_rate": 0.1,
+            "lr_scaling": "linear",
+            "warmup_epochs": 5.0,
+            "schedule": "step",
+            "step_epochs": "30,60,80",
+            "epochs": 90,
+            "weight_decay": 1e-4,
+            "label_smoothing": 0.0,
+        },
+        "top-1 error 23.74% (23.60% at a batch of 256; 24.84% without warmup)",
+        "Goyal et al., arXiv 1706.02677, 2017; 256 devices of 32 images, whose warmup starts at 0.1, not 0",
+    ),
+    # AlexNet with norm, LARS. Rate and warmup of the first author's later configuration files.
+    "you2017_lars": Preset(
+        {
+            **_IMAGENET,
+            "image_size": 227,
+            "model": "alexnet_bn",
+            "batch_size": 8192,
+            "optimizer": "lars",
+            "learning_rate": 10.0,
+            "warmup_epochs": 4.0,
+            "schedule": "polynomial",
+            "epochs": 100,
+            "weight_decay": 5e-4,
+            "label_smoothing": 0.0,
+        },
+        "top-1 60.1% (60.2% at a batch of 512)",
+        "You et al., arXiv 1708.03888, 2017; rate and warmup from the configuration files of borisgin/nvcaffe, which "
+        "clip the trust ratio; no dropout here",
+    ),
+    "you2017_nesterov": Preset(
+        {
+            **_IMAGENET,
+            "image_size": 227,
+            "model": "alexnet_bn",
+            "batch_size": 8192,
+            "optimizer": "nesterov",
+            "base_learning_rate": 0.01,
+            "warmup_epochs": 4.0,
+            "schedule": "polynomial",
+            "epochs": 100,
+            "weight_decay": 5e-4,
+            "label_smoothing": 0.0,
+        },
+        "none is published for Nesterov; the twin of you2017_lars, its rate to be tuned",
+        "this project",
+    ),
+    # ResNet-50, LAMB: rate 0.04 at 32768 and with the square root below, warmup in proportion to the batch.
+    "you2019_lamb": Preset(
+        {
+            **_IMAGENET,
+            "batch_size": 8192,
+            "optimizer": "lamb",
+            "learning_rate": 0.02,
+            "warmup_epochs": 5.0,
+            "schedule": "polynomial",
+            "epochs": 90,
+            "weight_decay": 1.5,
+            "label_smoothing": 0.1,
+            "span": 64,
+        },
+        "top-1 76.89% (76.42% at 32768)",
+        "You et al., arXiv 1904.00962, 2019; decay from the authors' code at 65536, span not published, and the "
+        "rate falls linearly there and with power 2 here",
+    ),
+    # ResNet-50 as in MLPerf, LARS, and its Nesterov twin.
+    "mlperf_lars": Preset(
+        {**_MLPERF, "optimizer": "lars", "learning_rate": 17.0, "weight_decay": 2e-4, "epochs": 42},
+        "top-1 75.9% after 41 to 44 epochs",
+        "mlcommons/logging, rcp_checker/training_4.0.0, reference convergence points of ResNet-50 at 8192",
+    ),
+    "mlperf_nesterov": Preset(
+        {**_MLPERF, "optimizer": "nesterov", "base_learning_rate": 0.1, "weight_decay": 1e-4, "epochs": 42},
+        "none is published at this batch; the twin of mlperf_lars, its rate to be tuned",
+        "this project, after Nado et al., arXiv 2102.06356, 2021",
+    ),
+    # The Nesterov recipe that matched LARS at 32768; --optimizer=lars --learning_rate=29 --momentum=0.929 is its rival.
+    "nado2021_nesterov": Preset(
+        {
+            **_MLPERF,
+            "batch_size": 32768,
+            "optimizer": "nesterov",
+            "learning_rate": 7.05,
+            "warmup_epochs": 16.0,
+            "momentum": 0.976,
+            "weight_decay": 5.8e-5,
+            "label_smoothing": 0.15,
+            "epochs": 64,
+        },
+        "top-1 75.9%, as LARS",
+        "Nado et al., arXiv 2102.06356, 2021; its numbers are from memory, not checked, and its powers of warmup and "
+        "decay (2.5 and 1.96) are 1 and 2 here",
+    ),
+    # The same number of epochs with fewer and fewer updates, and the same with a falling rate: --batch_ramp=128.
+    "smith2017": Preset(
+        {
+            **_CIFAR10,
+            "batch_size": 128,
+            "batch_ramp": 5120,
+            "optimizer": "nesterov",
+            "learning_rate": 0.1,
+            "schedule": "step",
+            "step_epochs": "60,120,160",
+            "step_factor": 5.0,
+            "epochs": 200,
+            "warmup_epochs": 0.0,
+        },
+        "the same curves against epochs as with a falling rate (there with a wide ResNet-16-4)",
+        "Smith et al., arXiv 1711.00489, 2017; the model here is ResNet-18",
+    ),
+    # Square-root rate and statistics of 128 examples.
+    "hoffer2017": Preset(
+        {
+            **_CIFAR10,
+            "batch_size": 4096,
+            "span": 128,
+            "optimizer": "sgd",
+            "learning_rate": 0.1 * 32**0.5,
+            "schedule": "step",
+            "step_epochs": "81,122,164",
+            "epochs": 200,
+            "warmup_epochs": 0.0,
+            "weight_decay": 1e-4,
+            "augmentation": "crop_flip",
+        },
+        "ResNet-44: 92.83% at 128, 86.10% at 4096, 90.50% with square-root rate and spans (from memory, not checked)",
+        "Hoffer et al., arXiv 1705.08741, 2017; rates and milestones from eladhoffer/bigBatch; the model here is "
+        "ResNet-18, and gradients are not clipped",
+    ),
+    # At least 93% is the aim, at 512 and with --batch_size=8192 as well.
+    "cifar10_nesterov": Preset(
+        {**_CIFAR10, "batch_size": 512, "optimizer": "nesterov", "base_learning_rate": 0.1},
+        "not measured: it needs a GPU",
+        "this project, after kuangliu/pytorch-cifar (rate 0.1, momentum 0.9, decay 5e-4, cosine, crops and flips)",
+    ),
+    "cifar10_lars": Preset(
+        {**_CIFAR10, "batch_size": 8192, "optimizer": "lars", "learning_rate": 10.0, "schedule": "polynomial"},
+        "not measured: it needs a GPU; its twin is cifar10_nesterov with --batch_size=8192",
+        "this project",
+    ),
+}
+
+
+def configure(preset: str | None, given: dict[str, Any]) -> TrainConfig:
+    """The configuration of a preset, changed by what is given.
+
+    Raises:
+      UsageError: there is no such preset, or the values do not go together.
+
+    Example:
+      >>> configure(None, {"batch_size": 512}).batch_size
+      512
+    """
+    if preset is None:
+        return TrainConfig(**given)
+    if preset not in PRESETS:
+        raise unknown_name("preset", preset, PRESETS)
+    return TrainConfig(**{**PRESETS[preset].options, **given})

@@ -1,0 +1,182 @@
+"""What a run is made of before its first step: model, optimizer, initial state and the programs of its steps."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import data as datasets
+from experiments import models
+from experiments.training import accumulation, devices, full_batch, norms, optimizers, schedules, splitting, steps
+from experiments.training import plan as plans
+from experiments.training.config import TrainConfig
+from experiments.training.steps import Recipe, Source, TrainState
+
+
+class Program(NamedTuple):
+    """A compiled update.
+
+    Attributes:
+      call: (state, sources) -> (state, metrics); the state is donated.
+      largest: the compiled program that takes most memory.
+    """
+
+    call: Callable[[TrainState, list[Source]], tuple[TrainState, dict[str, jax.Array]]]
+    largest: Any
+
+
+class Run(NamedTuple):
+    """What a training run is made of, before its first step.
+
+    Attributes:
+      plan: its sizes.
+      mesh: its devices.
+      recipe: of the forward pass.
+      state: the initial one.
+      compile: (state, sources, batch size) -> `Program`, which reads sources of the same shapes.
+      eval_step: from `steps.eval_step`.
+    """
+
+    plan: plans.Plan
+    mesh: jax.sharding.Mesh
+    recipe: Recipe
+    state: TrainState
+    compile: Callable[[TrainState, list[Source], int], Program]
+    eval_step: Callable
+
+
+def make_model(config: TrainConfig, num_classes: int, momentum: float) -> Any:
+    """The model of a configuration, its norms' running statistics with the given momentum."""
+    return models.create(
+        config.model,
+        num_classes=num_classes,
+        norm=norms.make(config.norm, momentum, config.span),
+        dtype=jnp.dtype(config.dtype),
+        zero_last_scale=config.zero_last_scale,
+    )
+
+
+def make_optimizer(config: TrainConfig, schedule) -> Any:
+    """The optimizer of a configuration."""
+    if config.optimizer == optimizers.FULL_BATCH:
+        return full_batch.make()
+    return optimizers.make(
+        config.optimizer,
+        schedule,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        decay_all=config.decay_all,
+    )
+
+
+def make_recipe(config: TrainConfig, dataset_classes: int, statistics: tuple[np.ndarray, np.ndarray]) -> Recipe:
+    """What the steps of a configuration do beside model and optimizer."""
+    return Recipe(
+        *statistics,
+        num_classes=dataset_classes,
+        label_smoothing=config.label_smoothing,
+        augmentation=config.augmentation,
+        seed=config.seed,
+        local_statistics=config.norm == "local",
+    )
+
+
+def prepare(
+    config: TrainConfig,
+    dataset: datasets.Dataset,
+    statistics: tuple[np.ndarray, np.ndarray],
+    chosen: list[devices.Device],
+) -> Run:
+    """Makes everything that a run needs; refuses what cannot be before anything is compiled.
+
+    Args:
+      config: of the run.
+      dataset: to train on.
+      statistics: mean and standard deviation of its pixels.
+      chosen: the devices.
+    """
+    plan = plans.make(config, dataset.train.size, len(chosen))
+    schedule = schedules.make(
+        config.schedule,
+        config.peak_learning_rate,
+        warmup_steps=plan.warmup_steps,
+        total_steps=plan.total_steps,
+        boundaries=plan.boundaries,
+        cycle_steps=plan.cycle_steps,
+    )
+    if config.optimizer == optimizers.FULL_BATCH:
+        schedule = schedules.make("constant", 1.0, warmup_steps=0, total_steps=plan.total_steps)
+    mesh = devices.make_mesh(chosen)
+    recipe = make_recipe(config, dataset.num_classes, statistics)
+    optimizer = make_optimizer(config, schedule)
+    evaluated = make_model(config, dataset.num_classes, config.running_momentum())
+    state = steps.init_state(evaluated, optimizer, dataset.train.image_shape, config.seed)
+    state = devices.place(state, devices.replicated(mesh))
+
+    @cache
+    def compiler(batch_size: int):
+        return _compiler(config, dataset.num_classes, batch_size, optimizer, schedule, mesh, recipe)
+
+    return Run(
+        plan,
+        mesh,
+        recipe,
+        state,
+        lambda state, sources, batch_size: compiler(batch_size)(state, sources),
+        steps.eval_step(evaluated, mesh, recipe),
+    )
+
+
+def _compiler(config: TrainConfig, num_classes: int, batch_size: int, optimizer, schedule, mesh, recipe):
+    """What compiles the update of a configuration, at one batch size of its ramp."""
+    momentum = config.running_momentum(batch_size)
+    micro = config.accumulation_steps
+    if config.optimizer == optimizers.FULL_BATCH:
+        model = make_model(config, num_classes, momentum)
+        step = full_batch.full_batch_step(
+            model, optimizer, mesh, recipe, micro_batches=micro, weight_decay=config.weight_decay
+        )
+    elif micro > 1:
+        # Momentum 0 gives the moments of a micro-batch.
+        programs = accumulation.accumulated_step(
+            make_model(config, num_classes, 0.0),
+            optimizer,
+            schedule,
+            mesh,
+            recipe,
+            micro_batches=micro,
+            momentum=momentum,
+            span=config.span,
+        )
+        return lambda state, sources: _accumulated(programs, mesh, state, sources)
+    elif config.backwards_per_forward > 1:
+        model = make_model(config, num_classes, momentum)
+        step = splitting.split_step(model, optimizer, schedule, mesh, recipe, config.backwards_per_forward)
+    else:
+        step = steps.train_step(make_model(config, num_classes, momentum), optimizer, schedule, mesh, recipe)
+
+    def compiled(state: TrainState, sources: list[Source]) -> Program:
+        program = step.lower(state, sources[0]).compile()
+        return Program(lambda state, sources: program(state, sources[0]), program)
+
+    return compiled
+
+
+def _accumulated(programs, mesh, state: TrainState, sources: list[Source]) -> Program:
+    zero, add, finish = programs
+    numbers = [devices.place(np.int32(i), devices.replicated(mesh)) for i in range(len(sources))]
+    zero = zero.lower(state).compile()
+    total = zero(state)
+    add = add.lower(state, total, sources[0], numbers[0]).compile()
+    finish = finish.lower(state, total).compile()
+
+    def call(state: TrainState, sources: list[Source]):
+        total = zero(state)
+        for number, source in zip(numbers, sources, strict=True):
+            total = add(state, total, source, number)
+        return finish(state, total)
+
+    return Program(call, add)

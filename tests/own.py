@@ -1,0 +1,45 @@
+"""A model and data sets such as a user would write, found by their names in the tests."""
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from experiments.models.simple_cnn import SimpleCNN
+from tests import rig
+
+
+class Model(nn.Module):
+    """Two dense layers with a norm between them."""
+
+    num_classes: int
+    norm: object
+    dtype: object = jnp.float32
+
+    @nn.compact
+    def __call__(self, images, *, train, mask=None):
+        x = images.reshape(images.shape[0], -1).astype(self.dtype)
+        x = nn.Dense(16, use_bias=self.norm is None, dtype=self.dtype, name="first")(x)
+        if self.norm is not None:
+            x = self.norm(axis=-1)(x, use_running_average=not train, mask=None if mask is None else mask[:, None])
+        return nn.Dense(self.num_classes, dtype=self.dtype)(nn.relu(x)).astype(jnp.float32)
+
+
+def model(num_classes, norm, dtype):
+    return Model(num_classes, norm, dtype)
+
+
+def double_precision_cnn(num_classes, norm, dtype):
+    del dtype
+    return SimpleCNN(num_classes, norm, dtype=jnp.dtype("float64"))
+
+
+def dataset():
+    return rig.tiny()
+
+
+def number():
+    return 3
+
+
+def floats():
+    made = rig.tiny()
+    return made._replace(train=made.train._replace(images=made.train.images.astype("float32")))

@@ -1,0 +1,59 @@
+"""Training steps without the loop: what several test files run."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import data
+from experiments.training import evaluation
+from experiments.training.feeding import Feed, signature
+from experiments.training.run import prepare
+
+
+def tiny(examples=64, size=8, classes=3, channels=1, pixels=False):
+    """A data set of random images whose classes differ in brightness."""
+    r = np.random.default_rng(0)
+    labels = r.integers(0, classes, (examples, size, size) if pixels else examples).astype(np.int32)
+    shade = (labels if pixels else labels[:, None, None])[..., None] * (120 // classes)
+    images = (shade + r.integers(0, 120, (examples, size, size, channels))).astype(np.uint8)
+    test = data.Examples(images[: examples // 4], labels[: examples // 4])
+    return data.Dataset("tiny", data.Examples(images, labels), {"test": test}, classes)
+
+
+def first_steps(config, dataset, number, num_devices, dtype=None):
+    """The state and the rows of metrics after some updates on some devices.
+
+    With a `dtype` parameters, statistics and computation are of it.
+    """
+    if dtype is not None:
+        object.__setattr__(config, "dtype", dtype)
+    run = run_of(config, dataset, num_devices)
+    state = run.state
+    if dtype is not None:
+        state = jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, state)
+    feed = Feed(config, dataset.train, run.mesh, resident=config.input != "streamed")
+    rows, programs = [], {}
+    for position, sources in itertools.islice(_updates(run.plan, feed), number):
+        batch_size = position.phase.batch_size
+        key = batch_size, signature(sources)
+        if key not in programs:
+            programs[key] = run.compile(state, sources, batch_size)
+        state, row = programs[key].call(state, sources)
+        rows.append(jax.device_get(row))
+    return jax.device_get(state), rows
+
+
+def run_of(config, dataset, num_devices):
+    """A run before its first step."""
+    return prepare(config, dataset, evaluation.pixel_statistics(dataset.train), jax.devices()[:num_devices])
+
+
+def _updates(plan, feed):
+    step = 0
+    while step < plan.total_steps:
+        position = plan.locate(step)
+        for sources in feed.updates(position, step):
+            yield position, sources
+        step = position.last_step

@@ -1,0 +1,128 @@
+"""Several processes that train as one, over loopback: the same numbers, and what happens when one is lost."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.training import metrics
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "NPROC"}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(workdir, processes, environment=None, **changes):
+    """The processes of one run, four devices in all."""
+    port = free_port()
+    given = {"batch_size": 512, "steps": 20, "warmup_epochs": 0.1, "num_devices": 4 // processes, **changes}
+    given["workdir"] = workdir
+    started = []
+    for i in range(processes):
+        if processes > 1:
+            given |= {"coordinator_address": f"127.0.0.1:{port}", "num_processes": processes, "process_id": i}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "experiments.train", *(f"--{k}={v}" for k, v in given.items())],
+                cwd=ROOT,
+                env={**ENVIRONMENT, **(environment or {})},
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+            )
+        )
+    return started
+
+
+def finish(workdir, processes, environment=None, **changes):
+    """Runs to the end; what each process printed. An abort of XLA's collectives of fake devices is tried again."""
+    for _ in range(3):
+        started = start(workdir, processes, environment, **changes)
+        outputs = [process.communicate(timeout=300)[0] for process in started]
+        if all(process.returncode == 0 for process in started):
+            return outputs
+        assert any(process.returncode == -signal.SIGABRT for process in started), "\n".join(outputs)
+        print(f"{workdir}: a collective of fake devices aborted; started again")
+    raise AssertionError("\n".join(outputs))
+
+
+def losses(workdir):
+    return np.array([row["loss"] for row in metrics.read(workdir / metrics.FILE) if row["kind"] == "train"])
+
+
+def test_two_processes_of_two_devices_train_as_one_of_four(tmp_path):
+    """In double precision, where nothing but the pooling could make a difference, for twenty steps."""
+    double = {"environment": {"JAX_ENABLE_X64": "1"}, "model": "tests.own:double_precision_cnn"}
+    outputs = finish(tmp_path / "two", 2, **double)
+    finish(tmp_path / "one", 1, **double)
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(one) == len(two) == 20 and one[-1] < 0.5 * one[0]
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+    assert "4 cpu devices in 2 processes x 128 per device" in outputs[0]
+    # One process prints and writes.
+    assert "epoch" in outputs[0] and "epoch" not in outputs[1]
+
+
+def started_and_training(workdir, after=0):
+    """Two processes that have trained for some steps more."""
+    started = start(workdir, 2, steps=5000, checkpoint_every=10)
+    rows = workdir / metrics.FILE
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline and all(process.poll() is None for process in started):
+        if rows.exists() and max((row["step"] for row in metrics.read(rows)), default=0) > after + 15:
+            return started
+        time.sleep(0.05)
+    for process in started:
+        process.kill()
+    raise AssertionError("\n".join(process.communicate()[0] for process in started))
+
+
+@pytest.mark.parametrize(
+    ("lost", "sent"),
+    [
+        pytest.param("worker", signal.SIGKILL),
+        pytest.param("coordinator", signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param("worker", signal.SIGSTOP, marks=pytest.mark.slow),
+        pytest.param("coordinator", signal.SIGSTOP, marks=pytest.mark.slow),
+    ],
+)
+def test_a_lost_process_ends_the_others_and_the_run_goes_on(tmp_path, lost, sent):
+    """Killed or standing still: the other one ends with an error within a minute, and both can be started again."""
+    started = started_and_training(tmp_path / "run")
+    victim, other = started if lost == "coordinator" else started[::-1]
+    victim.send_signal(sent)
+    since = time.monotonic()
+    output, _ = other.communicate(timeout=60)
+    print(f"{lost}, {sent.name}: the other process ended after {time.monotonic() - since:.1f} s")
+    victim.kill()
+    victim.communicate()
+    assert other.returncode != 0 and ("error" in output.lower()), output[-2000:]
+    step = max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit())
+    last = metrics.read(tmp_path / "run" / metrics.FILE)[-1]["step"]
+    again = started_and_training(tmp_path / "run", after=last)
+    for process in again:
+        process.send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=60)[0] for process in again]
+    assert [process.returncode for process in again] == [143, 143], outputs
+    assert f"Going on from the checkpoint of step {step}." in outputs[0]
+
+
+def test_sigterm_to_one_process_stops_all_after_the_same_step(tmp_path):
+    started = started_and_training(tmp_path / "run")
+    started[1].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=60)[0] for process in started]
+    assert [process.returncode for process in started] == [143, 143], outputs
+    last = metrics.read(tmp_path / "run" / metrics.FILE)[-1]["step"]
+    assert f"Stopped by SIGTERM; step {last} is saved." in outputs[0]
+    assert (tmp_path / "run" / "checkpoints" / str(last)).is_dir()

@@ -1,0 +1,222 @@
+"""A run that is killed, terminated, out of room, or whose checkpoints are damaged, and goes on."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import data
+from experiments.training import metrics
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.config import TrainConfig
+from tests import rig
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "NPROC"}
+# XLA's CPU collectives of fake devices abort now and then: such a run is started again, and says so.
+ABORTED = -signal.SIGABRT
+
+
+def command(workdir, **changes):
+    given = {"batch_size": 512, "steps": 40, "warmup_epochs": 0.1, "checkpoint_every": 3, **changes}
+    return [
+        sys.executable,
+        "-m",
+        "experiments.train",
+        *(f"--{k}={v}" for k, v in given.items()),
+        f"--workdir={workdir}",
+    ]
+
+
+def start(workdir, **changes):
+    return subprocess.Popen(
+        command(workdir, **changes),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def finish(workdir, **changes):
+    """Runs to the end; the output."""
+    for _ in range(3):
+        process = start(workdir, **changes)
+        output, _ = process.communicate(timeout=300)
+        if process.returncode != ABORTED:
+            break
+        print(f"{workdir}: a collective of fake devices aborted; started again")
+    assert process.returncode == 0, output
+    return output
+
+
+def final_state(workdir, step=40):
+    like = rig.run_of(TrainConfig(batch_size=512), data.load("digits"), 2).state
+    with Checkpoints(workdir) as checkpoints:
+        return jax.device_get(checkpoints.restore(like, step))
+
+
+def assert_same_run(one, other):
+    """Parameters, statistics and optimizer state bit for bit, and the same rows once each."""
+    jax.tree.map(np.testing.assert_array_equal, final_state(one), final_state(other))
+    assert metrics.read(one / metrics.FILE) == metrics.read(other / metrics.FILE)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    finish(workdir)
+    return workdir
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        if condition():
+            return
+        time.sleep(0.002)
+
+
+def kill_at_random(workdir, r):
+    """Kills a run some time after it began to train, every second time while it saves. Returns what was hit."""
+    process = start(workdir)
+    checkpoints = workdir / "checkpoints"
+    if r.random() < 0.5:
+        moment = "while saving"
+        seen = set(checkpoints.glob("*tmp*"))
+        wait_for(lambda: set(checkpoints.glob("*tmp*")) - seen, process)
+        time.sleep(r.uniform(0, 0.03))
+    else:
+        moment = "at random"
+        rows = workdir / metrics.FILE
+        before = rows.stat().st_mtime_ns if rows.exists() else 0
+        wait_for(lambda: rows.exists() and rows.stat().st_mtime_ns > before and rows.stat().st_size > 0, process)
+        time.sleep(r.uniform(0, 1.0))
+    ended = process.poll()
+    process.kill()
+    output, _ = process.communicate()
+    assert ended in (None, 0, ABORTED), output
+    return moment if ended is None else "after its end"
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_again_and_again_ends_bit_for_bit(tmp_path, uninterrupted, kills):
+    workdir, r = tmp_path / "killed", random.Random(kills)
+    hits = [kill_at_random(workdir, r) for _ in range(kills)]
+    print(f"killed: {hits}")
+    finish(workdir)
+    assert_same_run(workdir, uninterrupted)
+    assert hits.count("after its end") < kills and "while saving" in hits
+
+
+def test_sigterm_saves_within_one_step_and_exits_143(tmp_path, uninterrupted):
+    workdir = tmp_path / "stopped"
+    process = start(workdir, checkpoint_every=1000)
+    rows = workdir / metrics.FILE
+    wait_for(lambda: rows.exists() and len(rows.read_text().splitlines()) >= 5, process)
+    process.send_signal(signal.SIGTERM)
+    there = len(rows.read_text().splitlines())
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, output
+    stopped_at = metrics.read(rows)[-1]["step"]
+    # One step may end before the signal comes, one is under way when it does.
+    assert there <= stopped_at <= there + 2 and f"step {stopped_at} is saved" in output
+    assert f"checkpoint of step {stopped_at}" in finish(workdir, checkpoint_every=1000)
+    assert_same_run(workdir, uninterrupted)
+
+
+@pytest.fixture
+def two_checkpoints(tmp_path):
+    """A folder with checkpoints of steps 1 and 2, and a state of their shape."""
+    state = rig.run_of(TrainConfig(batch_size=32, model="tests.own:model"), rig.tiny(), 2).state
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(state._replace(step=state.step + step))
+    return tmp_path, state
+
+
+def restored(folder, like):
+    with Checkpoints(folder) as checkpoints:
+        return jax.device_get(checkpoints.restore(like))
+
+
+# Orbax reads arrays at once, and leaves the readers of the others behind when one fails.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::RuntimeWarning")
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty"])
+def test_a_damaged_checkpoint_is_never_taken_for_a_whole_one(two_checkpoints, damage, caplog):
+    """File by file: what comes back is the newest state to the bit, or, with a report, the one before."""
+    folder, state = two_checkpoints
+    newest = folder / "checkpoints" / "2"
+    r, older = np.random.default_rng(0), 0
+    for file in sorted(f for f in newest.rglob("*") if f.is_file() and f.stat().st_size):
+        whole = file.read_bytes()
+        damaged = bytearray(whole)
+        if damage == "flip":
+            for at in r.integers(0, len(whole), 1 + len(whole) // 50):
+                damaged[at] ^= 0xFF
+        file.write_bytes({"flip": bytes(damaged), "cut": whole[: len(whole) // 2], "empty": b""}[damage])
+        caplog.clear()
+        back = restored(folder, state)
+        for a, b in zip(jax.tree.leaves(back._replace(step=0)), jax.tree.leaves(state._replace(step=0)), strict=True):
+            np.testing.assert_array_equal(a, b)
+        if int(back.step) == 1:
+            older += 1
+            assert f"{newest} cannot be read" in caplog.text
+        else:
+            assert int(back.step) == 2
+        file.write_bytes(whole)
+    assert older >= 3
+
+
+def test_a_byte_that_orbax_restores_without_a_word_is_found(two_checkpoints, monkeypatch, caplog):
+    """The digest, not the format, finds it: what Orbax hands back is changed after it is read."""
+    folder, state = two_checkpoints
+    with Checkpoints(folder) as checkpoints:
+        restore = checkpoints._manager.restore
+
+        def flipped(step, **arguments):
+            stored = restore(step, **arguments)
+            if step == 2:
+                stored["state"]["params"]["first"]["kernel"] = -stored["state"]["params"]["first"]["kernel"]
+            return stored
+
+        monkeypatch.setattr(checkpoints._manager, "restore", flipped)
+        assert int(checkpoints.restore(state).step) == 1
+    assert "does not have the digest that was stored with it" in caplog.text
+
+
+def test_a_full_disk_is_named_and_the_last_checkpoint_is_whole(tmp_path):
+    """On a file system of 400 KiB, which one checkpoint fits in; then with room, to the end."""
+    if sys.platform != "linux" or shutil.which("unshare") is None:
+        pytest.skip("needs Linux and unshare, to mount a small file system")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    train = " ".join(command(disk / "run", steps=6, checkpoint_every=1, warmup_epochs=0))
+    script = (
+        f"mount -t tmpfs -o size=400k tmpfs {disk} && echo mounted; {train}; echo status $?; "
+        f"mount -o remount,size=8m {disk} && {train}"
+    )
+    ended = subprocess.run(
+        ["unshare", "--mount", "--map-root-user", "sh", "-c", script],
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+    if "mounted" not in ended.stdout:
+        pytest.skip(f"this machine does not let a test mount a file system: {ended.stdout.strip()[-200:]}")
+    assert "error: the checkpoint of step 2 cannot be written to" in ended.stdout, ended.stdout
+    assert "no space left on the disk" in ended.stdout and "status 2" in ended.stdout
+    assert "The checkpoints of steps 1 are whole" in ended.stdout and "Traceback" not in ended.stdout
+    assert "Going on from the checkpoint of step 1." in ended.stdout and ended.returncode == 0, ended.stdout

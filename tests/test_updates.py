@@ -1,0 +1,193 @@
+"""Other updates and data: accumulation, k backwards, a ramp, L-BFGS, streams, augmentation, half precision."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import data, models
+from experiments._errors import UsageError
+from experiments.training import augmentation, evaluation
+from experiments.training.config import TrainConfig
+from tests import rig
+
+PLAIN = {"warmup_epochs": 0, "learning_rate": 0.1, "model": "tests.own:model", "schedule": "constant"}
+
+
+def same(a, b, rtol):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_accumulation_without_a_norm_is_the_large_batch(devices, x64):
+    """The gradients of four micro-batches are those of the batch; steps and rates count updates."""
+    config = {**PLAIN, "batch_size": 32, "norm": "none", "schedule": "cosine", "epochs": 3}
+    whole, rows = rig.first_steps(TrainConfig(**config), rig.tiny(), 6, devices, jnp.float64)
+    parts, others = rig.first_steps(TrainConfig(**config, accumulation_steps=4), rig.tiny(), 6, devices, jnp.float64)
+    same(whole, parts, 1e-6)
+    assert [r["learning_rate"] for r in rows] == [r["learning_rate"] for r in others]
+    np.testing.assert_allclose([r["loss"] for r in rows], [r["loss"] for r in others], rtol=1e-6)
+
+
+def test_accumulation_normalises_micro_batches_and_pools_their_moments(x64):
+    """One update in NumPy: each micro-batch by its own statistics, one running average of the pooled moments."""
+    dataset = rig.tiny()
+    config = TrainConfig(**PLAIN, batch_size=32, accumulation_steps=4, norm_momentum=0.9)
+    state, rows = rig.first_steps(config, dataset, 1, 2, jnp.float64)
+    (segment,) = data.epoch_segments(64, 32, seed=0, epoch=0)
+    images = dataset.train.images[segment.indices[0]]
+    mean, std = evaluation.pixel_statistics(dataset.train)
+    inputs = (images.astype(np.float32) / 255 - mean) / std
+    hidden = np.asarray(inputs, np.float64).reshape(32, -1) @ own_kernel()
+    np.testing.assert_allclose(state.batch_stats["BatchNorm_0"]["mean"], 0.1 * hidden.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(state.batch_stats["BatchNorm_0"]["var"], 0.9 + 0.1 * hidden.var(0), rtol=1e-5)
+    spans = TrainConfig(**PLAIN, batch_size=32, span=8, norm_momentum=0.9)
+    _, span_rows = rig.first_steps(spans, dataset, 1, 2, jnp.float64)
+    assert rows[0]["loss"] == pytest.approx(span_rows[0]["loss"], rel=1e-6)
+
+
+def own_kernel():
+    model = models.create("tests.own:model", num_classes=3, norm=None, dtype=jnp.float32)
+    return np.asarray(model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False)["params"]["first"]["kernel"])
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_k_backwards_with_plain_sgd_are_k_times_the_rate(devices, x64):
+    """All gradients are taken at the parameters of the forward pass, so k of them add up to k times their mean."""
+    config = {**PLAIN, "optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "batch_size": 32}
+    split = TrainConfig(**config | {"backwards_per_forward": 4, "learning_rate": 0.05})
+    once = TrainConfig(**config | {"learning_rate": 0.2})
+    many, rows = rig.first_steps(split, rig.tiny(), 3, devices, jnp.float64)
+    one, others = rig.first_steps(once, rig.tiny(), 3, devices, jnp.float64)
+    same(many.params, one.params, 1e-6)
+    same(many.batch_stats, one.batch_stats, 1e-6)
+    assert int(many.step) == 12 and int(one.step) == 3
+    np.testing.assert_allclose([r["loss"] for r in rows], [r["loss"] for r in others], rtol=1e-6)
+
+
+def test_k_backwards_with_momentum_are_not_k_times_the_rate():
+    config = {**PLAIN, "batch_size": 32}
+    many, _ = rig.first_steps(TrainConfig(**config | {"backwards_per_forward": 4}), rig.tiny(), 3, 2)
+    one, _ = rig.first_steps(TrainConfig(**config | {"learning_rate": 0.4}), rig.tiny(), 3, 2)
+    assert np.abs(many.params["first"]["kernel"] - one.params["first"]["kernel"]).max() > 1e-3
+
+
+def test_a_batch_ramp_reads_every_example_once_an_epoch(x64):
+    """16, then 32, then 64 examples an update; the first phase is the run without a ramp."""
+    config = {**PLAIN, "schedule": "step", "step_epochs": "1,2", "step_factor": 2.0, "epochs": 3}
+    _, rows = rig.first_steps(TrainConfig(**config, batch_size=16, batch_ramp=64), rig.tiny(), 99, 2, jnp.float64)
+    assert len(rows) == 4 + 2 + 1
+    np.testing.assert_allclose([r["learning_rate"] for r in rows], 0.1, rtol=1e-6)
+    _, fixed = rig.first_steps(TrainConfig(**config, batch_size=16), rig.tiny(), 99, 2, jnp.float64)
+    assert len(fixed) == 12 and rows[:4] == fixed[:4]
+
+
+@pytest.mark.parametrize("micro", [1, 4])
+def test_lbfgs_lowers_the_loss_of_the_whole_set_in_every_step(micro):
+    config = TrainConfig(
+        **PLAIN
+        | {"optimizer": "lbfgs", "batch_size": 64, "epochs": 12, "accumulation_steps": micro, "weight_decay": 0.0}
+    )
+    state, rows = rig.first_steps(config, rig.tiny(), 12, 2)
+    losses = [float(r["loss"]) for r in rows]
+    assert all(later < earlier for earlier, later in itertools.pairwise(losses)), losses
+    assert losses[-1] < 0.5 * losses[0] and int(state.step) == 12
+
+
+@pytest.mark.parametrize("micro", [1, 2])
+def test_a_stream_trains_as_the_same_set_in_memory_does(micro):
+    """Bit for bit, from any step on."""
+    config = {**PLAIN, "batch_size": 16, "accumulation_steps": micro, "drop_remainder": False}
+    dataset = rig.tiny(examples=56)
+    resident = rig.first_steps(TrainConfig(**config), dataset, 9, 2)
+    streamed = rig.first_steps(TrainConfig(**config, input="streamed"), dataset, 9, 2)
+    jax.tree.map(np.testing.assert_array_equal, resident, streamed)
+
+
+class Source:
+    """Images of several sizes, with random access, as a TFDS data source has it."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, i):
+        r = np.random.default_rng(i)
+        return {"image": r.integers(0, 256, (12 + i, 20, 3), dtype=np.uint8), "label": i % 3}
+
+
+def test_streamed_images_are_cropped_by_seed_epoch_and_number():
+    stream = data.Stream(Source(), 8, random_crops=True)
+    numbers = np.array([3, 7, 3])
+    first, again, later = stream.read(numbers), stream.read(numbers), stream.read(numbers, epoch=1)
+    assert stream.size == 20 and stream.image_shape == (8, 8, 3) and first.images.shape == (3, 8, 8, 3)
+    np.testing.assert_array_equal(first.images, again.images)
+    np.testing.assert_array_equal(first.images[0], first.images[2])
+    assert (first.images != later.images).any() and list(first.labels) == [0, 1, 0]
+    central = data.Stream(Source(), 8, random_crops=False)
+    np.testing.assert_array_equal(central.read(numbers).images, central.read(numbers, epoch=1).images)
+
+
+@pytest.mark.parametrize("name", ["crop", "flip", "crop_flip"])
+def test_augmentation_depends_on_the_place_in_the_batch_alone(name):
+    images = jnp.asarray(np.random.default_rng(0).integers(1, 256, (8, 9, 9, 1)), jnp.uint8)
+    key = jax.random.key(3)
+    whole = augmentation.augment(name, images, key, 0, 8)
+    halves = [augmentation.augment(name, images[i : i + 4], key, i, 8) for i in (0, 4)]
+    np.testing.assert_array_equal(whole, np.concatenate(halves))
+    assert whole.shape == images.shape and (whole != images).any()
+    # Every result is one of the images that the definition allows.
+    padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    for image, margins, result in zip(np.asarray(images), padded, np.asarray(whole), strict=True):
+        crops = [margins[i : i + 9, j : j + 9] for i in range(9) for j in range(9)] if "crop" in name else [image]
+        allowed = crops + ([c[:, ::-1] for c in crops] if "flip" in name else [])
+        assert any((result == a).all() for a in allowed)
+
+
+def test_half_precision_keeps_parameters_and_statistics_in_single():
+    state, rows = rig.first_steps(TrainConfig(**PLAIN, batch_size=32, dtype="bfloat16"), rig.tiny(), 2, 2)
+    assert {a.dtype for a in jax.tree.leaves((state.params, state.batch_stats))} == {np.dtype("float32")}
+    _, single = rig.first_steps(TrainConfig(**PLAIN, batch_size=32), rig.tiny(), 2, 2)
+    losses = [[float(r["loss"]) for r in rows_] for rows_ in (rows, single)]
+    np.testing.assert_allclose(*losses, rtol=0.05)
+    assert losses[0] != losses[1]
+
+
+def test_segmentation_counts_pixels(x64):
+    """A class for every pixel: mean losses over pixels, and the intersection over union against NumPy."""
+    dataset = rig.tiny(pixels=True)
+    config = TrainConfig(**PLAIN | {"model": "fcn", "batch_size": 16, "epochs": 20, "learning_rate": 0.05})
+    state, rows = rig.first_steps(config, dataset, 40, 2)
+    assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
+    run = rig.run_of(config, dataset, 2)
+    result = evaluation.Evaluator(run.eval_step, dataset.test, run.mesh)(run.state._replace(params=state.params))
+    assert set(result["test"]) == {"accuracy", "loss", "examples", "mean_iou"}
+    model = models.create("fcn", num_classes=3, norm=None, dtype=jnp.float32)
+    assert model is not None and 0 < result["test"]["mean_iou"] < result["test"]["accuracy"] < 1
+
+
+def test_the_users_own_model_and_data_set_are_found(monkeypatch, tmp_path):
+    dataset = data.load("tests.own:dataset")
+    assert dataset.name == "tests.own:dataset" and dataset.train.size == 64
+    with pytest.raises(UsageError, match=r"--dataset=tests.own:datset: .* has no function datset; it has .*dataset"):
+        data.load("tests.own:datset")
+    with pytest.raises(UsageError, match=r"--dataset=nowhere.at_all:dataset: No module named 'nowhere'"):
+        data.load("nowhere.at_all:dataset")
+    with pytest.raises(UsageError, match=r"must return an experiments.data.Dataset, and it returned <class 'int'>"):
+        data.load("tests.own:number")
+    with pytest.raises(UsageError, match=r"images of train must be uint8 .* and they are float32 of \(2, 8, 8, 1\)"):
+        data.load("tests.own:floats")
+
+
+def test_validation_examples_are_taken_from_training():
+    dataset = rig.tiny()
+    held = data.hold_out.validation(dataset, 10)
+    assert list(held.test) == ["validation"] and held.train.size == 54 and held.test["validation"].size == 10
+    together = np.concatenate([held.train.images, held.test["validation"].images]).reshape(64, -1)
+    assert sorted(map(bytes, together)) == sorted(map(bytes, dataset.train.images.reshape(64, -1)))
+    with pytest.raises(UsageError, match=r"--validation_examples=64 leaves none"):
+        data.hold_out.validation(dataset, 64)
+    with pytest.raises(UsageError, match=r"views of one image would be on both sides"):
+        data.load("digits", validation_examples=10)
