@@ -191,3 +191,15 @@ def test_validation_examples_are_taken_from_training():
         data.hold_out.validation(dataset, 64)
     with pytest.raises(UsageError, match=r"views of one image would be on both sides"):
         data.load("digits", validation_examples=10)
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "channels"), [("resnet18", 32, 3), ("resnet50", 32, 3), ("alexnet_bn", 63, 3), ("fcn", 16, 1)]
+)
+def test_every_model_takes_three_steps(model, size, channels):
+    """From end to end, with a norm pooled over devices; `simple_cnn` does so in test_training."""
+    dataset = rig.tiny(examples=24, size=size, channels=channels, pixels=model == "fcn")
+    config = TrainConfig(model=model, batch_size=8, warmup_epochs=0, learning_rate=0.01, schedule="constant")
+    state, rows = rig.first_steps(config, dataset, 3, 2)
+    assert int(state.step) == 3 and all(np.isfinite(row["loss"]) for row in rows)
+    assert len({float(row["loss"]) for row in rows}) == 3
