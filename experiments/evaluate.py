@@ -28,7 +28,8 @@ def main() -> None:
     )
     print(f"step {step}\n{'split':<12}{'examples':>9}{'accuracy':>11}{'loss':>9}")
     for name, result in results.items():
-        print(f"{name:<12}{result['examples']:>9,}{result['accuracy']:>11.2%}{result['loss']:>9.4f}")
+        iou = f"   mean IoU {result['mean_iou']:.2%}" if "mean_iou" in result else ""
+        print(f"{name:<12}{result['examples']:>9,}{result['accuracy']:>11.2%}{result['loss']:>9.4f}{iou}")
 
 
 if __name__ == "__main__":

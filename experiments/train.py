@@ -35,7 +35,10 @@ def main() -> None:
     if FLAGS.preset in presets.PRESETS:
         preset = presets.PRESETS[FLAGS.preset]
         print(f"preset    {FLAGS.preset}: {preset.result}\nsource    {preset.source}")
-    config = resolve(presets.configure(FLAGS.preset, _flags.given(TrainConfig)))
+    given = _flags.given(TrainConfig)
+    config = resolve(presets.configure(FLAGS.preset, given))
+    for text in presets.unused(config, given):
+        print(f"warning   {text}, and changes nothing here")
     try:
         summary = train(config)
     except (StorageError, PeerError) as error:
@@ -52,7 +55,8 @@ def main() -> None:
         reached = summary["target"]["reached_after_updates"]
         print(f"\ntarget      {f'reached after {reached} updates' if reached else 'not reached'}")
     print("\nseconds     " + "  ".join(f"{name} {value:.1f}" for name, value in summary["seconds"].items()))
-    print(f"overhead    {summary['overhead']:.1%} of training is outside the compiled step")
+    if summary["overhead"] is not None:
+        print(f"overhead    {summary['overhead']:.1%} of training is outside the compiled step")
     print(f"evaluate    python -m experiments.evaluate --checkpoint={config.workdir}")
     print(f"curves      tensorboard --logdir={config.workdir}")
     print(f"report      {write_page(str(config.workdir))}")

@@ -43,3 +43,7 @@ def number():
 def floats():
     made = rig.tiny()
     return made._replace(train=made.train._replace(images=made.train.images.astype("float32")))
+
+
+def few_classes():
+    return rig.tiny()._replace(num_classes=2)

@@ -35,11 +35,10 @@ def first_steps(config, dataset, number, num_devices, dtype=None):
         state = jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, state)
     feed = Feed(config, dataset.train, run.mesh, resident=config.input != "streamed")
     rows, programs = [], {}
-    for position, sources in itertools.islice(_updates(run.plan, feed), number):
-        batch_size = position.phase.batch_size
-        key = batch_size, signature(sources)
+    for sources in itertools.islice(_updates(run.plan, feed), number):
+        key = signature(sources)
         if key not in programs:
-            programs[key] = run.compile(state, sources, batch_size)
+            programs[key] = run.compile(state, sources)
         state, row = programs[key].call(state, sources)
         rows.append(jax.device_get(row))
     return jax.device_get(state), rows
@@ -54,6 +53,5 @@ def _updates(plan, feed):
     step = 0
     while step < plan.total_steps:
         position = plan.locate(step)
-        for sources in feed.updates(position, step):
-            yield position, sources
+        yield from feed.updates(position, step)
         step = position.last_step

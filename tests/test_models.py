@@ -79,10 +79,10 @@ class Normalised(nn.Module):
     activation: object = None
 
     @nn.compact
-    def __call__(self, x, residual=None, mask=None):
+    def __call__(self, x, residual=None, mask=None, train=True):
         given, residual = (None if a is None else self.layout.from_nhwc(a) for a in (x, residual))
         y = normalised(
-            self.norm, given, train=True, mask=mask, residual=residual, activation=self.activation, layout=self.layout
+            self.norm, given, train=train, mask=mask, residual=residual, activation=self.activation, layout=self.layout
         )
         return self.layout.to_nhwc(y)
 
@@ -111,6 +111,9 @@ def test_a_span_that_does_not_fit_is_refused_in_any_layout():
         variables = model.init(jax.random.key(0), x)
         with pytest.raises(ValueError, match=r"span=8 does not divide the 12 examples .* work here: 1, 2, 3, 4, 6, 12"):
             model.apply(variables, x, mutable=["batch_stats"])
+        # An evaluation by the running statistics, which are 0 and 1, takes any number of examples.
+        y = model.apply(variables, x, train=False)
+        np.testing.assert_allclose(y, np.full(x.shape, 1 / np.sqrt(1 + 1e-5)), rtol=1e-6)
 
 
 def loss_and_gradients(model, variables, images, mask=None, mutable=("batch_stats",)):

@@ -116,6 +116,26 @@ def test_a_batch_ramp_multiplies_until_its_limit_and_then_divides():
     )
 
 
+RAMP = {"batch_size": 8, "batch_ramp": 128, "schedule": "step", "step_factor": 4.0, "epochs": 6, "warmup_epochs": 0}
+
+
+def test_milestones_beyond_the_end_change_nothing():
+    """The ramp is over after 50 epochs, though its milestones go on to 80, to a batch that would not fit."""
+    config = TrainConfig(**RAMP | {"batch_size": 64, "batch_ramp": 10_000, "step_epochs": "30,60,80", "epochs": 50})
+    plan = plans.make(config, 6400, 2)
+    assert plan.total_steps == 30 * 100 + 20 * 25 and plan.epochs == 50
+    assert [p.batch_size for p in plan.phases] == [64, 256]
+    short = plans.make(TrainConfig(**RAMP | {"epochs": 2}), 512, 1)
+    assert short.epochs == 2 and [p.batch_size for p in short.phases] == [8, 32]
+    fixed = plans.make(TrainConfig(batch_size=64, schedule="step", step_epochs="30,60", epochs=50), 6400, 2)
+    assert list(fixed.boundaries) == [3000]
+
+
+def test_two_milestones_in_one_update_divide_twice():
+    config = TrainConfig(batch_size=64, schedule="step", step_epochs="2.1,2.4", epochs=5, warmup_epochs=0)
+    assert plans.make(config, 64, 1).boundaries == {2: pytest.approx(0.01)}
+
+
 def test_the_cyclic_schedule_starts_at_the_peak_and_returns_to_it():
     schedule = schedules.make("cyclic", 6.0, warmup_steps=10, total_steps=100, cycle_steps=20)
     np.testing.assert_allclose([float(schedule(10 + i)) for i in (0, 5, 10, 15, 20)], [6, 3.5, 1, 3.5, 6], rtol=1e-6)
@@ -158,7 +178,7 @@ def test_the_preflight_says_what_a_run_will_be():
         ),
         (
             lambda: devices.set_up(3, 100),
-            r"--batch_size: 100 examples are not divisible by 3 devices; .* 99 and 102.*--num_devices=1",
+            r"--batch_size=100 is not divisible by 3 devices; .* 99 and 102.*--num_devices=1",
         ),
         (lambda: devices.set_up(9, 90), r"--num_devices=9, but this process has 8"),
         (
@@ -219,8 +239,17 @@ def test_the_preflight_says_what_a_run_will_be():
         ),
         (
             lambda: plans.make(TrainConfig(schedule="step", step_epochs="1", warmup_epochs=2), 60_000, 2),
-            r"--schedule=step divides the rate after 937 updates, inside the warmup of 1874",
+            r"--schedule=step makes its first change after 937 updates, inside the warmup of 1874",
         ),
+        (
+            lambda: plans.make(TrainConfig(**RAMP | {"step_epochs": "1,2", "warmup_epochs": 2}), 512, 1),
+            r"first change after 64 updates, inside the warmup of 128",
+        ),
+        (
+            lambda: devices.set_up(4, 100, micro_batches=2),
+            r"--batch_size=100 .* 4 devices x 2 --accumulation_steps; .* 96 and 104\. Or give --num_devices=2\.$",
+        ),
+        (lambda: plans.make(TrainConfig(batch_size=64), 63, 2), r"the largest that works is 62"),
         (lambda: presets.configure("goyal", {}), r"unknown preset 'goyal'.*Did you mean 'goyal2017'"),
     ],
 )
@@ -243,6 +272,22 @@ def test_a_preset_is_a_configuration_that_a_flag_changes(name):
     config = presets.configure(name, {})
     assert presets.configure(name, {"seed": 5}) == dataclasses.replace(config, seed=5)
     plans.make(config, 1_281_167 if config.dataset == "imagenet2012" else 50_000, 8)
+
+
+def test_a_base_rate_beside_a_preset_wins_over_its_rate():
+    config = presets.configure("cifar10_lars", {"base_learning_rate": 0.5})
+    assert config.peak_learning_rate == 0.5 * 32
+    assert presets.configure("cifar10_lars", {"seed": 1}).peak_learning_rate == 10.0
+
+
+def test_flags_that_change_nothing_are_named():
+    config = TrainConfig(learning_rate=0.1, base_learning_rate=0.2, step_factor=3.0, steps=5)
+    unused = presets.unused(config, ["learning_rate", "base_learning_rate", "step_factor", "steps", "seed"])
+    assert unused == [
+        "--step_factor is of --schedule=step",
+        "--base_learning_rate is of a run without --learning_rate",
+    ]
+    assert presets.unused(TrainConfig(schedule="step", step_factor=3.0), ["schedule", "step_factor"]) == []
 
 
 def test_every_lars_preset_has_a_nesterov_twin():

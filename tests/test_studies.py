@@ -30,8 +30,9 @@ def test_a_study_keeps_each_run_and_goes_on_where_it_was(tmp_path, capsys):
     again = jobs.run([good, jobs.Job("bad", TINY)], tmp_path)
     assert again[0] == rows[0] and "summary" in again[1]
     assert "good" not in capsys.readouterr().out
-    # Another configuration under the same key is another run.
-    changed = jobs.run([jobs.Job("good", {**TINY, "steps": 3, "workdir": None})], tmp_path / "other")
+    assert {row["key"]: "summary" in row for row in jobs.read(tmp_path / jobs.FILE)} == {"good": True, "bad": True}
+    # Other options under the same key are another run.
+    changed = jobs.run([jobs.Job("good", {**TINY, "steps": 3})], tmp_path)
     assert changed[0]["summary"]["updates"] == 3
 
 

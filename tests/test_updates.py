@@ -9,7 +9,7 @@ import pytest
 
 from experiments import data, models
 from experiments._errors import UsageError
-from experiments.training import augmentation, evaluation
+from experiments.training import augmentation, evaluation, feeding, norms
 from experiments.training.config import TrainConfig
 from tests import rig
 
@@ -88,8 +88,7 @@ def test_a_batch_ramp_reads_every_example_once_an_epoch(x64):
 @pytest.mark.parametrize("micro", [1, 4])
 def test_lbfgs_lowers_the_loss_of_the_whole_set_in_every_step(micro):
     config = TrainConfig(
-        **PLAIN
-        | {"optimizer": "lbfgs", "batch_size": 64, "epochs": 12, "accumulation_steps": micro, "weight_decay": 0.0}
+        **PLAIN | {"optimizer": "lbfgs", "batch_size": 64, "weight_decay": 0.0}, epochs=12, accumulation_steps=micro
     )
     state, rows = rig.first_steps(config, rig.tiny(), 12, 2)
     losses = [float(r["loss"]) for r in rows]
@@ -97,9 +96,35 @@ def test_lbfgs_lowers_the_loss_of_the_whole_set_in_every_step(micro):
     assert losses[-1] < 0.5 * losses[0] and int(state.step) == 12
 
 
+def test_lbfgs_sees_every_micro_batch_and_pools_their_moments(x64):
+    """Without a norm, micro-batches change nothing; with one, their pooled moments are those of the whole set."""
+    config = {**PLAIN, "optimizer": "lbfgs", "batch_size": 64}
+    whole, _ = rig.first_steps(TrainConfig(**config, norm="none"), rig.tiny(), 3, 2, jnp.float64)
+    parts, _ = rig.first_steps(TrainConfig(**config, norm="none", accumulation_steps=4), rig.tiny(), 3, 2, jnp.float64)
+    same(whole.params, parts.params, 1e-5)
+    one, _ = rig.first_steps(TrainConfig(**config), rig.tiny(), 1, 2, jnp.float64)
+    four, _ = rig.first_steps(TrainConfig(**config, accumulation_steps=4), rig.tiny(), 1, 2, jnp.float64)
+    same(one.batch_stats, four.batch_stats, 1e-5)
+    streamed = rig.tiny()._replace(train=data.Stream(Source(), 8, random_crops=True))
+    run = rig.run_of(TrainConfig(**PLAIN, batch_size=4), rig.tiny(), 2)
+    with pytest.raises(UsageError, match=r"--optimizer=lbfgs keeps the whole set on the device"):
+        feeding.is_resident(TrainConfig(**config), streamed, run.mesh, None)
+
+
+def test_a_small_last_batch_moves_running_statistics_by_its_share():
+    """65 examples in batches of 64: the last one alone must not become the statistics."""
+    config = TrainConfig(**PLAIN | {"learning_rate": 0.0}, batch_size=64, drop_remainder=False, epochs=1)
+    before, _ = rig.first_steps(config, rig.tiny(examples=65), 1, 1)
+    after, _ = rig.first_steps(config, rig.tiny(examples=65), 2, 1)
+    share = 1 - 0.9 ** (1 / 256)
+    moved = after.batch_stats["BatchNorm_0"]["var"] / before.batch_stats["BatchNorm_0"]["var"]
+    # One example has no variance.
+    np.testing.assert_allclose(moved, 1 - share, rtol=1e-5)
+
+
 @pytest.mark.parametrize("micro", [1, 2])
 def test_a_stream_trains_as_the_same_set_in_memory_does(micro):
-    """Bit for bit, from any step on."""
+    """Bit for bit."""
     config = {**PLAIN, "batch_size": 16, "accumulation_steps": micro, "drop_remainder": False}
     dataset = rig.tiny(examples=56)
     resident = rig.first_steps(TrainConfig(**config), dataset, 9, 2)
@@ -162,10 +187,23 @@ def test_segmentation_counts_pixels(x64):
     state, rows = rig.first_steps(config, dataset, 40, 2)
     assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
     run = rig.run_of(config, dataset, 2)
-    result = evaluation.Evaluator(run.eval_step, dataset.test, run.mesh)(run.state._replace(params=state.params))
-    assert set(result["test"]) == {"accuracy", "loss", "examples", "mean_iou"}
-    model = models.create("fcn", num_classes=3, norm=None, dtype=jnp.float32)
-    assert model is not None and 0 < result["test"]["mean_iou"] < result["test"]["accuracy"] < 1
+    test = dataset.test["test"].read(np.arange(13))
+    result = evaluation.Evaluator(run.eval_step, {"test": test}, run.mesh)(state)["test"]
+    model = models.create("fcn", num_classes=3, norm=norms.make("batch", 0.9), dtype=jnp.dtype("float32"))
+    mean, std = evaluation.pixel_statistics(dataset.train)
+    images = (test.images.astype(np.float32) / 255 - mean) / std
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    found = np.argmax(np.asarray(model.apply(variables, jnp.asarray(images), train=False)), axis=-1)
+    over = [((found == c) & (test.labels == c)).sum() / ((found == c) | (test.labels == c)).sum() for c in range(3)]
+    assert result["mean_iou"] == pytest.approx(np.mean(over), rel=1e-6)
+    assert result["accuracy"] == pytest.approx((found == test.labels).mean(), rel=1e-6)
+
+
+@pytest.mark.parametrize(("model", "pixels"), [("tests.own:model", True), ("fcn", False)])
+def test_a_model_of_another_kind_than_the_labels_is_refused(model, pixels):
+    config = TrainConfig(model=model, batch_size=8)
+    with pytest.raises(UsageError, match=rf"--model={model} gives logits of shape .* labels need"):
+        rig.run_of(config, rig.tiny(pixels=pixels), 1)
 
 
 def test_the_users_own_model_and_data_set_are_found(monkeypatch, tmp_path):
@@ -177,6 +215,10 @@ def test_the_users_own_model_and_data_set_are_found(monkeypatch, tmp_path):
         data.load("nowhere.at_all:dataset")
     with pytest.raises(UsageError, match=r"must return an experiments.data.Dataset, and it returned <class 'int'>"):
         data.load("tests.own:number")
+    with pytest.raises(UsageError, match=r"labels of train must be from 0 to 1, .* and they are from 0 to 2"):
+        data.load("tests.own:few_classes")
+    with pytest.raises(UsageError, match=r"--image_size is for TFDS data sets"):
+        data.load("digits", image_size=32)
     with pytest.raises(UsageError, match=r"images of train must be uint8 .* and they are float32 of \(2, 8, 8, 1\)"):
         data.load("tests.own:floats")
 

@@ -1,6 +1,7 @@
 """The data sets, in memory or streamed, and the order in which training reads them."""
 
 from experiments import _users
+from experiments._errors import UsageError
 from experiments.data import digits, hold_out, shapes, tfds, users
 from experiments.data.arrays import Dataset, Examples, Split, cache_dir
 from experiments.data.batches import Segment, epoch_segments, padded_batches
@@ -38,6 +39,9 @@ def load(
     Raises:
       UsageError: there is no such data set; the message says where it looked and what prepares it.
     """
+    own = name in MADE_HERE or _users.is_users_own(name)
+    if own and image_size is not None:
+        raise UsageError(f"--image_size is for TFDS data sets, and --dataset={name} has images of a size of its own")
     if name in MADE_HERE:
         dataset = MADE_HERE[name]()
     elif _users.is_users_own(name):

@@ -18,22 +18,24 @@ CENTRAL = 0.875
 class Stream:
     """Examples read by their numbers from a source with random access, in parallel.
 
-    Images come out square. In training a random part of each is resized (area 8% to 100%, aspect ratio 3/4 to 4/3), a
-    function of seed, epoch and number alone, so that a run that resumes reads the same; in evaluation the central part.
+    Images come out square, if a size is given. In training a random part of each is resized (area 8% to 100%, aspect
+    ratio 3/4 to 4/3), a function of seed, epoch and number alone, so that a run that resumes reads the same; in
+    evaluation the central part.
 
     Args:
       source: `source[i]` gives {"image": uint8 of (height, width, channels), "label": an integer}.
-      image_size: height and width of the images that come out.
+      image_size: height and width of the images that come out; None: images are of one size, and stay as they are.
       random_crops: training's crops rather than evaluation's.
       seed: of the crops.
 
     Source: Szegedy et al., "Going Deeper with Convolutions", arXiv 1409.4842, 2014, section 6 (random crops).
     """
 
-    def __init__(self, source: Sequence[Any] | Any, image_size: int, *, random_crops: bool, seed: int = 0):
+    def __init__(self, source: Sequence[Any] | Any, image_size: int | None, *, random_crops: bool, seed: int = 0):
         self._source, self._size, self._random, self._seed = source, image_size, random_crops, seed
         self._pool = ThreadPoolExecutor(os.cpu_count())
-        self._channels = np.asarray(source[0]["image"]).shape[-1]
+        first = np.asarray(source[0]["image"]).shape
+        self._shape = first if image_size is None else (image_size, image_size, first[-1])
 
     @property
     def size(self) -> int:
@@ -43,7 +45,7 @@ class Stream:
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Of one image: (height, width, channels)."""
-        return (self._size, self._size, self._channels)
+        return self._shape
 
     def read(self, indices: np.ndarray, epoch: int = 0) -> Examples:
         """The examples of these numbers, with the crops of that epoch."""
@@ -54,6 +56,8 @@ class Stream:
     def _example(self, index: int, epoch: int):
         record = self._source[index]
         image = np.asarray(record["image"])
+        if self._size is None:
+            return image, record["label"]
         if self._random:
             box = _random_box(image.shape, np.random.default_rng((self._seed, epoch, index)))
         else:

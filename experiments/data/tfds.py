@@ -74,7 +74,8 @@ def load(name: str, data_dir: str | None, image_size: int | None = None, known: 
             raise UsageError(f"dataset {name!r} must be prepared with --file_format=array_record ({error})") from error
         if image_size is not None:
             return Stream(source, image_size, random_crops=which == "train")
-        _check_one_size(name, builder, which)
+        if not _fits(name, builder, which):
+            return Stream(source, None, random_crops=False)
         arrays = cached(f"tfds-{base}-{version}-{which}-{place}", lambda: _decode(source))
         return Examples(arrays["images"], arrays["labels"])
 
@@ -82,18 +83,15 @@ def load(name: str, data_dir: str | None, image_size: int | None = None, known: 
     return Dataset(name, split("train"), {"test": split(test)}, num_classes, NOTES.get((base, version), ""))
 
 
-def _check_one_size(name: str, builder: Any, split: str) -> None:
-    """Refuses what cannot be one array in memory."""
+def _fits(name: str, builder: Any, split: str) -> bool:
+    """Whether the decoded images are few enough to be kept in memory; refuses those of several sizes."""
     shape = builder.info.features["image"].shape
-    advice = f"give --image_size, such as 224: {name!r} is then streamed, cropped and resized as it is read"
     if None in shape[:2]:
-        raise UsageError(f"the images of dataset {name!r} have several sizes (shape {shape}); {advice}")
-    size = builder.info.splits[split].num_examples * np.prod(shape)
-    if size > LARGEST_IN_MEMORY:
         raise UsageError(
-            f"dataset {name!r} takes {size / 2**30:.1f} GiB, and at most {LARGEST_IN_MEMORY / 2**30:g} GiB are kept in "
-            f"memory; {advice}"
+            f"the images of dataset {name!r} have several sizes (shape {shape}); give --image_size, such as 224: they "
+            "are then cropped and resized as they are read"
         )
+    return builder.info.splits[split].num_examples * np.prod(shape) <= LARGEST_IN_MEMORY
 
 
 def prepared(data_dir: str | None) -> list[str]:

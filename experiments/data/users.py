@@ -4,7 +4,7 @@ import numpy as np
 
 from experiments import _users
 from experiments._errors import UsageError
-from experiments.data.arrays import Dataset
+from experiments.data.arrays import Dataset, Examples
 
 
 def dataset(name: str) -> Dataset:
@@ -12,6 +12,8 @@ def dataset(name: str) -> Dataset:
     made = _users.function("dataset", name)()
     if not isinstance(made, Dataset):
         raise UsageError(f"--dataset={name} must return an experiments.data.Dataset, and it returned {type(made)}")
+    if not made.test:
+        raise UsageError(f"--dataset={name} has no split to evaluate on: its `test` is empty")
     for split, examples in {"train": made.train, **made.test}.items():
         first = examples.read(np.arange(min(2, examples.size)))
         if first.images.dtype != np.uint8 or first.images.ndim != 4:
@@ -23,5 +25,13 @@ def dataset(name: str) -> Dataset:
             raise UsageError(
                 f"--dataset={name}: the labels of {split} must be int32 of shape (n,), or (n, height, width), and they "
                 f"are {first.labels.dtype} of {first.labels.shape}"
+            )
+        if not examples.size:
+            raise UsageError(f"--dataset={name}: the split {split} is empty")
+        labels = examples.labels if isinstance(examples, Examples) else first.labels
+        if labels.min() < 0 or labels.max() >= made.num_classes:
+            raise UsageError(
+                f"--dataset={name}: the labels of {split} must be from 0 to {made.num_classes - 1}, one less than "
+                f"num_classes, and they are from {labels.min()} to {labels.max()}"
             )
     return made._replace(name=name)

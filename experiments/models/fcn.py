@@ -76,7 +76,7 @@ class FCN(nn.Module):
             x = conv(x, skip.shape[-1], 1)
             x = jax.image.resize(x, skip.shape, "bilinear")
             x = norm(x, residual=skip)
-        return nn.Conv(self.num_classes, (1, 1), dtype=self.dtype)(x).astype(jnp.float32)
+        return nn.Conv(self.num_classes, (3, 3), dtype=self.dtype)(x).astype(jnp.float32)
 
 
 def _upwards(size: int, divisor: int) -> int:

@@ -45,15 +45,15 @@ def normalised(
     if activation is not None:
         options["activation"] = activation
     module = norm(axis=-1 if layout == NHWC else layout.feature_axis, **options)
-    arrays = {"x": x}
+    arrays = {}
     if residual is not None:
         arrays["residual"] = residual
     if mask is not None:
         mask = mask.reshape(-1, *(1,) * (x.ndim - 1))
         arrays["mask"] = mask if layout == NHWC else layout.from_nhwc(mask)
     span = getattr(module, "span", None)
-    if layout == NHWC or span is None:
-        return module(**arrays, use_running_average=not train).astype(x.dtype)
+    if layout == NHWC or span is None or not train:
+        return module(x, **arrays, use_running_average=not train).astype(x.dtype)
 
     # Spans are cut from axis 0, and the examples are elsewhere. They are handed over in groups that no span cuts, with
     # the groups in front, as so many examples of one more axis: to bring every example to the front would take several
@@ -65,7 +65,8 @@ def normalised(
     def grouped(a):
         return jnp.moveaxis(a.reshape(*a.shape[:axis], -1, group, *a.shape[axis + 1 :]), axis, 0)
 
-    y = module(**{name: grouped(a) for name, a in arrays.items()}, use_running_average=not train)
+    arrays = {name: grouped(a) for name, a in arrays.items()}
+    y = module(grouped(x), **arrays, use_running_average=False)
     return jnp.moveaxis(y, 0, axis).reshape(x.shape).astype(x.dtype)
 
 

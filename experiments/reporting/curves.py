@@ -13,7 +13,7 @@ TRAIN_COLOUR, TEST_COLOURS = "#8a93a6", ("#1764c0", "#d2691e", "#2e8b57")
 def read_rows(path: Path) -> tuple[list[dict], int]:
     """The rows of a JSONL file, and how many lines could not be read."""
     rows, broken = [], 0
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

@@ -1,6 +1,8 @@
 """Training runs as jobs: each in a process of its own, its result a row that is kept as soon as it ends."""
 
+import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -25,9 +27,15 @@ class Job(NamedTuple):
     options: dict[str, Any]
 
 
+def workdir(job: Job, folder: Path) -> Path:
+    """The folder of a job's run: another one for other options, so that a changed recipe is another run."""
+    digest = hashlib.sha256(json.dumps(job.options, sort_keys=True).encode()).hexdigest()[:8]
+    return folder / "runs" / f"{job.key}-{digest}"
+
+
 def command(job: Job, folder: Path) -> list[str]:
     """The arguments of the training command of a job, after `python`."""
-    options = {**job.options, "workdir": folder / "runs" / job.key}
+    options = {**job.options, "workdir": workdir(job, folder)}
     return ["-m", "experiments.train", *(f"--{name}={value}" for name, value in options.items() if value is not None)]
 
 
@@ -52,8 +60,7 @@ def run(jobs: Iterable[Job], folder: Path) -> list[dict[str, Any]]:
     for number, job in enumerate(waiting, start=1):
         started = time.monotonic()
         row = _run(job, folder)
-        with (folder / FILE).open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        _append(folder / FILE, row)
         done[job.key] = row
         print(
             f"{number} of {len(waiting)}  {time.monotonic() - started:>5.0f} s  {job.key:<44} {_say(row)}", flush=True
@@ -64,13 +71,20 @@ def run(jobs: Iterable[Job], folder: Path) -> list[dict[str, Any]]:
 def read(path: Path) -> list[dict[str, Any]]:
     """The rows of a file, the last of each key. A line that was cut short is named and left out."""
     rows: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
+    for number, line in enumerate(path.read_text(errors="replace").splitlines() if path.exists() else [], start=1):
         try:
             row = json.loads(line)
             rows[row["key"]] = row
         except (json.JSONDecodeError, KeyError):
             logging.warning("%s, line %d is not a whole row and is left out", path, number)
     return list(rows.values())
+
+
+def _append(path: Path, row: dict[str, Any]) -> None:
+    """Adds a row, on a line of its own even where the last one was cut short."""
+    with path.open("ab+") as file:
+        cut = file.tell() > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
+        file.write((b"\n" if cut else b"") + json.dumps(row).encode() + b"\n")
 
 
 def _matches(row: dict[str, Any], jobs: Sequence[Job]) -> bool:
@@ -83,7 +97,7 @@ def _run(job: Job, folder: Path) -> dict[str, Any]:
     ended = subprocess.run([sys.executable, *arguments], text=True, capture_output=True, check=False)
     row: dict[str, Any] = {"key": job.key, "options": job.options, "command": "python " + " ".join(arguments)}
     if ended.returncode == 0:
-        summary = json.loads((folder / "runs" / job.key / "summary.json").read_text())
+        summary = json.loads((workdir(job, folder) / "summary.json").read_text())
         return {**row, "summary": summary}
     errors = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
     tail = ended.stderr.strip().splitlines()[-1:] or [f"exit status {ended.returncode}"]

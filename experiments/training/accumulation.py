@@ -55,7 +55,7 @@ def accumulated_step(
     *,
     micro_batches: int,
     momentum: float,
-    span: int | None,
+    averaged: bool,
 ) -> tuple[Callable, Callable, Callable]:
     """Makes the three programs of an update with accumulation.
 
@@ -70,7 +70,8 @@ def accumulated_step(
       recipe: of the forward pass.
       micro_batches: how many make an update.
       momentum: of the running statistics, which are updated once an update from the pooled moments.
-      span: where examples are normalised in spans, moments are averaged over them, not pooled.
+      averaged: average the moments of micro-batches, as those of spans and of devices' own statistics are, not pool
+        them.
 
     Returns:
       `zero(state) -> total`; `add(state, total, source, i) -> total`, which reads micro-batch i of the update;
@@ -98,14 +99,14 @@ def accumulated_step(
         return Total(
             jax.tree.map(lambda sum_, g: sum_ + g[None], total.grads, grads),
             total.losses + jnp.stack([loss, correct])[None],
-            _merge(total.moments, total.count, moments, examples, averaged=span is not None),
+            merge(total.moments, total.count, moments, examples, averaged=averaged),
             total.count + examples,
         )
 
     def local_finish(state: TrainState, total: Total):
         grads, sums = lax.psum((jax.tree.map(lambda g: g[0], total.grads), total.losses[0]), AXIS)
         grads = jax.tree.map(lambda g: g / total.count, grads)
-        batch_stats = _averaged(state.batch_stats, total.moments, momentum)
+        batch_stats = running_average(state.batch_stats, total.moments, momentum)
         return update(optimizer, schedule, state, grads, batch_stats, sums[0] / total.count, sums[1] / total.count)
 
     def add(state, total, source, i):
@@ -121,7 +122,7 @@ def _is_norm(node: Any) -> bool:
     return isinstance(node, Mapping) and set(node) == {"mean", "var"}
 
 
-def _merge(before: Any, count: jax.Array, new: Any, examples: jax.Array, *, averaged: bool) -> Any:
+def merge(before: Any, count: jax.Array, new: Any, examples: jax.Array, *, averaged: bool) -> Any:
     """The moments of the examples before and the new ones together, for every norm."""
 
     def of(a, b):
@@ -138,7 +139,9 @@ def _merge(before: Any, count: jax.Array, new: Any, examples: jax.Array, *, aver
     return jax.tree.map(of, before, new, is_leaf=_is_norm)
 
 
-def _averaged(running: Any, moments: Any, momentum: float) -> Any:
+def running_average(running: Any, moments: Any, momentum: float) -> Any:
+    """The running statistics after an update."""
+
     def of(old, new):
         if not _is_norm(old):
             return new

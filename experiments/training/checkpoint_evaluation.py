@@ -54,7 +54,7 @@ def evaluate_checkpoint(
     model = make_model(config, facts["num_classes"], config.running_momentum())
     optimizer = make_optimizer(config, optax.constant_schedule(0.0))
     like = jax.device_put(steps.init_state(model, optimizer, shape, config.seed), devices.replicated(mesh))
-    with Checkpoints(workdir) as checkpoints:
+    with Checkpoints(workdir, read_only=True) as checkpoints:
         state = checkpoints.restore(like, step)
     if state is None:
         raise UsageError(f"{workdir} has no checkpoint yet")

@@ -12,6 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+try:
+    import fcntl
+except ImportError:  # Not on Windows.
+    fcntl = None
+
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -55,10 +60,22 @@ class Checkpoints:
     saves leaves the one before.
     """
 
-    def __init__(self, workdir: str | Path):
-        options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=True, cleanup_tmp_directories=True)
+    def __init__(self, workdir: str | Path, *, read_only: bool = False):
+        """Opens the checkpoints of a run.
+
+        Args:
+          workdir: of the run.
+          read_only: change nothing: another process may be training in it.
+        """
         self._directory = Path(workdir).absolute() / "checkpoints"
+        if read_only and not self._directory.is_dir():
+            raise UsageError(f"{workdir} has no checkpoint yet")
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=KEEP, create=not read_only, cleanup_tmp_directories=not read_only, read_only=read_only
+        )
         self._manager = ocp.CheckpointManager(self._directory, options=options)
+        # What was kept beside the state that was restored last.
+        self.notes: dict[str, Any] = {}
 
     def __enter__(self):
         return self
@@ -66,8 +83,12 @@ class Checkpoints:
     def __exit__(self, *_):
         self._manager.close()
 
-    def save(self, state: TrainState) -> None:
+    def save(self, state: TrainState, notes: dict[str, Any] | None = None) -> None:
         """Keeps the state, under the number of its step, and waits until it is on disk. A step is kept once.
+
+        Args:
+          state: to keep.
+          notes: to be kept beside it, of what JSON can hold.
 
         Raises:
           StorageError: it cannot be written, such as to a full disk; the checkpoints before are left as they are.
@@ -82,12 +103,14 @@ class Checkpoints:
                     step,
                     args=ocp.args.Composite(
                         state=ocp.args.StandardSave(state._asdict()),
-                        digest=ocp.args.JsonSave({"sha256": digest(state)}),
+                        digest=ocp.args.JsonSave({"sha256": digest(state), "notes": notes or {}}),
                     ),
                 )
                 self._manager.wait_until_finished()
         # What a full disk raises depends on which file it meets first.
         except Exception as error:
+            if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+                raise
             self._manager.reload()
             kept = ", ".join(map(str, sorted(self._manager.all_steps()))) or "none"
             raise StorageError(
@@ -124,7 +147,8 @@ class Checkpoints:
             return state
         if unreadable:
             raise UsageError(
-                f"none of the checkpoints {', '.join(map(str, unreadable))} can be read; all are left there"
+                f"none of the checkpoints {', '.join(map(str, unreadable))} can be read; all are left there. To train "
+                "from the beginning, move them away or give another --workdir"
             )
         return None
 
@@ -135,6 +159,7 @@ class Checkpoints:
         state = TrainState(**stored["state"])
         if digest(state) != stored["digest"]["sha256"]:
             raise ValueError("its content does not have the digest that was stored with it")
+        self.notes = stored["digest"]["notes"]
         return state
 
     def _set_aside(self, paths: list[Path]) -> None:
@@ -183,6 +208,34 @@ def _reason(error: BaseException, directory: Path) -> str:
     return str(error).partition("\n")[0]
 
 
+@contextlib.contextmanager
+def only_one(workdir: Path) -> Iterator[None]:
+    """Makes the folder of a run, and keeps a second process from training in it at the same time.
+
+    Raises:
+      UsageError: there is one already, or the folder cannot be made.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("w")
+    except OSError as error:
+        if error.errno in _FULL:
+            raise
+        raise UsageError(f"--workdir={workdir} cannot be written to ({error}); give another --workdir") from error
+    with lock:
+        if fcntl is not None:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UsageError(
+                    f"--workdir={workdir}: another process is training there; wait for it, or give another --workdir"
+                ) from error
+            except OSError:
+                # A file system without locks: nothing can be known.
+                pass
+        yield
+
+
 def write_config(workdir: Path, config: TrainConfig, data_facts: dict[str, Any]) -> None:
     """Writes `config.json` into a new run's folder; in an old one, checks that it is the same run.
 
@@ -211,7 +264,6 @@ def write_config(workdir: Path, config: TrainConfig, data_facts: dict[str, Any])
                 "Give another --workdir, or the --data_dir that it was made with"
             )
         return
-    workdir.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(".tmp")
     aside.write_text(json.dumps({"config": dataclasses.asdict(config), "data": data_facts}, indent=2) + "\n")
     os.replace(aside, path)
@@ -232,4 +284,6 @@ def read_config(workdir: Path) -> tuple[TrainConfig, dict[str, Any]]:
     except FileNotFoundError as error:
         raise UsageError(f"{workdir} is not the folder of a run: it has no config.json") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} cannot be read ({error!r}); the run's own folder holds a whole one") from error
+        raise UsageError(
+            f"{path} cannot be read ({error!r}); delete it, and the command that made the run writes it again"
+        ) from error

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -21,6 +21,7 @@ class Clock:
     def __init__(self):
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._open: list[str] = []
+        self._before = 0.0
         self._started = time.perf_counter()
 
     @contextmanager
@@ -37,6 +38,12 @@ class Clock:
             if self._open:
                 self.seconds[self._open[-1]] -= passed
 
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Adds what earlier starts of the same run spent."""
+        for name, value in seconds.items():
+            self.seconds[name] += value
+        self._before += sum(seconds.values())
+
     def total(self) -> float:
-        """Seconds since the clock was made."""
-        return time.perf_counter() - self._started
+        """Seconds since the clock was made, and those of earlier starts."""
+        return self._before + time.perf_counter() - self._started

@@ -187,6 +187,8 @@ class TrainConfig:
                         f"--optimizer=lbfgs takes the whole training set as it is, with --{name}={value}, "
                         f"not {getattr(self, name)}"
                     )
+            if self.input == "streamed":
+                raise UsageError("--optimizer=lbfgs keeps the whole training set on the device: not --input=streamed")
         given = {"num_processes": self.num_processes, "process_id": self.process_id}
         missing = [name for name, value in given.items() if value is None]
         if self.coordinator_address is None and len(missing) < len(given):

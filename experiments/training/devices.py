@@ -28,6 +28,7 @@ def set_up(
     num_devices: int | None,
     batch_size: int | None = None,
     *,
+    micro_batches: int = 1,
     connect: Callable[[], int] | None = None,
 ) -> list[Device]:
     """Chooses the devices of a run, and makes the CPU into several if it has no accelerator.
@@ -37,7 +38,8 @@ def set_up(
     Args:
       num_devices: how many of each process; None: all accelerators, or on a CPU the most that there are cores for
         and divide the batch.
-      batch_size: the global batch size, in micro-batches if it is accumulated; None: any number of devices will do.
+      batch_size: the global batch size; None: any number of devices will do.
+      micro_batches: that it is cut into.
       connect: joins the other processes and returns how many there are; None: there are no others.
 
     Returns:
@@ -57,7 +59,11 @@ def set_up(
     processes = connect() if connect is not None else 1
 
     def most(limit: int) -> int:
-        return next(n for n in range(limit, 0, -1) if batch_size is None or batch_size % (n * processes) == 0 or n == 1)
+        return next(
+            n
+            for n in range(limit, 0, -1)
+            if batch_size is None or batch_size % (n * processes * micro_batches) == 0 or n == 1
+        )
 
     # If JAX is in use already, in a notebook or in the tests, what it has is what there is.
     with contextlib.suppress(RuntimeError):
@@ -67,13 +73,16 @@ def set_up(
     count = num_devices or (most(min(cpu_cores(), len(there))) if on_cpu else len(there))
     if count > len(there):
         raise UsageError(f"--num_devices={count}, but this process has {len(there)} ({there[0].platform})")
-    total = count * processes
-    if batch_size is not None and batch_size % total:
-        of_all = f"{total} devices" + (f" ({processes} processes x {count})" if processes > 1 else "")
-        share = math.gcd(batch_size, total) // processes
+    parts = count * processes * micro_batches
+    if batch_size is not None and batch_size % parts:
+        among = f"{count * processes} devices" + (f" ({processes} processes x {count})" if processes > 1 else "")
+        if micro_batches > 1:
+            among += f" x {micro_batches} --accumulation_steps"
+        share = math.gcd(batch_size // micro_batches, count * processes) // processes
+        other = share if share and batch_size % (share * processes * micro_batches) == 0 else None
         raise UsageError(
-            f"--batch_size: {batch_size} examples are not divisible by {of_all}; the nearest sizes that work: "
-            f"{nearest_multiples(batch_size, total)}." + (f" Or give --num_devices={share}." if share else "")
+            f"--batch_size={batch_size} is not divisible by {among}; the nearest sizes that work: "
+            f"{nearest_multiples(batch_size, parts)}." + (f" Or give --num_devices={other}." if other else "")
         )
     chosen: list[Device] = []
     for process in range(processes):

@@ -42,10 +42,11 @@ class Evaluator:
       step: from `steps.eval_step`.
       splits: by name, in memory or streamed.
       mesh: the devices.
+      resident: keep splits that are in memory on the devices.
     """
 
-    def __init__(self, step: Callable, splits: Mapping[str, datasets.Split], mesh: Mesh):
-        self._step, self._splits, self._mesh = step, splits, mesh
+    def __init__(self, step: Callable, splits: Mapping[str, datasets.Split], mesh: Mesh, *, resident: bool = True):
+        self._step, self._splits, self._mesh, self._keep = step, splits, mesh, resident
         self._resident: dict[str, Indexed] = {}
         self._compiled: dict[str, Callable] = {}
 
@@ -84,7 +85,7 @@ class Evaluator:
         split = self._splits[name]
         per_device = min(PER_DEVICE, -(-split.size // self._mesh.size))
         order, mask = datasets.padded_batches(np.arange(split.size, dtype=np.int32), per_device * self._mesh.size)
-        if isinstance(split, datasets.Examples):
+        if self._keep and isinstance(split, datasets.Examples):
             if name not in self._resident:
                 whole = NamedSharding(self._mesh, PartitionSpec())
                 cut = NamedSharding(self._mesh, PartitionSpec(None, AXIS))

@@ -60,7 +60,7 @@ class Feed:
             rows = len(segment.indices)
             done = max(0, (step - first) // config.backwards_per_forward)
             if done < rows:
-                yield from self._segment(segment, first, done, position.epoch)
+                yield from self._segment(segment, first, done, epoch)
             first += rows * config.backwards_per_forward
 
     def _segment(self, segment: datasets.Segment, first: int, done: int, epoch: int) -> Iterator[list[Source]]:
@@ -128,24 +128,37 @@ def read_batch(
     return Batch(whole[0], whole[1], None if mask is None else whole[2])
 
 
-def is_resident(config: TrainConfig, train: datasets.Split, available: int | None) -> bool:
-    """Whether the training set is to live on the device.
+def is_resident(config: TrainConfig, dataset: datasets.Dataset, mesh: Mesh, available: int | None) -> bool:
+    """Whether the splits are to live on the devices.
 
     Args:
       config: whose `input` decides, or leaves it to the size.
-      train: the training split.
+      dataset: its splits.
+      mesh: the devices; those of a CPU share its memory, and each has a copy.
       available: bytes of memory of a device; None: not known.
 
     Raises:
-      UsageError: residence is asked for, and the images are cropped at random as they are read.
+      UsageError: residence is asked for or needed, and the images are cropped at random as they are read.
     """
-    streamed = isinstance(train, datasets.Stream)
-    if config.input == "resident" and streamed:
-        raise UsageError("--input=resident keeps decoded images, and --image_size crops them anew in every epoch")
-    if config.input != "auto":
-        return config.input == "resident"
-    size = train.size * int(np.prod(train.image_shape))
+    splits = [dataset.train, *dataset.test.values()]
+    streamed = any(isinstance(split, datasets.Stream) for split in splits)
+    needed = config.input == "resident" or config.optimizer == FULL_BATCH
+    if needed and streamed:
+        what = f"--optimizer={FULL_BATCH}" if config.optimizer == FULL_BATCH else "--input=resident"
+        raise UsageError(
+            f"{what} keeps the whole set on the device, and {dataset.name!r} is streamed; take a smaller one"
+        )
+    if needed or config.input == "streamed":
+        return needed
+    size = sum(a.nbytes for split in splits if isinstance(split, datasets.Examples) for a in split)
+    if mesh.devices.flat[0].platform == "cpu":
+        size *= len(mesh.local_devices)
     return not streamed and (available is None or size <= RESIDENT_SHARE * available)
+
+
+def examples(sources: list[Source]) -> int:
+    """The size of the global batch of an update, padding included."""
+    return sum(s.order.shape[1] if isinstance(s, Indexed) else s.labels.shape[0] for s in sources)
 
 
 def signature(sources: list[Source]) -> Any:

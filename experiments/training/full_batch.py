@@ -7,6 +7,7 @@ from flax import linen as nn
 from jax import lax
 from jax.sharding import Mesh
 
+from experiments.training.accumulation import merge, running_average
 from experiments.training.devices import AXIS
 from experiments.training.optimizers import kernels
 from experiments.training.steps import (
@@ -18,7 +19,6 @@ from experiments.training.steps import (
     losses_of,
     pick,
     specs,
-    step_key,
 )
 
 MEMORY = 10
@@ -33,7 +33,16 @@ def make() -> optax.GradientTransformationExtraArgs:
 
 
 def full_batch_step(
-    model: nn.Module, optimizer, mesh: Mesh, recipe: Recipe, *, micro_batches: int, weight_decay: float
+    model: nn.Module,
+    optimizer,
+    mesh: Mesh,
+    recipe: Recipe,
+    *,
+    micro_batches: int,
+    weight_decay: float,
+    decay_all: bool,
+    momentum: float,
+    averaged: bool,
 ):
     """Makes a step on the whole training set: (state, source) -> (state, metrics).
 
@@ -42,32 +51,34 @@ def full_batch_step(
     Running statistics follow the forward pass at the start of each step.
 
     Args:
-      model: to train.
+      model: to train; its norms have momentum 0.
       optimizer: from `make`.
       mesh: the devices.
       recipe: of the forward pass, without augmentation.
       micro_batches: parts of the set that are gone through in turn.
       weight_decay: of the penalty, half of it times the sum of the squares of the kernels.
+      decay_all: of all parameters, not of kernels alone.
+      momentum: of the running statistics.
+      averaged: average the moments of micro-batches, not pool them.
     """
 
     def local_objective(params, batch_stats, source: Source):
-        def add(sums, row):
+        def add(total, row):
+            sums, moments, count = total
             batch = pick(source, row)
-            losses, correct, stats = losses_of(
-                model, recipe, params, batch_stats, batch, step_key(recipe, jnp.zeros((), jnp.int32))
-            )
-            count = examples_in(batch)
+            losses, correct, new = losses_of(model, recipe, params, batch_stats, batch, jax.random.key(recipe.seed))
+            examples = examples_in(batch)
             sums = sums + lax.psum(jnp.stack([jnp.sum(losses), jnp.sum(correct)]), AXIS)
-            return sums, (stats, count)
+            return (sums, merge(moments, count, new, examples, averaged=averaged), count + examples), None
 
-        rows = jnp.arange(micro_batches)
+        total = jnp.zeros(2), jax.tree.map(jnp.zeros_like, batch_stats), jnp.zeros(())
         if micro_batches == 1:
-            sums, (stats, count) = add(jnp.zeros(2), 0)
+            total, _ = add(total, 0)
         else:
             # A backward pass that computes each micro-batch again takes the memory of one.
-            sums, (all_stats, counts) = lax.scan(jax.checkpoint(add), jnp.zeros(2), rows)
-            stats, count = jax.tree.map(lambda s: jnp.mean(s, axis=0), all_stats), jnp.sum(counts)
-        return sums / count, stats
+            total, _ = lax.scan(jax.checkpoint(add), total, jnp.arange(micro_batches))
+        sums, moments, count = total
+        return sums / count, running_average(batch_stats, moments, momentum)
 
     def step(state: TrainState, source: Source):
         mapped = jax.shard_map(
@@ -76,8 +87,9 @@ def full_batch_step(
 
         def objective(params):
             means, batch_stats = mapped(params, state.batch_stats, source)
-            decayed = jax.tree.map(lambda p, decays: jnp.sum(p**2) if decays else 0.0, params, kernels(params))
-            penalty = 0.5 * weight_decay * sum(jax.tree.leaves(decayed))
+            decays = jax.tree.map(lambda _: True, params) if decay_all else kernels(params)
+            squares = jax.tree.map(lambda p, decays: jnp.sum(p**2) if decays else 0.0, params, decays)
+            penalty = 0.5 * weight_decay * sum(jax.tree.leaves(squares))
             return means[0] + penalty, (means, batch_stats)
 
         (value, (means, batch_stats)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)

@@ -1,5 +1,6 @@
 """The training loop."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -16,7 +17,7 @@ from jax.experimental import multihost_utils
 from experiments import data as datasets
 from experiments._errors import UsageError
 from experiments.training import devices, evaluation, feeding, preflight, processes, steps
-from experiments.training.checkpoints import Checkpoints, write_config, writing_to
+from experiments.training.checkpoints import Checkpoints, only_one, write_config, writing_to
 from experiments.training.clock import Clock
 from experiments.training.config import TrainConfig
 from experiments.training.metrics import MetricsLog
@@ -61,39 +62,44 @@ def train(config: TrainConfig) -> dict[str, Any]:
     with clock("compile"):
         run = prepare(config, dataset, statistics, chosen)
     first = processes.is_first()
-    if first:
-        for line in preflight.describe(config, run.plan, len(chosen), chosen[0].platform, jax.process_count()):
-            print(line)
-        if dataset.note:
-            print(f"note      {dataset.note}")
-        write_config(workdir, config, _facts(dataset, statistics))
-        print(f"workdir   {workdir}", flush=True)
-    # The others read what the first has written.
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("config")
-    if (summary := _finished(workdir)) is not None:
+    with contextlib.ExitStack() as held:
+        held.enter_context(writing_to(workdir))
+        held.enter_context(processes.watched())
         if first:
-            print("This run is complete; to run it again give another --workdir or --seed.\n")
-        return summary
-
-    with clock("start"):
-        resident = feeding.is_resident(config, dataset.train, _device_memory(chosen[0]))
-        feed = feeding.Feed(config, dataset.train, run.mesh, resident=resident)
-        evaluate = evaluation.Evaluator(run.eval_step, dataset.test, run.mesh)
-    with processes.watched(), writing_to(workdir), Checkpoints(workdir) as checkpoints:
+            held.enter_context(only_one(workdir))
+            for line in preflight.describe(config, run.plan, len(chosen), chosen[0].platform, jax.process_count()):
+                print(line)
+            if dataset.note:
+                print(f"note      {dataset.note}")
+            write_config(workdir, config, _facts(dataset, statistics))
+            print(f"workdir   {workdir}", flush=True)
+        # The others read what the first has written.
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("config")
+        if (summary := _finished(workdir)) is not None:
+            if first:
+                print("This run is complete; to run it again give another --workdir or --seed.\n")
+            return summary
+        with clock("start"):
+            resident = feeding.is_resident(config, dataset, run.mesh, _device_memory(chosen[0]))
+            feed = feeding.Feed(config, dataset.train, run.mesh, resident=resident)
+            evaluate = evaluation.Evaluator(run.eval_step, dataset.test, run.mesh, resident=resident)
+        checkpoints = held.enter_context(Checkpoints(workdir))
         state = checkpoints.restore(run.state, set_aside=True)
         if state is None:
             state = run.state
-        elif first:
-            print(f"Going on from the checkpoint of step {int(state.step)}.", flush=True)
-        with MetricsLog(workdir, int(state.step), writes=first) as log:
-            fit = Fit(config, run, feed, evaluate, checkpoints, log, clock)
-            state, results, reached = fit(state)
-    summary = _summarise(config, run, int(state.step), results, reached, clock)
-    summary["first_step_ended"] = fit.first_step_ended
-    if first:
-        # Written last and whole: its presence says that the run is complete.
-        with writing_to(workdir):
+        else:
+            clock.add(checkpoints.notes.get("seconds", {}))
+            if first:
+                print(f"Going on from the checkpoint of step {int(state.step)}.", flush=True)
+        log = held.enter_context(MetricsLog(workdir, int(state.step), writes=first))
+        fit = Fit(config, run, feed, evaluate, checkpoints, log, clock)
+        state, results, reached = fit(state)
+        summary = _summarise(config, run, int(state.step), results, reached, clock)
+        summary["first_step_ended"] = fit.first_step_ended
+        summary["starts"] = fit.starts
+        if first:
+            # Written last and whole: its presence says that the run is complete.
             aside = workdir / f"{SUMMARY}.tmp"
             aside.write_text(json.dumps(summary, indent=2) + "\n")
             os.replace(aside, workdir / SUMMARY)
@@ -102,14 +108,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 def set_up_devices(config: TrainConfig) -> list[devices.Device]:
     """The devices of a configuration, its other processes joined."""
-    if config.batch_size % config.accumulation_steps:
-        raise UsageError(
-            f"--batch_size={config.batch_size} is not divisible by --accumulation_steps={config.accumulation_steps}; "
-            f"the nearest sizes that work: {devices.nearest_multiples(config.batch_size, config.accumulation_steps)}"
-        )
     devices.keep_compiled_programs(datasets.cache_dir() / "compiled")
     return devices.set_up(
-        config.num_devices, config.batch_size // config.accumulation_steps, connect=processes.connector(config)
+        config.num_devices,
+        config.batch_size,
+        micro_batches=config.accumulation_steps,
+        connect=processes.connector(config),
     )
 
 
@@ -139,21 +143,26 @@ class Fit:
         self._log = log
         self._programs: dict[Any, Program] = {}
         self.first_step_ended: float | None = None
+        self.starts = 1
+        self._computing = 0.0
 
     def __call__(self, state: steps.TrainState) -> tuple[steps.TrainState, dict, int | None]:
         """Returns the state at the end, the last evaluation of every split, and the step that reached the target."""
         plan = self._run.plan
         step, results, reached = int(state.step), {}, None
-        self._progress = Progress(self._config, plan, self._log, step, quiet=not processes.is_first())
+        first = processes.is_first()
+        self.starts = self._checkpoints.notes.get("starts", 0) + 1
+        self._progress = Progress(self._config, plan, self._log, step, quiet=not first)
         with processes.Termination() as self._termination:
+            if step > 0 and step == plan.locate(step - 1).last_step:
+                # It was stopped at the end of an epoch: before its evaluation, or after.
+                results = self._log.evaluations(step) or self._evaluate_and_log(state, step)
+                reached = self._reached(results, step)
             while step < plan.total_steps and reached is None:
                 state, step = self._epoch(state, step)
-                results, reached = self._end_epoch(state, step)
+                results = self._end_epoch(state, step)
+                reached = self._reached(results, step)
         self._progress.close()
-        if not results:
-            # It was stopped between its last checkpoint and its summary: the rows are there already.
-            results = self._evaluated(state)
-            reached = step if self._is_reached(results) else None
         return state, results, reached
 
     def _epoch(self, state: steps.TrainState, step: int) -> tuple[steps.TrainState, int]:
@@ -166,7 +175,7 @@ class Fit:
         while step < position.last_step:
             with clock("input"):
                 sources = next(updates)
-            program = self._program(state, sources, position.phase.batch_size)
+            program = self._program(state, sources)
             with clock("compute"):
                 state, metrics = program.call(state, sources)
                 progress.wait()
@@ -177,7 +186,7 @@ class Fit:
             with clock("log"):
                 # The metrics of the step before this one: by now a next step is under way.
                 progress.read()
-                progress.expect(step, metrics, sum(_examples(source) for source in sources))
+                progress.expect(step, metrics, feeding.examples(sources))
             # At the end of an epoch its evaluation comes first, or a run that resumes would lack it.
             if step < position.last_step:
                 stop = self._termination.is_due(step)
@@ -197,40 +206,50 @@ class Fit:
         with self._clock("log"):
             self._progress.read()
 
-    def _end_epoch(self, state: steps.TrainState, step: int) -> tuple[dict, int | None]:
-        """Evaluates, logs and keeps the state."""
-        results = self._evaluated(state)
-        with self._clock("log"):
-            self._progress.end_epoch(step, results, self._computing)
-        reached = step if self._is_reached(results) else None
-        last = step == self._run.plan.total_steps or reached is not None
+    def _end_epoch(self, state: steps.TrainState, step: int) -> dict:
+        """Evaluates, logs and keeps the state; the evaluation comes later if the run is to stop."""
+        last = step == self._run.plan.total_steps
+        if not last and self._termination.is_due(step):
+            self._save(state, step)
+            _exit_terminated(step)
+        results = self._evaluate_and_log(state, step)
+        before = step - self._config.backwards_per_forward
+        last = last or self._reached(results, step) is not None
         stop = self._termination.is_due(step)
-        if not self._config.checkpoint_every or self._is_due(step - 1, step) or last or stop:
+        if not self._config.checkpoint_every or self._is_due(before, step) or last or stop:
             self._save(state, step)
         if stop and not last:
             _exit_terminated(step)
-        return results, reached
+        return results
 
-    def _program(self, state: steps.TrainState, sources: list[steps.Source], batch_size: int) -> Program:
-        key = (batch_size, feeding.signature(sources))
+    def _evaluate_and_log(self, state: steps.TrainState, step: int) -> dict:
+        with self._clock("compile"):
+            self._evaluate.compile(state)
+        with self._clock("evaluate"):
+            results = self._evaluate(state)
+        for name, result in results.items():
+            if not np.isfinite(result["loss"]):
+                raise NonFiniteLossError(f"the loss on {name} is {result['loss']} after step {step}; {REMEDY}")
+        with self._clock("log"):
+            self._progress.end_epoch(step, results, self._computing)
+        return results
+
+    def _program(self, state: steps.TrainState, sources: list[steps.Source]) -> Program:
+        key = feeding.signature(sources)
         if key not in self._programs:
             with self._clock("compile"):
-                program = self._run.compile(state, sources, batch_size)
+                program = self._run.compile(state, sources)
             line = preflight.memory_line(program.largest, self._run.mesh.local_devices)
             if processes.is_first() and not self._programs:
                 print(line, flush=True)
             self._programs[key] = program
         return self._programs[key]
 
-    def _evaluated(self, state: steps.TrainState) -> dict:
-        with self._clock("compile"):
-            self._evaluate.compile(state)
-        with self._clock("evaluate"):
-            return self._evaluate(state)
-
-    def _is_reached(self, results: dict) -> bool:
+    def _reached(self, results: dict, step: int) -> int | None:
+        """The step, if the target is reached there."""
         target = self._config.target_accuracy
-        return target is not None and next(iter(results.values()))["accuracy"] >= target
+        is_reached = target is not None and next(iter(results.values()))["accuracy"] >= target
+        return step if is_reached else None
 
     def _is_due(self, before: int, step: int) -> bool:
         every = self._config.checkpoint_every
@@ -242,11 +261,7 @@ class Fit:
             for leaf in jax.tree.leaves((state.params, state.batch_stats)):
                 if not np.isfinite(np.asarray(leaf, np.float32)).all():
                     raise NonFiniteLossError(f"the parameters are not finite after step {step}; {REMEDY}")
-            self._checkpoints.save(state)
-
-
-def _examples(source: steps.Source) -> int:
-    return source.order.shape[1] if isinstance(source, steps.Indexed) else source.labels.shape[0]
+            self._checkpoints.save(state, {"seconds": dict(self._clock.seconds), "starts": self.starts})
 
 
 def _exit_terminated(step: int) -> NoReturn:
@@ -287,6 +302,7 @@ def _summarise(config: TrainConfig, run: Run, step: int, results, reached: int |
     seconds = {name: round(seconds, 3) for name, seconds in sorted(clock.seconds.items())}
     outside = sum(clock.seconds[name] for name in ("start", "compile", "evaluate", "checkpoint"))
     training = clock.total() - outside
+    compute = clock.seconds["compute"]
     return {
         "results": results,
         "updates": step,
@@ -297,7 +313,7 @@ def _summarise(config: TrainConfig, run: Run, step: int, results, reached: int |
         "parameters": int(sum(np.size(p) for p in jax.tree.leaves(run.state.params))),
         "seconds": {**seconds, "in all": round(clock.total(), 3)},
         # Of the time that is neither start, compilation, evaluation nor checkpoints, what is not the compiled step.
-        "overhead": round(1 - clock.seconds["compute"] / training, 4),
+        "overhead": round(1 - compute / training, 4) if compute else None,
         "devices": f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}",
         "versions": {"python": platform.python_version(), "jax": jax.__version__},
         "command": "python -m experiments.train " + " ".join(sys.argv[1:]),

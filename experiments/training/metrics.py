@@ -14,7 +14,7 @@ FILE = "metrics.jsonl"
 def read(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a metrics file. A line that was cut short is named and left out, and the rest is used."""
     rows = []
-    for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
+    for number, line in enumerate(Path(path).read_text(errors="replace").splitlines(), start=1):
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
@@ -31,6 +31,7 @@ class MetricsLog:
 
     def __init__(self, workdir: Path, step: int, *, writes: bool = True):
         self._file = self._events = None
+        self._path = workdir / FILE
         if not writes:
             return
         # Slow to import, and only training needs it.
@@ -55,6 +56,12 @@ class MetricsLog:
                 self._file.close()
             with contextlib.suppress(OSError):
                 self._events.close()
+
+    def evaluations(self, step: int) -> dict[str, dict[str, Any]]:
+        """What was logged of an evaluation after a step, by split; nothing if there was none."""
+        there = read(self._path) if self._path.exists() else []
+        rows = [row for row in there if row["step"] == step and row["kind"] != "train"]
+        return {row["kind"]: {k: v for k, v in row.items() if k not in ("kind", "step", "epoch")} for row in rows}
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Adds a row {"kind", "step", **values}, and each number of it as the TensorBoard scalar `kind/name`."""

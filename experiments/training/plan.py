@@ -105,18 +105,22 @@ def make(config: TrainConfig, examples: int, devices: int) -> Plan:
     phases = (Phase(0, 0, config.batch_size, per_epoch),)
     boundaries: dict[int, float] = {}
     if config.schedule == "step":
-        phases, boundaries = _staircase(config, phases[0], milestones, examples, devices)
+        # Those beyond the end change nothing; of a run of so many updates the end is not known in epochs.
+        within = [m for m in milestones if config.steps is not None or m < epochs]
+        phases, boundaries = _staircase(config, phases[0], within, examples, devices)
     last = phases[-1]
     total = config.steps or last.first_step + (config.epochs - last.first_epoch) * last.steps_per_epoch
-    warmup = round(config.warmup_epochs * per_epoch)
-    if boundaries and min(boundaries) < warmup:
+    phases = tuple(p for p in phases if p.first_step < total)
+    boundaries = {step: scale for step, scale in boundaries.items() if step < total}
+    warmup = 0 if config.optimizer == optimizers.FULL_BATCH else round(config.warmup_epochs * per_epoch)
+    changes = sorted([*boundaries, *(p.first_step for p in phases[1:])])
+    if changes and changes[0] < warmup:
         raise UsageError(
-            f"--schedule=step divides the rate after {min(boundaries)} updates, inside the warmup of {warmup}; "
+            f"--schedule=step makes its first change after {changes[0]} updates, inside the warmup of {warmup}; "
             "give a shorter --warmup_epochs or later --step_epochs"
         )
     full = examples // config.batch_size * config.batch_size
     dropped = examples - full if config.drop_remainder else 0
-    phases = tuple(p for p in phases if p.first_step < total)
     return Plan(examples, phases, total, warmup, boundaries, config.cycle_epochs * per_epoch, dropped)
 
 
@@ -130,10 +134,13 @@ def _staircase(config: TrainConfig, phase: Phase, milestones, examples: int, dev
     phases, boundaries = [phase], {}
     for milestone in milestones:
         if config.batch_ramp is None:
-            boundaries[round(milestone * phase.steps_per_epoch)] = 1 / config.step_factor
+            step = round(milestone * phase.steps_per_epoch)
+            boundaries[step] = boundaries.get(step, 1.0) / config.step_factor
             continue
         # The batch changes between epochs, so that each of them reads every example once.
         epoch = max(round(milestone), phase.first_epoch + 1)
+        if config.steps is None and epoch >= config.epochs:
+            break
         first_step = phase.first_step + (epoch - phase.first_epoch) * phase.steps_per_epoch
         batch_size = min(round(phase.batch_size * config.step_factor), config.batch_ramp)
         _check_batch(config, batch_size, examples, devices)
@@ -147,12 +154,12 @@ def _staircase(config: TrainConfig, phase: Phase, milestones, examples: int, dev
 
 def _check_batch(config: TrainConfig, batch_size: int, examples: int, devices: int) -> None:
     flag = "batch_size" if batch_size == config.batch_size else "batch_ramp"
+    parts = devices * config.accumulation_steps
     if batch_size > examples:
         raise UsageError(
             f"--{flag}={batch_size} is larger than the training set of {examples} examples; "
-            f"the largest that works is {examples}"
+            f"the largest that works is {examples // parts * parts}"
         )
-    parts = devices * config.accumulation_steps
     if batch_size % parts:
         raise UsageError(
             f"--{flag}: a batch of {batch_size} is not divisible by {devices} devices x "

@@ -10,7 +10,18 @@ import numpy as np
 
 from experiments import data as datasets
 from experiments import models
-from experiments.training import accumulation, devices, full_batch, norms, optimizers, schedules, splitting, steps
+from experiments._errors import UsageError
+from experiments.training import (
+    accumulation,
+    devices,
+    feeding,
+    full_batch,
+    norms,
+    optimizers,
+    schedules,
+    splitting,
+    steps,
+)
 from experiments.training import plan as plans
 from experiments.training.config import TrainConfig
 from experiments.training.steps import Recipe, Source, TrainState
@@ -36,7 +47,7 @@ class Run(NamedTuple):
       mesh: its devices.
       recipe: of the forward pass.
       state: the initial one.
-      compile: (state, sources, batch size) -> `Program`, which reads sources of the same shapes.
+      compile: (state, sources) -> `Program`, which reads sources of the same shapes.
       eval_step: from `steps.eval_step`.
     """
 
@@ -44,7 +55,7 @@ class Run(NamedTuple):
     mesh: jax.sharding.Mesh
     recipe: Recipe
     state: TrainState
-    compile: Callable[[TrainState, list[Source], int], Program]
+    compile: Callable[[TrainState, list[Source]], Program]
     eval_step: Callable
 
 
@@ -107,8 +118,7 @@ def prepare(
         boundaries=plan.boundaries,
         cycle_steps=plan.cycle_steps,
     )
-    if config.optimizer == optimizers.FULL_BATCH:
-        schedule = schedules.make("constant", 1.0, warmup_steps=0, total_steps=plan.total_steps)
+    _check_outputs(config, dataset)
     mesh = devices.make_mesh(chosen)
     recipe = make_recipe(config, dataset.num_classes, statistics)
     optimizer = make_optimizer(config, schedule)
@@ -125,23 +135,47 @@ def prepare(
         mesh,
         recipe,
         state,
-        lambda state, sources, batch_size: compiler(batch_size)(state, sources),
+        # By the batch that is read: an epoch's last, smaller one moves running statistics by less.
+        lambda state, sources: compiler(feeding.examples(sources))(state, sources),
         steps.eval_step(evaluated, mesh, recipe),
     )
 
 
+def _check_outputs(config: TrainConfig, dataset: datasets.Dataset) -> None:
+    """Refuses a model whose outputs are not those that the labels ask for, which would train on nonsense."""
+    model = make_model(config, dataset.num_classes, 0.9)
+    first = dataset.train.read(np.arange(1))
+    images = jax.ShapeDtypeStruct(first.images.shape, jnp.float32)
+    made, _ = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, train=False), images)
+    wanted = (*first.labels.shape, dataset.num_classes)
+    if getattr(made, "shape", None) != wanted:
+        kind = "a class for every pixel, as of --model=fcn" if first.labels.ndim > 1 else "one class an image"
+        raise UsageError(
+            f"--model={config.model} gives logits of shape {getattr(made, 'shape', type(made))} for an image of "
+            f"--dataset={config.dataset}, whose labels need {wanted}: {kind}"
+        )
+
+
 def _compiler(config: TrainConfig, num_classes: int, batch_size: int, optimizer, schedule, mesh, recipe):
-    """What compiles the update of a configuration, at one batch size of its ramp."""
+    """What compiles the update of a configuration, at one batch size."""
     momentum = config.running_momentum(batch_size)
     micro = config.accumulation_steps
     if config.optimizer == optimizers.FULL_BATCH:
-        model = make_model(config, num_classes, momentum)
         step = full_batch.full_batch_step(
-            model, optimizer, mesh, recipe, micro_batches=micro, weight_decay=config.weight_decay
+            # Momentum 0 gives the moments of a micro-batch.
+            make_model(config, num_classes, 0.0),
+            optimizer,
+            mesh,
+            recipe,
+            micro_batches=micro,
+            weight_decay=config.weight_decay,
+            decay_all=config.decay_all,
+            momentum=momentum,
+            averaged=config.span is not None or config.norm == "local",
         )
     elif micro > 1:
-        # Momentum 0 gives the moments of a micro-batch.
         programs = accumulation.accumulated_step(
+            # As there.
             make_model(config, num_classes, 0.0),
             optimizer,
             schedule,
@@ -149,7 +183,7 @@ def _compiler(config: TrainConfig, num_classes: int, batch_size: int, optimizer,
             recipe,
             micro_batches=micro,
             momentum=momentum,
-            span=config.span,
+            averaged=config.span is not None or config.norm == "local",
         )
         return lambda state, sources: _accumulated(programs, mesh, state, sources)
     elif config.backwards_per_forward > 1:
