@@ -4,6 +4,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 
 class Clock:
@@ -37,6 +38,22 @@ class Clock:
             self.seconds[name] += passed
             if self._open:
                 self.seconds[self._open[-1]] -= passed
+
+    @contextmanager
+    def beside(self, name: str, computing: str, result: Any) -> Iterator[None]:
+        """Counts the time of a `with` during which the device works.
+
+        Args:
+          name: what the time is counted as, if the result was there before the end: the device had to wait.
+          computing: what it is counted as otherwise.
+          result: an array that the device makes meanwhile, or None.
+        """
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            hidden = result is not None and not result.is_ready()
+            self.seconds[computing if hidden else name] += time.perf_counter() - start
 
     def add(self, seconds: Mapping[str, float]) -> None:
         """Adds what earlier starts of the same run spent."""

@@ -84,15 +84,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
             resident = feeding.is_resident(config, dataset, run.mesh, _device_memory(chosen[0]))
             feed = feeding.Feed(config, dataset.train, run.mesh, resident=resident)
             evaluate = evaluation.Evaluator(run.eval_step, dataset.test, run.mesh, resident=resident)
-        checkpoints = held.enter_context(Checkpoints(workdir))
-        state = checkpoints.restore(run.state, set_aside=True)
-        if state is None:
-            state = run.state
-        else:
-            clock.add(checkpoints.notes.get("seconds", {}))
-            if first:
+            checkpoints = held.enter_context(Checkpoints(workdir))
+            state = checkpoints.restore(run.state, set_aside=True)
+            if state is None:
+                state = run.state
+            elif first:
                 print(f"Going on from the checkpoint of step {int(state.step)}.", flush=True)
-        log = held.enter_context(MetricsLog(workdir, int(state.step), writes=first))
+            log = held.enter_context(MetricsLog(workdir, int(state.step), writes=first))
+        clock.add(checkpoints.notes.get("seconds", {}))
         fit = Fit(config, run, feed, evaluate, checkpoints, log, clock)
         state, results, reached = fit(state)
         summary = _summarise(config, run, int(state.step), results, reached, clock)
@@ -172,8 +171,9 @@ class Fit:
         progress.start_epoch()
         self._computing = -clock.seconds["compute"]
         updates = self._feed.updates(position, step)
+        under_way = None
         while step < position.last_step:
-            with clock("input"):
+            with clock.beside("input", "compute", under_way):
                 sources = next(updates)
             program = self._program(state, sources)
             with clock("compute"):
@@ -183,8 +183,9 @@ class Fit:
                     jax.block_until_ready(metrics)
                     self.first_step_ended = time.time()
             before, step = step, step + self._config.backwards_per_forward
-            with clock("log"):
-                # The metrics of the step before this one: by now a next step is under way.
+            under_way = metrics["loss"]
+            with clock.beside("log", "compute", under_way):
+                # The metrics of the step before this one.
                 progress.read()
                 progress.expect(step, metrics, feeding.examples(sources))
             # At the end of an epoch its evaluation comes first, or a run that resumes would lack it.

