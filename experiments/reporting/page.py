@@ -31,7 +31,7 @@ def write_page(workdir: str | Path) -> Path:
     config = stored["config"]
     note = stored["data"].get("note", "")
     title = f"{config['model']} on {config['dataset']}, batch {config['batch_size']}"
-    best = ", ".join(f"{result['accuracy']:.2%} on {name}" for name, result in summary["results"].items())
+    best = ", ".join(f"{_score(result)} on {name}" for name, result in summary["results"].items())
     caption = "Loss, accuracy and learning rate against updates."
     if config.get("label_smoothing"):
         caption += " The loss on training batches is against smoothed targets."
@@ -50,7 +50,7 @@ def write_page(workdir: str | Path) -> Path:
                 for name, r in summary["results"].items()
             ],
         ),
-        "<h2>Where the time went, since the last start</h2>",
+        f"<h2>Where the time went{_starts(summary)}</h2>",
         table(("spent on", "seconds"), [(name, f"{value:.1f}") for name, value in summary["seconds"].items()]),
         "<h2>Made by</h2>",
         f"<pre>{html.escape(summary['command'])}</pre>",
@@ -63,3 +63,13 @@ def write_page(workdir: str | Path) -> Path:
     path = workdir / "report.html"
     path.write_text(document(title, parts))
     return path
+
+
+def _score(result: dict) -> str:
+    """What a split's result is called in a sentence."""
+    return f"mean IoU {result['mean_iou']:.2%}" if "mean_iou" in result else f"{result['accuracy']:.2%}"
+
+
+def _starts(summary: dict) -> str:
+    starts = summary.get("starts", 1)
+    return f", over {starts} starts, without what was lost between them" if starts > 1 else ""
