@@ -48,7 +48,7 @@ def test_the_best_of_the_search_is_run_with_every_seed():
     finals = large_batch.final_jobs({"dataset": "mnist"}, searched)
     assert len(finals) == 4 * 3 and {job.options["seed"] for job in finals} == {0, 1, 2}
     chosen = finals[0].options
-    assert chosen["batch_size"] == 8192 and chosen["optimizer"] == "lamb" and chosen["learning_rate"] == 0.05
+    assert chosen["batch_size"] == 8192 and chosen["optimizer"] == "lamb" and chosen["learning_rate"] == 0.15
     assert "validation_examples" not in chosen
 
 
