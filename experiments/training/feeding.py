@@ -161,6 +161,11 @@ def examples(sources: list[Source]) -> int:
     return sum(s.order.shape[1] if isinstance(s, Indexed) else s.labels.shape[0] for s in sources)
 
 
+def is_masked(sources: list[Source]) -> bool:
+    """Whether some of the examples are padding."""
+    return sources[0].mask is not None
+
+
 def signature(sources: list[Source]) -> Any:
     """What decides which compiled program reads a source: its kind, shapes and types."""
     leaves, structure = jax.tree.flatten(sources[0])

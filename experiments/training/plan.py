@@ -75,6 +75,13 @@ class Plan(NamedTuple):
         last = min(first + phase.steps_per_epoch, self.total_steps)
         return Position(phase, phase.first_epoch + epochs, first, last)
 
+    def examples_of(self, size: int, masked: bool) -> int:
+        """How many examples a batch has that is padded to `size`; which depends on the number of devices."""
+        if not masked:
+            return size
+        rests = (self.examples % phase.batch_size for phase in self.phases)
+        return max((rest for rest in rests if rest <= size), default=size)
+
     def epochs_at(self, step: int) -> float:
         """Passes over the data after `step` updates."""
         phase = next(p for p in reversed(self.phases) if p.first_step <= step)

@@ -135,8 +135,10 @@ def prepare(
         mesh,
         recipe,
         state,
-        # By the batch that is read: an epoch's last, smaller one moves running statistics by less.
-        lambda state, sources: compiler(feeding.examples(sources))(state, sources),
+        # By the examples that count: an epoch's last, smaller batch moves running statistics by less.
+        lambda state, sources: compiler(plan.examples_of(feeding.examples(sources), feeding.is_masked(sources)))(
+            state, sources
+        ),
         steps.eval_step(evaluated, mesh, recipe),
     )
 
