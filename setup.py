@@ -25,7 +25,15 @@ EXPERIMENTS = [
     "tqdm>=4.66",
 ]
 NOTEBOOKS = [*EXPERIMENTS, "ipykernel>=6.29", "nbconvert>=7.16"]
-TEST = [*EXPERIMENTS, "allpairspy>=2.5", "build>=1.2", "hypothesis>=6.100", "pytest>=8.2", "setuptools>=77"]
+TEST = [
+    *EXPERIMENTS,
+    "allpairspy>=2.5",
+    "build>=1.2",
+    "hypothesis>=6.100",
+    "jax-resnet>=0.0.4",
+    "pytest>=8.2",
+    "setuptools>=77",
+]
 
 setup(
     name="batchnorm_jax",

@@ -1,11 +1,23 @@
 """Exact batch normalization for JAX: one pooled result under jit, pmap, shard_map and vmap.
 
-The functions here work on arrays. `batchnorm_jax.linen` holds the module for Flax.
+The functions here work on arrays. `batchnorm_jax.linen` and `batchnorm_jax.nnx` hold the modules for Flax.
 """
 
 from batchnorm_jax._batch_norm import batch_norm
-from batchnorm_jax._inference import normalize
+from batchnorm_jax._inference import fold, normalize
 from batchnorm_jax._moments import Moments, conditioning, pool, update_running
+from batchnorm_jax._recalibrate import recalibrate
+from batchnorm_jax._renorm import batch_renorm
 
-__all__ = ["Moments", "batch_norm", "conditioning", "normalize", "pool", "update_running"]
+__all__ = [
+    "Moments",
+    "batch_norm",
+    "batch_renorm",
+    "conditioning",
+    "fold",
+    "normalize",
+    "pool",
+    "recalibrate",
+    "update_running",
+]
 __version__ = "0.1.0"

@@ -12,6 +12,18 @@ from batchnorm_jax._moments import feature_axes
 
 COLLECTIVES = ("psum", "all_gather")
 SAVED = ("input", "output")
+# What `synchronize` may give to a norm that exists: how it pools and averages, not what the model computes or keeps.
+OF_SYNCHRONIZE = (
+    "axis_index_groups",
+    "span",
+    "collective",
+    "use_fast_variance",
+    "save_for_backward",
+    "unbiased_running_var",
+    "skip_nonfinite",
+    "check_conditioning",
+    "momentum",
+)
 
 
 def check_input(x: jax.Array, axis, *, caller: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Speed, memory and exactness beside peers: `python -m experiments.benchmark --suite=norm`, or `--suite=train`."""
+"""Speed, memory and exactness beside peers: `python -m experiments.benchmark --suite=norm`, `train` or `fold`."""
 
 import json
 import platform
@@ -10,26 +10,31 @@ from absl import flags
 
 from experiments import _flags, reporting
 from experiments._errors import unknown_name
-from experiments.benchmarking import train_suite
+from experiments.benchmarking import fold_suite, train_suite
 from experiments.benchmarking.norm import layers, suite
 
 FLAGS = flags.FLAGS
-PARTS = {"train": train_suite.PARTS, "norm": suite.PARTS}
-PEERS = {"train": train_suite.PEERS, "norm": layers.PEERS}
+PARTS = {"train": train_suite.PARTS, "norm": suite.PARTS, "fold": fold_suite.PARTS}
+PEERS = {"train": train_suite.PEERS, "norm": layers.PEERS, "fold": fold_suite.PEERS}
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "dm-haiku", "equinox")
 
 
 def define_flags() -> None:
     """Defines the flags; a program that only imports this module has none of them."""
     flags.DEFINE_string(
-        "suite", "train", "What to measure: 'train', the training step and the trainer around it; 'norm', the layer."
+        "suite",
+        "train",
+        "What to measure: 'train', the training step and the trainer around it; 'norm', the layer; 'fold', inference "
+        "before and after norms are folded.",
     )
     parts = "; ".join(f"{name}: {', '.join(known)}" for name, known in PARTS.items())
     flags.DEFINE_list("parts", None, f"Of a suite. Default: all. {parts}.")
     flags.DEFINE_list("peers", None, "What to measure beside. Default: all; those not installed are left out.")
     flags.DEFINE_list("batch_sizes", ["6", "60", "600", "6000"], "Of the train suite: global batch sizes.")
     flags.DEFINE_integer("rounds", 7, "Timings of each.")
-    flags.DEFINE_float("seconds", None, "About how long one timing takes. Default: 2, or 0.5 for a layer.")
+    flags.DEFINE_float(
+        "seconds", None, "About how long one timing takes. Default: 2, 0.5 for a layer, 1 for inference."
+    )
     flags.DEFINE_string("dataset", "digits", "Of the train suite; 'mnist' has the same shapes and sizes.")
     flags.DEFINE_string("data_dir", None, "TFDS data directory. Default: TFDS's own.")
     flags.DEFINE_string("workdir", "runs/benchmark", "Folder for the results.")
@@ -47,6 +52,8 @@ def main() -> None:
                 raise unknown_name(kind, name, known)
     if FLAGS.suite == "norm":
         rows = suite.run(parts, peers=peers, rounds=FLAGS.rounds, seconds=FLAGS.seconds or 0.5)
+    elif FLAGS.suite == "fold":
+        rows = fold_suite.run(parts, rounds=FLAGS.rounds, seconds=FLAGS.seconds or 1.0)
     else:
         sizes = [int(b) for b in FLAGS.batch_sizes]
         data = {"dataset": FLAGS.dataset, "data_dir": FLAGS.data_dir}

@@ -66,15 +66,15 @@ def mask_of(kind, shape):
     return None if kind == "none" else mask.reshape(*shape[:2], *(1,) * (len(shape) - 2))
 
 
-def run(transform, x, w, scale, bias, mask=None, shift=None, **options):
-    """y, dx, mean, var, count with a row a device; dscale and dbias summed as that transform's user would."""
+def run(transform, x, w, scale, bias, mask=None, shift=None, *, norm=batch_norm, **options):
+    """Of `norm`: y, dx, mean, var, count, a row a device; dscale and dbias summed as that transform's user would."""
 
     def local(axis_name, sharded, replicated):
         x, w, *masks = sharded
         scale, bias, *shifts = replicated
 
         def loss(x, scale, bias):
-            y, moments = batch_norm(
+            y, moments = norm(
                 x,
                 scale,
                 bias,

@@ -9,12 +9,11 @@ import numpy as np
 from flax import linen as nn
 
 from batchnorm_jax._activations import Activation
-from batchnorm_jax._batch_norm import batch_norm, effective_scale
 from batchnorm_jax._collectives import AxisName
-from batchnorm_jax._conditioning import warn_of_conditioning
-from batchnorm_jax._inference import normalize
-from batchnorm_jax._moments import conditioning, feature_axes, update_running, widened
+from batchnorm_jax._layer import Limit, Limits, Running, call, diagnose, limits_at
+from batchnorm_jax._moments import feature_axes
 from batchnorm_jax._options import check_options
+from batchnorm_jax._renorm import relaxed_d_max, relaxed_r_max
 
 
 class BatchNorm(nn.Module):
@@ -133,8 +132,6 @@ class BatchNorm(nn.Module):
             `batchnorm_jax.batch_norm` raises.
         """
         use_running_average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
-        if update_stats is None:
-            update_stats = (not use_running_average) if self.update_stats is None else self.update_stats
         features = feature_axes(self.axis, x.ndim, caller=f"BatchNorm {self.name or ''}".strip())
         shape = tuple(x.shape[i] for i in features)
         stats_dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
@@ -144,55 +141,70 @@ class BatchNorm(nn.Module):
         scale = self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None
         bias = self.param("bias", self.bias_init, shape, self.param_dtype) if self.use_bias else None
         dtype = self.dtype or jnp.result_type(*(a for a in (x, scale, bias) if a is not None))
-        x = widened(x, dtype)
-        initializing = self.is_initializing()
-        y, moments = x, None
-        if not use_running_average or (update_stats and not initializing):
-            y, moments = batch_norm(
-                x,
-                scale,
-                bias,
-                axis=features,
-                epsilon=self.epsilon,
-                mask=mask,
-                shift=mean.value,
-                axis_name=None if initializing else self.axis_name,
-                axis_index_groups=None if initializing else self.axis_index_groups,
-                span=None if initializing else self.span,
-                collective=self.collective if self.use_fast_variance else "all_gather",
-                activation=self.activation,
-                residual=residual,
-                save_for_backward=self.save_for_backward,
-                dtype=dtype,
-            )
-            if self.check_conditioning and not initializing:
-                self._diagnose(conditioning(moments, mean.value))
-        if use_running_average:
-            y = normalize(
-                x,
-                mean.value,
-                var.value,
-                effective_scale(scale, self.save_for_backward),
-                bias,
-                axis=features,
-                epsilon=self.epsilon,
-                activation=self.activation,
-                residual=residual,
-                dtype=dtype,
-            )
-        if moments is not None and update_stats and not initializing:
-            mean.value, var.value = update_running(
-                mean.value,
-                var.value,
-                moments,
-                momentum=self.momentum,
-                unbiased=self.unbiased_running_var,
-                skip_nonfinite=self.skip_nonfinite,
-            )
-        return y
+        called = call(
+            self,
+            x,
+            scale,
+            bias,
+            Running(mean.value, var.value),
+            features=features,
+            dtype=dtype,
+            use_running_average=use_running_average,
+            update_stats=update_stats,
+            mask=mask,
+            residual=residual,
+            limits=self._limits(),
+            initializing=self.is_initializing(),
+        )
+        if called.running is not None:
+            mean.value, var.value = called.running
+            self._count_step()
+        if called.conditioning is not None:
+            # The last figure in place of all: what a step returns may be given to the next.
+            figure = called.conditioning
+            self.sow("intermediates", "conditioning", figure, reduce_fn=lambda _, new: new, init_fn=lambda: figure)
+            diagnose(self, figure, "/".join(self.path) or "BatchNorm")
+        return called.y
 
-    def _diagnose(self, figure: jax.Array) -> None:
-        # The last figure in place of all: what a step returns may be given to the next.
-        self.sow("intermediates", "conditioning", figure, reduce_fn=lambda _, new: new, init_fn=lambda: figure)
-        if self.collective == "psum" and self.use_fast_variance:
-            warn_of_conditioning(figure, "/".join(self.path) or "BatchNorm")
+    def _limits(self) -> Limits | None:
+        """Those of a renormalization, of which there is none here."""
+        return None
+
+    def _count_step(self) -> None:
+        """The running statistics were updated."""
+
+
+class BatchRenorm(BatchNorm):
+    """Batch renormalization: the batch's statistics, corrected towards the running ones within limits.
+
+    For small batches: see `batchnorm_jax.batch_renorm`. The limits are widened as training goes on, while the running
+    statistics come to mean something. `batch_stats` has one variable more than that of `BatchNorm`, `steps`, how often
+    the running statistics were updated.
+
+    Attributes:
+      r_max: a number of at least 1, or a function of `steps`; by default the paper's, 1 for 5,000 steps and then rising
+        to 3 at 40,000. For a shorter training scale it, for example `lambda step: relaxed_r_max(10 * step)`.
+      d_max: a number of at least 0, or a function of `steps`; by default the paper's, 0 for 5,000 steps and then rising
+        to 5 at 25,000.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from batchnorm_jax.linen import BatchRenorm
+      >>> norm = BatchRenorm(use_running_average=False, momentum=0.9, r_max=3.0, d_max=5.0)
+      >>> x = jnp.array([[1.0], [3.0]])
+      >>> y, updates = norm.apply(norm.init(jax.random.key(0), x), x, mutable=["batch_stats"])
+      >>> updates["batch_stats"]["steps"]
+      Array(1, dtype=int32)
+
+    Source: Ioffe, "Batch Renormalization", arXiv 1702.03275, 2017.
+    """
+
+    r_max: Limit = relaxed_r_max
+    d_max: Limit = relaxed_d_max
+
+    def _limits(self) -> Limits:
+        steps = self.variable("batch_stats", "steps", jnp.zeros, (), jnp.int32)
+        return limits_at(self.r_max, self.d_max, steps.value)
+
+    def _count_step(self) -> None:
+        self.put_variable("batch_stats", "steps", self.get_variable("batch_stats", "steps") + 1)

@@ -10,12 +10,11 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 
 from batchnorm_jax._activations import Activation
-from batchnorm_jax._batch_norm import batch_norm, effective_scale
 from batchnorm_jax._collectives import AxisName
-from batchnorm_jax._conditioning import warn_of_conditioning
-from batchnorm_jax._inference import normalize
-from batchnorm_jax._moments import conditioning, feature_axes, update_running, widened
+from batchnorm_jax._layer import Limit, Limits, Running, call, diagnose, limits_at
+from batchnorm_jax._moments import feature_axes
 from batchnorm_jax._options import check_options
+from batchnorm_jax._renorm import relaxed_d_max, relaxed_r_max
 
 _ZEROS, _ONES = nnx.initializers.zeros_init(), nnx.initializers.ones_init()
 
@@ -174,8 +173,6 @@ class BatchNorm(nnx.Module):
                 "BatchNorm: use_running_average is given neither in the constructor nor in the call; give it in one of "
                 "them, or call model.train() or model.eval()"
             )
-        if update_stats is None:
-            update_stats = (not use_running_average) if self.update_stats is None else self.update_stats
         features = feature_axes(self.axis, x.ndim, caller="BatchNorm")
         if tuple(x.shape[i] for i in features) != (self.num_features,):
             raise ValueError(
@@ -189,55 +186,34 @@ class BatchNorm(nnx.Module):
         dtype = promoted[0].dtype
         if self.promote_dtype is not dtypes.promote_dtype:
             x, _, _, scale, bias = promoted
-        x = widened(x, dtype)
-
-        y, moments = x, None
-        if not use_running_average or update_stats:
-            y, moments = batch_norm(
-                x,
-                scale,
-                bias,
-                axis=self.axis,
-                epsilon=self.epsilon,
-                mask=mask,
-                shift=mean,
-                axis_name=self.axis_name,
-                axis_index_groups=self.axis_index_groups,
-                span=self.span,
-                collective=self.collective if self.use_fast_variance else "all_gather",
-                activation=self.activation,
-                residual=residual,
-                save_for_backward=self.save_for_backward,
-                dtype=dtype,
-            )
-            if self.check_conditioning and self.collective == "psum" and self.use_fast_variance:
-                warn_of_conditioning(conditioning(moments, mean), "BatchNorm")
-        if use_running_average:
-            y = normalize(
-                x,
-                mean,
-                var,
-                effective_scale(scale, self.save_for_backward),
-                bias,
-                axis=self.axis,
-                epsilon=self.epsilon,
-                activation=self.activation,
-                residual=residual,
-                dtype=dtype,
-            )
-        if moments is not None and update_stats:
-            running = update_running(
-                mean,
-                var,
-                moments,
-                momentum=self.momentum,
-                unbiased=self.unbiased_running_var,
-                skip_nonfinite=self.skip_nonfinite,
-            )
+        called = call(
+            self,
+            x,
+            scale,
+            bias,
+            Running(mean, var),
+            features=features,
+            dtype=dtype,
+            use_running_average=use_running_average,
+            update_stats=update_stats,
+            mask=mask,
+            residual=residual,
+            limits=self._limits(),
+        )
+        diagnose(self, called.conditioning, "BatchNorm")
+        if called.running is not None:
             # A variable may be a reference that a gradient is taken through: it takes values alone.
-            for variable, value in zip((self.mean, self.var), jax.lax.stop_gradient(running), strict=True):
+            for variable, value in zip((self.mean, self.var), jax.lax.stop_gradient(called.running), strict=True):
                 variable.set_value(value)
-        return y
+            self._count_step()
+        return called.y
+
+    def _limits(self) -> Limits | None:
+        """Those of a renormalization, of which there is none here."""
+        return None
+
+    def _count_step(self) -> None:
+        """The running statistics were updated."""
 
     def set_view(self, use_running_average: bool | None = None) -> None:
         """What `nnx.view` calls.
@@ -247,3 +223,42 @@ class BatchNorm(nnx.Module):
         """
         if use_running_average is not None:
             self.use_running_average = use_running_average
+
+
+class BatchRenorm(BatchNorm):
+    """Batch renormalization: the batch's statistics, corrected towards the running ones within limits.
+
+    See `batchnorm_jax.batch_renorm` and `batchnorm_jax.linen.BatchRenorm`. It has one `BatchStat` more than
+    `BatchNorm`, `steps`, how often the running statistics were updated.
+
+    Args:
+      num_features: the number of features.
+      r_max: a number of at least 1, or a function of `steps`; by default the paper's.
+      d_max: a number of at least 0, or a function of `steps`; by default the paper's.
+      **options: those of `BatchNorm`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from batchnorm_jax.nnx import BatchRenorm
+      >>> norm = BatchRenorm(1, momentum=0.9, r_max=3.0, d_max=5.0, rngs=nnx.Rngs(0))
+      >>> y = norm(jnp.array([[1.0], [3.0]]))
+      >>> norm.steps[...]
+      Array(1, dtype=int32)
+
+    Source: Ioffe, "Batch Renormalization", arXiv 1702.03275, 2017.
+    """
+
+    def __init__(
+        self, num_features: int, *, r_max: Limit = relaxed_r_max, d_max: Limit = relaxed_d_max, **options: Any
+    ):
+        super().__init__(num_features, **options)
+        self.r_max = r_max
+        self.d_max = d_max
+        self.steps = nnx.BatchStat(jnp.zeros((), jnp.int32))
+
+    def _limits(self) -> Limits:
+        return limits_at(self.r_max, self.d_max, self.steps[...])
+
+    def _count_step(self) -> None:
+        self.steps.set_value(self.steps[...] + 1)

@@ -1,0 +1,157 @@
+"""Population statistics over a data set, and so adaptation to another domain."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from batchnorm_jax._moments import Moments, pool
+
+MODES = ("pooled", "layerwise")
+
+
+def recalibrate(
+    moments_fn: Callable[[Any, Any], Any],
+    variables: Mapping[str, Any],
+    batches: Iterable[Any],
+    *,
+    mode: str = "pooled",
+) -> dict[str, Any]:
+    """Replaces running statistics by the exact moments of a data set.
+
+    For each layer, with n_b, mean_b and var_b the count and moments of batch b and N = sum n_b:
+
+        mean = sum n_b mean_b / N,   var = sum n_b (var_b + |mean_b - mean|^2) / N
+
+    What a layer's moments are depends on what the layers below give it:
+
+    - "pooled", one pass: `moments_fn` normalises by each batch's own statistics, as training does. What comes out
+      depends somewhat on how the data are cut into batches, as training does ("precise BN").
+    - "layerwise": `moments_fn` normalises by the statistics in `variables`. After one pass the first layer's are final,
+      after two the second's; it goes on until a pass changes nothing, at most as many passes as there are layers. The
+      result does not depend on how the data are cut, and is what evaluation sees. (A norm that is called several times
+      on what depends on itself has no such end, and gets that many passes.)
+
+    With batches from another domain it adapts the model to that domain, without labels ("AdaBN").
+
+    Args:
+      moments_fn: of the variables and a batch, the `Moments` of every layer, in the structure of
+        `variables["batch_stats"]`: a nested dict with `Moments` in the places of the dicts {mean, var}. Layers that it
+        leaves out keep their statistics. `batchnorm_jax.linen.moments_fn` makes it for a model. Under `shard_map` or
+        `pmap` it pools over the devices; under `jit` with sharded batches it does so by itself.
+      variables: with "batch_stats". They are not changed.
+      batches: what `moments_fn` takes. For "layerwise" something that can be gone over again, such as a list.
+      mode: "pooled" or "layerwise".
+
+    Returns:
+      The variables with other statistics, in the dtypes of the old. A feature for which no position counts keeps its
+      own.
+
+    Raises:
+      ValueError: the mode is not known, there is no batch, batches that can be gone over only once are given for
+        "layerwise", or `moments_fn` gives moments where `batch_stats` has no {mean, var} of that shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from batchnorm_jax import batch_norm, recalibrate
+      >>> variables = {"batch_stats": {"norm": {"mean": jnp.zeros(1), "var": jnp.ones(1)}}}
+      >>> def moments_fn(variables, batch):
+      ...     return {"norm": batch_norm(batch)[1]}
+      >>> batches = [jnp.array([[1.0], [2.0]]), jnp.array([[6.0]])]
+      >>> recalibrate(moments_fn, variables, batches)["batch_stats"]["norm"]["mean"]
+      Array([3.], dtype=float32)
+
+    Source: Wu and Johnson, "Rethinking 'Batch' in BatchNorm", arXiv 2105.07576, 2021, section 3; Li et al.,
+    "Revisiting Batch Normalization For Practical Domain Adaptation", arXiv 1603.04779, 2016.
+    """
+    if mode not in MODES:
+        raise ValueError(f"recalibrate: mode={mode!r} is not known; give one of {', '.join(map(repr, MODES))}")
+    if "batch_stats" not in variables:
+        raise ValueError(
+            f"recalibrate: the variables have no 'batch_stats', but {', '.join(map(repr, variables)) or 'nothing'}; "
+            "give all variables of a model that has a batch normalization"
+        )
+    variables = dict(variables)
+    if mode == "pooled":
+        found = _moments_of(moments_fn, variables, batches)
+        return {**variables, "batch_stats": _replace(variables["batch_stats"], found, ())}
+    if iter(batches) is batches:
+        raise ValueError(
+            "recalibrate: mode='layerwise' goes over the batches several times, and these can be gone over only once; "
+            "give a list, or an object whose __iter__ starts anew"
+        )
+    passes = 1
+    while True:
+        found = _moments_of(moments_fn, variables, batches)
+        new = _replace(variables["batch_stats"], found, ())
+        same = all(
+            bool(jnp.array_equal(a, b, equal_nan=True))
+            for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(variables["batch_stats"]), strict=True)
+        )
+        variables["batch_stats"] = new
+        # A stack of layers, as nn.scan makes it, has as many counts.
+        if same or passes >= sum(moments.count.size for moments in _leaves(found)):
+            return variables
+        passes += 1
+
+
+def _moments_of(moments_fn, variables, batches) -> Any:
+    """The moments of all batches, pooled one batch after another."""
+    total = None
+    for batch in batches:
+        found = moments_fn(variables, batch)
+        total = found if total is None else _pool_two(total, found)
+    if total is None:
+        raise ValueError("recalibrate: there are no batches; an iterator that was gone over before has none left")
+    if not _leaves(total):
+        raise ValueError("recalibrate: moments_fn gives no Moments; has the model a batch normalization?")
+    return total
+
+
+@jax.jit
+def _pool_two(first: Any, second: Any) -> Any:
+    return jax.tree.map(
+        lambda a, b: pool(jax.tree.map(lambda *both: jnp.stack(both), a, b)), first, second, is_leaf=_is_moments
+    )
+
+
+def _is_moments(value: Any) -> bool:
+    return isinstance(value, Moments)
+
+
+def _leaves(tree: Any) -> list[Moments]:
+    return [leaf for leaf in jax.tree.leaves(tree, is_leaf=_is_moments) if _is_moments(leaf)]
+
+
+def _replace(stats: Any, found: Any, path: tuple[str, ...]) -> Any:
+    """The statistics with the moments that were found in the place of {mean, var}."""
+    where = "/".join(("batch_stats", *path))
+    if not isinstance(stats, Mapping) or not isinstance(found, Moments | Mapping):
+        raise ValueError(
+            f"recalibrate: at {where} moments_fn gives {type(found).__name__}, where Moments or a dict fit"
+        )
+    if not isinstance(found, Moments):
+        unknown = [name for name in found if name not in stats]
+        if unknown:
+            raise ValueError(
+                f"recalibrate: moments_fn gives {unknown[0]!r} at {where}, which has {', '.join(map(str, stats))}"
+            )
+        return {
+            name: _replace(old, found[name], (*path, str(name))) if name in found else old
+            for name, old in stats.items()
+        }
+    shapes = {name: jnp.shape(stats[name]) if name in stats else None for name in ("mean", "var")}
+    if any(shape != jnp.shape(found.mean) for shape in shapes.values()):
+        raise ValueError(
+            f"recalibrate: at {where} moments_fn gives Moments of shape {jnp.shape(found.mean)}, and the statistics "
+            f"there are of shape {shapes['mean']} (mean) and {shapes['var']} (var)"
+        )
+    counts = jnp.broadcast_to(_over_features(found.count, found.var), found.var.shape) > 0
+    new = {name: jnp.where(counts, getattr(found, name), stats[name]).astype(stats[name].dtype) for name in shapes}
+    return {**stats, **new}
+
+
+def _over_features(count: jax.Array, var: jax.Array) -> jax.Array:
+    """The count with axes for the features that it lacks; it has those of a stack of layers."""
+    return jnp.expand_dims(count, tuple(range(count.ndim, var.ndim)))

@@ -1,0 +1,8 @@
+"""Batch normalization for `flax.linen`: modules, and what one does with them around training."""
+
+from batchnorm_jax.linen._fold import fold
+from batchnorm_jax.linen._module import BatchNorm, BatchRenorm
+from batchnorm_jax.linen._recalibrate import moments_fn, recalibrate
+from batchnorm_jax.linen._synchronize import synchronize
+
+__all__ = ["BatchNorm", "BatchRenorm", "fold", "moments_fn", "recalibrate", "synchronize"]

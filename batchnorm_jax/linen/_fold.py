@@ -1,0 +1,163 @@
+"""Folding the norms of a linen model into the layers before them."""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import core
+from flax import linen as nn
+
+from batchnorm_jax import _inference
+from batchnorm_jax._core import effective_scale
+from batchnorm_jax._moments import feature_axes, statistics_dtype
+from batchnorm_jax.linen._pairs import Seen, check_pairs, pairs_of, trace
+
+Pairs = Iterable[tuple[str, str]]
+
+
+def fold(
+    model: nn.Module, variables: Mapping[str, Any], pairs: Pairs | None, *args: Any, **kwargs: Any
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Folds batch norms into the convolutions and dense layers before them, for evaluation.
+
+    `apply(folded, ...)` gives what `model.apply(variables, ...)` gives in evaluation, to rounding, with one
+    multiplication and one subtraction a value less; see `batchnorm_jax.fold` for the formula. A norm's activation and
+    residual are still applied. The model's own code runs, with its folded norms skipped, so it need not be changed.
+    Neither the model nor `variables` is.
+
+    The model is traced with the example, and nothing is computed: the options of the norms are only known from the
+    modules that the code makes, and the program shows whether a norm is given a layer's output as it is, and nobody
+    else. Where a layer has no bias, the folded one is kept as the bias of its norm and added there, in float32 or more.
+
+    Folded are `nn.Conv`, `nn.ConvLocal`, `nn.ConvTranspose`, `nn.Dense`, `nn.DenseGeneral` and `nn.Einsum`, but no
+    class derived from them, which might do more, and norms of Flax and of `batchnorm_jax`; also under `nn.remat` and
+    `nn.jit`, and under `nn.scan` and `nn.vmap` where variables are shared or stacked along axis 0. In bfloat16
+    (`dtype`) results differ by a few roundings, about 1e-2 of the greatest.
+
+    Args:
+      model: the module.
+      variables: its `params` and `batch_stats`.
+      pairs: (layer, norm) paths, as ("block_0/Conv_0", "block_0/BatchNorm_0"); None: every layer that can be folded.
+      *args: an example of what `model.apply` takes in evaluation; arrays may be `jax.ShapeDtypeStruct`s.
+      **kwargs: of the same, for example `train=False` or `method=...`.
+
+    Returns:
+      apply: as `model.apply`; it can be jitted. A ValueError where a folded norm is to normalise by the batch.
+      folded: the variables, of which those of folded norms are gone, but for a bias that a layer has no place for.
+
+    Raises:
+      ValueError: there is nothing to fold, a path is unknown, or a pair cannot be folded: the norm is not given the
+        layer's output as it is, or someone else is too; one of them is called twice; the feature axis is not the last;
+        the example trains; or the variables are stacked along another axis.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import linen as nn
+      >>> from batchnorm_jax.linen import BatchNorm, fold
+      >>> model = nn.Sequential([nn.Dense(4), BatchNorm(use_running_average=True, activation=nn.relu)])
+      >>> x = jnp.array([[1.0, 2.0]])
+      >>> variables = model.init(jax.random.key(0), x)
+      >>> apply, folded = fold(model, variables, [("layers_0", "layers_1")], x)
+      >>> bool(jnp.allclose(apply(folded, x), model.apply(variables, x), atol=1e-5)), list(folded["params"])
+      (True, ['layers_0'])
+
+    Source: as `batchnorm_jax.fold`.
+    """
+    variables = core.unfreeze(dict(variables))
+    seen = trace(model, variables, args, kwargs)
+    chosen = pairs_of(seen) if pairs is None else check_pairs(seen, pairs)
+    folded = jax.tree.map(lambda leaf: leaf, variables)
+    parameter_dtypes = {}
+    for layer, norm in chosen:
+        parameters = nn.unbox(_at(variables["params"], norm.path))
+        parameter_dtypes[norm.path] = [a.dtype for a in parameters.values()]
+        _fold_pair(folded, layer, norm)
+    return _applied(model, parameter_dtypes), folded
+
+
+def _fold_pair(variables: dict[str, Any], layer: Seen, norm: Seen) -> None:
+    """Puts the folded kernel and bias in their places, and takes the norm's variables away."""
+    stored = _at(variables["params"], layer.path)
+    parameters = nn.unbox(_at(variables["params"], norm.path))
+    stats = nn.unbox(_at(variables["batch_stats"], norm.path))
+    kernel, bias = nn.unbox(stored["kernel"]), nn.unbox(stored.get("bias"))
+    stacked = kernel.shape[: kernel.ndim - len(layer.shape)]
+    for name, value, shape in (("kernel", kernel, layer.shape), ("mean", stats["mean"], norm.shape)):
+        if value.shape != stacked + shape:
+            raise ValueError(
+                f"fold: {layer.path!r} and {norm.path!r} are not stacked alike along the axes 0 of their scans: the "
+                f"{name} has shape {value.shape} in the variables and {shape} in the call; scan params and batch_stats "
+                "along axis 0, or neither"
+            )
+    function = partial(_inference.fold, epsilon=norm.module.epsilon)
+    for _ in stacked:
+        function = jax.vmap(function)
+    transposed = getattr(layer.module, "transpose_kernel", False)
+    # Wide, so that a bias which stays with the norm keeps its digits.
+    wide = _swapped(kernel, transposed).astype(statistics_dtype(kernel.dtype))
+    scale = effective_scale(parameters.get("scale"), getattr(norm.module, "save_for_backward", "input"))
+    folded, new = function(wide, bias, stats["mean"], stats["var"], scale, parameters.get("bias"))
+    stored["kernel"] = _boxed_as(stored["kernel"], _swapped(folded, transposed).astype(kernel.dtype))
+    boxed = _at(variables["params"], norm.path).get("bias")
+    for collection in list(variables):
+        _drop(variables, [collection, *norm.path.split("/")])
+    if bias is not None:
+        stored["bias"] = _boxed_as(stored["bias"], new if jnp.iscomplexobj(new) else new.astype(bias.dtype))
+    else:
+        _at(variables["params"], norm.path, make=True)["bias"] = new if boxed is None else _boxed_as(boxed, new)
+
+
+def _applied(model: nn.Module, parameter_dtypes: dict[str, list[Any]]) -> Callable[..., Any]:
+    def skip(next_fun, args, kwargs, context):
+        dtypes = parameter_dtypes.get("/".join(context.module.path)) if context.method_name == "__call__" else None
+        return next_fun(*args, **kwargs) if dtypes is None else _folded_norm(context.module, dtypes, *args, **kwargs)
+
+    def apply(variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        with nn.intercept_methods(skip):
+            return model.apply(variables, *args, **kwargs)
+
+    return apply
+
+
+def _folded_norm(module: Any, dtypes, x, use_running_average=None, *, mask=None, residual=None, update_stats=None):
+    """What the norm does in place of its own call; `mask` concerns the statistics alone."""
+    caller = f"folded BatchNorm {module.name or ''}".strip()
+    if feature_axes(module.axis, x.ndim, caller=caller) != (x.ndim - 1,):
+        raise ValueError(f"{caller}: axis={module.axis} is not the last of an input of shape {x.shape}")
+    own = getattr(module, "update_stats", None)
+    return _inference.apply_folded(
+        x,
+        nn.unbox(module.get_variable("params", "bias")),
+        use_running_average=nn.merge_param("use_running_average", module.use_running_average, use_running_average),
+        update_stats=own if update_stats is None else update_stats,
+        activation=getattr(module, "activation", None),
+        residual=residual,
+        dtype=module.dtype or jnp.result_type(x, *dtypes),
+        caller=caller,
+    )
+
+
+def _at(tree: dict[str, Any], path: str, *, make: bool = False) -> dict[str, Any]:
+    """The variables of a module in one collection; none where it has none."""
+    for name in path.split("/"):
+        tree = tree.setdefault(name, {}) if make else tree.get(name, {})
+    return tree
+
+
+def _drop(tree: dict[str, Any], names: list[str]) -> None:
+    """Takes a part away, and what is then empty around it."""
+    if len(names) > 1 and names[0] in tree:
+        _drop(tree[names[0]], names[1:])
+    if len(names) == 1 or not tree.get(names[0]):
+        tree.pop(names[0], None)
+
+
+def _swapped(kernel: jax.Array, transposed: bool) -> jax.Array:
+    return jnp.swapaxes(kernel, -1, -2) if transposed else kernel
+
+
+def _boxed_as(box: Any, value: jax.Array) -> Any:
+    """The value with the metadata, such as a sharding, of another."""
+    return core.meta.replace_boxed(box, value)

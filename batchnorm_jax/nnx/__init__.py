@@ -1,0 +1,8 @@
+"""Batch normalization for `flax.nnx`: modules, and what one does with them around training."""
+
+from batchnorm_jax.nnx._fold import fold
+from batchnorm_jax.nnx._module import BatchNorm, BatchRenorm
+from batchnorm_jax.nnx._recalibrate import recalibrate
+from batchnorm_jax.nnx._synchronize import synchronize
+
+__all__ = ["BatchNorm", "BatchRenorm", "fold", "recalibrate", "synchronize"]

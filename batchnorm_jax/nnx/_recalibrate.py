@@ -1,0 +1,101 @@
+"""Population statistics of a flax.nnx model."""
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from batchnorm_jax import _recalibrate
+from batchnorm_jax._layer import Running, pool_calls, pooled_moments
+from batchnorm_jax._moments import feature_axes
+from batchnorm_jax.nnx._module import BatchNorm
+from batchnorm_jax.nnx._synchronize import become_ours, norms
+
+
+def recalibrate(model: nnx.Module, batches: Iterable[Any], *args: Any, mode: str = "pooled", **kwargs: Any) -> None:
+    """Replaces a model's running statistics by the exact moments of a data set, in place.
+
+    It covers every `batchnorm_jax.nnx.BatchNorm`, `BatchRenorm` and `flax.nnx.BatchNorm` of the model, and runs under
+    `jit`; batches that are sharded over devices are pooled over all of them. The modes, and what they cost, are said at
+    `batchnorm_jax.recalibrate`. Nothing of the model but these statistics changes. Keep the old ones, if they are
+    wanted again, with `nnx.state(model, nnx.BatchStat)` and bring them back with `nnx.update`.
+
+    Args:
+      model: to be called with a batch. Call `model.eval()` first if it has dropout; the norms heed `mode` alone.
+      batches: each is the first argument of the model's call. For "layerwise" they are gone over once a layer: give
+        a list, or an object whose `__iter__` starts anew.
+      *args: further arguments of the call.
+      mode: "pooled" or "layerwise".
+      **kwargs: further arguments of the call.
+
+    Raises:
+      ValueError: the model has no batch normalization, or one of a subclass with a call of its own; and what
+        `batchnorm_jax.recalibrate` raises.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from batchnorm_jax.nnx import recalibrate
+      >>> model = nnx.Sequential(nnx.BatchNorm(1, rngs=nnx.Rngs(0)))
+      >>> recalibrate(model, [jnp.array([[1.0], [2.0]]), jnp.array([[6.0]])])
+      >>> model.layers[0].mean[...]
+      Array([3.], dtype=float32)
+
+    Source: see `batchnorm_jax.recalibrate`.
+    """
+    own = dict(norms(model))
+    for path, norm in own.items():
+        base = BatchNorm if isinstance(norm, BatchNorm) else nnx.BatchNorm
+        if type(norm).__call__ is not base.__call__:
+            raise ValueError(
+                f"recalibrate: {path} is of the class {type(norm).__name__}, which has a call of its own: what it "
+                "normalises is not known"
+            )
+    if not own:
+        raise ValueError(f"recalibrate: {type(model).__name__} has no batch normalization")
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def moments_fn(variables, batch):
+        copy = nnx.merge(graph, variables["state"])
+        found = dict(norms(copy))
+        for path, norm in found.items():
+            _start_recording(norm, variables["batch_stats"][path], by_running=mode == "layerwise")
+        copy(batch, *args, **kwargs)
+        return {path: norm.recorded.get_value() for path, norm in found.items() if norm.recorded is not None}
+
+    stats = {path: {"mean": norm.mean[...], "var": norm.var[...]} for path, norm in own.items()}
+    variables = _recalibrate.recalibrate(moments_fn, {"batch_stats": stats, "state": state}, batches, mode=mode)
+    for path, norm in own.items():
+        norm.mean.set_value(variables["batch_stats"][path]["mean"])
+        norm.var.set_value(variables["batch_stats"][path]["var"])
+
+
+def _start_recording(norm: Any, stats: dict[str, jax.Array], *, by_running: bool) -> None:
+    if not isinstance(norm, BatchNorm):
+        become_ours(norm)
+    recording: Any = norm
+    recording.__class__ = _recording(type(norm))
+    recording.axis_name, recording.axis_index_groups, recording.by_running = None, None, by_running
+    recording.recorded = nnx.data(None)
+    recording.mean.set_value(stats["mean"])
+    recording.var.set_value(stats["var"])
+
+
+@functools.cache
+def _recording(kind: Any) -> type:
+    """A class of norms that keep the moments of what they are given, of all calls."""
+
+    class Recording(kind):
+        def __call__(self, x, use_running_average=None, *, mask=None, residual=None, update_stats=None):
+            del use_running_average, update_stats
+            features = feature_axes(self.axis, x.ndim, caller="recalibrate")
+            stats = Running(self.mean[...], self.var[...])
+            found = pooled_moments(self, x, stats, features=features, mask=mask)
+            before = None if self.recorded is None else self.recorded.get_value()
+            self.recorded = nnx.Intermediate(pool_calls(before, found))
+            return kind.__call__(self, x, self.by_running, mask=mask, residual=residual, update_stats=False)
+
+    return Recording

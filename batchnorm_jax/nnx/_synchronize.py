@@ -1,0 +1,88 @@
+"""The norms of an existing flax.nnx model become ours."""
+
+import difflib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from flax import nnx
+
+from batchnorm_jax._collectives import AxisName
+from batchnorm_jax._options import OF_SYNCHRONIZE
+from batchnorm_jax.nnx._module import BatchNorm
+
+_PARAMETERS = inspect.signature(BatchNorm.__init__).parameters
+_OF_FLAX = inspect.signature(nnx.BatchNorm.__init__).parameters
+# What our norm has and Flax's lacks, with its defaults.
+_OURS = {name: parameter.default for name, parameter in _PARAMETERS.items() if name not in _OF_FLAX}
+
+
+def synchronize(model: nnx.Module, *, axis_name: AxisName | None, **options: Any) -> list[str]:
+    """Turns every `flax.nnx.BatchNorm` of a model into `batchnorm_jax.nnx.BatchNorm`, in place.
+
+    The modules stay the same objects, with the same variables: what is shared stays shared, and whoever refers to one,
+    such as an optimizer, goes on doing so. Norms that are ours already keep their own options. A function that was
+    jitted by `nnx.jit` and called before is traced anew, since the model is another.
+
+    Args:
+      model: it, and every module in it, may be a norm.
+      axis_name: the name or names of the axes over which to pool; None under `jit` with sharded arrays, where the
+        statistics are those of the whole array. It replaces a norm's own.
+      **options: of `BatchNorm`, in place of the norms' own: axis_index_groups, span, collective, use_fast_variance,
+        save_for_backward, unbiased_running_var, skip_nonfinite, check_conditioning, momentum.
+
+    Returns:
+      The path of each norm that was turned, such as "blocks/0/norm".
+
+    Raises:
+      ValueError: an option that is not known, or that would change what the model computes; the model has no batch
+        normalization; or one of them is of a subclass with a call of its own. Nothing has been turned then.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from batchnorm_jax.nnx import synchronize
+      >>> model = nnx.Sequential(nnx.Linear(1, 2, rngs=nnx.Rngs(0)), nnx.BatchNorm(2, rngs=nnx.Rngs(0)))
+      >>> synchronize(model, axis_name="batch")
+      ['layers/1']
+      >>> x = jnp.arange(8.0).reshape(4, 2, 1)  # four devices with two examples each
+      >>> y = nnx.vmap(lambda model, x: model(x), in_axes=(None, 0), axis_name="batch")(nnx.clone(model), x)
+    """
+    unknown = sorted(set(options) - set(OF_SYNCHRONIZE))
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], OF_SYNCHRONIZE, 1)
+        raise ValueError(
+            f"synchronize: {unknown[0]!r} is not an option here{f'; did you mean {close[0]!r}?' if close else ''} "
+            f"Options are {', '.join(OF_SYNCHRONIZE)}"
+        )
+    # What conflicts is refused here, and lists become tuples.
+    example = BatchNorm(1, axis_name=axis_name, rngs=nnx.Rngs(0), **options)
+    found = list(norms(model))
+    if not found:
+        raise ValueError(f"synchronize: {type(model).__name__} has no batch normalization")
+    turned = [(path, norm) for path, norm in found if not isinstance(norm, BatchNorm)]
+    for path, norm in turned:
+        if type(norm).__call__ is not nnx.BatchNorm.__call__:
+            raise ValueError(
+                f"synchronize: {path} is of the class {type(norm).__name__}, whose call is not that of "
+                "flax.nnx.BatchNorm; derive the class from batchnorm_jax.nnx.BatchNorm"
+            )
+    for _, norm in turned:
+        become_ours(norm)
+        for name in ("axis_name", *options):
+            setattr(norm, name, getattr(example, name))
+    return [path for path, _ in turned]
+
+
+def become_ours(norm: Any) -> None:
+    """Turns Flax's norm into ours, with its own options."""
+    norm.__class__ = BatchNorm
+    for name, default in _OURS.items():
+        setattr(norm, name, default)
+
+
+def norms(model: nnx.Module) -> Iterator[tuple[str, Any]]:
+    """The path and the module of every norm, ours and Flax's, a shared one once."""
+    for path, module in nnx.iter_graph(model):
+        if isinstance(module, nnx.BatchNorm | BatchNorm):
+            yield "/".join(map(str, path)), module

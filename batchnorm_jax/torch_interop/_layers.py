@@ -1,0 +1,200 @@
+"""The state of one layer in PyTorch's layout and in Flax's: names, axes and arrays, with neither of them imported."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+
+def _same(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+def _conv_to_flax(weight: np.ndarray) -> np.ndarray:
+    return np.moveaxis(weight, (1, 0), (-2, -1))
+
+
+def _conv_to_torch(kernel: np.ndarray) -> np.ndarray:
+    return np.moveaxis(kernel, (-2, -1), (1, 0))
+
+
+# PyTorch's is the gradient of a convolution, which turns the kernel round; Flax's is not, by default.
+def _conv_transpose_to_flax(weight: np.ndarray) -> np.ndarray:
+    return np.flip(np.moveaxis(weight, (0, 1), (-2, -1)), tuple(range(weight.ndim - 2)))
+
+
+def _conv_transpose_to_torch(kernel: np.ndarray) -> np.ndarray:
+    return np.moveaxis(np.flip(kernel, tuple(range(kernel.ndim - 2))), (-2, -1), (0, 1))
+
+
+class Kind(NamedTuple):
+    """How the state of one kind of layer differs between PyTorch and Flax.
+
+    Attributes:
+      entries: PyTorch's name of each array, and Flax's.
+      required: those that every such layer has, by PyTorch's names.
+      ranks: the number of axes that the weight may have.
+      to_flax: the weight's axes from PyTorch's order to Flax's.
+      to_torch: the reverse.
+      feature_axis: the axis of PyTorch's weight that may run over a flattened feature map; None: there is none.
+    """
+
+    entries: Mapping[str, str]
+    required: tuple[str, ...]
+    ranks: tuple[int, ...]
+    to_flax: Callable[[np.ndarray], np.ndarray] = _same
+    to_torch: Callable[[np.ndarray], np.ndarray] = _same
+    feature_axis: int | None = None
+
+
+_AFFINE = {"weight": "scale", "bias": "bias"}
+_TRACKED = {**_AFFINE, "running_mean": "mean", "running_var": "var"}
+_KERNEL = {"weight": "kernel", "bias": "bias"}
+KINDS = {
+    "conv": Kind(_KERNEL, ("weight",), (3, 4, 5), _conv_to_flax, _conv_to_torch),
+    "conv_transpose": Kind(_KERNEL, ("weight",), (3, 4, 5), _conv_transpose_to_flax, _conv_transpose_to_torch),
+    "linear": Kind(_KERNEL, ("weight",), (2,), np.transpose, np.transpose, feature_axis=1),
+    "embedding": Kind({"weight": "embedding"}, ("weight",), (2,)),
+    "batch_norm": Kind(_TRACKED, ("running_mean", "running_var"), (1,), feature_axis=0),
+    "untracked_batch_norm": Kind(_AFFINE, ("weight", "bias"), (1,), feature_axis=0),
+    "norm": Kind(_AFFINE, ("weight",), (1,), feature_axis=0),
+}
+COUNT = "num_batches_tracked"
+
+
+def collection(leaf: str | int) -> str:
+    """The collection of `flax.linen` in which an array of this name is."""
+    return "batch_stats" if leaf in ("mean", "var") else "params"
+
+
+def kind_of_torch(arrays: Arrays) -> str | None:
+    """The kind of layer whose state this is, in PyTorch's names; None where it may be several."""
+    weight, bias = arrays.get("weight"), arrays.get("bias")
+    if "running_mean" in arrays or "running_var" in arrays:
+        return "batch_norm"
+    if weight is None or (bias is not None and bias.shape != weight.shape[:1]):
+        return None
+    if weight.ndim in KINDS["conv"].ranks:
+        return "conv"
+    return "linear" if weight.ndim == 2 and bias is not None else None
+
+
+def kind_of_flax(arrays: Arrays) -> str | None:
+    """The kind of layer whose state this is, in Flax's names; None where it may be several."""
+    if "mean" in arrays or "var" in arrays:
+        return "batch_norm"
+    if "kernel" in arrays:
+        return {2: "linear", 3: "conv", 4: "conv", 5: "conv"}.get(arrays["kernel"].ndim)
+    return "embedding" if "embedding" in arrays else None
+
+
+def layer_to_flax(arrays: Arrays, kind: str, flattened: tuple[int, ...] | None, where: str) -> Arrays:
+    """One layer's arrays by Flax's names, in Flax's layout.
+
+    Args:
+      arrays: by PyTorch's names, without `num_batches_tracked`.
+      kind: a key of `KINDS`.
+      flattened: (channels, *space) of the feature map whose flattening the features are, or None.
+      where: begins an error's message.
+    """
+    rule = KINDS[kind]
+    _check_names(arrays, set(rule.entries), set(rule.required), kind, where)
+    _check_shapes(arrays, rule, kind, where)
+    if flattened is not None:
+        arrays = _reordered(arrays, rule, _channels_last(flattened), where)
+    turned = {rule.entries[name]: rule.to_flax(a) if name == "weight" else a for name, a in arrays.items()}
+    if kind == "untracked_batch_norm":
+        # PyTorch has none; Flax's module has them and does not read them.
+        turned |= {"mean": np.zeros_like(turned["scale"]), "var": np.ones_like(turned["scale"])}
+    return turned
+
+
+def layer_to_torch(arrays: Arrays, kind: str, flattened: tuple[int, ...] | None, where: str) -> Arrays:
+    """The reverse of `layer_to_flax`."""
+    rule = KINDS[kind]
+    if kind == "untracked_batch_norm":
+        arrays = {name: a for name, a in arrays.items() if name not in ("mean", "var")}
+    _check_names(arrays, set(rule.entries.values()), {rule.entries[name] for name in rule.required}, kind, where)
+    turned = {name: arrays[leaf] for name, leaf in rule.entries.items() if leaf in arrays}
+    if "weight" in turned and turned["weight"].ndim in rule.ranks:
+        turned["weight"] = rule.to_torch(turned["weight"])
+    _check_shapes(turned, rule, kind, where)
+    if flattened is not None:
+        turned = _reordered(turned, rule, np.argsort(_channels_last(flattened)), where)
+    return turned
+
+
+def _check_names(arrays: Arrays, known: set[str], required: set[str], kind: str, where: str) -> None:
+    if not required <= set(arrays) <= known:
+        raise ValueError(
+            f"{where} has the arrays {sorted(arrays)}; a layer of kind {kind!r} has {sorted(required)}, may have "
+            f"{sorted(known - required)}, and has no others. Name its kind, or take what is no layer's out"
+        )
+    if kind == "batch_norm" and len(arrays) == 3:
+        raise ValueError(
+            f"{where} has the arrays {sorted(arrays)}; PyTorch's batch norm has both weight and bias or neither: add "
+            "a scale of ones or a bias of zeros"
+        )
+
+
+def _check_shapes(arrays: Arrays, rule: Kind, kind: str, where: str) -> None:
+    shapes = {name: a.shape for name, a in arrays.items()}
+    ranks = {name: rule.ranks if name == "weight" else (1,) for name in arrays}
+    even = len(set(shapes.values())) <= 1 or rule.ranks != (1,)
+    if not even or any(len(shape) not in ranks[name] for name, shape in shapes.items()):
+        raise ValueError(
+            f"{where} has arrays of the shapes {shapes}; for kind {kind!r} the weight has "
+            f"{' or '.join(map(str, rule.ranks))} axes and the others one{', all of one size' * (rule.ranks == (1,))}"
+        )
+
+
+def _channels_last(shape: tuple[int, ...]) -> np.ndarray:
+    """Where each feature of a map that was flattened with channels last is in one flattened with channels first."""
+    return np.moveaxis(np.arange(math.prod(shape)).reshape(shape), 0, -1).ravel()
+
+
+def _reordered(arrays: Arrays, rule: Kind, order: np.ndarray, where: str) -> Arrays:
+    axis = rule.feature_axis
+    if axis is None:
+        raise ValueError(f"{where} has no features of a flattened map: leave `flattened` out")
+    chosen = [name for name in arrays if axis == 0 or name == "weight"]
+    for name in chosen:
+        if arrays[name].shape[axis] != order.size:
+            raise ValueError(
+                f"{where} has {arrays[name].shape[axis]} features, and the flattened map {order.size}; give "
+                "flattened=(channels, height, width), as the map is before it is flattened"
+            )
+    return {name: np.take(a, order, axis) if name in chosen else a for name, a in arrays.items()}
+
+
+def as_numpy(value: Any) -> np.ndarray:
+    """A copy of a PyTorch, NumPy or JAX array or a Flax variable as a NumPy array, bit for bit."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":
+            # NumPy has no such type of its own: it takes the bits.
+            return value.view(value.new_empty(0).short().dtype).numpy().view(jnp.bfloat16).copy()
+        value = value.numpy()
+    return np.array(value)
+
+
+def as_jax(array: np.ndarray) -> Any:
+    """The same array in JAX; as it is where JAX would round it, as it does float64 while x64 is not enabled."""
+    array = np.ascontiguousarray(array)
+    return jnp.asarray(array) if jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype else array
+
+
+def as_torch(array: np.ndarray, as_tensor: Callable[[np.ndarray], Any] | None) -> Any:
+    """The same array, made a tensor by `as_tensor` if there is one."""
+    array = np.array(array, order="C")
+    if as_tensor is None:
+        return array
+    if array.dtype == jnp.bfloat16:
+        bits = as_tensor(array.view(np.int16))
+        return bits.view(bits.new_empty(0).bfloat16().dtype)
+    return as_tensor(array)
