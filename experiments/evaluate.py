@@ -1,9 +1,14 @@
-"""Evaluates a checkpoint: `python -m experiments.evaluate --checkpoint=runs/NAME`."""
+"""Evaluates a checkpoint: `python -m experiments.evaluate --checkpoint=runs/NAME`.
+
+With `--domain=all --recalibrate=pooled` also on other domains, before and after its norms are given the statistics
+of the domain.
+"""
 
 from absl import flags
 
 from experiments import _flags
-from experiments.training.checkpoint_evaluation import evaluate_checkpoint
+from experiments.data.domains import DOMAINS
+from experiments.training.checkpoint_evaluation import RECALIBRATIONS, Evaluated, evaluate_checkpoint
 
 FLAGS = flags.FLAGS
 
@@ -15,21 +20,42 @@ def define_flags() -> None:
     flags.DEFINE_string("dataset", None, "Evaluate on this data set's test splits. Default: the run's own.")
     flags.DEFINE_string("data_dir", None, "TFDS data directory. Default: the run's own.")
     flags.DEFINE_integer("num_devices", None, "Devices to use. Default: all accelerators, or one a CPU core.")
+    names = ", ".join(DOMAINS)
+    flags.DEFINE_list("domain", [], f"Show the images as in these domains: {names}; all: these and their own.")
+    modes = " or ".join(RECALIBRATIONS)
+    flags.DEFINE_string(
+        "recalibrate", None, f"Also with the statistics of the domain's training images: {modes}. Default: no."
+    )
 
 
 def main() -> None:
     """Parses the flags, evaluates, prints one line a split."""
-    step, results = evaluate_checkpoint(
+    step, rows = evaluate_checkpoint(
         FLAGS.checkpoint,
+        FLAGS.domain,
+        FLAGS.recalibrate,
         step=FLAGS.step,
         dataset=FLAGS.dataset,
         data_dir=FLAGS.data_dir,
         num_devices=FLAGS.num_devices,
     )
-    print(f"step {step}\n{'split':<12}{'examples':>9}{'accuracy':>11}{'loss':>9}")
-    for name, result in results.items():
-        iou = f"   mean IoU {result['mean_iou']:.2%}" if "mean_iou" in result else ""
-        print(f"{name:<12}{result['examples']:>9,}{result['accuracy']:>11.2%}{result['loss']:>9.4f}{iou}")
+    print(f"step {step}")
+    print("\n".join(_table(rows, domains=bool(FLAGS.domain))))
+
+
+def _table(rows: list[Evaluated], *, domains: bool) -> list[str]:
+    """A line for each row, under a line of headings; with the domain, and what came after, where there are any."""
+    recalibrated = any(row.after for row in rows)
+    after = f"{'recalibrated':>14}{'loss':>9}" if recalibrated else ""
+    lines = [f"{'domain':<10}" * domains + f"{'split':<12}{'examples':>9}{'accuracy':>11}{'loss':>9}{after}"]
+    for row in rows:
+        line = f"{row.domain:<10}" * domains + f"{row.split:<12}{row.before['examples']:>9,}"
+        line += f"{row.before['accuracy']:>11.2%}{row.before['loss']:>9.4f}"
+        if row.after:
+            line += f"{row.after['accuracy']:>14.2%}{row.after['loss']:>9.4f}"
+        ious = [result["mean_iou"] for result in (row.before, row.after) if result and "mean_iou" in result]
+        lines.append(line + (f"   mean IoU {', then '.join(f'{iou:.2%}' for iou in ious)}" if ious else ""))
+    return lines
 
 
 if __name__ == "__main__":

@@ -118,10 +118,10 @@ def test_a_run_leaves_everything_it_is_said_to_leave(tmp_path):
     assert [row["step"] for row in rows if row["kind"] == "test"] == [6]
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
     # The checkpoint evaluates to what training reported; a complete run is not run again.
-    step, results = evaluate_checkpoint(tmp_path / "run")
-    assert step == 6
-    for split, result in results.items():
-        assert result == pytest.approx(summary["results"][split], rel=1e-5)
+    step, rows = evaluate_checkpoint(tmp_path / "run")
+    assert step == 6 and [row.split for row in rows] == list(summary["results"])
+    for row in rows:
+        assert row.before == pytest.approx(summary["results"][row.split], rel=1e-5) and row.after is None
     assert loop.train(config) == summary
 
 

@@ -1,30 +1,73 @@
-"""Evaluating what a run left on disk."""
+"""Evaluating what a run left on disk, on its own domain and on others."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding
 
+from batchnorm_jax import recalibrate
+from batchnorm_jax.linen import moments_fn
 from experiments import data as datasets
-from experiments._errors import UsageError
+from experiments._errors import UsageError, unknown_name
+from experiments.data.domains import DOMAINS, to_domain
 from experiments.training import devices, evaluation, steps
 from experiments.training.checkpoints import Checkpoints, read_config
 from experiments.training.run import make_model, make_optimizer, make_recipe
 
+RECALIBRATIONS = ("pooled", "layerwise")
+# To recalibrate by: training images, as the domain shows them, in batches.
+RECALIBRATION_EXAMPLES, RECALIBRATION_BATCH = 10_000, 1_000
+OWN_DOMAIN = "its own"
 
-def evaluate_checkpoint(
+
+class Restored(NamedTuple):
+    """A checkpoint in memory, and what it is evaluated with.
+
+    Attributes:
+      state: of the training.
+      model: of the run.
+      recipe: how images become numbers.
+      data: whose test splits are evaluated on.
+      mesh: the devices.
+    """
+
+    state: steps.TrainState
+    model: nn.Module
+    recipe: steps.Recipe
+    data: datasets.Dataset
+    mesh: Mesh
+
+
+class Evaluated(NamedTuple):
+    """A split of a domain.
+
+    Attributes:
+      domain: its name.
+      split: its name.
+      before: accuracy, loss and number of examples, by the running statistics of training.
+      after: the same by those of the domain; None: not recalibrated.
+    """
+
+    domain: str
+    split: str
+    before: dict[str, Any]
+    after: dict[str, Any] | None
+
+
+def restore(
     workdir: str | Path,
     *,
     step: int | None = None,
     dataset: str | None = None,
     data_dir: str | None = None,
     num_devices: int | None = None,
-) -> tuple[int, dict[str, dict[str, Any]]]:
-    """Evaluates a checkpoint of a run.
-
-    Images are standardised by the pixel statistics of the data that the run was trained on.
+) -> Restored:
+    """Reads a checkpoint of a run. Images are standardised by the pixel statistics of the data it was trained on.
 
     Args:
       workdir: the folder of the run.
@@ -32,9 +75,6 @@ def evaluate_checkpoint(
       dataset: whose test splits; None: those of the run's data set.
       data_dir: the TFDS data directory; None: the run's own.
       num_devices: how many to use; None: all accelerators, or one a core of a CPU.
-
-    Returns:
-      The step, and for each split its accuracy, loss and number of examples.
 
     Raises:
       UsageError: it is no folder of a run, has no such checkpoint, or the data set's images do not fit the model.
@@ -59,6 +99,76 @@ def evaluate_checkpoint(
     if state is None:
         raise UsageError(f"{workdir} has no checkpoint yet")
     statistics = np.array(facts["pixel_mean"], np.float32), np.array(facts["pixel_std"], np.float32)
-    recipe = make_recipe(config, facts["num_classes"], statistics)
-    evaluate = evaluation.Evaluator(steps.eval_step(model, mesh, recipe), loaded.test, mesh)
-    return int(state.step), evaluate(state)
+    return Restored(state, model, make_recipe(config, facts["num_classes"], statistics), loaded, mesh)
+
+
+def evaluate_checkpoint(
+    workdir: str | Path, domains: Sequence[str] = (), recalibration: str | None = None, **options: Any
+) -> tuple[int, list[Evaluated]]:
+    """Evaluates a checkpoint on the test splits, as they are or as other domains show them.
+
+    And again with the domain's statistics in its norms, if that is wanted: those of 10,000 training images as the
+    domain shows them. No label and no test image has a part in it.
+
+    Args:
+      workdir: the folder of the run.
+      domains: of `data.domains`, or "all"; none: the data as they are.
+      recalibration: "pooled" or "layerwise", the modes of `batchnorm_jax.recalibrate`; None: none.
+      **options: those of `restore`.
+
+    Returns:
+      The step, and a row for each domain and split.
+
+    Raises:
+      UsageError: there is no such domain or recalibration, images for another domain are streamed, the model has no
+        running statistics to replace; and what `restore` raises.
+
+    Source: Li et al., "Revisiting Batch Normalization For Practical Domain Adaptation", arXiv 1603.04779, 2016.
+    """
+    if recalibration not in (None, *RECALIBRATIONS):
+        raise unknown_name("recalibrate", recalibration, RECALIBRATIONS)
+    for domain in domains:
+        if domain not in (OWN_DOMAIN, *DOMAINS, "all"):
+            raise unknown_name("domain", domain, (*DOMAINS, "all"))
+    restored = restore(workdir, **options)
+    if recalibration and not jax.tree.leaves(restored.state.batch_stats):
+        raise UsageError("--recalibrate is for models with running statistics, and this one has none")
+    step = steps.eval_step(restored.model, restored.mesh, restored.recipe)
+    rows = []
+    for domain in (OWN_DOMAIN, *DOMAINS) if "all" in domains else domains or (OWN_DOMAIN,):
+        test = {name: _moved(domain, split) for name, split in restored.data.test.items()}
+        evaluate = evaluation.Evaluator(step, test, restored.mesh)
+        before, after = evaluate(restored.state), dict.fromkeys(test)
+        if recalibration:
+            after = evaluate(_recalibrated(restored, domain, recalibration))
+        rows += [Evaluated(domain, name, before[name], after[name]) for name in test]
+    return int(restored.state.step), rows
+
+
+def _moved(domain: str, split: datasets.Split) -> datasets.Split:
+    if domain == OWN_DOMAIN:
+        return split
+    if not isinstance(split, datasets.Examples):
+        raise UsageError("--domain needs the images in memory, and these are streamed")
+    return to_domain(domain, split)
+
+
+def _recalibrated(restored: Restored, domain: str, mode: str) -> steps.TrainState:
+    """The state with the domain's statistics."""
+    train, state, mesh = restored.data.train, restored.state, restored.mesh
+    number = min(RECALIBRATION_EXAMPLES, train.size)
+    # In no order, so that a batch has of every class; the devices take equal parts.
+    chosen = np.random.default_rng(0).permutation(train.size)[: number - number % mesh.size]
+    images = _moved(domain, train.read(chosen)).read(np.arange(len(chosen))).images
+    size = min(RECALIBRATION_BATCH, len(images)) // mesh.size * mesh.size
+    cut = NamedSharding(mesh, steps.CUT)
+    batches = [jax.device_put(images[i : i + size], cut) for i in range(0, len(images), size)]
+    # Models cut their spans only in training, which is what "pooled" follows.
+    moments = moments_fn(restored.model, mode=mode, train=mode == "pooled")
+
+    @jax.jit
+    def function(variables, images):
+        return moments(variables, steps.standardised(images, restored.recipe))
+
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    return state._replace(batch_stats=recalibrate(function, variables, batches, mode=mode)["batch_stats"])
