@@ -95,8 +95,17 @@ def test_the_norm_suite_reports_and_draws(tmp_path, monkeypatch):
 @pytest.mark.parametrize("transform", ["pmap", "shard_map", "shard_map, check_vma=False", "jit"])
 def test_one_collective_each_way_where_the_plain_way_takes_two(transform):
     for norm, each in (("batchnorm_jax", 1), ("mean then variance", 2)):
-        found = hlo.collectives(collectives.layer_step(transform, norm))
+        found = hlo.collectives(collectives.layer_step(transform, norm)[0])
         assert [sum(c.backward == way for c in found) for way in (False, True)] == [each, each]
+
+
+def test_what_synchronising_costs_is_timed_beside_twice_and_not_at_all():
+    time = collectives.synchronising_time(rounds=2, seconds=0.01)
+    assert list(time["milliseconds"]) == [collectives.ONCE, collectives.TWICE, collectives.ALONE]
+    assert list(time["ratio_to_once"]) == [collectives.TWICE, collectives.ALONE]
+    assert all(value["low"] > 0 for value in time["ratio_to_once"].values())
+    alone, _ = collectives.layer_step("shard_map", collectives.ALONE)
+    assert all(c.backward for c in hlo.collectives(alone)), "what is left is the parameters' gradients"
 
 
 def test_a_resnet50_step_takes_one_collective_a_norm_and_less_memory():

@@ -43,7 +43,7 @@ def row(key, options, accuracy):
 
 def test_the_best_of_the_search_is_run_with_every_seed():
     jobs_ = large_batch.search_jobs({"dataset": "mnist"})
-    assert len({job.key for job in jobs_}) == len(jobs_) == 36
+    assert len({job.key for job in jobs_}) == len(jobs_) == 38
     searched = [row(job.key, job.options, 0.9 + 0.001 * i) for i, job in enumerate(jobs_)]
     finals = large_batch.final_jobs({"dataset": "mnist"}, searched)
     assert len(finals) == 4 * 3 and {job.options["seed"] for job in finals} == {0, 1, 2}

@@ -23,8 +23,9 @@ def synchronize(axis_name: AxisName | None, **options: Any) -> Iterator[list[str
     The model's code and variables stay as they are; its norms pool over `axis_name`, with our derivative rule and
     collectives. Norms that are ours already keep their own options.
 
-    It must enclose the tracing: a function that was jitted and called before is not affected, and one that was traced
-    inside keeps the change. The surest way is to enter it within the function that is jitted, around `model.apply`.
+    It must enclose the tracing: a function that was jitted and called before is not affected, nor a module under
+    `nn.jit` that was, and one that was traced inside keeps the change. The surest way is to enter it within the
+    function that is jitted, around `model.apply`; the list that it gives shows what was traced.
 
     Args:
       axis_name: the name or names of the axes over which to pool; None under `jit` with sharded arrays, where the

@@ -19,9 +19,9 @@ HELD_OUT = 5_000
 SEEDS = (0, 1, 2)
 SEARCH_SEED = 100
 
-# The declared search: peak rates about a factor of three apart, and one more wherever the best of a batch size was on the
-# edge: 3 for Nesterov at 1024, 0.03 for LAMB at 64. (At 8192 a first grid, a factor of three lower for Nesterov and LAMB,
-# had its best rates on the upper edge.)
+# The declared search: peak rates about a factor of three apart, and one more wherever the best of a batch size was on
+# the edge: 3 for Nesterov at 1024, 0.03 for LAMB at 64. (At 8192 a first grid, a factor of three lower for Nesterov and
+# LAMB, had its best rates on the upper edge.)
 RATES: dict[int, dict[str, tuple[float, ...]]] = {
     8192: {"nesterov": (1.2, 4.0, 12.0), "lars": (3.0, 10.0, 30.0), "lamb": (0.015, 0.05, 0.15)},
     32768: {"nesterov": (2.4, 8.0, 24.0), "lars": (10.0, 30.0, 100.0), "lamb": (0.03, 0.1, 0.3)},

@@ -1,4 +1,4 @@
-"""The collectives of one layer's train step, and of a ResNet-50's, counted in compiled programs on eight devices."""
+"""The collectives of one layer's train step, and of a ResNet-50's, on eight devices: counted, and what they cost."""
 
 import multiprocessing
 import os
@@ -12,47 +12,70 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from batchnorm_jax import batch_norm
-from experiments.benchmarking import hlo
+from experiments.benchmarking import hlo, timing
 from experiments.benchmarking.norm.memory import train_step
 
 DEVICES = 8
 FEATURES = 64
 AXIS = "batch"
+# The norms of one layer: ours, which synchronises once; the one that does it twice; and ours with each device alone.
+ONCE, TWICE, ALONE = "batchnorm_jax", "mean then variance", "each device alone"
 
 
-def run(image_size: int = 64) -> dict[str, Any]:
-    """Counts in a process of its own, whose CPU shows eight devices.
+def run(image_size: int = 64, *, rounds: int = 9, seconds: float = 0.5) -> dict[str, Any]:
+    """Counts and measures in a process of its own, whose CPU shows eight devices.
 
     Args:
       image_size: of the ResNet-50; the collectives do not depend on it, the time to compile does.
+      rounds: timings of each norm.
+      seconds: about how long one timing takes.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _eight_devices) as pool:
-        return pool.submit(_run, image_size).result()
+        return pool.submit(_run, image_size, rounds, seconds).result()
 
 
 def _eight_devices() -> None:
     os.environ["NPROC"] = str(2 * DEVICES)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES)
+    # Steps in flight can make such devices wait for each other forever.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
-def _run(image_size: int) -> dict[str, Any]:
+def _run(image_size: int, rounds: int, seconds: float) -> dict[str, Any]:
     layer = []
     for transform in ("pmap", "shard_map", "shard_map, check_vma=False", "jit"):
-        for norm in ("batchnorm_jax", "mean then variance"):
-            found = hlo.collectives(layer_step(transform, norm))
+        for norm in (ONCE, TWICE):
+            found = hlo.collectives(layer_step(transform, norm)[0])
             layer.append({"transform": transform, "name": norm, "collectives": [c._asdict() for c in found]})
     network = []
     for name in ("batchnorm_jax", "flax"):
         written = resnet50_step(name, image_size, reduce_gradients=False).as_text().count("stablehlo.all_reduce")
         compiled = hlo.collectives(resnet50_step(name, image_size, reduce_gradients=True).compile())
         network.append({"name": name, "of_norms_as_written": written, "all_as_compiled": len(compiled)})
-    return {"features": FEATURES, "devices": DEVICES, "layer": layer, "resnet50": network}
+    time = synchronising_time(rounds=rounds, seconds=seconds)
+    return {"features": FEATURES, "devices": DEVICES, "layer": layer, "time": time, "resnet50": network}
 
 
-def layer_step(transform: str, norm: str):
-    """The compiled train step of one layer: gradients of x, scale and bias."""
-    layer = _pooled if norm == "batchnorm_jax" else _mean_then_variance
+def synchronising_time(*, rounds: int, seconds: float) -> dict[str, Any]:
+    """Milliseconds of a layer's train step under `shard_map`, and the ratio to ours of the others, round by round."""
+    variants = {norm: partial(_steps, *layer_step("shard_map", norm)) for norm in (ONCE, TWICE, ALONE)}
+    measured = timing.in_turn(variants, rounds=rounds, seconds=seconds)
+    ratios = {n: [a / b for a, b in zip(measured[n], measured[ONCE], strict=True)] for n in (TWICE, ALONE)}
+    return {
+        "milliseconds": {n: timing.spread([1e3 * s for s in values])._asdict() for n, values in measured.items()},
+        "ratio_to_once": {n: timing.spread(values)._asdict() for n, values in ratios.items()},
+    }
+
+
+def _steps(compiled, arguments, number: int) -> None:
+    for _ in range(number):
+        jax.block_until_ready(compiled(*arguments))
+
+
+def layer_step(transform: str, norm: str) -> tuple[Any, tuple[jax.Array, ...]]:
+    """The compiled train step of one layer, gradients of x, scale and bias, and what it is called with."""
+    layer = {ONCE: _pooled, TWICE: _mean_then_variance, ALONE: _alone}[norm]
     x = jnp.ones((DEVICES, 4, 8, 8, FEATURES))
     scale = jnp.ones(FEATURES)
 
@@ -65,11 +88,11 @@ def layer_step(transform: str, norm: str):
     mesh = jax.make_mesh((DEVICES,), (AXIS,), axis_types=(AxisType.Auto,))
     if transform == "pmap":
         mapped = jax.pmap(partial(step, AXIS), axis_name=AXIS, in_axes=(0, None, None))
-        return mapped.lower(x, scale, scale).compile()
+        return mapped.lower(x, scale, scale).compile(), (x, scale, scale)
     whole = x.reshape(-1, *x.shape[2:])
     if transform == "jit":
         whole = jax.device_put(whole, NamedSharding(mesh, PartitionSpec(AXIS)))
-        return jax.jit(partial(step, None)).lower(whole, scale, scale).compile()
+        return jax.jit(partial(step, None)).lower(whole, scale, scale).compile(), (whole, scale, scale)
     checked = transform == "shard_map"
     parameters = PartitionSpec() if checked else PartitionSpec(AXIS)
     mapped = jax.shard_map(
@@ -79,7 +102,9 @@ def layer_step(transform: str, norm: str):
         out_specs=(PartitionSpec(AXIS), parameters, parameters),
         check_vma=checked,
     )
-    return jax.jit(mapped).lower(whole, scale, scale).compile()
+    cut, same = (NamedSharding(mesh, spec) for spec in (PartitionSpec(AXIS), PartitionSpec()))
+    arguments = tuple(jax.device_put((whole, scale, scale), (cut, same, same)))
+    return jax.jit(mapped).lower(*arguments).compile(), arguments
 
 
 def resnet50_step(name: str, image_size: int, *, reduce_gradients: bool):
@@ -100,6 +125,11 @@ def resnet50_step(name: str, image_size: int, *, reduce_gradients: bool):
 
 def _pooled(x, scale, bias, axis_name):
     return batch_norm(x, scale, bias, axis_name=axis_name)[0]
+
+
+def _alone(x, scale, bias, axis_name):
+    del axis_name
+    return batch_norm(x, scale, bias)[0]
 
 
 def _mean_then_variance(x, scale, bias, axis_name):

@@ -35,7 +35,7 @@ def run(
         if part == "accuracy":
             results[part] = accuracy.run()
         elif part == "collectives":
-            results[part] = collectives.run()
+            results[part] = collectives.run(rounds=rounds, seconds=seconds)
         elif part == "memory":
             results[part] = memory.run()
         elif part == "speed" and jax.default_backend() == "cpu":
@@ -65,6 +65,12 @@ def _describe_collectives(result) -> list[str]:
             chosen = [c for c in row["collectives"] if c["backward"] == backward]
             ways.append(f"{len(chosen)} of {' and '.join(str(c['elements']) for c in chosen) or 0} floats")
         lines.append(f"  {row['transform']:28}{row['name']:22}forward {ways[0]}, backward {ways[1]}")
+    lines.append("  The step's time under shard_map, milliseconds: median (least to greatest)")
+    for name, value in result["time"]["milliseconds"].items():
+        text = f"    {name:22}{Spread(**value)}"
+        if name in result["time"]["ratio_to_once"]:
+            text = f"{text:52}{Spread(**result['time']['ratio_to_once'][name])} of batchnorm_jax"
+        lines.append(text)
     lines.append("ResNet-50 train step under shard_map")
     for row in result["resnet50"]:
         lines.append(
