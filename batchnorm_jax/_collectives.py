@@ -38,6 +38,17 @@ def axis_size(axis_name: AxisName | None, *, caller: str) -> int:
         ) from error
 
 
+def is_bound(axis_name: AxisName | None) -> bool:
+    """Whether the name or names are those of axes that the code is mapped over here."""
+    if axis_name is None:
+        return False
+    try:
+        lax.axis_size(axis_name)
+    except NameError:
+        return False
+    return True
+
+
 def check_groups(groups: Sequence[Sequence[int]] | None, participants: int, *, caller: str) -> Groups | None:
     """The groups as tuples.
 

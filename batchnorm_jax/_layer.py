@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from batchnorm_jax._activations import Activation
 from batchnorm_jax._batch_norm import batch_norm
-from batchnorm_jax._collectives import AxisName
+from batchnorm_jax._collectives import AxisName, is_bound
 from batchnorm_jax._conditioning import warn_of_conditioning
 from batchnorm_jax._core import effective_scale
 from batchnorm_jax._inference import normalize
@@ -146,7 +146,22 @@ def call(
 def pooled_moments(norm: Norm, x, running: Running, *, features, mask) -> Moments:
     """The moments of all positions that the layer pools, whatever its span: the accurate ones, as they are to stay."""
     options: dict[str, Any] = {**statistics_options(norm, alone=False), "collective": "all_gather"}
-    return batch_norm(x, shift=running.mean, axis=features, mask=mask, **options)[1]
+    _, found = batch_norm(x, shift=running.mean, axis=features, mask=mask, **options)
+    if not norm.skip_nonfinite:
+        return found
+    finite = jnp.isfinite(found.mean) & jnp.isfinite(found.var)
+    count = jnp.where(finite, jnp.broadcast_to(found.count, finite.shape), 0)
+    return Moments(jnp.where(finite, found.mean, 0), jnp.where(finite, found.var, 1), count)
+
+
+def pooled_over(own: AxisName | None, groups: Any, given: AxisName | None) -> dict[str, Any]:
+    """Over whom a layer of a model that is recalibrated pools: the devices, and an axis bound within the model."""
+    if not is_bound(own):
+        return {"axis_name": given, "axis_index_groups": None}
+    if given is None:
+        return {"axis_name": own, "axis_index_groups": groups}
+    names = [tuple(name) if isinstance(name, tuple | list) else (name,) for name in (given, own)]
+    return {"axis_name": tuple(dict.fromkeys(names[0] + names[1])), "axis_index_groups": None}
 
 
 def pool_calls(before: Moments | None, found: Moments) -> Moments:

@@ -18,7 +18,6 @@ OF_SYNCHRONIZE = (
     "span",
     "collective",
     "use_fast_variance",
-    "save_for_backward",
     "unbiased_running_var",
     "skip_nonfinite",
     "check_conditioning",

@@ -40,7 +40,7 @@ def recalibrate(
         `variables["batch_stats"]`: a nested dict with `Moments` in the places of the dicts {mean, var}. Layers that it
         leaves out keep their statistics. `batchnorm_jax.linen.moments_fn` makes it for a model. Under `shard_map` or
         `pmap` it pools over the devices; under `jit` with sharded batches it does so by itself.
-      variables: with "batch_stats". They are not changed.
+      variables: with "batch_stats", not bound to other devices than the batches. They are not changed.
       batches: what `moments_fn` takes. For "layerwise" something that can be gone over again, such as a list.
       mode: "pooled" or "layerwise".
 
@@ -49,8 +49,9 @@ def recalibrate(
       own.
 
     Raises:
-      ValueError: the mode is not known, there is no batch, batches that can be gone over only once are given for
-        "layerwise", or `moments_fn` gives moments where `batch_stats` has no {mean, var} of that shape.
+      ValueError: the mode is not known, there is no batch, an array is given in place of a list of batches, or for
+        "layerwise" batches that can be gone over only once, or `moments_fn` gives moments where `batch_stats` has no
+        {mean, var} of that shape.
 
     Example:
       >>> import jax.numpy as jnp
@@ -71,6 +72,11 @@ def recalibrate(
         raise ValueError(
             f"recalibrate: the variables have no 'batch_stats', but {', '.join(map(repr, variables)) or 'nothing'}; "
             "give all variables of a model that has a batch normalization"
+        )
+    if hasattr(batches, "shape"):
+        raise ValueError(
+            f"recalibrate: batches is one array, of shape {jnp.shape(batches)}, whose rows would be taken for batches; "
+            "give a list of arrays, or [images] for one batch"
         )
     variables = dict(variables)
     if mode == "pooled":
@@ -148,8 +154,12 @@ def _replace(stats: Any, found: Any, path: tuple[str, ...]) -> Any:
             f"there are of shape {shapes['mean']} (mean) and {shapes['var']} (var)"
         )
     counts = jnp.broadcast_to(_over_features(found.count, found.var), found.var.shape) > 0
-    new = {name: jnp.where(counts, getattr(found, name), stats[name]).astype(stats[name].dtype) for name in shapes}
-    return {**stats, **new}
+    new = {name: jnp.where(counts, getattr(found, name), stats[name]) for name in shapes}
+    # A mean becomes complex with the first complex batch, as in Flax.
+    return {
+        **stats,
+        **{n: a if jnp.iscomplexobj(a) else a.astype(stats[n].dtype) for n, a in new.items()},
+    }
 
 
 def _over_features(count: jax.Array, var: jax.Array) -> jax.Array:

@@ -85,10 +85,8 @@ def batch_renorm(
             "batch_renorm: the input and the running mean must be real, since a distance is clipped; normalise the "
             "real and the imaginary part as features of their own"
         )
-    for name, limit, least in (("r_max", r_max, 1), ("d_max", d_max, 0)):
-        # A schedule's value is known only when the program runs.
-        if isinstance(limit, int | float) and not limit >= least:
-            raise ValueError(f"batch_renorm: {name}={limit} must be at least {least}")
+    check_limits(r_max, d_max, caller="batch_renorm")
+    for name, limit in (("r_max", r_max), ("d_max", d_max)):
         if jnp.shape(limit) != ():
             raise ValueError(f"batch_renorm: {name} must be one number, and has the shape {jnp.shape(limit)}")
     if var.shape != mean.shape:
@@ -96,6 +94,13 @@ def batch_renorm(
     given = _DEFAULTS | {"shift": mean} | options
     correction = Correction(mean, var, jnp.asarray(r_max, jnp.float32), jnp.asarray(d_max, jnp.float32))
     return pooled_norm(x, scale, bias, **given, caller="batch_renorm", correction=correction)
+
+
+def check_limits(r_max: Any, d_max: Any, *, caller: str) -> None:
+    """Raises a ValueError for numbers out of range; a schedule's value is known only when the program runs."""
+    for name, limit, least in (("r_max", r_max, 1), ("d_max", d_max, 0)):
+        if isinstance(limit, int | float) and not limit >= least:
+            raise ValueError(f"{caller}: {name}={limit} must be at least {least}")
 
 
 def relaxed_r_max(step: jax.Array) -> jax.Array:

@@ -46,10 +46,15 @@ def test_what_the_domains_do():
     assert shown["noisy"].std() > 20
 
 
+def test_labels_of_pixels_are_rotated_with_them():
+    things = np.zeros((2, 28, 28), np.int32)
+    things[:, 6:12, 14:22] = 3
+    shown = to_domain("rotated", Examples((things * 80).astype(np.uint8)[..., None], things))
+    inside = shown.images[..., 0] > 200
+    assert inside.sum() > 40 and np.all(shown.labels[inside] == 3) and set(np.unique(shown.labels)) == {0, 3}
+
+
 def test_bad_input(tmp_path):
-    labels_of_pixels = Examples(images(), np.zeros((20, 28, 28), np.int32))
-    with pytest.raises(UsageError, match="rotate the labels of pixels"):
-        to_domain("rotated", labels_of_pixels)
     with pytest.raises(UsageError, match="inverted"):
         to_domain("invertd", Examples(images(), np.zeros(20)))
     with pytest.raises(UsageError, match="pooled"):

@@ -188,6 +188,89 @@ def test_with_a_span_the_statistics_are_those_of_all():
     np.testing.assert_allclose(new["batch_stats"]["var"], np.var(np.float64(x), 0), rtol=1e-5)
 
 
+@pytest.mark.parametrize("limits", [(3.0, 5.0), (1.0, 0.0)])
+def test_renormalization_leaves_nothing_of_the_old_domain(limits):
+    """One batch, pooled: what evaluation gives the upper layer has the moments that it was given."""
+    x = jnp.asarray(3 * draw() + 5)
+
+    class Deep(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for name in ("low", "high"):
+                options = {"use_running_average": True, "r_max": limits[0], "d_max": limits[1], "name": name}
+                x = jnp.tanh(linen.BatchRenorm(**options)(nn.Dense(3)(x)))
+                self.sow("intermediates", f"after {name}", x)
+            return x
+
+    variables = Deep().init(jax.random.key(0), x)
+    new = linen.recalibrate(Deep(), {n: variables[n] for n in ("params", "batch_stats")}, [x])
+    _, kept = Deep().apply(new, x, mutable=["intermediates"])
+    dense = new["params"]["Dense_1"]
+    given = kept["intermediates"]["after low"][0] @ dense["kernel"] + dense["bias"][None]
+    np.testing.assert_allclose(new["batch_stats"]["high"]["mean"], np.mean(given, 0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(new["batch_stats"]["high"]["var"], np.var(given, 0), rtol=1e-4)
+    model = nnx.Sequential(
+        nnx.Linear(4, 3, rngs=nnx.Rngs(0)),
+        ours_nnx.BatchRenorm(3, r_max=limits[0], d_max=limits[1], rngs=nnx.Rngs(0)),
+        nnx.Linear(3, 3, rngs=nnx.Rngs(1)),
+        ours_nnx.BatchRenorm(3, r_max=limits[0], d_max=limits[1], rngs=nnx.Rngs(0)),
+    )
+    ours_nnx.recalibrate(model, [x])
+    model.eval()
+    given = model.layers[2](model.layers[1](model.layers[0](x)))
+    np.testing.assert_allclose(model.layers[3].mean[...], np.mean(given, 0), rtol=1e-4, atol=1e-5)
+    assert model.layers[1].r_max == limits[0]
+
+
+def test_an_axis_that_is_bound_within_the_model_is_pooled_over():
+    class Views(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            norm = nn.vmap(
+                nn.BatchNorm,
+                variable_axes={"params": None, "batch_stats": None},
+                split_rngs={"params": False},
+                in_axes=1,
+                out_axes=1,
+                axis_name="views",
+            )
+            return norm(use_running_average=False, axis_name="views")(x)
+
+    x = jnp.asarray(draw()).reshape(16, 4, 4)
+    variables = Views().init(jax.random.key(0), x)
+    (stats,) = linen.recalibrate(Views(), variables, [x])["batch_stats"].values()
+    np.testing.assert_allclose(stats["mean"], np.mean(x, (0, 1)), rtol=1e-5)
+    np.testing.assert_allclose(stats["var"], np.var(x, (0, 1)), rtol=1e-5)
+
+
+def test_complex_and_nonfinite_batches():
+    x = jnp.asarray(draw()) * (1 + 2j)
+    norm = nn.BatchNorm(use_running_average=True)
+    new = linen.recalibrate(norm, norm.init(jax.random.key(0), x), [x])
+    np.testing.assert_allclose(new["batch_stats"]["mean"], np.mean(x, 0), rtol=1e-5)
+    bad = jnp.asarray(draw()).at[0, 0].set(jnp.nan)
+    norm = linen.BatchNorm(use_running_average=True, skip_nonfinite=True)
+    good = jnp.asarray(draw(seed=1))
+    stats = linen.recalibrate(norm, norm.init(jax.random.key(0), good), [good, bad])["batch_stats"]
+    np.testing.assert_allclose(stats["mean"][0], np.mean(good[:, 0]), rtol=1e-5)
+    np.testing.assert_allclose(stats["mean"][1], np.mean(np.concatenate([good, bad])[:, 1]), rtol=1e-5)
+
+
+def test_other_collections_may_change_meanwhile():
+    class Counting(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            calls = self.variable("counters", "calls", lambda: jnp.zeros(()))
+            calls.value = calls.value + 1
+            return nn.BatchNorm(use_running_average=True)(x)
+
+    x = jnp.asarray(draw())
+    variables = Counting().init(jax.random.key(0), x)
+    new = linen.recalibrate(Counting(), variables, [x])
+    assert new["counters"] == variables["counters"]
+    np.testing.assert_allclose(new["batch_stats"]["BatchNorm_0"]["mean"], np.mean(x, 0), rtol=1e-5)
+
+
 def test_another_domain():
     """AdaBN: a model that was trained on x, adapted to 3x + 5 without labels, gives what it gave on x."""
     x = draw()
@@ -208,6 +291,7 @@ def wrong():
 
     return {
         "mode='exact' is not known": lambda: recalibrate(moments_fn, variables, [x], mode="exact"),
+        "batches is one array": lambda: recalibrate(moments_fn, variables, x),
         "there are no batches": lambda: recalibrate(moments_fn, variables, []),
         "goes over the batches several times": lambda: recalibrate(moments_fn, variables, iter([x]), mode="layerwise"),
         "have no 'batch_stats', but 'params'": lambda: recalibrate(moments_fn, {"params": {}}, [x]),

@@ -149,6 +149,13 @@ def test_bad_input(message):
         wrong()[message]()
 
 
+def test_limits_out_of_range_fail_at_construction():
+    with pytest.raises(ValueError, match=r"BatchRenorm: r_max=0.5 must be at least 1"):
+        linen.BatchRenorm(r_max=0.5)
+    with pytest.raises(ValueError, match=r"BatchRenorm: d_max=-1 must be at least 0"):
+        nnx.BatchRenorm(3, d_max=-1, rngs=flax_nnx.Rngs(0))
+
+
 def test_an_option_that_is_not_known():
     with pytest.raises(TypeError, match="unknown option spam"):
         batch_renorm(jnp.ones((4, 3)), jnp.zeros(3), jnp.ones(3), spam=1)

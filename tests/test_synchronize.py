@@ -65,9 +65,9 @@ class Shared(nn.Module):
 def resnet():
     return jax_resnet.ResNet(
         block_cls=jax_resnet.ResNetBlock,
-        stage_sizes=[1, 1],
+        stage_sizes=[1],
         n_classes=3,
-        hidden_sizes=(8, 16),
+        hidden_sizes=(8,),
         stem_cls=jax_resnet.ResNetStem,
     )
 
@@ -230,6 +230,16 @@ def test_nnx_is_in_place():
     assert bn.use_running_average is True
 
 
+def test_the_innermost_context_decides():
+    x = draw((4, 6))[0]
+    model = nn.BatchNorm(use_running_average=False, axis_name="gone", axis_index_groups=[[0, 1]])
+    variables = nn.BatchNorm(use_running_average=False).init(jax.random.key(0), x)
+    with linen.synchronize("a", momentum=0.9) as outer, linen.synchronize(None, momentum=0.0) as inner:
+        _, updates = model.apply(variables, x, mutable=["batch_stats"])
+    assert (outer, len(inner)) == ([], 1)
+    np.testing.assert_allclose(updates["batch_stats"]["mean"], np.mean(x, 0), rtol=1e-5)
+
+
 class OwnCall(nnx.BatchNorm):
     def __call__(self, x):
         return 2 * super().__call__(x)
@@ -247,6 +257,9 @@ def wrong():
         ),
         "'collectiv' is not an option here; did you mean 'collective'": lambda: linen.synchronize(
             None, collectiv=1
+        ).__enter__(),
+        "'save_for_backward' is not an option here": lambda: linen.synchronize(
+            None, save_for_backward="output"
         ).__enter__(),
         "'axis' is not an option here": lambda: linen.synchronize(None, axis=1).__enter__(),
         "collective='mean' is not known": lambda: linen.synchronize(None, collective="mean").__enter__(),

@@ -203,3 +203,11 @@ def test_options_that_do_not_fit_are_refused(call, given, message):
     with pytest.raises(ValueError, match=message) as error:
         call(given)
     assert re.match(rf"{call.__name__}: ", str(error.value))
+
+
+def test_an_instance_norm_is_no_batch_norm():
+    class InstanceNorm2d:
+        momentum, eps, affine, track_running_stats = 0.1, 1e-5, True, True
+
+    with pytest.raises(ValueError, match="InstanceNorm2d normalises each example by itself"):
+        options_from_torch(InstanceNorm2d())

@@ -13,7 +13,7 @@ from batchnorm_jax._collectives import AxisName
 from batchnorm_jax._layer import Limit, Limits, Running, call, diagnose, limits_at
 from batchnorm_jax._moments import feature_axes
 from batchnorm_jax._options import check_options
-from batchnorm_jax._renorm import relaxed_d_max, relaxed_r_max
+from batchnorm_jax._renorm import check_limits, relaxed_d_max, relaxed_r_max
 
 
 class BatchNorm(nn.Module):
@@ -179,7 +179,7 @@ class BatchRenorm(BatchNorm):
 
     For small batches: see `batchnorm_jax.batch_renorm`. The limits are widened as training goes on, while the running
     statistics come to mean something. `batch_stats` has one variable more than that of `BatchNorm`, `steps`, how often
-    the running statistics were updated.
+    it was called to update the running statistics; give a checkpoint of `BatchNorm` a `steps` of 0.
 
     Attributes:
       r_max: a number of at least 1, or a function of `steps`; by default the paper's, 1 for 5,000 steps and then rising
@@ -201,6 +201,10 @@ class BatchRenorm(BatchNorm):
 
     r_max: Limit = relaxed_r_max
     d_max: Limit = relaxed_d_max
+
+    def __post_init__(self):
+        check_limits(self.r_max, self.d_max, caller="BatchRenorm")
+        super().__post_init__()
 
     def _limits(self) -> Limits:
         steps = self.variable("batch_stats", "steps", jnp.zeros, (), jnp.int32)

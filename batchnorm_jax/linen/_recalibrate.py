@@ -8,9 +8,9 @@ from flax import linen as nn
 
 from batchnorm_jax import _recalibrate
 from batchnorm_jax._collectives import AxisName
-from batchnorm_jax._layer import Running, pool_calls, pooled_moments
+from batchnorm_jax._layer import Running, pool_calls, pooled_moments, pooled_over
 from batchnorm_jax._moments import Moments, feature_axes
-from batchnorm_jax.linen._module import BatchNorm
+from batchnorm_jax.linen._module import BatchNorm, BatchRenorm
 from batchnorm_jax.linen._synchronize import as_ours, is_flax_call, is_our_call
 
 _KEY = "moments of recalibrate"
@@ -32,14 +32,15 @@ def recalibrate(
     are those of all examples.
 
     Args:
-      model: with norms anywhere in it, under `nn.scan` and `nn.remat` too.
+      model: with norms anywhere in it, under `nn.scan`, `nn.vmap` and `nn.remat` too, but not in a branch of `nn.cond`
+        or `nn.switch`. An axis that is bound within the model is pooled over as well.
       variables: with "batch_stats". They are not changed.
       batches: each is the first argument of the model's call. For "layerwise" they are gone over once a layer: give
         a list, or an object whose `__iter__` starts anew.
       *args: further arguments of the call.
       mode: "pooled" or "layerwise".
       **kwargs: further arguments of the call, such as `train=False`, to leave dropout out. What they say of running
-        averages does not matter to the norms.
+        averages does not matter to the norms. `rngs` goes to `model.apply`.
 
     Returns:
       The variables with other statistics.
@@ -68,7 +69,7 @@ def moments_fn(
 ) -> Callable[[Mapping[str, Any], Any], Any]:
     """The function that `batchnorm_jax.recalibrate` takes, for a model.
 
-    To be run by the caller's own `jax.shard_map` or `jax.pmap`, with `axis_name`.
+    To be run by the caller's own `jax.shard_map`, or `jax.pmap` with `out_axes=None`, with `axis_name`.
 
     Args:
       model: as in `recalibrate`.
@@ -100,7 +101,10 @@ def moments_fn(
         elif not is_our_call(context) or norm in running:
             return next_function(*call_args, **call_kwargs)
         # The constructor's own would conflict with what is given in the call.
-        norm = norm.clone(use_running_average=None, axis_name=axis_name, axis_index_groups=None, parent=norm.scope)
+        over = pooled_over(norm.axis_name, norm.axis_index_groups, axis_name)
+        # Nothing of the statistics that are to be replaced has a part in the new ones.
+        limits = {"r_max": 1.0, "d_max": 0.0} if isinstance(norm, BatchRenorm) else {}
+        norm = norm.clone(use_running_average=None, **over, **limits, parent=norm.scope)
         running.append(norm)
         try:
             return _record(norm, mode == "layerwise", *call_args, **call_kwargs)
@@ -112,7 +116,7 @@ def moments_fn(
 
     def function(variables: Mapping[str, Any], batch: Any) -> Any:
         with nn.intercept_methods(interceptor):
-            _, updates = model.apply(variables, batch, *args, mutable=["batch_stats"], **kwargs)
+            _, updates = model.apply(variables, batch, *args, mutable=nn.DenyList("params"), **kwargs)
         return _collect(updates["batch_stats"])
 
     return function

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import inspect
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,13 +26,15 @@ def synchronize(axis_name: AxisName | None, **options: Any) -> Iterator[list[str
 
     It must enclose the tracing: a function that was jitted and called before is not affected, nor a module under
     `nn.jit` that was, and one that was traced inside keeps the change. The surest way is to enter it within the
-    function that is jitted, around `model.apply`; the list that it gives shows what was traced.
+    function that is jitted, around `model.apply`; the list that it gives shows what was traced. It acts on the
+    thread that enters it, and of several contexts the innermost decides.
 
     Args:
       axis_name: the name or names of the axes over which to pool; None under `jit` with sharded arrays, where the
         statistics are those of the whole array. It replaces a norm's own.
       **options: of `BatchNorm`, in place of the norms' own: axis_index_groups, span, collective, use_fast_variance,
-        save_for_backward, unbiased_running_var, skip_nonfinite, check_conditioning, momentum.
+        unbiased_running_var, skip_nonfinite, check_conditioning, momentum. A norm's own groups are those of its own
+        axis, and go with it.
 
     Yields:
       A list to which the path of each norm is added as it is traced, such as "block_0/BatchNorm_0".
@@ -60,18 +63,33 @@ def synchronize(axis_name: AxisName | None, **options: Any) -> Iterator[list[str
             f"synchronize: {unknown[0]!r} is not an option here{f'; did you mean {close[0]!r}?' if close else ''} "
             f"Options are {', '.join(OF_SYNCHRONIZE)}"
         )
-    options = {"axis_name": axis_name, **options}
+    options = {"axis_name": axis_name, "axis_index_groups": None, **options}
     BatchNorm(**options)  # What conflicts is refused here, not in the midst of a model.
     replaced: list[str] = []
 
     def interceptor(next_function, args, kwargs, context: nn.module.InterceptorContext):
-        if not is_flax_call(context):
+        # Of several contexts the innermost decides.
+        if not is_flax_call(context) or _contexts.entered[-1] is not replaced:
             return next_function(*args, **kwargs)
         replaced.append("/".join(context.module.path))
         return as_ours(context.module, **options)(*args, **kwargs)
 
-    with nn.intercept_methods(interceptor):
-        yield replaced
+    _contexts.entered.append(replaced)
+    try:
+        with nn.intercept_methods(interceptor):
+            yield replaced
+    finally:
+        _contexts.entered.pop()
+
+
+class _Contexts(threading.local):
+    """The contexts that a thread is in; Flax keeps its interceptors likewise."""
+
+    def __init__(self):
+        self.entered: list[list[str]] = []
+
+
+_contexts = _Contexts()
 
 
 def is_flax_call(context: nn.module.InterceptorContext) -> bool:

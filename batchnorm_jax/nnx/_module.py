@@ -14,7 +14,7 @@ from batchnorm_jax._collectives import AxisName
 from batchnorm_jax._layer import Limit, Limits, Running, call, diagnose, limits_at
 from batchnorm_jax._moments import feature_axes
 from batchnorm_jax._options import check_options
-from batchnorm_jax._renorm import relaxed_d_max, relaxed_r_max
+from batchnorm_jax._renorm import check_limits, relaxed_d_max, relaxed_r_max
 
 _ZEROS, _ONES = nnx.initializers.zeros_init(), nnx.initializers.ones_init()
 
@@ -229,7 +229,7 @@ class BatchRenorm(BatchNorm):
     """Batch renormalization: the batch's statistics, corrected towards the running ones within limits.
 
     See `batchnorm_jax.batch_renorm` and `batchnorm_jax.linen.BatchRenorm`. It has one `BatchStat` more than
-    `BatchNorm`, `steps`, how often the running statistics were updated.
+    `BatchNorm`, `steps`, how often it was called to update the running statistics.
 
     Args:
       num_features: the number of features.
@@ -252,6 +252,7 @@ class BatchRenorm(BatchNorm):
     def __init__(
         self, num_features: int, *, r_max: Limit = relaxed_r_max, d_max: Limit = relaxed_d_max, **options: Any
     ):
+        check_limits(r_max, d_max, caller="BatchRenorm")
         super().__init__(num_features, **options)
         self.r_max = r_max
         self.d_max = d_max

@@ -8,9 +8,9 @@ import jax
 from flax import nnx
 
 from batchnorm_jax import _recalibrate
-from batchnorm_jax._layer import Running, pool_calls, pooled_moments
+from batchnorm_jax._layer import Running, pool_calls, pooled_moments, pooled_over
 from batchnorm_jax._moments import feature_axes
-from batchnorm_jax.nnx._module import BatchNorm
+from batchnorm_jax.nnx._module import BatchNorm, BatchRenorm
 from batchnorm_jax.nnx._synchronize import become_ours, norms
 
 
@@ -26,7 +26,7 @@ def recalibrate(model: nnx.Module, batches: Iterable[Any], *args: Any, mode: str
       model: to be called with a batch. Call `model.eval()` first if it has dropout; the norms heed `mode` alone.
       batches: each is the first argument of the model's call. For "layerwise" they are gone over once a layer: give
         a list, or an object whose `__iter__` starts anew.
-      *args: further arguments of the call.
+      *args: further arguments of the call; no modules, and no `nnx.Rngs`.
       mode: "pooled" or "layerwise".
       **kwargs: further arguments of the call.
 
@@ -78,7 +78,10 @@ def _start_recording(norm: Any, stats: dict[str, jax.Array], *, by_running: bool
         become_ours(norm)
     recording: Any = norm
     recording.__class__ = _recording(type(norm))
-    recording.axis_name, recording.axis_index_groups, recording.by_running = None, None, by_running
+    recording.by_running = by_running
+    if isinstance(norm, BatchRenorm):
+        # Nothing of the statistics that are to be replaced has a part in the new ones.
+        recording.r_max, recording.d_max = 1.0, 0.0
     recording.recorded = nnx.data(None)
     recording.mean.set_value(stats["mean"])
     recording.var.set_value(stats["var"])
@@ -93,6 +96,8 @@ def _recording(kind: Any) -> type:
             del use_running_average, update_stats
             features = feature_axes(self.axis, x.ndim, caller="recalibrate")
             stats = Running(self.mean[...], self.var[...])
+            over = pooled_over(self.axis_name, self.axis_index_groups, None)
+            self.axis_name, self.axis_index_groups = over["axis_name"], over["axis_index_groups"]
             found = pooled_moments(self, x, stats, features=features, mask=mask)
             before = None if self.recorded is None else self.recorded.get_value()
             self.recorded = nnx.Intermediate(pool_calls(before, found))

@@ -21,22 +21,24 @@ def synchronize(model: nnx.Module, *, axis_name: AxisName | None, **options: Any
     """Turns every `flax.nnx.BatchNorm` of a model into `batchnorm_jax.nnx.BatchNorm`, in place.
 
     The modules stay the same objects, with the same variables: what is shared stays shared, and whoever refers to one,
-    such as an optimizer, goes on doing so. Norms that are ours already keep their own options. A function that was
-    jitted by `nnx.jit` and called before is traced anew, since the model is another.
+    such as an optimizer, goes on doing so. They are no longer instances of Flax's class. Norms that are ours already
+    keep their own options. A function that was jitted by `nnx.jit` and called before is traced anew, since the model is
+    another; one made by `nnx.cached_partial` is not.
 
     Args:
       model: it, and every module in it, may be a norm.
       axis_name: the name or names of the axes over which to pool; None under `jit` with sharded arrays, where the
         statistics are those of the whole array. It replaces a norm's own.
       **options: of `BatchNorm`, in place of the norms' own: axis_index_groups, span, collective, use_fast_variance,
-        save_for_backward, unbiased_running_var, skip_nonfinite, check_conditioning, momentum.
+        unbiased_running_var, skip_nonfinite, check_conditioning, momentum. A norm's own groups are those of its own
+        axis, and go with it.
 
     Returns:
       The path of each norm that was turned, such as "blocks/0/norm".
 
     Raises:
       ValueError: an option that is not known, or that would change what the model computes; the model has no batch
-        normalization; or one of them is of a subclass with a call of its own. Nothing has been turned then.
+        normalization; or one of them is of a class derived from Flax's. Nothing has been turned then.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -56,20 +58,21 @@ def synchronize(model: nnx.Module, *, axis_name: AxisName | None, **options: Any
             f"Options are {', '.join(OF_SYNCHRONIZE)}"
         )
     # What conflicts is refused here, and lists become tuples.
-    example = BatchNorm(1, axis_name=axis_name, rngs=nnx.Rngs(0), **options)
+    options = {"axis_name": axis_name, "axis_index_groups": None, **options}
+    example = BatchNorm(1, rngs=nnx.Rngs(0), **options)
     found = list(norms(model))
     if not found:
         raise ValueError(f"synchronize: {type(model).__name__} has no batch normalization")
     turned = [(path, norm) for path, norm in found if not isinstance(norm, BatchNorm)]
     for path, norm in turned:
-        if type(norm).__call__ is not nnx.BatchNorm.__call__:
+        if type(norm) is not nnx.BatchNorm:
             raise ValueError(
-                f"synchronize: {path} is of the class {type(norm).__name__}, whose call is not that of "
-                "flax.nnx.BatchNorm; derive the class from batchnorm_jax.nnx.BatchNorm"
+                f"synchronize: {path} is of the class {type(norm).__name__}, which may do more than the "
+                "flax.nnx.BatchNorm that it is derived from; derive it from batchnorm_jax.nnx.BatchNorm"
             )
     for _, norm in turned:
         become_ours(norm)
-        for name in ("axis_name", *options):
+        for name in options:
             setattr(norm, name, getattr(example, name))
     return [path for path, _ in turned]
 

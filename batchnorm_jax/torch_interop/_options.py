@@ -107,6 +107,8 @@ def options_to_torch(norm: Any = None) -> dict[str, Any]:
 
 
 def _read(source: Any, defaults: Mapping[str, Any], caller: str, *ignored: str) -> dict[str, Any]:
+    if "InstanceNorm" in type(source).__name__:
+        raise ValueError(f"{caller}: {type(source).__name__} normalises each example by itself and is no batch norm")
     if source is not None and not isinstance(source, Mapping):
         if not hasattr(source, "momentum"):
             raise ValueError(f"{caller}: a batch norm or a dict of its options is wanted, not {type(source).__name__}")

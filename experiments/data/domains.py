@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import ndimage
 
-from experiments._errors import UsageError, unknown_name
+from experiments._errors import unknown_name
 from experiments.data.arrays import Examples
 
 # Each takes images of shape (n, height, width, channels) as floating point numbers from 0 to 255, and gives the same.
@@ -52,10 +52,10 @@ def to_domain(name: str, examples: Examples) -> Examples:
       name: "inverted", "blurred" (by a Gaussian of a twentieth of the size), "rotated" (by 25 degrees), "coloured"
         (other inks on other papers; of one channel light grey on dark grey) or "noisy" (Gaussian, of deviation 60 of
         255, the same at each call).
-      examples: with a label each, or, but for "rotated", each pixel.
+      examples: with a label each, or each pixel; labels of pixels are rotated too, and 0 where nothing was.
 
     Raises:
-      UsageError: there is no such domain, or labels of pixels would have to be rotated with them.
+      UsageError: there is no such domain.
 
     Example:
       >>> zeros = Examples(np.zeros((1, 28, 28, 1), np.uint8), np.zeros(1, np.int32))
@@ -64,7 +64,8 @@ def to_domain(name: str, examples: Examples) -> Examples:
     """
     if name not in DOMAINS:
         raise unknown_name("domain", name, tuple(DOMAINS))
-    if name == "rotated" and examples.labels.ndim > 1:
-        raise UsageError("--domain=rotated would have to rotate the labels of pixels too; take another domain")
-    moved = DOMAINS[name](examples.images.astype(np.float32))
-    return examples._replace(images=np.clip(np.rint(moved), 0, 255).astype(np.uint8))
+    images = np.clip(np.rint(DOMAINS[name](examples.images.astype(np.float32))), 0, 255).astype(np.uint8)
+    labels = examples.labels
+    if name == "rotated" and labels.ndim > 1:
+        labels = ndimage.rotate(labels, _AWAY, axes=(1, 2), reshape=False, order=0)
+    return Examples(images, labels)

@@ -58,6 +58,7 @@ def accuracy_figure(folder: str | Path) -> Figure:
     axes.set_xticks(list(groups), [f"{b:,}" for b in groups])
     axes.minorticks_off()
     axes.margins(0.12, 0.3)
+    axes.set_ylim(top=min(100, axes.get_ylim()[1]))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     return drawing

@@ -1,5 +1,6 @@
 """Evaluating what a run left on disk, on its own domain and on others."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ class Restored(NamedTuple):
       recipe: how images become numbers.
       data: whose test splits are evaluated on.
       mesh: the devices.
+      span: of the norms.
     """
 
     state: steps.TrainState
@@ -41,6 +43,7 @@ class Restored(NamedTuple):
     recipe: steps.Recipe
     data: datasets.Dataset
     mesh: Mesh
+    span: int | None
 
 
 class Evaluated(NamedTuple):
@@ -99,7 +102,8 @@ def restore(
     if state is None:
         raise UsageError(f"{workdir} has no checkpoint yet")
     statistics = np.array(facts["pixel_mean"], np.float32), np.array(facts["pixel_std"], np.float32)
-    return Restored(state, model, make_recipe(config, facts["num_classes"], statistics), loaded, mesh)
+    recipe = make_recipe(config, facts["num_classes"], statistics)
+    return Restored(state, model, recipe, loaded, mesh, config.span)
 
 
 def evaluate_checkpoint(
@@ -156,11 +160,18 @@ def _moved(domain: str, split: datasets.Split) -> datasets.Split:
 def _recalibrated(restored: Restored, domain: str, mode: str) -> steps.TrainState:
     """The state with the domain's statistics."""
     train, state, mesh = restored.data.train, restored.state, restored.mesh
-    number = min(RECALIBRATION_EXAMPLES, train.size)
-    # In no order, so that a batch has of every class; the devices take equal parts.
-    chosen = np.random.default_rng(0).permutation(train.size)[: number - number % mesh.size]
-    images = _moved(domain, train.read(chosen)).read(np.arange(len(chosen))).images
-    size = min(RECALIBRATION_BATCH, len(images)) // mesh.size * mesh.size
+    # Batches of whole spans, of which the devices take equal parts.
+    unit = math.lcm(mesh.size, restored.span or 1)
+    number = max(unit, min(RECALIBRATION_EXAMPLES, train.size) // unit * unit)
+    if number > train.size:
+        raise UsageError(
+            f"--recalibrate needs {unit} training images, for a span of {restored.span} on {mesh.size} devices, and "
+            f"there are {train.size}"
+        )
+    # In no order, so that a batch has of every class.
+    chosen = np.random.default_rng(0).permutation(train.size)[:number]
+    images = _moved(domain, train.read(chosen)).read(np.arange(number)).images
+    size = max(unit, RECALIBRATION_BATCH // unit * unit)
     cut = NamedSharding(mesh, steps.CUT)
     batches = [jax.device_put(images[i : i + size], cut) for i in range(0, len(images), size)]
     # Models cut their spans only in training, which is what "pooled" follows.
