@@ -103,7 +103,7 @@ def moments_fn(
         # The constructor's own would conflict with what is given in the call.
         over = pooled_over(norm.axis_name, norm.axis_index_groups, axis_name)
         # Nothing of the statistics that are to be replaced has a part in the new ones.
-        limits = {"r_max": 1.0, "d_max": 0.0} if isinstance(norm, BatchRenorm) else {}
+        limits: dict[str, Any] = {"r_max": 1.0, "d_max": 0.0} if isinstance(norm, BatchRenorm) else {}
         norm = norm.clone(use_running_average=None, **over, **limits, parent=norm.scope)
         running.append(norm)
         try:
