@@ -73,9 +73,9 @@ def recalibrate(
             f"recalibrate: the variables have no 'batch_stats', but {', '.join(map(repr, variables)) or 'nothing'}; "
             "give all variables of a model that has a batch normalization"
         )
-    if hasattr(batches, "shape"):
+    if (shape := getattr(batches, "shape", None)) is not None:
         raise ValueError(
-            f"recalibrate: batches is one array, of shape {jnp.shape(batches)}, whose rows would be taken for batches; "
+            f"recalibrate: batches is one array, of shape {shape}, whose rows would be taken for batches; "
             "give a list of arrays, or [images] for one batch"
         )
     variables = dict(variables)
