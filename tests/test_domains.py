@@ -96,3 +96,14 @@ def test_the_table_reads_well(run):
         ["noisy", "originals"],
     ]
     assert len({len(line) for line in lines[1:]}) == 1
+
+
+@pytest.mark.parametrize("span", [48, 3000])
+def test_batches_to_recalibrate_by_hold_whole_spans(tmp_path, span):
+    """Spans that do not divide a batch of the usual size, or are larger than it."""
+    config = TrainConfig(
+        batch_size=2 * span, span=span, steps=1, warmup_epochs=0, workdir=str(tmp_path / "run"), num_devices=2
+    )
+    loop.train(config)
+    _, rows = evaluate_checkpoint(tmp_path / "run", (), "pooled", num_devices=2)
+    assert [row.split for row in rows if row.after] == ["test", "originals"]
