@@ -62,13 +62,11 @@ class Called(NamedTuple):
     Attributes:
       y: the result.
       running: the new running statistics; None where they stay as they are.
-      moments: of the batch, over the spans where there are any; None where they were not needed.
       conditioning: how far the running mean was off; None where it was not asked for.
     """
 
     y: jax.Array
     running: Running | None
-    moments: Moments | None
     conditioning: jax.Array | None
 
 
@@ -132,7 +130,7 @@ def call(
     if use_running_average:
         y = normalize(x, *running, effective_scale(scale, norm.save_for_backward), bias, **common)
     if moments is None or not update_stats:
-        return Called(y, None, moments, figure)
+        return Called(y, None, figure)
     averaged = update_running(
         *running,
         moments,
@@ -140,7 +138,7 @@ def call(
         unbiased=norm.unbiased_running_var,
         skip_nonfinite=norm.skip_nonfinite,
     )
-    return Called(y, Running(*averaged), moments, figure)
+    return Called(y, Running(*averaged), figure)
 
 
 def pooled_moments(norm: Norm, x, running: Running, *, features, mask) -> Moments:

@@ -1,5 +1,7 @@
 """What may be given to the norm, checked before anything is computed."""
 
+import difflib
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -23,6 +25,17 @@ OF_SYNCHRONIZE = (
     "check_conditioning",
     "momentum",
 )
+
+
+def check_synchronize(options: Iterable[str]) -> None:
+    """Raises a ValueError for an option that `synchronize` does not take."""
+    for name in options:
+        if name not in OF_SYNCHRONIZE:
+            close = difflib.get_close_matches(name, OF_SYNCHRONIZE, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else "."
+            raise ValueError(
+                f"synchronize: {name!r} is not an option here{hint} Options are {', '.join(OF_SYNCHRONIZE)}"
+            )
 
 
 def check_input(x: jax.Array, axis, *, caller: str) -> tuple[int, ...]:

@@ -1,27 +1,20 @@
 """Batch renormalization: batch statistics that are corrected towards the running ones."""
 
+import inspect
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from batchnorm_jax._batch_norm import pooled_norm
+from batchnorm_jax._batch_norm import batch_norm, pooled_norm
 from batchnorm_jax._core import Correction
 from batchnorm_jax._moments import Moments
 
-_DEFAULTS = {
-    "axis": -1,
-    "epsilon": 1e-5,
-    "mask": None,
-    "shift": None,
-    "axis_name": None,
-    "axis_index_groups": None,
-    "span": None,
-    "collective": "psum",
-    "activation": None,
-    "residual": None,
-    "save_for_backward": "input",
-    "dtype": None,
+# The options of `batch_norm`, with its defaults.
+_DEFAULTS: dict[str, Any] = {
+    name: parameter.default
+    for name, parameter in inspect.signature(batch_norm).parameters.items()
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY
 }
 
 

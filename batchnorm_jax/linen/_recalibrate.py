@@ -75,7 +75,7 @@ def moments_fn(
       model: as in `recalibrate`.
       *args: further arguments of the model's call.
       mode: of `recalibrate`: what the norms normalise by.
-      axis_name: the axes over which to pool, in place of the norms' own; None under `jit`.
+      axis_name: the axes over which to pool, besides those of a norm's own that are bound; None under `jit`.
       **kwargs: further arguments of the model's call.
 
     Returns:
@@ -98,7 +98,7 @@ def moments_fn(
         norm: Any = context.module
         if is_flax_call(context):
             norm = as_ours(norm)
-        elif not is_our_call(context) or norm in running:
+        elif not is_our_call(context) or any(norm is own for own in running):
             return next_function(*call_args, **call_kwargs)
         # The constructor's own would conflict with what is given in the call.
         over = pooled_over(norm.axis_name, norm.axis_index_groups, axis_name)
@@ -112,7 +112,7 @@ def moments_fn(
             running.pop()
 
     # The norms that are being run, so that these calls of ours are left alone.
-    running = _Identities()
+    running: list[Any] = []
 
     def function(variables: Mapping[str, Any], batch: Any) -> Any:
         with nn.intercept_methods(interceptor):
@@ -120,13 +120,6 @@ def moments_fn(
         return _collect(updates["batch_stats"])
 
     return function
-
-
-class _Identities(list):
-    """A list of things that are looked for by what they are, not by what they equal."""
-
-    def __contains__(self, thing: object) -> bool:
-        return any(own is thing for own in self)
 
 
 def _record(

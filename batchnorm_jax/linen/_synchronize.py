@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import difflib
 import inspect
 import threading
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import Any
 from flax import linen as nn
 
 from batchnorm_jax._collectives import AxisName
-from batchnorm_jax._options import OF_SYNCHRONIZE
+from batchnorm_jax._options import check_synchronize
 from batchnorm_jax.linen._module import BatchNorm
 
 _FLAX_CALL, _OUR_CALL = inspect.unwrap(nn.BatchNorm.__call__), inspect.unwrap(BatchNorm.__call__)
@@ -56,13 +55,7 @@ def synchronize(axis_name: AxisName | None, **options: Any) -> Iterator[list[str
       >>> bool(jnp.allclose(y.mean((0, 1)), 0, atol=1e-6))
       True
     """
-    unknown = sorted(set(options) - set(OF_SYNCHRONIZE))
-    if unknown:
-        close = difflib.get_close_matches(unknown[0], OF_SYNCHRONIZE, 1)
-        raise ValueError(
-            f"synchronize: {unknown[0]!r} is not an option here{f'; did you mean {close[0]!r}?' if close else ''} "
-            f"Options are {', '.join(OF_SYNCHRONIZE)}"
-        )
+    check_synchronize(options)
     options = {"axis_name": axis_name, "axis_index_groups": None, **options}
     BatchNorm(**options)  # What conflicts is refused here, not in the midst of a model.
     replaced: list[str] = []

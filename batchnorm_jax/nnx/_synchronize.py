@@ -1,6 +1,5 @@
 """The norms of an existing flax.nnx model become ours."""
 
-import difflib
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from flax import nnx
 
 from batchnorm_jax._collectives import AxisName
-from batchnorm_jax._options import OF_SYNCHRONIZE
+from batchnorm_jax._options import check_synchronize
 from batchnorm_jax.nnx._module import BatchNorm
 
 _PARAMETERS = inspect.signature(BatchNorm.__init__).parameters
@@ -50,13 +49,7 @@ def synchronize(model: nnx.Module, *, axis_name: AxisName | None, **options: Any
       >>> x = jnp.arange(8.0).reshape(4, 2, 1)  # four devices with two examples each
       >>> y = nnx.vmap(lambda model, x: model(x), in_axes=(None, 0), axis_name="batch")(nnx.clone(model), x)
     """
-    unknown = sorted(set(options) - set(OF_SYNCHRONIZE))
-    if unknown:
-        close = difflib.get_close_matches(unknown[0], OF_SYNCHRONIZE, 1)
-        raise ValueError(
-            f"synchronize: {unknown[0]!r} is not an option here{f'; did you mean {close[0]!r}?' if close else ''} "
-            f"Options are {', '.join(OF_SYNCHRONIZE)}"
-        )
+    check_synchronize(options)
     # What conflicts is refused here, and lists become tuples.
     options = {"axis_name": axis_name, "axis_index_groups": None, **options}
     example = BatchNorm(1, rngs=nnx.Rngs(0), **options)

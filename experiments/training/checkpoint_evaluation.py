@@ -170,7 +170,8 @@ def _recalibrated(restored: Restored, domain: str, mode: str) -> steps.TrainStat
         )
     # In no order, so that a batch has of every class.
     chosen = np.random.default_rng(0).permutation(train.size)[:number]
-    images = _moved(domain, train.read(chosen)).read(np.arange(number)).images
+    examples = train.read(chosen)
+    images = (examples if domain == OWN_DOMAIN else to_domain(domain, examples)).images
     size = max(unit, RECALIBRATION_BATCH // unit * unit)
     cut = NamedSharding(mesh, steps.CUT)
     batches = [jax.device_put(images[i : i + size], cut) for i in range(0, len(images), size)]
