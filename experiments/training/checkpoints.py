@@ -40,13 +40,17 @@ def writing_to(folder: Path) -> Iterator[None]:
     """Turns what a full disk raises, wherever it is met, into an error that says so.
 
     Raises:
-      StorageError: in place of an `OSError` for want of room.
+      StorageError: in place of an `OSError` for want of room; where one was under way already, that one.
     """
     try:
         yield
     except OSError as error:
         if error.errno not in _FULL:
             raise
+        # What is closed on the way out meets the same full disk, and knows less.
+        for earlier in _chain(error):
+            if isinstance(earlier, StorageError):
+                raise earlier from None
         raise StorageError(
             f"{_reason(error, folder)}: what {folder} holds is whole; make room and start the same command again"
         ) from error
@@ -80,8 +84,10 @@ class Checkpoints:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self._manager.close()
+    def __exit__(self, kind, *_):
+        # Closing waits for a save that failed, and raises what it raised: not in place of what says so.
+        with contextlib.suppress(*([] if kind is None else [Exception])):
+            self._manager.close()
 
     def save(self, state: TrainState, notes: dict[str, Any] | None = None) -> None:
         """Keeps the state, under the number of its step, and waits until it is on disk. A step is kept once.
@@ -111,8 +117,9 @@ class Checkpoints:
         except Exception as error:
             if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
                 raise
-            self._manager.reload()
-            kept = ", ".join(map(str, sorted(self._manager.all_steps()))) or "none"
+            with contextlib.suppress(OSError):
+                self._manager.reload()
+            kept = ", ".join(str(s) for s in sorted(self._manager.all_steps()) if s != step) or "none"
             raise StorageError(
                 f"the checkpoint of step {step} cannot be written to {self._directory} "
                 f"({_reason(error, self._directory)}). The checkpoints of steps {kept} are whole; make room and start "
@@ -196,16 +203,22 @@ def digest(state: TrainState) -> str:
 
 def _reason(error: BaseException, directory: Path) -> str:
     """In a few words: a full disk is named as one, whoever noticed it."""
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
-        cause = cause.__cause__ or cause.__context__
+    chain = _chain(error)
     full = any(isinstance(e, OSError) and e.errno in _FULL for e in chain)
     if full or any("No space left" in str(e) or "quota exceeded" in str(e).lower() for e in chain):
         free = shutil.disk_usage(directory).free
         return f"no space left on the disk: {free / 2**20:.1f} MiB free"
     return str(error).partition("\n")[0]
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error, and those that it came of."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return chain
 
 
 @contextlib.contextmanager
