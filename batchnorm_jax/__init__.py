@@ -7,7 +7,7 @@ from batchnorm_jax._batch_norm import batch_norm
 from batchnorm_jax._inference import fold, normalize
 from batchnorm_jax._moments import Moments, conditioning, pool, update_running
 from batchnorm_jax._recalibrate import recalibrate
-from batchnorm_jax._renorm import batch_renorm
+from batchnorm_jax._renorm import batch_renorm, relaxed_d_max, relaxed_r_max
 
 __all__ = [
     "Moments",
@@ -18,6 +18,8 @@ __all__ = [
     "normalize",
     "pool",
     "recalibrate",
+    "relaxed_d_max",
+    "relaxed_r_max",
     "update_running",
 ]
 __version__ = "0.1.0"

@@ -36,6 +36,13 @@ def test_a_study_keeps_each_run_and_goes_on_where_it_was(tmp_path, capsys):
     assert changed[0]["summary"]["updates"] == 3
 
 
+def test_a_run_that_takes_its_process_with_it_costs_its_row_alone(tmp_path):
+    fatal, good = jobs.Job("fatal", {**TINY, "dataset": "tests.own:fatal"}), jobs.Job("good", TINY)
+    (first, second), (third,) = jobs.run([fatal, good], tmp_path), jobs.run([jobs.Job("none", TINY)], tmp_path)
+    assert first["error"] == f"its process ended with exit status 7; see {tmp_path / 'worker.log'}"
+    assert second["summary"]["updates"] == third["summary"]["updates"] == 2
+
+
 def row(key, options, accuracy):
     summary = {"results": {"test": {"accuracy": accuracy}}, "updates": 10, "seconds": {"compute": 5.0}}
     return {"key": key, "options": options, "summary": summary, "command": "python -m experiments.train"}

@@ -183,7 +183,8 @@ class BatchRenorm(BatchNorm):
 
     Attributes:
       r_max: a number of at least 1, or a function of `steps`; by default the paper's, 1 for 5,000 steps and then rising
-        to 3 at 40,000. For a shorter training scale it, for example `lambda step: relaxed_r_max(10 * step)`.
+        to 3 at 40,000. For a shorter training scale it, as in
+        `lambda step: batchnorm_jax.relaxed_r_max(10 * step)`.
       d_max: a number of at least 0, or a function of `steps`; by default the paper's, 0 for 5,000 steps and then rising
         to 5 at 25,000.
 

@@ -1,12 +1,13 @@
-"""Training runs as jobs: each in a process of its own, its result a row that is kept as soon as it ends."""
+"""Training runs as jobs, run in another process one after the other, each result a row that is kept as it ends."""
 
+import contextlib
 import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,17 +56,36 @@ def run(jobs: Iterable[Job], folder: Path) -> list[dict[str, Any]]:
     """
     jobs = list(jobs)
     folder.mkdir(parents=True, exist_ok=True)
-    done = {row["key"]: row for row in read(folder / FILE) if "summary" in row and _matches(row, jobs)}
-    waiting = [job for job in jobs if job.key not in done]
-    for number, job in enumerate(waiting, start=1):
-        started = time.monotonic()
-        row = _run(job, folder)
-        _append(folder / FILE, row)
-        done[job.key] = row
-        print(
-            f"{number} of {len(waiting)}  {time.monotonic() - started:>5.0f} s  {job.key:<44} {_say(row)}", flush=True
-        )
+    done = _done(jobs, folder)
+    to_run = waiting(jobs, folder)
+    with _Worker(folder) as worker:
+        for number, job in enumerate(to_run, start=1):
+            started = time.monotonic()
+            row = {"key": job.key, "options": job.options, "command": "python " + " ".join(command(job, folder))}
+            row |= worker.train(job)
+            _append(folder / FILE, row)
+            done[job.key] = row
+            seconds = time.monotonic() - started
+            print(f"{number} of {len(to_run)}  {seconds:>5.0f} s  {job.key:<44} {_say(row)}", flush=True)
     return [done[job.key] for job in jobs]
+
+
+def waiting(jobs: Iterable[Job], folder: Path) -> list[Job]:
+    """The jobs that have no row yet, or one with an error."""
+    jobs = list(jobs)
+    done = _done(jobs, folder)
+    return [job for job in jobs if job.key not in done]
+
+
+def note(job: Job, folder: Path, name: str, function: Callable[[Path], Any]) -> None:
+    """Adds what a function finds out from the folder of a run to the row of the run, once; not if the run failed."""
+    row = _done([job], folder).get(job.key)
+    if row is not None and name not in row:
+        _append(folder / FILE, {**row, name: function(workdir(job, folder))})
+
+
+def _done(jobs: Sequence[Job], folder: Path) -> dict[str, dict[str, Any]]:
+    return {row["key"]: row for row in read(folder / FILE) if "summary" in row and _matches(row, jobs)}
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -92,16 +112,60 @@ def _matches(row: dict[str, Any], jobs: Sequence[Job]) -> bool:
     return all(row["options"] == json.loads(json.dumps(job.options)) for job in jobs if job.key == row["key"])
 
 
-def _run(job: Job, folder: Path) -> dict[str, Any]:
-    arguments = command(job, folder)
-    ended = subprocess.run([sys.executable, *arguments], text=True, capture_output=True, check=False)
-    row: dict[str, Any] = {"key": job.key, "options": job.options, "command": "python " + " ".join(arguments)}
-    if ended.returncode == 0:
-        summary = json.loads((workdir(job, folder) / "summary.json").read_text())
-        return {**row, "summary": summary}
-    errors = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
-    tail = ended.stderr.strip().splitlines()[-1:] or [f"exit status {ended.returncode}"]
-    return {**row, "error": (errors or tail)[-1].removeprefix("error: ")}
+class _Worker:
+    """The process that trains; another one where a run asks for another number of devices, or has ended the last."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._process: Any = None  # A subprocess.Popen, whose pipes a type checker takes to be missing.
+        self._num_devices: int | None = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._end()
+
+    def train(self, job: Job) -> dict[str, Any]:
+        """The summary of a job or its error."""
+        # A CPU is divided into devices once in a process, and without a number as the batch size allows.
+        num_devices = job.options.get("num_devices")
+        if num_devices is None or num_devices != self._num_devices:
+            self._end()
+        process, self._num_devices = self._process or self._start(), num_devices
+        options = {k: v for k, v in job.options.items() if v is not None}
+        try:
+            process.stdin.write(json.dumps({**options, "workdir": str(workdir(job, self._folder))}) + "\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if answer:
+            return json.loads(answer)
+        self._end()
+        return {"error": f"its process ended with exit status {process.returncode}; see {self._log}"}
+
+    @property
+    def _log(self) -> Path:
+        return self._folder / "worker.log"
+
+    def _start(self) -> Any:
+        with self._log.open("a") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "experiments.studies.worker"],
+                text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
+        return self._process
+
+    def _end(self) -> None:
+        if self._process is not None:
+            # It ends when there is nothing more to read; one that has ended may have left a line unread.
+            with contextlib.suppress(BrokenPipeError):
+                self._process.communicate()
+        self._process = self._num_devices = None
 
 
 def _say(row: dict[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """Evaluating what a run left on disk, on its own domain and on others."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,20 +8,17 @@ import jax
 import numpy as np
 import optax
 from flax import linen as nn
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
-from batchnorm_jax import recalibrate
-from batchnorm_jax.linen import moments_fn
 from experiments import data as datasets
 from experiments._errors import UsageError, unknown_name
 from experiments.data.domains import DOMAINS, to_domain
 from experiments.training import devices, evaluation, steps
 from experiments.training.checkpoints import Checkpoints, read_config
+from experiments.training.population import population_statistics
 from experiments.training.run import make_model, make_optimizer, make_recipe
 
 RECALIBRATIONS = ("pooled", "layerwise")
-# To recalibrate by: training images, as the domain shows them, in batches.
-RECALIBRATION_EXAMPLES, RECALIBRATION_BATCH = 10_000, 1_000
 OWN_DOMAIN = "its own"
 
 
@@ -144,7 +140,17 @@ def evaluate_checkpoint(
         evaluate = evaluation.Evaluator(step, test, restored.mesh)
         before, after = evaluate(restored.state), dict.fromkeys(test)
         if recalibration:
-            after = evaluate(_recalibrated(restored, domain, recalibration))
+            statistics = population_statistics(
+                restored.model,
+                restored.recipe,
+                restored.mesh,
+                restored.state,
+                restored.data.train,
+                mode=recalibration,
+                span=restored.span,
+                domain=None if domain == OWN_DOMAIN else domain,
+            )
+            after = evaluate(restored.state._replace(batch_stats=statistics))
         rows += [Evaluated(domain, name, before[name], after[name]) for name in test]
     return int(restored.state.step), rows
 
@@ -155,32 +161,3 @@ def _moved(domain: str, split: datasets.Split) -> datasets.Split:
     if not isinstance(split, datasets.Examples):
         raise UsageError("--domain needs the images in memory, and these are streamed")
     return to_domain(domain, split)
-
-
-def _recalibrated(restored: Restored, domain: str, mode: str) -> steps.TrainState:
-    """The state with the domain's statistics."""
-    train, state, mesh = restored.data.train, restored.state, restored.mesh
-    # Batches of whole spans, of which the devices take equal parts.
-    unit = math.lcm(mesh.size, restored.span or 1)
-    number = max(unit, min(RECALIBRATION_EXAMPLES, train.size) // unit * unit)
-    if number > train.size:
-        raise UsageError(
-            f"--recalibrate needs {unit} training images, for a span of {restored.span} on {mesh.size} devices, and "
-            f"there are {train.size}"
-        )
-    # In no order, so that a batch has of every class.
-    chosen = np.random.default_rng(0).permutation(train.size)[:number]
-    examples = train.read(chosen)
-    images = (examples if domain == OWN_DOMAIN else to_domain(domain, examples)).images
-    size = max(unit, RECALIBRATION_BATCH // unit * unit)
-    cut = NamedSharding(mesh, steps.CUT)
-    batches = [jax.device_put(images[i : i + size], cut) for i in range(0, len(images), size)]
-    # Models cut their spans only in training, which is what "pooled" follows.
-    moments = moments_fn(restored.model, mode=mode, train=mode == "pooled")
-
-    @jax.jit
-    def function(variables, images):
-        return moments(variables, steps.standardised(images, restored.recipe))
-
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    return state._replace(batch_stats=recalibrate(function, variables, batches, mode=mode)["batch_stats"])

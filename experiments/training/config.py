@@ -74,7 +74,8 @@ class TrainConfig:
     dtype: str = _option("float32", "Of the computation: 'float32' or 'bfloat16'.", among=DTYPES)
     norm: str = _option(
         "batch",
-        "Normalization: 'batch' (statistics over the global batch), 'local' (each device's own), 'none'.",
+        "Normalization: 'batch' (statistics over the global batch), 'local' (each device's own), 'renorm' (those, with "
+        "batch renormalization), 'frozen' (of the training set before the first update), 'group', 'none'.",
         among=norms.NAMES,
     )
     span: int | None = _option(
@@ -180,6 +181,11 @@ class TrainConfig:
             raise UsageError("--cycle_epochs must be greater than 0")
         if self.span is not None and self.norm != "batch":
             raise UsageError(f"--span groups the examples of --norm=batch, not of --norm={self.norm}")
+        if self.norm == "renorm" and (self.accumulation_steps > 1 or self.optimizer == optimizers.FULL_BATCH):
+            raise UsageError(
+                "--norm=renorm corrects a batch by the running statistics of the one before: it takes "
+                f"--accumulation_steps=1, not {self.accumulation_steps}, and an optimizer other than lbfgs"
+            )
         if self.optimizer == optimizers.FULL_BATCH:
             for name, value in (("backwards_per_forward", 1), ("batch_ramp", None), ("augmentation", "none")):
                 if getattr(self, name) != value:
@@ -221,8 +227,8 @@ class TrainConfig:
         return REFERENCE_NORM_MOMENTUM ** ((batch_size or self.batch_size) / REFERENCE_BATCH_SIZE)
 
     def identity(self) -> dict[str, Any]:
-        """The fields on which a run's numbers depend. Local statistics depend on the number of devices as well."""
-        places = set(PLACES) - ({"num_devices"} if self.norm == "local" else set())
+        """The fields on which a run's numbers depend; with statistics by device the number of devices is one."""
+        places = set(PLACES) - ({"num_devices"} if self.norm in norms.PER_DEVICE else set())
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in places}
 
     def default_workdir(self) -> str:

@@ -16,11 +16,12 @@ from jax.experimental import multihost_utils
 
 from experiments import data as datasets
 from experiments._errors import UsageError
-from experiments.training import devices, evaluation, feeding, preflight, processes, steps
+from experiments.training import devices, evaluation, feeding, norms, preflight, processes, steps
 from experiments.training.checkpoints import Checkpoints, only_one, write_config, writing_to
 from experiments.training.clock import Clock
 from experiments.training.config import TrainConfig
 from experiments.training.metrics import MetricsLog
+from experiments.training.population import population_statistics
 from experiments.training.progress import REMEDY, NonFiniteLossError, Progress
 from experiments.training.run import Program, Run, prepare
 
@@ -87,7 +88,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             checkpoints = held.enter_context(Checkpoints(workdir))
             state = checkpoints.restore(run.state, set_aside=True)
             if state is None:
-                state = run.state
+                state = _initial(config, run, dataset)
             elif first:
                 print(f"Going on from the checkpoint of step {int(state.step)}.", flush=True)
             log = held.enter_context(MetricsLog(workdir, int(state.step), writes=first))
@@ -105,6 +106,15 @@ def train(config: TrainConfig) -> dict[str, Any]:
     return summary
 
 
+def _initial(config: TrainConfig, run: Run, dataset: datasets.Dataset) -> steps.TrainState:
+    """The state before the first update; statistics that will not change are those of the training set."""
+    if config.norm != "frozen":
+        return run.state
+    # Layer by layer, so that what each norm puts out has mean 0 and variance 1 before the first update.
+    statistics = population_statistics(run.model, run.recipe, run.mesh, run.state, dataset.train, mode="layerwise")
+    return run.state._replace(batch_stats=devices.place(statistics, devices.replicated(run.mesh)))
+
+
 def set_up_devices(config: TrainConfig) -> list[devices.Device]:
     """The devices of a configuration, its other processes joined."""
     devices.keep_compiled_programs(datasets.cache_dir() / "compiled")
@@ -118,7 +128,7 @@ def set_up_devices(config: TrainConfig) -> list[devices.Device]:
 
 def resolve(config: TrainConfig) -> TrainConfig:
     """The configuration with its workdir filled in, and the number of devices where the numbers depend on it."""
-    if config.norm == "local":
+    if config.norm in norms.PER_DEVICE:
         chosen = set_up_devices(config)
         config = dataclasses.replace(config, num_devices=len(chosen) // jax.process_count())
     return dataclasses.replace(config, workdir=config.workdir or config.default_workdir())

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments._errors import UsageError
-from experiments.training import optimizers
+from experiments.training import norms, optimizers
 from experiments.training.config import REFERENCE_BATCH_SIZE, TrainConfig
 from experiments.training.plan import Plan
 
@@ -53,10 +53,12 @@ def _rate(config: TrainConfig, plan: Plan) -> str:
 
 
 def _norm(config: TrainConfig, per_device: int, devices: int) -> str:
-    if config.norm == "none":
-        return "none"
-    if config.norm == "local":
-        return f"local, statistics over each device's {per_device}"
+    if config.norm in norms.PER_DEVICE:
+        return f"{config.norm}, statistics over each device's {per_device}"
+    if config.norm == "frozen":
+        return "frozen, statistics of the training set before the first update"
+    if config.norm != "batch":
+        return config.norm
     pooled = config.span or per_device * devices
     return f"batch, statistics over {'spans of ' * (config.span is not None)}{pooled} examples"
 
@@ -84,7 +86,10 @@ def _warnings(config: TrainConfig, plan: Plan, per_device: int) -> list[str]:
     if plan.total_steps < FEW_UPDATES and config.steps is None and config.optimizer != optimizers.FULL_BATCH:
         texts.append(f"{plan.total_steps} updates are few; train longer, or take a smaller batch")
     if config.norm == "local" and per_device < 4:
-        texts.append(f"local statistics of {per_device} examples are noisy; --norm=batch pools all of them")
+        texts.append(
+            f"local statistics of {per_device} examples are noisy; --norm=batch pools those of all devices, "
+            "--norm=renorm corrects them"
+        )
     return texts
 
 

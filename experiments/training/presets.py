@@ -254,7 +254,7 @@ def unused(config: TrainConfig, given: Iterable[str]) -> list[str]:
     reasons = {
         "--schedule=step": (config.schedule != "step", ("step_epochs", "step_factor")),
         "--schedule=cyclic": (config.schedule != "cyclic", ("cycle_epochs",)),
-        "--norm=batch and --norm=local": (config.norm == "none", ("norm_momentum",)),
+        "norms with running statistics": (config.norm in ("none", "group", "frozen"), ("norm_momentum",)),
         "a run without --learning_rate": (config.learning_rate is not None, ("base_learning_rate", "lr_scaling")),
         "a run without --steps": (config.steps is not None, ("epochs",)),
         "optimizers other than lbfgs": (

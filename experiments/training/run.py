@@ -44,6 +44,7 @@ class Run(NamedTuple):
 
     Attributes:
       plan: its sizes.
+      model: as it is evaluated.
       mesh: its devices.
       recipe: of the forward pass.
       state: the initial one.
@@ -52,6 +53,7 @@ class Run(NamedTuple):
     """
 
     plan: plans.Plan
+    model: Any
     mesh: jax.sharding.Mesh
     recipe: Recipe
     state: TrainState
@@ -59,12 +61,12 @@ class Run(NamedTuple):
     eval_step: Callable
 
 
-def make_model(config: TrainConfig, num_classes: int, momentum: float) -> Any:
+def make_model(config: TrainConfig, num_classes: int, momentum: float, total_steps: int = 1) -> Any:
     """The model of a configuration, its norms' running statistics with the given momentum."""
     return models.create(
         config.model,
         num_classes=num_classes,
-        norm=norms.make(config.norm, momentum, config.span),
+        norm=norms.make(config.norm, momentum, config.span, total_steps),
         dtype=jnp.dtype(config.dtype),
         zero_last_scale=config.zero_last_scale,
     )
@@ -91,7 +93,7 @@ def make_recipe(config: TrainConfig, dataset_classes: int, statistics: tuple[np.
         label_smoothing=config.label_smoothing,
         augmentation=config.augmentation,
         seed=config.seed,
-        local_statistics=config.norm == "local",
+        local_statistics=config.norm in norms.PER_DEVICE,
     )
 
 
@@ -128,10 +130,11 @@ def prepare(
 
     @cache
     def compiler(batch_size: int):
-        return _compiler(config, dataset.num_classes, batch_size, optimizer, schedule, mesh, recipe)
+        return _compiler(config, dataset.num_classes, batch_size, plan.total_steps, optimizer, schedule, mesh, recipe)
 
     return Run(
         plan,
+        evaluated,
         mesh,
         recipe,
         state,
@@ -158,7 +161,9 @@ def _check_outputs(config: TrainConfig, dataset: datasets.Dataset) -> None:
         )
 
 
-def _compiler(config: TrainConfig, num_classes: int, batch_size: int, optimizer, schedule, mesh, recipe):
+def _compiler(
+    config: TrainConfig, num_classes: int, batch_size: int, total_steps: int, optimizer, schedule, mesh, recipe
+):
     """What compiles the update of a configuration, at one batch size."""
     momentum = config.running_momentum(batch_size)
     micro = config.accumulation_steps
@@ -189,10 +194,11 @@ def _compiler(config: TrainConfig, num_classes: int, batch_size: int, optimizer,
         )
         return lambda state, sources: _accumulated(programs, mesh, state, sources)
     elif config.backwards_per_forward > 1:
-        model = make_model(config, num_classes, momentum)
+        model = make_model(config, num_classes, momentum, total_steps)
         step = splitting.split_step(model, optimizer, schedule, mesh, recipe, config.backwards_per_forward)
     else:
-        step = steps.train_step(make_model(config, num_classes, momentum), optimizer, schedule, mesh, recipe)
+        model = make_model(config, num_classes, momentum, total_steps)
+        step = steps.train_step(model, optimizer, schedule, mesh, recipe)
 
     def compiled(state: TrainState, sources: list[Source]) -> Program:
         program = step.lower(state, sources[0]).compile()

@@ -132,7 +132,12 @@ def losses_of(model: nn.Module, recipe: Recipe, params, batch_stats, batch: Batc
     if batch.mask is not None:
         losses, correct = jnp.where(batch.mask, losses, 0), jnp.where(batch.mask, correct, 0)
     new_stats = updates.get("batch_stats", {})
-    return losses, correct, lax.pmean(new_stats, AXIS) if recipe.local_statistics else new_stats
+    if recipe.local_statistics:
+        # A count of steps is the same on every device.
+        new_stats = jax.tree.map(
+            lambda a: lax.pmean(a, AXIS) if jnp.issubdtype(a.dtype, jnp.floating) else a, new_stats
+        )
+    return losses, correct, new_stats
 
 
 def own(params):

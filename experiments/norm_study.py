@@ -1,0 +1,70 @@
+"""Which statistics to normalise by: `python -m experiments.norm_study`.
+
+Local, synchronised, spans, renormalized, group and frozen, over per-device batch sizes. Training runs are kept as they
+end, and a study that is stopped goes on with the same command.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from experiments import _flags
+from experiments._errors import UsageError, unknown_name
+from experiments.reporting import write_norm_study_page
+from experiments.studies import jobs, norm
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags; a program that only imports this module has none of them."""
+    flags.DEFINE_string("preset", "full", "'full', an hour on two cores, or 'quick', five minutes.")
+    flags.DEFINE_list("norms", list(norm.NORMS), "What to compare.")
+    flags.DEFINE_list("tasks", list(norm.TASKS), "What to train.")
+    flags.DEFINE_list("per_device_batch_sizes", None, "Examples a device. Default: those of the preset.")
+    flags.DEFINE_integer("num_devices", 8, "Devices of a run.")
+    flags.DEFINE_string("workdir", None, "Folder for the results. Default: runs/norm_study-PRESET.")
+    flags.DEFINE_bool("dry_run", False, "Print the commands of the runs that are not done, and run none.")
+
+
+def main() -> None:
+    """Parses the flags, runs what has not been run, writes the report."""
+    size, folder = _size(), Path(FLAGS.workdir or f"runs/norm_study-{FLAGS.preset}")
+    for kind, names, known in (("norm", FLAGS.norms, norm.NORMS), ("task", FLAGS.tasks, norm.TASKS)):
+        for name in names:
+            if name not in known:
+                raise unknown_name(kind, name, known)
+    rates = norm.rate_jobs(size, FLAGS.num_devices) if {"synchronised", "frozen"} <= set(FLAGS.norms) else []
+    all_jobs = [*rates, *norm.grid_jobs(size, FLAGS.norms, FLAGS.tasks, FLAGS.num_devices)]
+    if FLAGS.dry_run:
+        for job in jobs.waiting(all_jobs, folder):
+            print("python", *jobs.command(job, folder))
+        return
+    jobs.run(all_jobs, folder)
+    for job in rates:
+        jobs.note(job, folder, "shift", lambda workdir: norm.shift_of(workdir)._asdict())
+    print(f"report      {write_norm_study_page(folder)}")
+
+
+def _size() -> norm.Size:
+    if FLAGS.preset not in norm.PRESETS:
+        raise unknown_name("preset", FLAGS.preset, norm.PRESETS)
+    size = norm.PRESETS[FLAGS.preset]
+    if FLAGS.num_devices < 1:
+        raise UsageError(f"--num_devices must be at least 1, not {FLAGS.num_devices}")
+    if FLAGS.per_device_batch_sizes is None:
+        return size
+    try:
+        sizes = tuple(int(text) for text in FLAGS.per_device_batch_sizes)
+    except ValueError as error:
+        raise UsageError(
+            f"--per_device_batch_sizes are whole numbers, as in 1,2,32, not {','.join(FLAGS.per_device_batch_sizes)}"
+        ) from error
+    if min(sizes) < 1:
+        raise UsageError(f"--per_device_batch_sizes must be at least 1, not {min(sizes)}")
+    return size._replace(per_device_batch_sizes=sizes)
+
+
+if __name__ == "__main__":
+    define_flags()
+    _flags.run(main)

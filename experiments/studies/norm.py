@@ -1,0 +1,174 @@
+"""Which statistics to normalise by, over per-device batch sizes.
+
+Two sets of training runs, on as many devices as are given:
+
+- the grid: every norm at every per-device batch size, for classification (`simple_cnn`) and for segmentation (`fcn`),
+  the same number of updates each;
+- the rates: batch statistics and statistics that are frozen before the first update, at peak rates a factor of about
+  three apart.
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from batchnorm_jax import Moments
+from batchnorm_jax.linen import moments_fn
+from experiments.studies.jobs import Job
+from experiments.training.checkpoint_evaluation import restore
+from experiments.training.steps import standardised
+
+NORMS: dict[str, dict[str, Any]] = {
+    "local": {"norm": "local"},
+    "synchronised": {"norm": "batch"},
+    "span 16": {"norm": "batch", "span": 16},
+    "span 32": {"norm": "batch", "span": 32},
+    "span 64": {"norm": "batch", "span": 64},
+    "renorm": {"norm": "renorm"},
+    "group": {"norm": "group"},
+    "frozen": {"norm": "frozen"},
+}
+# The running statistics are averages over some 20 updates at every batch size: runs are short.
+_COMMON = {"warmup_epochs": 0, "weight_decay": 0.0, "label_smoothing": 0.0, "norm_momentum": 0.95}
+TASKS: dict[str, dict[str, Any]] = {
+    "classification": {
+        **_COMMON,
+        "dataset": "digits",
+        "model": "simple_cnn",
+        "optimizer": "nesterov",
+        "learning_rate": 0.05,
+    },
+    "segmentation": {
+        **_COMMON,
+        "dataset": "shapes",
+        "model": "fcn",
+        "optimizer": "adamw",
+        "learning_rate": 0.01,
+    },
+}
+PER_DEVICE_BATCH_SIZES = (1, 2, 4, 8, 32)
+# Runs with more examples a device may be shorter. Only runs of the same batch size are compared.
+LARGE = 32
+# Of the runs at several rates.
+RATES_PER_DEVICE = 8
+
+
+class Size(NamedTuple):
+    """How much of the study to run.
+
+    Attributes:
+      steps: updates of a run, by task.
+      large_steps: updates of a run with 32 examples a device and more.
+      per_device_batch_sizes: of the grid.
+      seeds: of every run.
+      rates: peak rates of the second part.
+    """
+
+    steps: dict[str, int]
+    large_steps: dict[str, int]
+    per_device_batch_sizes: tuple[int, ...] = PER_DEVICE_BATCH_SIZES
+    seeds: tuple[int, ...] = (0, 1, 2)
+    rates: tuple[float, ...] = (0.005, 0.015, 0.05, 0.15, 0.5)
+
+
+PRESETS = {
+    "full": Size({"classification": 300, "segmentation": 150}, {"classification": 300, "segmentation": 50}),
+    "quick": Size(
+        {"classification": 100, "segmentation": 60},
+        {"classification": 100, "segmentation": 30},
+        per_device_batch_sizes=(1, 8),
+        seeds=(0,),
+        rates=(0.015, 0.15),
+    ),
+}
+
+
+def same_as(norm: str, per_device: int, num_devices: int) -> str | None:
+    """The norm that computes the same at this size, and is run in place of this one; "" if this one cannot be.
+
+    Example:
+      >>> same_as("span 32", 4, 8), same_as("span 16", 1, 8), same_as("span 16", 4, 8)
+      ('synchronised', '', None)
+    """
+    span = NORMS[norm].get("span")
+    if span is None:
+        return None
+    if span > per_device * num_devices:
+        return ""
+    return {per_device * num_devices: "synchronised", per_device: "local"}.get(span)
+
+
+def grid_jobs(size: Size, norms: Sequence[str], tasks: Sequence[str], num_devices: int) -> list[Job]:
+    """Every norm at every per-device batch size, but those that compute the same as another.
+
+    Norms are innermost, so that runs whose times are compared stand next to each other.
+    """
+    return [
+        Job(
+            f"grid-{task}-{norm.replace(' ', '')}-p{per_device}-seed{seed}",
+            {
+                **_options(task, per_device, num_devices, seed),
+                **NORMS[norm],
+                "steps": (size.steps if per_device < LARGE else size.large_steps)[task],
+            },
+        )
+        for task, seed, per_device, norm in itertools.product(tasks, size.seeds, size.per_device_batch_sizes, norms)
+        if same_as(norm, per_device, num_devices) is None
+    ]
+
+
+def rate_jobs(size: Size, num_devices: int) -> list[Job]:
+    """Batch statistics and frozen ones at every rate."""
+    task = "classification"
+    return [
+        Job(
+            f"rate-{norm}-{rate:g}-seed{seed}",
+            {
+                **_options(task, RATES_PER_DEVICE, num_devices, seed),
+                "norm": norm,
+                "steps": size.steps[task],
+                "learning_rate": rate,
+            },
+        )
+        for seed, rate, norm in itertools.product(size.seeds, size.rates, ("batch", "frozen"))
+    ]
+
+
+def _options(task: str, per_device: int, num_devices: int, seed: int) -> dict[str, Any]:
+    return {**TASKS[task], "batch_size": num_devices * per_device, "num_devices": num_devices, "seed": seed}
+
+
+class Shift(NamedTuple):
+    """How far what enters the norms of a trained model is from the statistics that they normalise by.
+
+    Attributes:
+      mean: the median over all features of |mean - fixed mean| / fixed standard deviation.
+      std: the median over all features of the ratio of standard deviations.
+    """
+
+    mean: float
+    std: float
+
+
+def shift_of(workdir: Path) -> Shift:
+    """The shift of a finished run, by 1,000 training images."""
+    restored = restore(workdir, num_devices=1)
+    train, state = restored.data.train, restored.state
+    images = train.read(np.random.default_rng(0).permutation(train.size)[:1_000]).images
+    fixed = jax.tree.leaves(state.batch_stats, is_leaf=_is_norm)
+    moments = moments_fn(restored.model, mode="layerwise", train=False)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    there = jax.jit(lambda images: moments(variables, standardised(images, restored.recipe)))(images)
+    now = jax.tree.leaves(there, is_leaf=lambda node: isinstance(node, Moments))
+    pairs = list(zip(fixed, now, strict=True))
+    means = [np.abs(b.mean - a["mean"]) / np.sqrt(a["var"]) for a, b in pairs]
+    stds = [np.sqrt(b.var / a["var"]) for a, b in pairs]
+    return Shift(float(np.median(np.concatenate(means))), float(np.median(np.concatenate(stds))))
+
+
+def _is_norm(node: Any) -> bool:
+    return isinstance(node, Mapping) and "mean" in node

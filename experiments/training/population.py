@@ -1,0 +1,76 @@
+"""The statistics of training images for the norms of a model, in place of the running averages."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding
+
+from batchnorm_jax import recalibrate
+from batchnorm_jax.linen import moments_fn
+from experiments import data as datasets
+from experiments._errors import UsageError
+from experiments.data.domains import to_domain
+from experiments.training import devices, steps
+
+# Training images, in batches.
+EXAMPLES, BATCH = 10_000, 1_000
+
+
+def population_statistics(
+    model: nn.Module,
+    recipe: steps.Recipe,
+    mesh: Mesh,
+    state: steps.TrainState,
+    train: datasets.Split,
+    *,
+    mode: str,
+    span: int | None = None,
+    domain: str | None = None,
+    examples: int = EXAMPLES,
+) -> Any:
+    """The `batch_stats` of a model by training images, in no order, so that a batch has of every class.
+
+    Args:
+      model: of a run.
+      recipe: how images become numbers.
+      mesh: the devices, which share each batch.
+      state: whose parameters count.
+      train: the training split.
+      mode: of `batchnorm_jax.recalibrate`.
+      span: of the norms, which "pooled" follows.
+      domain: as which of `data.domains` to show the images; None: as they are.
+      examples: how many to use, if there are as many.
+
+    Raises:
+      UsageError: there are too few for one span on every device.
+    """
+    # Batches of whole spans, of which the devices take equal parts.
+    unit = math.lcm(mesh.size, span or 1)
+    number = max(unit, min(examples, train.size) // unit * unit)
+    if number > train.size:
+        raise UsageError(
+            f"statistics of the training set need {unit} images of it, for a span of {span or 1} on {mesh.size} "
+            f"devices, and there are {train.size}"
+        )
+    chosen = train.read(np.random.default_rng(0).permutation(train.size)[:number])
+    images = (chosen if domain is None else to_domain(domain, chosen)).images
+    size = max(unit, BATCH // unit * unit)
+    cut = NamedSharding(mesh, steps.CUT)
+    batches = [devices.place(images[i : i + size], cut) for i in range(0, len(images), size)]
+    # Models cut their spans only in training, which is what "pooled" follows.
+    moments = moments_fn(model, mode=mode, axis_name=devices.AXIS, train=mode == "pooled")
+
+    def function(variables, images):
+        return moments(variables, steps.standardised(images, recipe))
+
+    function = jax.jit(jax.shard_map(function, mesh=mesh, in_specs=(steps.WHOLE, steps.CUT), out_specs=steps.WHOLE))
+
+    def one_at_a_time(variables, images):
+        # As in training: collectives of fake devices that are dispatched ahead can wait for each other for ever.
+        return jax.block_until_ready(function(variables, images))
+
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    return recalibrate(one_at_a_time, variables, batches, mode=mode)["batch_stats"]
