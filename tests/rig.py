@@ -22,15 +22,15 @@ def tiny(examples=64, size=8, classes=3, channels=1, pixels=False):
     return data.Dataset("tiny", data.Examples(images, labels), {"test": test}, classes)
 
 
-def first_steps(config, dataset, number, num_devices, dtype=None):
+def first_steps(config, dataset, number, num_devices, dtype=None, start=None):
     """The state and the rows of metrics after some updates on some devices.
 
-    With a `dtype` parameters, statistics and computation are of it.
+    With a `dtype` parameters, statistics and computation are of it; `start` is the state before, if not the first one.
     """
     if dtype is not None:
         object.__setattr__(config, "dtype", dtype)
     run = run_of(config, dataset, num_devices)
-    state = run.state
+    state = run.state if start is None else start
     if dtype is not None:
         state = jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, state)
     feed = Feed(config, dataset.train, run.mesh, resident=config.input != "streamed")

@@ -1,5 +1,7 @@
 """Every option of the two modules reaches the functions: one comparison over a register of options."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from flax import nnx
 from batchnorm_jax import batch_norm, linen, normalize, update_running
 from batchnorm_jax import nnx as ours_nnx
 from batchnorm_jax._conditioning import ConditioningWarning
+from tests.reference import normwise_error
 
 MOMENTUM = 0.5
 NAN = jnp.zeros((2, 8, 3, 3)).at[0, 0, 0, 1].set(jnp.nan)
@@ -104,6 +107,38 @@ def test_a_complex_mean_is_kept(run):
     _, mean, var = run({}, x, True)
     np.testing.assert_allclose(mean, MOMENTUM * np.asarray(x).mean(0), rtol=1e-5)
     assert var.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("family", ["linen", "nnx"])
+def test_the_gradients_of_frozen_statistics_are_those_of_constants(family):
+    """Against NumPy in float64, in training by running averages; no collective is made, whatever the axis."""
+    r = np.random.default_rng(0)
+    x, w = r.normal(2.0, 3.0, (2, 8, 3)), r.normal(size=(2, 8, 3))
+    scale, bias, mean, var = r.normal(size=3), r.normal(size=3), r.normal(size=3), r.uniform(0.5, 2.0, 3)
+
+    def y(x, scale, bias, frozen=True):
+        options = {"use_running_average": frozen, "axis_name": "i"}
+        if family == "linen":
+            variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": {"mean": mean, "var": var}}
+            return linen.BatchNorm(**options).apply(variables, x, mutable=["batch_stats"])[0]
+        module = ours_nnx.BatchNorm(3, rngs=nnx.Rngs(0), **options)
+        module.scale[...], module.bias[...], module.mean[...], module.var[...] = scale, bias, mean, var
+        return module(x)
+
+    def gradients(x, scale, bias, w, frozen=True):
+        return jax.grad(lambda *given: jnp.vdot(w, y(*given, frozen)), argnums=(0, 1, 2))(x, scale, bias)
+
+    given = [jnp.asarray(a, jnp.float32) for a in (x, scale, bias, w)]
+    mean, var = jnp.asarray(mean, jnp.float32), jnp.asarray(var, jnp.float32)
+    dx, dscale, dbias = jax.jit(jax.vmap(gradients, (0, None, None, 0), axis_name="i"))(*given)
+    one = [given[0][0], *given[1:3], given[3][0]]
+    for frozen in (True, False):
+        program = jax.make_jaxpr(partial(gradients, frozen=frozen), axis_env=[("i", 2)])(*one)
+        assert ("psum" in str(program)) != frozen
+    std = np.sqrt(np.asarray(var, np.float64) + 1e-5)
+    assert normwise_error(dx, w * scale / std) < 1e-6
+    assert normwise_error(dscale, (w * (x - np.asarray(mean, np.float64)) / std).sum(1)) < 1e-6
+    assert normwise_error(dbias, w.sum(1)) < 1e-6
 
 
 def test_the_width_must_be_that_of_the_module():

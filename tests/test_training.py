@@ -125,6 +125,46 @@ def test_a_run_leaves_everything_it_is_said_to_leave(tmp_path):
     assert loop.train(config) == summary
 
 
+def test_evaluations_within_an_epoch_change_nothing_else(tmp_path, monkeypatch):
+    """Every second update; a run that is stopped before one of them, and goes on, has the same rows."""
+    often = {**SHORT, "steps": 5, "evaluate_every": 2, "checkpoint_every": 3}
+    plain = loop.train(TrainConfig(**{**often, "evaluate_every": 0}, workdir=str(tmp_path / "plain")))
+    whole = loop.train(TrainConfig(**often, workdir=str(tmp_path / "whole")))
+    assert whole["results"] == plain["results"]
+
+    def rows(name):
+        return [row for row in metrics.read(tmp_path / name / metrics.FILE) if row["kind"] != "train"]
+
+    assert [row["step"] for row in rows("whole")] == [2, 2, 4, 4, 5, 5] and rows("whole")[-2:] == rows("plain")
+
+    class StoppedError(Exception):
+        pass
+
+    evaluate = loop.Fit._evaluate_and_log
+
+    def stop(self, state, step):
+        if step == 4:
+            raise StoppedError
+        return evaluate(self, state, step)
+
+    config = TrainConfig(**often, workdir=str(tmp_path / "stopped"))
+    monkeypatch.setattr(loop.Fit, "_evaluate_and_log", stop)
+    with pytest.raises(StoppedError):
+        loop.train(config)
+    monkeypatch.setattr(loop.Fit, "_evaluate_and_log", evaluate)
+    assert loop.train(config)["results"] == whole["results"]
+    assert rows("stopped") == rows("whole")
+
+
+def test_a_run_stops_at_the_evaluation_that_reaches_the_target(tmp_path):
+    config = TrainConfig(**{**SHORT, "evaluate_every": 1, "target_accuracy": 0.2}, workdir=str(tmp_path))
+    summary = loop.train(config)
+    rows = [row for row in metrics.read(tmp_path / metrics.FILE) if row["kind"] == "test"]
+    scores = [row["accuracy"] for row in rows]
+    assert summary["target"]["reached_after_updates"] == summary["updates"] == rows[-1]["step"] < 6
+    assert scores[-1] >= 0.2 and all(score < 0.2 for score in scores[:-1])
+
+
 def test_a_workdir_of_another_configuration_is_refused(tmp_path):
     loop.write_config(tmp_path, TrainConfig(**SHORT), {})
     other = TrainConfig(**SHORT | {"learning_rate": 0.1}, workdir=str(tmp_path))
@@ -198,7 +238,10 @@ def command(workdir, *flags):
         ),
         (["--dataset=mnist", "--data_dir=nowhere"], "Looked in nowhere"),
         (["--batch_size=63", "--num_devices=2"], "nearest sizes that work: 62 and 64"),
-        (["--norm=bacth"], "unknown norm 'bacth'; there are: batch, local, none. Did you mean 'batch'?"),
+        (
+            ["--norm=bacth"],
+            "unknown norm 'bacth'; there are: batch, frozen, group, local, none, renorm. Did you mean 'batch'?",
+        ),
         (
             ["--model=simplecnn"],
             "there are: alexnet_bn, fcn, resnet18, resnet50, simple_cnn. Did you mean 'simple_cnn'?",

@@ -101,7 +101,7 @@ class TrainConfig:
     epochs: int = _option(20, "Passes over the training set.", least=1)
     steps: int | None = _option(None, "Updates in all, in place of --epochs; the schedule ends there.", least=1)
     target_accuracy: float | None = _option(
-        None, "Stop at the end of the epoch in which the first split evaluated reaches this, such as 0.98.", least=0
+        None, "Stop at the first evaluation where the first split evaluated reaches this, such as 0.98.", least=0
     )
     optimizer: str = _option(
         "nesterov",
@@ -146,6 +146,9 @@ class TrainConfig:
     process_id: int | None = _option(None, "With --coordinator_address: which one this is, from 0.", least=0)
     workdir: str | None = _option(None, "Folder for results. Default: one under runs/, named after the configuration.")
     log_every: int = _option(1, "Updates between two rows of metrics.", least=1)
+    evaluate_every: int = _option(
+        0, "Updates between two evaluations, besides those at the end of every epoch. 0: those alone.", least=0
+    )
     checkpoint_every: int = _option(0, "Updates between two checkpoints. 0: one at the end of every epoch.", least=0)
 
     def __post_init__(self):

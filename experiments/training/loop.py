@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -88,7 +89,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             checkpoints = held.enter_context(Checkpoints(workdir))
             state = checkpoints.restore(run.state, set_aside=True)
             if state is None:
-                state = _initial(config, run, dataset)
+                state = initial_state(config, run, dataset)
             elif first:
                 print(f"Going on from the checkpoint of step {int(state.step)}.", flush=True)
             log = held.enter_context(MetricsLog(workdir, int(state.step), writes=first))
@@ -106,7 +107,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     return summary
 
 
-def _initial(config: TrainConfig, run: Run, dataset: datasets.Dataset) -> steps.TrainState:
+def initial_state(config: TrainConfig, run: Run, dataset: datasets.Dataset) -> steps.TrainState:
     """The state before the first update; statistics that will not change are those of the training set."""
     if config.norm != "frozen":
         return run.state
@@ -154,6 +155,8 @@ class Fit:
         self.first_step_ended: float | None = None
         self.starts = 1
         self._computing = 0.0
+        # The first step of an epoch, and the updates of it that are left.
+        self._open: tuple[int, Iterator[list[steps.Source]]] | None = None
 
     def __call__(self, state: steps.TrainState) -> tuple[steps.TrainState, dict, int | None]:
         """Returns the state at the end, the last evaluation of every split, and the step that reached the target."""
@@ -163,26 +166,40 @@ class Fit:
         self.starts = self._checkpoints.notes.get("starts", 0) + 1
         self._progress = Progress(self._config, plan, self._log, step, quiet=not first)
         with processes.Termination() as self._termination:
-            if step > 0 and step == plan.locate(step - 1).last_step:
-                # It was stopped at the end of an epoch: before its evaluation, or after.
+            if self._is_evaluated(step):
+                # It was stopped there: before the evaluation, or after.
                 results = self._log.evaluations(step) or self._evaluate_and_log(state, step)
                 reached = self._reached(results, step)
             while step < plan.total_steps and reached is None:
-                state, step = self._epoch(state, step)
-                results = self._end_epoch(state, step)
+                state, step = self._to_evaluation(state, step)
+                results = self._pause(state, step)
                 reached = self._reached(results, step)
         self._progress.close()
         return state, results, reached
 
-    def _epoch(self, state: steps.TrainState, step: int) -> tuple[steps.TrainState, int]:
-        """Trains to the end of an epoch."""
-        clock, progress = self._clock, self._progress
+    def _is_evaluated(self, step: int) -> bool:
+        """Whether an evaluation follows the update that led to this step: at the end of an epoch, and in between."""
+        before = step - self._config.backwards_per_forward
+        return self._ends_epoch(step) or (step > 0 and _is_due(self._config.evaluate_every, before, step))
+
+    def _ends_epoch(self, step: int) -> bool:
+        return step > 0 and step == self._run.plan.locate(step - 1).last_step
+
+    def _updates(self, step: int) -> Iterator[list[steps.Source]]:
+        """The updates that are left of an epoch."""
         position = self._run.plan.locate(step)
+        if self._open is None or self._open[0] != position.first_step:
+            self._open = position.first_step, self._feed.updates(position, step)
+        return self._open[1]
+
+    def _to_evaluation(self, state: steps.TrainState, step: int) -> tuple[steps.TrainState, int]:
+        """Trains up to the next evaluation."""
+        clock, progress = self._clock, self._progress
         progress.start_epoch()
         self._computing = -clock.seconds["compute"]
-        updates = self._feed.updates(position, step)
-        under_way = None
-        while step < position.last_step:
+        updates = self._updates(step)
+        under_way, paused = None, False
+        while not paused:
             with clock.beside("input", "compute", under_way):
                 sources = next(updates)
             program = self._program(state, sources)
@@ -198,10 +215,11 @@ class Fit:
                 # The metrics of the step before this one.
                 progress.read()
                 progress.expect(step, metrics, feeding.examples(sources))
-            # At the end of an epoch its evaluation comes first, or a run that resumes would lack it.
-            if step < position.last_step:
+            paused = self._is_evaluated(step)
+            # The evaluation comes first, where there is one, or a run that resumes would lack it.
+            if not paused:
                 stop = self._termination.is_due(step)
-                if stop or self._is_due(before, step):
+                if stop or _is_due(self._config.checkpoint_every, before, step):
                     self._settle(state)
                     self._save(state, step)
                 if stop:
@@ -217,7 +235,7 @@ class Fit:
         with self._clock("log"):
             self._progress.read()
 
-    def _end_epoch(self, state: steps.TrainState, step: int) -> dict:
+    def _pause(self, state: steps.TrainState, step: int) -> dict:
         """Evaluates, logs and keeps the state; the evaluation comes later if the run is to stop."""
         last = step == self._run.plan.total_steps
         if not last and self._termination.is_due(step):
@@ -227,7 +245,8 @@ class Fit:
         before = step - self._config.backwards_per_forward
         last = last or self._reached(results, step) is not None
         stop = self._termination.is_due(step)
-        if not self._config.checkpoint_every or self._is_due(before, step) or last or stop:
+        every = self._config.checkpoint_every
+        if last or stop or (_is_due(every, before, step) if every else self._ends_epoch(step)):
             self._save(state, step)
         if stop and not last:
             _exit_terminated(step)
@@ -262,10 +281,6 @@ class Fit:
         is_reached = target is not None and next(iter(results.values()))["accuracy"] >= target
         return step if is_reached else None
 
-    def _is_due(self, before: int, step: int) -> bool:
-        every = self._config.checkpoint_every
-        return every > 0 and step // every > before // every
-
     def _save(self, state: steps.TrainState, step: int) -> None:
         """Keeps a state, unless the update that made it left what is not finite: its loss is not known yet."""
         with self._clock("checkpoint"):
@@ -273,6 +288,11 @@ class Fit:
                 if not np.isfinite(np.asarray(leaf, np.float32)).all():
                     raise NonFiniteLossError(f"the parameters are not finite after step {step}; {REMEDY}")
             self._checkpoints.save(state, {"seconds": dict(self._clock.seconds), "starts": self.starts})
+
+
+def _is_due(every: int, before: int, step: int) -> bool:
+    """Whether a multiple of a number of updates lies after one step and not after the other; never for 0."""
+    return every > 0 and step // every > before // every
 
 
 def _exit_terminated(step: int) -> NoReturn:

@@ -1,0 +1,165 @@
+"""The norm study: its jobs, and its report from rows that are made up."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments._errors import UsageError
+from experiments.reporting import norm_study as report
+from experiments.reporting import norm_study_figure, write_norm_study_page
+from experiments.studies import norm
+from experiments.training import loop, presets
+from experiments.training.config import TrainConfig
+from tests import rig
+
+ROOT = Path(__file__).parent.parent
+SIZE = norm.PRESETS["full"]
+
+
+def test_every_norm_has_a_job_or_a_twin_at_every_size():
+    jobs = norm.grid_jobs(SIZE, list(norm.NORMS), list(norm.TASKS), 8)
+    keys = {job.key for job in jobs}
+    assert len(keys) == len(jobs) == 2 * 3 * (5 + 5 + 6 + 7 + 7)
+    assert "grid-classification-span16-p4-seed0" in keys and "grid-classification-span32-p4-seed0" not in keys
+    for job in [*jobs, *norm.rate_jobs(SIZE, 8)]:
+        config = presets.configure(None, job.options)
+        assert config.batch_size % 8 == 0 and config.num_devices == 8
+
+
+@pytest.mark.parametrize(("span", "norm_", "per_device"), [(16, "batch", 2), (8, "local", 8)])
+def test_a_span_of_all_or_of_a_device_is_what_is_run_in_its_place(span, norm_, per_device):
+    given = {"batch_size": 8 * per_device, "model": "tests.own:model", "warmup_epochs": 0}
+    spans = rig.first_steps(TrainConfig(**given, norm="batch", span=span), rig.tiny(128), 2, 8)
+    other = rig.first_steps(TrainConfig(**given, norm=norm_), rig.tiny(128), 2, 8)
+    for a, b in zip(jax.tree.leaves(spans), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def row(job, score, milliseconds=10.0, **more):
+    name = "mean_iou" if "segmentation" in job.key else "accuracy"
+    summary = {
+        "results": {"test": {"accuracy": 0.5, name: score}},
+        "updates": 100,
+        "seconds": {"compute": milliseconds / 10},
+    }
+    ended = {"error": "the loss is nan at step 3"} if score is None else {"summary": summary}
+    return {"key": job.key, "options": job.options, "command": "python -m experiments.train", **ended, **more}
+
+
+def write(folder, rows):
+    (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def made_up(job):
+    """Local statistics fail where a device has little; frozen ones do not end at all."""
+    options = job.options
+    if options["norm"] == "frozen":
+        return row(job, None)
+    small = options["norm"] == "local" and options["batch_size"] < 32
+    return row(job, (0.2 if small else 0.9) + 0.01 * options["seed"], 9.0 if options["norm"] == "local" else 18.0)
+
+
+def test_the_report_says_what_was_found(tmp_path):
+    with pytest.raises(UsageError, match="holds no study"):
+        write_norm_study_page(tmp_path)
+    jobs = norm.grid_jobs(SIZE, list(norm.NORMS), list(norm.TASKS), 8)
+    shift = {"mean": 0.25, "std": 1.5}
+    rates = [
+        row(job, None if job.options["norm"] == "frozen" and job.options["learning_rate"] > 0.1 else 0.8, shift=shift)
+        for job in norm.rate_jobs(SIZE, 8)
+    ]
+    write(tmp_path, [*map(made_up, jobs), *rates])
+    text = re.sub(r"<svg.*?</svg>", "", write_norm_study_page(tmp_path).read_text(), flags=re.DOTALL)
+    assert (
+        "Classification: with 1 a device local statistics reach 21.0% and synchronised ones 91.0% (a loss that is "
+        "clear of the spread); with 2" in text
+    )
+    assert "2.00 times as long as one with local statistics (2.00 to 2.00" in text
+    assert "Batch statistics train at rates up to 0.5 and statistics of the training set" in text
+    assert "fixed before the first update, train at rates up to 0.05." in text
+    assert "not finite" in text and "0.25, x 1.50" in text
+    # Three seeds, a hundredth apart.
+    assert f"91.0 ± {stats.t.ppf(0.975, 2) / np.sqrt(3):.1f}" in text
+    cells = re.findall(r"<td>span 16</td>(.*?)</tr>", text)
+    assert cells[0].startswith('<td class="n">–</td><td class="n">=</td><td class="n">91.0')
+
+
+def test_the_figure_has_a_line_for_each_norm_that_ended(tmp_path):
+    write(tmp_path, map(made_up, norm.grid_jobs(SIZE, list(norm.NORMS), ["classification"], 8)))
+    (axes,) = norm_study_figure(tmp_path).axes
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert set(lines) == set(norm.NORMS) - {"frozen"}
+    assert lines["local"].get_ydata() == pytest.approx([21, 21, 91, 91, 91])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "4", "8", "32"]
+
+
+def test_what_is_not_clear_of_the_spread_is_not_said_to_be(tmp_path):
+    """Differences of 1 with a spread of 3; and one seed, whose spread nobody knows."""
+    jobs = norm.grid_jobs(SIZE, ["local", "synchronised"], ["classification"], 8)
+    scores = {"local": (0.80, 0.83, 0.86), "batch": (0.81, 0.84, 0.87)}
+    rows = [row(job, scores[job.options["norm"]][job.options["seed"]]) for job in jobs]
+    write(tmp_path, rows)
+    assert "84.0% (not clear of the spread)" in report.finding(report.read(tmp_path), "classification")
+    write(tmp_path, [r for r in rows if r["options"]["seed"] == 0])
+    assert "81.0% (one seed, whose spread is not known)" in report.finding(report.read(tmp_path), "classification")
+
+
+def test_the_interval_holds_the_mean_as_often_as_it_says():
+    """Of three seeds from a normal distribution; 2,000 samples, four standard errors."""
+    samples = np.random.default_rng(0).normal(size=(2_000, 3))
+    held = np.mean([abs(s.mean()) <= report.half_width(s) for s in samples])
+    assert abs(held - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 2_000)
+
+
+def test_the_shift_of_a_run_is_that_of_its_activations(tmp_path):
+    """A run of no learning has none for the first norm, however long; its batches leave the running averages noisy."""
+    options = {"batch_size": 64, "warmup_epochs": 0, "steps": 2, "num_devices": 1, "norm": "frozen"}
+    shifts = []
+    for rate in (0.0, 0.05):
+        workdir = tmp_path / f"{rate}"
+        loop.train(TrainConfig(**options, learning_rate=rate, weight_decay=0.0, workdir=str(workdir)))
+        shifts.append(norm.shift_of(workdir))
+    still, moved = shifts
+    # 1,000 of the 10,000 images that the statistics were made from.
+    assert still.mean < 0.1 and abs(still.std - 1) < 0.05
+    assert moved.mean > 2 * still.mean or abs(moved.std - 1) > 2 * abs(still.std - 1)
+
+
+def study(*flags):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.norm_study", *flags], cwd=ROOT, text=True, capture_output=True, check=False
+    )
+
+
+def test_the_command_runs_a_study_once(tmp_path):
+    """Of two norms, each with one example on each of two devices."""
+    flags = ("--preset=quick", "--norms=local,synchronised", "--tasks=classification", "--per_device_batch_sizes=1")
+    flags = (*flags, "--num_devices=2", f"--workdir={tmp_path}")
+    planned = study(*flags, "--dry_run")
+    assert planned.stdout.count("python -m experiments.train") == 2 and not list(tmp_path.iterdir()), planned.stderr
+    first = study(*flags)
+    assert first.returncode == 0 and "2 of 2" in first.stdout, first.stderr
+    assert {row.get("summary", {}).get("updates") for row in report.read(tmp_path).values()} == {100}
+    assert study(*flags).stdout == f"report      {tmp_path / 'report.html'}\n"
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--norms=synchronized", "unknown norm 'synchronized'; there are: "),
+        ("--per_device_batch_sizes=1,two", "--per_device_batch_sizes are whole numbers, as in 1,2,32, not 1,two"),
+        ("--per_device_batch_sizes=0", "--per_device_batch_sizes must be at least 1, not 0"),
+        ("--preset=ful", "unknown preset 'ful'; there are: full, quick. Did you mean 'full'?"),
+        ("--num_devices=0", "--num_devices must be at least 1, not 0"),
+    ],
+)
+def test_what_cannot_be_studied_is_refused(flag, message, tmp_path):
+    result = study(flag, "--dry_run", f"--workdir={tmp_path / 'study'}")
+    assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr, result.stderr
