@@ -36,13 +36,16 @@ def main() -> None:
                 raise unknown_name(kind, name, known)
     rates = norm.rate_jobs(size, FLAGS.num_devices) if {"synchronised", "frozen"} <= set(FLAGS.norms) else []
     all_jobs = [*rates, *norm.grid_jobs(size, FLAGS.norms, FLAGS.tasks, FLAGS.num_devices)]
-    if FLAGS.dry_run:
-        for job in jobs.waiting(all_jobs, folder):
-            print("python", *jobs.command(job, folder))
-        return
-    jobs.run(all_jobs, folder)
-    for job in rates:
-        jobs.note(job, folder, "shift", lambda workdir: norm.shift_of(workdir)._asdict())
+    with jobs.Runner(folder) as runner:
+        waiting = [job for job in all_jobs if not runner.is_done(job)]
+        if FLAGS.dry_run:
+            for job in waiting:
+                print("python", *jobs.command(job, folder))
+            return
+        for number, job in enumerate(waiting, start=1):
+            runner.run(job, f"{number} of {len(waiting)}")
+        for job in rates:
+            runner.note(job, "shift", lambda workdir: norm.shift_of(workdir)._asdict())
     print(f"report      {write_norm_study_page(folder)}")
 
 

@@ -141,13 +141,13 @@ def study(*flags):
 def test_the_command_runs_a_study_once(tmp_path):
     """Of two norms, each with one example on each of two devices."""
     flags = ("--preset=quick", "--norms=local,synchronised", "--tasks=classification", "--per_device_batch_sizes=1")
-    flags = (*flags, "--num_devices=2", f"--workdir={tmp_path}")
+    flags = (*flags, "--num_devices=2", f"--workdir={tmp_path / 'study'}")
     planned = study(*flags, "--dry_run")
     assert planned.stdout.count("python -m experiments.train") == 2 and not list(tmp_path.iterdir()), planned.stderr
     first = study(*flags)
     assert first.returncode == 0 and "2 of 2" in first.stdout, first.stderr
-    assert {row.get("summary", {}).get("updates") for row in report.read(tmp_path).values()} == {100}
-    assert study(*flags).stdout == f"report      {tmp_path / 'report.html'}\n"
+    assert {row.get("summary", {}).get("updates") for row in report.read(tmp_path / "study").values()} == {100}
+    assert study(*flags).stdout == f"report      {tmp_path / 'study' / 'report.html'}\n"
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,13 @@
 """Studies: jobs that are kept as they end and not run twice, and the report of the large-batch study."""
 
 import json
+import math
 
 import pytest
 
 from experiments._errors import UsageError
 from experiments.reporting import large_batch as report
-from experiments.studies import jobs, large_batch
+from experiments.studies import convergence, jobs, large_batch
 
 TINY = {
     "dataset": "tests.own:dataset",
@@ -16,6 +17,11 @@ TINY = {
     "warmup_epochs": 0,
     "num_devices": 1,
 }
+
+
+SETTING = convergence.Setting(
+    {"dataset": "digits"}, 55_000, target=0.9, batch_sizes=(16, 64), first_rate=0.05, max_epochs=3, seeds=(0, 1)
+)
 
 
 def test_a_study_keeps_each_run_and_goes_on_where_it_was(tmp_path, capsys):
@@ -41,6 +47,75 @@ def test_a_run_that_takes_its_process_with_it_costs_its_row_alone(tmp_path):
     (first, second), (third,) = jobs.run([fatal, good], tmp_path), jobs.run([jobs.Job("none", TINY)], tmp_path)
     assert first["error"] == f"its process ended with exit status 7; see {tmp_path / 'worker.log'}"
     assert second["summary"]["updates"] == third["summary"]["updates"] == 2
+
+
+def test_a_loss_that_is_not_finite_is_a_result_and_stays(tmp_path, capsys):
+    job = jobs.Job("high", {**TINY, "learning_rate": 1e30, "norm": "none"})
+    (row,) = jobs.run([job], tmp_path)
+    assert row["diverged"] and "--learning_rate" in row["error"]
+    capsys.readouterr()
+    assert jobs.run([job], tmp_path) == [row] and capsys.readouterr().out == ""
+
+
+def test_what_is_found_out_of_a_run_is_added_to_its_row_once(tmp_path):
+    job, calls = jobs.Job("good", TINY), []
+
+    def size(workdir):
+        calls.append(workdir)
+        return (workdir / "summary.json").stat().st_size
+
+    for _ in range(2):
+        with jobs.Runner(tmp_path) as runner:
+            assert runner.run(job)["summary"]["updates"] == 2
+            runner.note(job, "size", size)
+            assert runner.run(job)["size"] > 0
+    assert calls == [jobs.workdir(job, tmp_path)]
+
+
+def reached(options, updates):
+    return {"options": options, "summary": {"updates": updates or 50, "target": {"reached_after_updates": updates}}}
+
+
+@pytest.mark.parametrize("best_rate", [0.05, 0.4, 6.4])
+def test_the_search_follows_the_best_rate_off_its_grid(best_rate):
+    """Updates grow with the distance from the best rate on a logarithmic axis; far above it the loss is not finite."""
+    tried = []
+
+    def run(job):
+        rate = job.options["learning_rate"]
+        tried.append(rate)
+        if rate > 4 * best_rate:
+            return {"options": job.options, "error": "not finite", "diverged": True}
+        distance = abs(math.log2(rate / best_rate))
+        return reached(job.options, round(100 * (1 + distance)) if distance < 4.5 else None)
+
+    tuned = convergence.search(SETTING, 64, 0.4, run)
+    assert tuned.rate == pytest.approx(best_rate) and not tuned.on_edge
+    assert len(tried) == len(set(tried)) <= 3 + convergence.MOST_EXTENSIONS
+    assert [row["options"]["learning_rate"] for row in tuned.rows] == sorted(tried)
+
+
+def test_a_search_that_ends_on_the_edge_says_so():
+    tuned = convergence.search(
+        SETTING, 64, 0.4, lambda job: reached(job.options, round(1000 / job.options["learning_rate"]))
+    )
+    assert tuned.on_edge and tuned.rate == tuned.rows[-1]["options"]["learning_rate"]
+    none = convergence.search(SETTING, 64, 0.4, lambda job: reached(job.options, None))
+    assert none.rate is None and len(none.rows) == 3 + convergence.MOST_EXTENSIONS
+
+
+def test_the_fit_is_given_the_runs_at_the_best_rates_and_those_that_were_cut_short():
+    found = [convergence.Tuned(b, 0.1, False, []) for b in (16, 64)]
+    rows = [
+        {"key": job.key, **reached(job.options, updates)}
+        for job, updates in (
+            (convergence.tuned_job(SETTING, 16, 0.1, 0), 200),
+            (convergence.tuned_job(SETTING, 16, 0.2, 0), 100),
+            (convergence.tuned_job(SETTING, 16, 0.1, convergence.SEARCH_SEED), 150),
+            (convergence.tuned_job(SETTING, 64, 0.1, 1), None),
+        )
+    ]
+    assert convergence.steps_for_fit(rows, found) == ([16, 64], [200, 50], [False, True])
 
 
 def row(key, options, accuracy):

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,49 +43,80 @@ def command(job: Job, folder: Path) -> list[str]:
 def run(jobs: Iterable[Job], folder: Path) -> list[dict[str, Any]]:
     """Runs the jobs that have no row yet, and returns the rows of all.
 
-    A study that was stopped goes on where it was, in the middle of a training run too. A run that fails is a row with
-    its error, and is tried again when the study is started again.
-
     Args:
       jobs: in the order in which to run them.
       folder: of the study; rows are appended to `results.jsonl` in it.
 
     Returns:
-      The rows, in the order of the jobs: `key`, `options`, `command`; and `summary`, as `experiments.train` leaves it,
-      or `error`.
+      The rows, in the order of the jobs, as `Runner.run` gives them.
     """
     jobs = list(jobs)
-    folder.mkdir(parents=True, exist_ok=True)
-    done = _done(jobs, folder)
-    to_run = waiting(jobs, folder)
-    with _Worker(folder) as worker:
+    with Runner(folder) as runner:
+        to_run = [job for job in jobs if not runner.is_done(job)]
         for number, job in enumerate(to_run, start=1):
+            runner.run(job, f"{number} of {len(to_run)}")
+        return [runner.run(job) for job in jobs]
+
+
+class Runner:
+    """Runs jobs whose rows are not there yet. Use it as a context.
+
+    A study that was stopped goes on where it was, in the middle of a training run too. A run that fails is a row with
+    its error, and is tried again when the study is started again; but a loss that is not finite is a result, and stays.
+    """
+
+    def __init__(self, folder: Path):
+        """Opens a study.
+
+        Args:
+          folder: of the study, made if need be; rows are appended to `results.jsonl` in it.
+        """
+        self._folder = folder
+        self._rows = {row["key"]: row for row in read(folder / FILE) if _is_result(row)}
+        self._worker = _Worker(folder)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._worker.end()
+
+    def is_done(self, job: Job) -> bool:
+        """Whether there is a row of a job that was made with its options."""
+        row = self._rows.get(job.key)
+        return row is not None and row["options"] == json.loads(json.dumps(job.options))
+
+    def run(self, job: Job, place: str = "") -> dict[str, Any]:
+        """The row of a job, which is run if need be.
+
+        Args:
+          job: to run.
+          place: of the job among others, to be printed.
+
+        Returns:
+          `key`, `options`, `command`; and `summary`, as `experiments.train` leaves it, or `error`, and then `diverged`,
+          whether that is a loss that is not finite.
+        """
+        if not self.is_done(job):
             started = time.monotonic()
-            row = {"key": job.key, "options": job.options, "command": "python " + " ".join(command(job, folder))}
-            row |= worker.train(job)
-            _append(folder / FILE, row)
-            done[job.key] = row
-            seconds = time.monotonic() - started
-            print(f"{number} of {len(to_run)}  {seconds:>5.0f} s  {job.key:<44} {_say(row)}", flush=True)
-    return [done[job.key] for job in jobs]
+            self._folder.mkdir(parents=True, exist_ok=True)
+            row = {"key": job.key, "options": job.options, "command": "python " + " ".join(command(job, self._folder))}
+            row |= self._worker.train(job)
+            _append(self._folder / FILE, row)
+            self._rows[job.key] = json.loads(json.dumps(row))
+            print(f"{place}  {time.monotonic() - started:>5.0f} s  {job.key:<44} {_say(row)}".lstrip(), flush=True)
+        return self._rows[job.key]
+
+    def note(self, job: Job, name: str, function: Callable[[Path], Any]) -> None:
+        """Adds what a function finds out from the folder of a run to its row, once; not if there is no summary."""
+        row = self._rows.get(job.key, {})
+        if "summary" in row and name not in row:
+            self._rows[job.key] = row = {**row, name: function(workdir(job, self._folder))}
+            _append(self._folder / FILE, row)
 
 
-def waiting(jobs: Iterable[Job], folder: Path) -> list[Job]:
-    """The jobs that have no row yet, or one with an error."""
-    jobs = list(jobs)
-    done = _done(jobs, folder)
-    return [job for job in jobs if job.key not in done]
-
-
-def note(job: Job, folder: Path, name: str, function: Callable[[Path], Any]) -> None:
-    """Adds what a function finds out from the folder of a run to the row of the run, once; not if the run failed."""
-    row = _done([job], folder).get(job.key)
-    if row is not None and name not in row:
-        _append(folder / FILE, {**row, name: function(workdir(job, folder))})
-
-
-def _done(jobs: Sequence[Job], folder: Path) -> dict[str, dict[str, Any]]:
-    return {row["key"]: row for row in read(folder / FILE) if "summary" in row and _matches(row, jobs)}
+def _is_result(row: dict[str, Any]) -> bool:
+    return "summary" in row or row.get("diverged", False)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -107,11 +138,6 @@ def _append(path: Path, row: dict[str, Any]) -> None:
         file.write((b"\n" if cut else b"") + json.dumps(row).encode() + b"\n")
 
 
-def _matches(row: dict[str, Any], jobs: Sequence[Job]) -> bool:
-    """Whether a row is of the job that now has its key."""
-    return all(row["options"] == json.loads(json.dumps(job.options)) for job in jobs if job.key == row["key"])
-
-
 class _Worker:
     """The process that trains; another one where a run asks for another number of devices, or has ended the last."""
 
@@ -120,18 +146,12 @@ class _Worker:
         self._process: Any = None  # A subprocess.Popen, whose pipes a type checker takes to be missing.
         self._num_devices: int | None = None
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._end()
-
     def train(self, job: Job) -> dict[str, Any]:
         """The summary of a job or its error."""
         # A CPU is divided into devices once in a process, and without a number as the batch size allows.
         num_devices = job.options.get("num_devices")
         if num_devices is None or num_devices != self._num_devices:
-            self._end()
+            self.end()
         process, self._num_devices = self._process or self._start(), num_devices
         options = {k: v for k, v in job.options.items() if v is not None}
         try:
@@ -142,7 +162,7 @@ class _Worker:
             answer = ""
         if answer:
             return json.loads(answer)
-        self._end()
+        self.end()
         return {"error": f"its process ended with exit status {process.returncode}; see {self._log}"}
 
     @property
@@ -160,7 +180,8 @@ class _Worker:
             )
         return self._process
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Lets the process end, if there is one."""
         if self._process is not None:
             # It ends when there is nothing more to read; one that has ended may have left a line unread.
             with contextlib.suppress(BrokenPipeError):

@@ -47,39 +47,53 @@ TASKS: dict[str, dict[str, Any]] = {
         "dataset": "shapes",
         "model": "fcn",
         "optimizer": "adamw",
-        "learning_rate": 0.01,
+        "learning_rate": 0.003,
     },
 }
 PER_DEVICE_BATCH_SIZES = (1, 2, 4, 8, 32)
-# Runs with more examples a device may be shorter. Only runs of the same batch size are compared.
-LARGE = 32
 # Of the runs at several rates.
 RATES_PER_DEVICE = 8
+
+
+class Budget(NamedTuple):
+    """How many updates a run is given: as many as make `examples`, within limits.
+
+    Attributes:
+      examples: to see.
+      least: updates.
+      most: updates.
+    """
+
+    examples: int
+    least: int
+    most: int
+
+    def updates(self, batch_size: int) -> int:
+        """The updates of a run. Only runs of the same batch size are compared."""
+        return min(self.most, max(self.least, self.examples // batch_size))
 
 
 class Size(NamedTuple):
     """How much of the study to run.
 
     Attributes:
-      steps: updates of a run, by task.
-      large_steps: updates of a run with 32 examples a device and more.
+      budgets: of a run, by task.
       per_device_batch_sizes: of the grid.
       seeds: of every run.
       rates: peak rates of the second part.
     """
 
-    steps: dict[str, int]
-    large_steps: dict[str, int]
+    budgets: dict[str, Budget]
     per_device_batch_sizes: tuple[int, ...] = PER_DEVICE_BATCH_SIZES
     seeds: tuple[int, ...] = (0, 1, 2)
     rates: tuple[float, ...] = (0.005, 0.015, 0.05, 0.15, 0.5)
 
 
 PRESETS = {
-    "full": Size({"classification": 300, "segmentation": 150}, {"classification": 300, "segmentation": 50}),
+    # A segmentation of 48x48 pixels takes as long as thirty classifications.
+    "full": Size({"classification": Budget(76_800, 300, 300), "segmentation": Budget(5_760, 30, 200)}),
     "quick": Size(
-        {"classification": 100, "segmentation": 60},
-        {"classification": 100, "segmentation": 30},
+        {"classification": Budget(25_600, 100, 100), "segmentation": Budget(1_920, 15, 60)},
         per_device_batch_sizes=(1, 8),
         seeds=(0,),
         rates=(0.015, 0.15),
@@ -113,7 +127,7 @@ def grid_jobs(size: Size, norms: Sequence[str], tasks: Sequence[str], num_device
             {
                 **_options(task, per_device, num_devices, seed),
                 **NORMS[norm],
-                "steps": (size.steps if per_device < LARGE else size.large_steps)[task],
+                "steps": size.budgets[task].updates(num_devices * per_device),
             },
         )
         for task, seed, per_device, norm in itertools.product(tasks, size.seeds, size.per_device_batch_sizes, norms)
@@ -130,7 +144,7 @@ def rate_jobs(size: Size, num_devices: int) -> list[Job]:
             {
                 **_options(task, RATES_PER_DEVICE, num_devices, seed),
                 "norm": norm,
-                "steps": size.steps[task],
+                "steps": size.budgets[task].updates(num_devices * RATES_PER_DEVICE),
                 "learning_rate": rate,
             },
         )

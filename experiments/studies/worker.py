@@ -12,6 +12,7 @@ from absl import logging
 
 from experiments.training.config import TrainConfig
 from experiments.training.loop import train
+from experiments.training.progress import NonFiniteLossError
 
 
 def main() -> None:
@@ -24,10 +25,10 @@ def main() -> None:
         print(f"\n{line}", end="", flush=True)
         try:
             answer = {"summary": train(TrainConfig(**json.loads(line)))}
-        # Whatever it is, it is the result of this job, and the next one may do better.
+        # Whatever it is, the next job may do better.
         except Exception as error:
             logging.exception("The job failed.")
-            answer = {"error": f"{error}" or type(error).__name__}
+            answer = {"error": f"{error}" or type(error).__name__, "diverged": isinstance(error, NonFiniteLossError)}
         print(json.dumps(answer), file=answers, flush=True)
 
 
