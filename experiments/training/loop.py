@@ -27,6 +27,8 @@ from experiments.training.progress import REMEDY, NonFiniteLossError, Progress
 from experiments.training.run import Program, Run, prepare
 
 SUMMARY = "summary.json"
+# Images by which statistics are fixed before the first update.
+FROZEN_EXAMPLES = 1_000
 # 128 + SIGTERM, as a shell has it.
 TERMINATED = 143
 
@@ -112,7 +114,10 @@ def initial_state(config: TrainConfig, run: Run, dataset: datasets.Dataset) -> s
     if config.norm != "frozen":
         return run.state
     # Layer by layer, so that what each norm puts out has mean 0 and variance 1 before the first update.
-    statistics = population_statistics(run.model, run.recipe, run.mesh, run.state, dataset.train, mode="layerwise")
+    # They are gone over once a layer, and a thousand images have positions enough.
+    statistics = population_statistics(
+        run.model, run.recipe, run.mesh, run.state, dataset.train, mode="layerwise", examples=FROZEN_EXAMPLES
+    )
     return run.state._replace(batch_stats=devices.place(statistics, devices.replicated(run.mesh)))
 
 
