@@ -4,6 +4,7 @@ Local, synchronised, spans, renormalized, group and frozen, over per-device batc
 end, and a study that is stopped goes on with the same command.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
@@ -29,11 +30,8 @@ def define_flags() -> None:
 
 def main() -> None:
     """Parses the flags, runs what has not been run, writes the report."""
-    size, folder = _size(), Path(FLAGS.workdir or f"runs/norm_study-{FLAGS.preset}")
-    for kind, names, known in (("norm", FLAGS.norms, norm.NORMS), ("task", FLAGS.tasks, norm.TASKS)):
-        for name in names:
-            if name not in known:
-                raise unknown_name(kind, name, known)
+    size = check(FLAGS.preset, FLAGS.norms, FLAGS.tasks, FLAGS.num_devices, FLAGS.per_device_batch_sizes)
+    folder = Path(FLAGS.workdir or f"runs/norm_study-{FLAGS.preset}")
     rates = norm.rate_jobs(size, FLAGS.num_devices) if {"synchronised", "frozen"} <= set(FLAGS.norms) else []
     all_jobs = [*rates, *norm.grid_jobs(size, FLAGS.norms, FLAGS.tasks, FLAGS.num_devices)]
     with jobs.Runner(folder) as runner:
@@ -49,23 +47,32 @@ def main() -> None:
     print(f"report      {write_norm_study_page(folder)}")
 
 
-def _size() -> norm.Size:
-    if FLAGS.preset not in norm.PRESETS:
-        raise unknown_name("preset", FLAGS.preset, norm.PRESETS)
-    size = norm.PRESETS[FLAGS.preset]
-    if FLAGS.num_devices < 1:
-        raise UsageError(f"--num_devices must be at least 1, not {FLAGS.num_devices}")
-    if FLAGS.per_device_batch_sizes is None:
-        return size
+def check(
+    preset: str, norms: Sequence[str], tasks: Sequence[str], num_devices: int, per_device: Sequence[str] | None
+) -> norm.Size:
+    """The size of the study that the flags ask for.
+
+    Raises:
+      UsageError: there is no such preset, norm or task, or a number is none.
+    """
+    names = (("preset", [preset], norm.PRESETS), ("norm", norms, norm.NORMS), ("task", tasks, norm.TASKS))
+    for kind, given, known in names:
+        for name in given:
+            if name not in known:
+                raise unknown_name(kind, name, known)
+    if num_devices < 1:
+        raise UsageError(f"--num_devices must be at least 1, not {num_devices}")
+    if per_device is None:
+        return norm.PRESETS[preset]
     try:
-        sizes = tuple(int(text) for text in FLAGS.per_device_batch_sizes)
+        sizes = tuple(int(text) for text in per_device)
     except ValueError as error:
         raise UsageError(
-            f"--per_device_batch_sizes are whole numbers, as in 1,2,32, not {','.join(FLAGS.per_device_batch_sizes)}"
+            f"--per_device_batch_sizes are whole numbers, as in 1,2,32, not {','.join(per_device)}"
         ) from error
-    if min(sizes) < 1:
-        raise UsageError(f"--per_device_batch_sizes must be at least 1, not {min(sizes)}")
-    return size._replace(per_device_batch_sizes=sizes)
+    if min(sizes, default=0) < 1:
+        raise UsageError(f"--per_device_batch_sizes must be at least 1, not {min(sizes, default='none')}")
+    return norm.PRESETS[preset]._replace(per_device_batch_sizes=sizes)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import pytest
 
 from experiments._errors import UsageError
 from experiments.reporting import large_batch as report
+from experiments.reporting import write_study_page
 from experiments.studies import convergence, jobs, large_batch
 
 TINY = {
@@ -20,7 +21,15 @@ TINY = {
 
 
 SETTING = convergence.Setting(
-    {"dataset": "digits"}, 55_000, target=0.9, batch_sizes=(16, 64), first_rate=0.05, max_epochs=3, seeds=(0, 1)
+    {"dataset": "tests.own:dataset", "model": "tests.own:model", "num_devices": 1},
+    examples=48,
+    held_out=16,
+    target=0.7,
+    fixed_sizes=(8, 48),
+    tuned_sizes=(8, 16),
+    first_rate=0.02,
+    max_epochs=20,
+    seeds=(0, 1),
 )
 
 
@@ -28,6 +37,7 @@ def test_a_study_keeps_each_run_and_goes_on_where_it_was(tmp_path, capsys):
     good, bad = jobs.Job("good", TINY), jobs.Job("bad", {**TINY, "batch_size": 1000})
     rows = jobs.run([good, bad], tmp_path)
     assert rows[0]["summary"]["updates"] == 2 and "--batch_size=16" in rows[0]["command"]
+    assert sorted(rows[0]["summary"]["command"].split()[3:]) == sorted(rows[0]["command"].split()[3:])
     assert "--batch_size=1000 is larger than the training set of 64 examples" in rows[1]["error"]
     # A line that was cut short costs itself alone; what is done stays done, what failed is tried again.
     with (tmp_path / jobs.FILE).open("a") as file:
@@ -104,6 +114,12 @@ def test_a_search_that_ends_on_the_edge_says_so():
     assert none.rate is None and len(none.rows) == 3 + convergence.MOST_EXTENSIONS
 
 
+def test_a_search_ends_with_the_error_of_a_run():
+    row = {"key": "tuned", "error": "no such file", "diverged": False}
+    with pytest.raises(UsageError, match="the search stopped at tuned: no such file"):
+        convergence.search(SETTING, 64, 0.4, lambda job: row)
+
+
 def test_the_fit_is_given_the_runs_at_the_best_rates_and_those_that_were_cut_short():
     found = [convergence.Tuned(b, 0.1, False, []) for b in (16, 64)]
     rows = [
@@ -116,6 +132,28 @@ def test_the_fit_is_given_the_runs_at_the_best_rates_and_those_that_were_cut_sho
         )
     ]
     assert convergence.steps_for_fit(rows, found) == ([16, 64], [200, 50], [False, True])
+
+
+def test_convergence_is_studied_and_reported(tmp_path):
+    """From the jobs to the page, with a fit of what is made up: two sizes with two seeds."""
+    jobs.run(convergence.fixed_jobs(SETTING), tmp_path)
+    found = convergence.run_tuned(SETTING, tmp_path)
+    rows = jobs.read(tmp_path / jobs.FILE)
+    assert {row["options"]["batch_size"] for row in rows if row["key"].startswith("fixed-")} == {8, 48}
+    finals = [
+        row for row in rows if row["options"]["seed"] != convergence.SEARCH_SEED and row["key"].startswith("tuned")
+    ]
+    assert {t.batch_size for t in found} == {8, 16} and len(finals) == 4
+    for row in finals:
+        reached = convergence.updates_to_target(row)
+        assert reached is None or next(iter(row["summary"]["results"].values()))["accuracy"] >= SETTING.target
+    analysis = convergence.analyse(SETTING, rows, found)
+    (tmp_path / "convergence.json").write_text(json.dumps(analysis))
+    text = write_study_page(tmp_path).read_text()
+    assert "How many updates to 70.0%?" in text and text.count("<svg") == 2
+    assert (f"critical batch size is {analysis['fit']['critical_batch_size']:,.0f}" in text) == (
+        analysis["fit"] is not None
+    )
 
 
 def row(key, options, accuracy):
@@ -144,7 +182,7 @@ def test_every_rung_of_the_ladder_is_a_configuration_that_has_a_name():
 
 def test_the_report_has_a_section_for_what_was_run(tmp_path):
     with pytest.raises(UsageError, match="holds no study"):
-        report.write_large_batch_page(tmp_path)
+        write_study_page(tmp_path)
     rows = [
         row(f"search-b64-nesterov-{rate}", {"batch_size": 64, "optimizer": "nesterov", "learning_rate": rate}, score)
         for rate, score in ((0.1, 0.97), (0.3, 0.98), (1.0, 0.99))
@@ -155,7 +193,7 @@ def test_the_report_has_a_section_for_what_was_run(tmp_path):
         for s in range(3)
     ]
     (tmp_path / jobs.FILE).write_text("".join(json.dumps(r) + "\n" for r in rows))
-    text = report.write_large_batch_page(tmp_path).read_text()
+    text = write_study_page(tmp_path).read_text()
     assert "1: 99.00*" in text and text.count("<svg") == 1
     assert "91.00</td>" in text and "90.00</td>" in text and "92.00</td>" in text
     assert "batch of 8192</h2>" not in text

@@ -13,7 +13,7 @@ from experiments.models.normalised import NormFactory, normalised
 SMALL = 64
 
 
-def plain(norm: Callable[..., nn.Module]) -> NormFactory:
+def plain(norm: Callable[..., Callable[..., jax.Array]]) -> NormFactory:
     """A factory for these models from one of norms that know neither activations nor residuals, as Flax's.
 
     Args:

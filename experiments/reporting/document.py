@@ -11,7 +11,8 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1c2330; max-width: 62rem; m
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 figure { margin: 1rem 0; } figure svg { width: 100%; height: auto; } figcaption { color: #5a6475; font-size: .9rem; }
 table { border-collapse: collapse; } td, th { padding: .25rem .8rem .25rem 0; text-align: left; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; } tr { border-bottom: 1px solid #e3e7ee; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+td.n { white-space: nowrap; } tr { border-bottom: 1px solid #e3e7ee; }
 code, pre { font-size: .85rem; background: #f4f6f9; } pre { padding: .7rem; overflow-x: auto; white-space: pre-wrap; }
 .scroll { overflow-x: auto; }
 """

@@ -1,6 +1,5 @@
-"""The report of the large-batch study, from its rows alone."""
+"""The part of the study's report on very large batches, from its rows alone."""
 
-import html
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from matplotlib.figure import Figure
 
 from experiments._errors import UsageError
 from experiments.reporting.curves import read_rows
-from experiments.reporting.document import document, figure, table
+from experiments.reporting.document import figure, table
 
 LADDER = (
     "the rate of batch 64",
@@ -64,9 +63,8 @@ def accuracy_figure(folder: str | Path) -> Figure:
     return drawing
 
 
-def write_large_batch_page(folder: str | Path) -> Path:
-    """Writes `report.html` into the folder of a study: a section for each part of it that has been run."""
-    rows = read(folder)
+def large_batch_parts(folder: str | Path, rows: dict[str, dict[str, Any]]) -> list[str]:
+    """The sections on very large batches: one for each part of them that has been run."""
     parts: list[str] = []
     if groups := _by_batch_size(rows):
         parts += [
@@ -95,12 +93,7 @@ def write_large_batch_page(folder: str | Path) -> Path:
             "<h2>One forward pass with ten updates, and ten times the rate</h2>",
             _seed_table("updates", list(backwards.items())),
         ]
-    if rows:
-        made_by = next(iter(rows.values()))
-        parts += ["<h2>Made by</h2>", f"<pre>{html.escape(made_by['command'])}</pre><p>and likewise for each run</p>"]
-    path = Path(folder) / "report.html"
-    path.write_text(document("What a very large batch does to accuracy", parts))
-    return path
+    return parts
 
 
 def _by_batch_size(rows: dict[str, dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:

@@ -1,24 +1,26 @@
 """How many updates to a target accuracy, by batch size: at one rate for all, and with the rate tuned at each.
 
 Rates are constant, without warmup or decay, so that how long a run may go on has no part in how it goes. The target is
-an accuracy on training images that are held out.
+an accuracy on training images that are held out, where that can be.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments._errors import UsageError
 from experiments.studies import jobs
 from experiments.studies.jobs import Job
+from experiments.studies.scaling import fit_steps_to_target
 
 SEARCH_SEED = 100
-HELD_OUT = 5_000
 # Of an epoch, between two evaluations.
 RESOLUTION = 0.02
 # Rates of a search are this factor apart.
 FACTOR = 2.0
 # How often a grid is extended where the best rate is on its edge.
 MOST_EXTENSIONS = 6
+CONFIDENCE = 0.95
 
 
 class Setting(NamedTuple):
@@ -27,20 +29,33 @@ class Setting(NamedTuple):
     Attributes:
       options: of `TrainConfig`: data set, model.
       examples: of the training set, without those held out.
-      target: accuracy on held-out images.
-      batch_sizes: in rising order.
-      first_rate: a fair peak rate at the smallest batch size, where the search starts.
+      held_out: training examples to evaluate on; 0: the test split.
+      target: accuracy there.
+      fixed_sizes: batch sizes to run at one rate.
+      tuned_sizes: batch sizes to tune the rate at, in rising order.
+      first_rate: a fair peak rate at the smallest of them, where the search starts.
       max_epochs: after which a run counts as not having reached the target.
-      seeds: of the runs at the best rate.
+      seeds: of the runs at one rate, and at the best rates.
     """
 
     options: dict[str, Any]
     examples: int
+    held_out: int
     target: float
-    batch_sizes: tuple[int, ...]
+    fixed_sizes: tuple[int, ...]
+    tuned_sizes: tuple[int, ...]
     first_rate: float
     max_epochs: int
     seeds: tuple[int, ...]
+
+
+SETTINGS = {
+    "mnist": Setting(
+        {"dataset": "mnist"}, 55_000, 5_000, 0.98, (1, 6, 60, 600, 6000), (16, 64, 256, 1024, 4096), 0.01, 20, (0, 1)
+    ),
+    # Views of the same digits cannot be held out: the target is on the test views.
+    "quick": Setting({"dataset": "digits"}, 60_000, 0, 0.9, (60, 600, 6000), (64, 512, 4096), 0.02, 3, (0, 1)),
+}
 
 
 def _options(setting: Setting, batch_size: int, seed: int, **changes: Any) -> dict[str, Any]:
@@ -49,7 +64,7 @@ def _options(setting: Setting, batch_size: int, seed: int, **changes: Any) -> di
         "batch_size": batch_size,
         "epochs": setting.max_epochs,
         "target_accuracy": setting.target,
-        "validation_examples": HELD_OUT,
+        "validation_examples": setting.held_out,
         "evaluate_every": max(1, round(RESOLUTION * setting.examples / batch_size)),
         "log_every": max(1, round(RESOLUTION * setting.examples / batch_size)),
         "schedule": "constant",
@@ -69,7 +84,7 @@ def fixed_jobs(setting: Setting, rate: float = 0.02, momentum: float = 0.5) -> l
             _options(setting, batch_size, seed, optimizer="sgd", learning_rate=rate, momentum=momentum),
         )
         for seed in setting.seeds
-        for batch_size in setting.batch_sizes
+        for batch_size in setting.fixed_sizes
     ]
 
 
@@ -112,8 +127,18 @@ def search(setting: Setting, batch_size: int, centre: float, run: Callable[[Job]
       batch_size: to tune at.
       centre: where to begin.
       run: gives the row of a job.
+
+    Raises:
+      UsageError: a run failed, and not by a loss that is not finite.
     """
-    rows = {e: run(tuned_job(setting, batch_size, _rate(centre, e), SEARCH_SEED)) for e in (-1, 0, 1)}
+
+    def tried(exponent: int) -> dict[str, Any]:
+        row = run(tuned_job(setting, batch_size, _rate(centre, exponent), SEARCH_SEED))
+        if "error" in row and not row["diverged"]:
+            raise UsageError(f"the search stopped at {row['key']}: {row['error']}")
+        return row
+
+    rows = {e: tried(e) for e in (-1, 0, 1)}
     for _ in range(MOST_EXTENSIONS):
         best = _best(rows)
         if best is None:
@@ -123,7 +148,7 @@ def search(setting: Setting, batch_size: int, centre: float, run: Callable[[Job]
             beyond = best - 1 if best == min(rows) else best + 1
         else:
             break
-        rows[beyond] = run(tuned_job(setting, batch_size, _rate(centre, beyond), SEARCH_SEED))
+        rows[beyond] = tried(beyond)
     best = _best(rows)
     rate = None if best is None else _rate(centre, best)
     return Tuned(batch_size, rate, best in (min(rows), max(rows)), [rows[e] for e in sorted(rows)])
@@ -148,7 +173,7 @@ def run_tuned(setting: Setting, folder: Path) -> list[Tuned]:
     found: list[Tuned] = []
     centre = setting.first_rate
     with jobs.Runner(folder) as runner:
-        for batch_size in setting.batch_sizes:
+        for batch_size in setting.tuned_sizes:
             tuned = search(setting, batch_size, centre, runner.run)
             found.append(tuned)
             if tuned.rate is None:
@@ -157,6 +182,27 @@ def run_tuned(setting: Setting, folder: Path) -> list[Tuned]:
             for seed in setting.seeds:
                 runner.run(tuned_job(setting, batch_size, tuned.rate, seed))
     return found
+
+
+def analyse(setting: Setting, rows: Sequence[dict[str, Any]], found: Sequence[Tuned]) -> dict[str, Any]:
+    """What the report needs beside the rows: the best rates, and the fit or why there is none."""
+    sizes, steps, censored = steps_for_fit(rows, found)
+    fit, why = None, None
+    try:
+        fitted = fit_steps_to_target(sizes, steps, censored=censored, confidence=CONFIDENCE)
+        values = fitted._asdict()
+        del values["draws"]
+        fit = {**values, "intervals": {name: list(ends) for name, ends in fitted.intervals.items()}}
+    except UsageError as error:
+        why = str(error)
+    return {
+        "target": setting.target,
+        "seeds": list(setting.seeds),
+        "confidence": CONFIDENCE,
+        "tuned": [{"batch_size": t.batch_size, "rate": t.rate, "on_edge": t.on_edge} for t in found],
+        "fit": fit,
+        "no_fit": why,
+    }
 
 
 def steps_for_fit(rows: Sequence[dict[str, Any]], found: Sequence[Tuned]) -> tuple[list[int], list[int], list[bool]]:

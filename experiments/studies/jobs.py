@@ -163,7 +163,7 @@ class _Worker:
         if answer:
             return json.loads(answer)
         self.end()
-        return {"error": f"its process ended with exit status {process.returncode}; see {self._log}"}
+        return {"diverged": False, "error": f"its process ended with exit status {process.returncode}; see {self._log}"}
 
     @property
     def _log(self) -> Path:

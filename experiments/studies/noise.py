@@ -1,4 +1,4 @@
-"""The gradient noise scale: from how many examples on the noise of a batch's gradient is smaller than the gradient."""
+"""The gradient noise scale: the batch size at which the noise of a gradient is as large as the gradient."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ RESAMPLES, LEAST_BLOCKS = 2_000, 8
 
 
 class NoiseEstimate(NamedTuple):
-    """What one batch, or an average over batches, says of the gradient G and the covariance Sigma of an example's.
+    """What one batch, or an average over batches, says of the gradient G and the covariance Sigma of one example's.
 
     Attributes:
       gradient_norm2: of |G|^2, in the squared units of the gradient. Unbiased, so it can be negative.
@@ -40,13 +40,11 @@ class NoiseState(NamedTuple):
 
 
 def squared_norm(tree: Any) -> jax.Array:
-    """The sum of the squares of all numbers of a tree, summed in at least float32.
-
-    Example:
-      >>> float(squared_norm({"w": jnp.array([1.0, 2.0]), "b": jnp.array(2.0)}))
-      9.0
-    """
+    """The sum of the squares of all numbers of a tree, in at least float32."""
     return optax.tree.norm(jax.tree.map(_widened, tree), squared=True)
+
+
+_SQUARED_NORM = jax.jit(squared_norm)
 
 
 def noise_from_shards(shard_gradients: Any, shard_size: int) -> NoiseEstimate:
@@ -67,7 +65,7 @@ def noise_from_shards(shard_gradients: Any, shard_size: int) -> NoiseEstimate:
       shard_size: b, the examples of a shard, the same for all.
 
     Returns:
-      The estimates, scalars in at least float32.
+      Scalars in at least float32.
 
     Raises:
       UsageError: there are fewer than two shards, leaves have different numbers of them, or b is less than 1.
@@ -162,8 +160,8 @@ def measure_noise(
             shard = jax.tree.map(lambda leaf, i=start, n=size: leaf[i : i + n], batch)
             gradient = jax.tree.map(_widened, gradient_fn(params, shard))
             total = gradient if total is None else jax.tree.map(jnp.add, total, gradient)
-            squares += float(squared_norm(gradient))
-        square_of_mean = float(squared_norm(total)) / shards**2
+            squares += float(_SQUARED_NORM(gradient))
+        square_of_mean = float(_SQUARED_NORM(total)) / shards**2
         estimates.append(noise_from_norms(squares / shards, square_of_mean, shards, size))
     if not estimates:
         raise UsageError("measure_noise: there are no batches; give at least one")
@@ -205,9 +203,8 @@ def noise_scale(state: NoiseState) -> jax.Array:
 
     Averaged before dividing, since the ratio of one step's estimates is biased and can have either sign.
 
-    Returns:
-      A scalar: inf where the average of |G|^2 is not positive, which says that the steps averaged do not tell the
-      gradient from noise; nan before the first step, or where there is neither gradient nor noise.
+    Where the average of |G|^2 is not positive the steps do not tell the gradient from noise, and it is inf; before the
+    first step, and where there is neither gradient nor noise, nan.
 
     Example:
       >>> noise_scale(update_noise(init_noise(), NoiseEstimate(2.0, 10.0), decay=0.5)).item()
@@ -229,8 +226,8 @@ def noise_scale_interval(
 ) -> tuple[float, float]:
     """An interval for the noise scale, the ratio of means, by a block bootstrap over steps.
 
-    Steps that follow each other are alike, so whole blocks of them are drawn (SciPy's bias-corrected bootstrap of the
-    blocks' means). What is resampled is |G|^2 / tr Sigma, whose denominator is never near 0; its limits are inverted.
+    Steps that follow each other are alike, so whole blocks of them are drawn (by SciPy's bias-corrected bootstrap, of
+    the blocks' means). It is an interval of |G|^2 / tr Sigma, whose denominator is not near 0, and its ends inverted.
 
     Args:
       estimates: one for each step, in order; or one of arrays of shape (steps,).
@@ -288,8 +285,8 @@ def noise_scale_interval(
             # `rng` from SciPy 1.15 on, where this name still works.
             random_state=np.random.default_rng(seed),  # pyright: ignore[reportCallIssue]
         ).confidence_interval
-    inverse = [float(1 / end) if end > 0 else float("inf") for end in (high, low)]
-    return inverse[0], inverse[1]
+    least, most = (np.inf if end <= 0 else float(1 / end) for end in (high, low))
+    return least, most
 
 
 def _first_axis(shapes: list[tuple[int, ...]]) -> int | None:

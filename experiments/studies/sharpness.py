@@ -85,7 +85,7 @@ def largest_eigenvalue(
       >>> round(found.largest, 4), round(found.smallest, 4), found.iterations
       (4.0, -2.0, 2)
 
-    Source: Golub and Van Loan, "Matrix Computations", chapter 10 (Lanczos with complete reorthogonalisation).
+    Source: Golub and Van Loan, "Matrix Computations", 4th edition, 2013, chapter 10.
     """
     # Not `scipy.sparse.linalg.eigsh`. Of a small trained network it takes 100 to 500 products for both ends, or raises
     # with neither, where 20 of these steps give the largest eigenvalue to 7 digits; it has no bound in products, and
@@ -97,7 +97,9 @@ def largest_eigenvalue(
 
     def product(v: np.ndarray) -> np.ndarray:
         tangent = unravel(jnp.asarray(v, flat.dtype))
-        total = sum(_host(_hessian_vector_product(loss_fn, params, tangent, *one)) for one in args) / len(args)
+        total = np.zeros(flat.shape)
+        for one in args:
+            total += _host(_hessian_vector_product(loss_fn, params, tangent, *one)) / len(args)
         if not np.isfinite(total).all():
             raise UsageError(
                 "largest_eigenvalue: a Hessian-vector product is not finite; the loss must have second derivatives at "
@@ -186,9 +188,11 @@ def epsilon_sharpness(
     def loss_and_slope(u: np.ndarray) -> tuple[float, np.ndarray]:
         """At x + box u: the loss, and its gradient by u."""
         point = unravel(jnp.asarray(middle + box * u, flat.dtype))
-        each = [_value_and_gradient(loss_fn, point, *one) for one in args]
-        value = float(np.mean([_host(loss) for loss, _ in each]))
-        slope = box * np.mean([_host(gradient) for _, gradient in each], axis=0)
+        value, slope = 0.0, np.zeros_like(box)
+        for one in args:
+            loss, gradient = _value_and_gradient(loss_fn, point, *one)
+            value += float(loss) / len(args)
+            slope += box * _host(gradient) / len(args)
         if not np.isfinite(value) or not np.isfinite(slope).all():
             where = "at the parameters" if not u.any() else f"in the box of epsilon={epsilon}"
             raise UsageError(
@@ -215,8 +219,9 @@ def epsilon_sharpness(
 def _ascend(loss_and_slope: Callable, u: np.ndarray, iterations: int) -> tuple[float, np.ndarray, int]:
     """L-BFGS-B from `u` in the box of -1 to 1: the greatest loss, where it is, and the iterations taken."""
     first, slope = loss_and_slope(u)
-    # Its first step is the gradient, cut at the box: so large that every parameter gets there. And its tolerances are
-    # off: a network that is trained well starts below them.
+    # Its first step is the gradient, cut at the box, and its tolerances are absolute where the loss is less than 1: in
+    # the units of the loss it would stop where a network that is trained well starts. In these the step reaches the
+    # box in every parameter.
     unit = 1e-3 * float(np.mean(np.abs(slope)))
     if unit == 0:
         return first, u, 0
@@ -225,8 +230,8 @@ def _ascend(loss_and_slope: Callable, u: np.ndarray, iterations: int) -> tuple[f
         value, slope = loss_and_slope(u)
         return (first - value) / unit, -slope / unit
 
-    options = {"maxiter": iterations, "ftol": 0.0, "gtol": 0.0}
-    found = minimize(descent, u, jac=True, method="L-BFGS-B", bounds=[(-1, 1)] * u.size, options=options)
+    bounds = [(-1, 1)] * u.size
+    found = minimize(descent, u, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": iterations})
     return first - unit * float(found.fun), found.x, int(found.nit)
 
 

@@ -23,8 +23,11 @@ def main() -> None:
     logging.set_verbosity(logging.WARNING)
     for line in sys.stdin:
         print(f"\n{line}", end="", flush=True)
+        options = json.loads(line)
+        # The summary names the command.
+        sys.argv[1:] = [f"--{name}={value}" for name, value in options.items()]
         try:
-            answer = {"summary": train(TrainConfig(**json.loads(line)))}
+            answer = {"summary": train(TrainConfig(**options))}
         # Whatever it is, the next job may do better.
         except Exception as error:
             logging.exception("The job failed.")
