@@ -328,28 +328,24 @@ def _location(residual: np.ndarray, censored: np.ndarray) -> tuple[np.ndarray, n
     g = 1 / np.sqrt(residual.var(axis=-1) + _FLOOR**2)
     if not censored.any():
         return mean, 1 / g, known * (0.5 - np.log(g))
-    # From here on about the first mean: numbers far from 0 would cancel in the determinant.
-    residual = residual - mean[..., None]
-    d = np.zeros_like(g)
+    d = mean * g
     for _ in range(100):
         z = g[..., None] * residual - d[..., None]
         hazard = math.sqrt(2 / math.pi) / special.erfcx(z / math.sqrt(2))
         pull = np.where(censored, hazard, z)
         weight = np.where(censored, np.clip(hazard * (hazard - z), 0, 1), 1.0)
-        gradient_g = known * (1 / g - g * _FLOOR**2) - np.sum(pull * residual, axis=-1)
-        gradient_d = np.sum(pull, axis=-1)
-        gg = known * (1 / g**2 + _FLOOR**2) + np.sum(weight * residual**2, axis=-1)
-        gd = -np.sum(weight * residual, axis=-1)
-        dd = np.sum(weight, axis=-1)
-        determinant = gg * dd - gd**2
-        step_g = (dd * gradient_g - gd * gradient_d) / determinant
-        step_d = (gg * gradient_d - gd * gradient_g) / determinant
-        # Newton's steps, shortened while they are long for the curvature, which keeps g positive.
-        decrement = np.sqrt(np.maximum(gradient_g * step_g + gradient_d * step_d, 0))
-        length = np.where(decrement < 0.25, 1.0, 1 / (1 + decrement))
+        total = np.sum(weight, axis=-1)
+        centre = np.sum(weight * residual, axis=-1) / total
+        # Newton's step in g and in d - centre g, which do not act on each other; g changes by a half at most.
+        around = residual - centre[..., None]
+        slope_g = known * (1 / g - g * _FLOOR**2) - np.sum(pull * around, axis=-1)
+        slope_d = np.sum(pull, axis=-1)
+        step_g = slope_g / (known * (1 / g**2 + _FLOOR**2) + np.sum(weight * around**2, axis=-1))
+        step_d = slope_d / total + centre * step_g
+        length = np.minimum(1.0, 0.5 * g / np.maximum(np.abs(step_g), 1e-300))
         g, d = g + length * step_g, d + length * step_d
-        if np.all(decrement < 1e-4):
+        if np.all(slope_g * step_g + slope_d**2 / total < 1e-8):
             break
     z = g[..., None] * residual - d[..., None]
     loss = np.sum(np.where(censored, -special.log_ndtr(-z), z**2 / 2), axis=-1)
-    return mean + d / g, 1 / g, loss - known * (np.log(g) - (g * _FLOOR) ** 2 / 2)
+    return d / g, 1 / g, loss - known * (np.log(g) - (g * _FLOOR) ** 2 / 2)
