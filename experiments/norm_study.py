@@ -19,7 +19,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags; a program that only imports this module has none of them."""
-    flags.DEFINE_string("preset", "full", "'full', an hour on two cores, or 'quick', five minutes.")
+    flags.DEFINE_string("preset", "full", "'full', an hour on two cores, or 'quick', six minutes.")
     flags.DEFINE_list("norms", list(norm.NORMS), "What to compare.")
     flags.DEFINE_list("tasks", list(norm.TASKS), "What to train.")
     flags.DEFINE_list("per_device_batch_sizes", None, "Examples a device. Default: those of the preset.")
