@@ -50,7 +50,7 @@ def row(job, score, milliseconds=10.0, **more):
         "updates": 100,
         "seconds": {"compute": milliseconds / 10},
     }
-    ended = {"error": "the loss is nan at step 3"} if score is None else {"summary": summary}
+    ended = {"error": "the loss is nan at step 3", "diverged": True} if score is None else {"summary": summary}
     return {"key": job.key, "options": job.options, "command": "python -m experiments.train", **ended, **more}
 
 
@@ -76,7 +76,9 @@ def test_the_report_says_what_was_found(tmp_path):
         row(job, None if job.options["norm"] == "frozen" and job.options["learning_rate"] > 0.1 else 0.8, shift=shift)
         for job in norm.rate_jobs(SIZE, 8)
     ]
-    write(tmp_path, [*map(made_up, jobs), *rates])
+    # A run whose process ended is no result: it is tried again.
+    crashed = {**row(jobs[0], None), "key": f"{jobs[0].key}1", "error": "its process ended", "diverged": False}
+    write(tmp_path, [*map(made_up, jobs), *rates, crashed])
     text = re.sub(r"<svg.*?</svg>", "", write_norm_study_page(tmp_path).read_text(), flags=re.DOTALL)
     assert (
         "Classification: with 1 a device local statistics reach 21.0% and synchronised ones 91.0% (a loss that is "
@@ -85,6 +87,7 @@ def test_the_report_says_what_was_found(tmp_path):
     assert "2.00 times as long as one with local statistics (2.00 to 2.00" in text
     assert "Batch statistics train at rates up to 0.5 and statistics of the training set" in text
     assert "fixed before the first update, train at rates up to 0.05." in text
+    assert "of 4 not finite" not in text
     assert "not finite" in text and "0.25, x 1.50" in text
     # Three seeds, a hundredth apart.
     assert f"91.0 ± {stats.t.ppf(0.975, 2) / np.sqrt(3):.1f}" in text

@@ -3,9 +3,12 @@
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from experiments._errors import UsageError
 
 TRAIN_COLOUR, TEST_COLOURS = "#8a93a6", ("#1764c0", "#d2691e", "#2e8b57")
 
@@ -66,3 +69,15 @@ def _floor(series) -> float:
     """Where the accuracy axis starts: low enough for the second half of training, so that the end can be read."""
     ends = [100 * row["accuracy"] for split in series.values() for row in split[len(split) // 2 :]]
     return min(ends) - 5 if ends else 0
+
+
+def read_study(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """The rows of a study, the last of each key, those with an error too.
+
+    Raises:
+      UsageError: the folder holds no rows.
+    """
+    path = Path(folder) / "results.jsonl"
+    if not path.exists():
+        raise UsageError(f"{folder} holds no study: it has no results.jsonl")
+    return {row["key"]: row for row in read_rows(path)[0]}

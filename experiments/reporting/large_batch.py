@@ -8,8 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments._errors import UsageError
-from experiments.reporting.curves import read_rows
+from experiments.reporting.curves import read_study
 from experiments.reporting.document import figure, table
 
 LADDER = (
@@ -30,10 +29,7 @@ def read(folder: str | Path) -> dict[str, dict[str, Any]]:
     Raises:
       UsageError: the folder holds no rows.
     """
-    path = Path(folder) / "results.jsonl"
-    if not path.exists():
-        raise UsageError(f"{folder} holds no study: it has no results.jsonl")
-    return {row["key"]: row for row in read_rows(path)[0] if "summary" in row}
+    return {key: row for key, row in read_study(folder).items() if "summary" in row}
 
 
 def accuracy(row: dict[str, Any]) -> float:

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 from scipy import stats
 
-from experiments._errors import UsageError
-from experiments.reporting.curves import read_rows
+from experiments.reporting.curves import read_study
 from experiments.reporting.document import document, figure, table
 
 CONFIDENCE = 0.95
@@ -40,7 +39,7 @@ class Cell(NamedTuple):
 
     Attributes:
       scores: of the runs that ended, in percent.
-      failed: how many did not, as when the loss is not finite.
+      failed: how many had a loss that is not finite.
       milliseconds: of computing an update, of each run that ended.
     """
 
@@ -63,15 +62,12 @@ def half_width(values: Sequence[float]) -> float:
 
 
 def read(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """The rows of a study by key, those with an error too.
+    """The results of a study by key: runs that ended, and those whose loss is not finite.
 
     Raises:
       UsageError: the folder holds no rows.
     """
-    path = Path(folder) / "results.jsonl"
-    if not path.exists():
-        raise UsageError(f"{folder} holds no study: it has no results.jsonl")
-    return {row["key"]: row for row in read_rows(path)[0]}
+    return {key: row for key, row in read_study(folder).items() if "summary" in row or row.get("diverged")}
 
 
 def grid(rows: dict[str, dict[str, Any]], task: str) -> dict[tuple[str, int], Cell]:
