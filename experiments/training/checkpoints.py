@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,12 +184,21 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    before = logging.get_verbosity()
+    """Without what Orbax logs, and what TensorStore's threads print about a save of which one file failed."""
+    verbosity, hook = logging.get_verbosity(), sys.unraisablehook
+
+    def ignore_closed_loop(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
     logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = ignore_closed_loop
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        logging.set_verbosity(verbosity)
+    # Stays where the save failed: the threads come to its closed event loop later, and would write over what is said.
+    sys.unraisablehook = hook
 
 
 def digest(state: TrainState) -> str:
