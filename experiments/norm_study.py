@@ -43,7 +43,7 @@ def main() -> None:
         for number, job in enumerate(waiting, start=1):
             runner.run(job, f"{number} of {len(waiting)}")
         for job in rates:
-            runner.note(job, "shift", lambda workdir: norm.shift_of(workdir)._asdict())
+            runner.note(job, "shift", norm.shift_of)
     print(f"report      {write_norm_study_page(folder)}")
 
 

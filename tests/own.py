@@ -4,6 +4,7 @@ import os
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.nn.initializers import ones, zeros
 
 from experiments.models.simple_cnn import SimpleCNN
 from tests import rig
@@ -23,6 +24,20 @@ class Model(nn.Module):
         if self.norm is not None:
             x = self.norm(axis=-1)(x, use_running_average=not train, mask=None if mask is None else mask[:, None])
         return nn.Dense(self.num_classes, dtype=self.dtype)(nn.relu(x)).astype(jnp.float32)
+
+
+def plain_norm(axis):
+    """The norm in training as the textbook has it, without running statistics."""
+    del axis
+
+    class Norm(nn.Module):
+        @nn.compact
+        def __call__(self, x, *, use_running_average, mask=None):
+            scale, bias = (self.param(n, i, x.shape[-1:]) for n, i in (("scale", ones), ("bias", zeros)))
+            mean, var = jnp.mean(x, 0, keepdims=True), jnp.var(x, 0, keepdims=True)
+            return (x - mean) / jnp.sqrt(var + 1e-5) * scale[None] + bias[None]
+
+    return Norm(name="BatchNorm_0")
 
 
 def model(num_classes, norm, dtype):
@@ -54,3 +69,11 @@ def few_classes():
 def fatal():
     """What XLA does now and then: the process ends, and nobody can catch it."""
     os._exit(7)
+
+
+def size_of_summary(workdir):
+    return (workdir / "summary.json").stat().st_size
+
+
+def fails(workdir):
+    raise ValueError("not today")

@@ -13,8 +13,8 @@ from jax.sharding import AxisType, PartitionSpec
 
 from batchnorm_jax import batch_norm, normalize
 from experiments._errors import UsageError
-from experiments.studies import noise
-from experiments.studies.noise import NoiseEstimate
+from experiments.training import noise
+from experiments.training.noise import NoiseEstimate
 
 DRAWS = 4_000
 

@@ -132,8 +132,8 @@ def test_the_shift_of_a_run_is_that_of_its_activations(tmp_path):
         shifts.append(norm.shift_of(workdir))
     still, moved = shifts
     # The images that the statistics were made from, as many on one device.
-    assert still.mean < 1e-4 and abs(still.std - 1) < 1e-4
-    assert moved.mean > 2 * still.mean or abs(moved.std - 1) > 2 * abs(still.std - 1)
+    assert still["mean"] < 1e-4 and abs(still["std"] - 1) < 1e-4
+    assert moved["mean"] > 2 * still["mean"] or abs(moved["std"] - 1) > 2 * abs(still["std"] - 1)
 
 
 def study(*flags):

@@ -9,6 +9,8 @@ from experiments._errors import UsageError
 from experiments.reporting import large_batch as report
 from experiments.reporting import write_study_page
 from experiments.studies import convergence, jobs, large_batch
+from experiments.training import devices
+from tests import own
 
 TINY = {
     "dataset": "tests.own:dataset",
@@ -67,19 +69,24 @@ def test_a_loss_that_is_not_finite_is_a_result_and_stays(tmp_path, capsys):
     assert jobs.run([job], tmp_path) == [row] and capsys.readouterr().out == ""
 
 
-def test_what_is_found_out_of_a_run_is_added_to_its_row_once(tmp_path):
-    job, calls = jobs.Job("good", TINY), []
-
-    def size(workdir):
-        calls.append(workdir)
-        return (workdir / "summary.json").stat().st_size
-
+def test_what_is_found_out_of_a_run_is_added_to_its_row_once(tmp_path, capsys):
+    job = jobs.Job("good", TINY)
     for _ in range(2):
         with jobs.Runner(tmp_path) as runner:
             assert runner.run(job)["summary"]["updates"] == 2
-            runner.note(job, "size", size)
-            assert runner.run(job)["size"] > 0
-    assert calls == [jobs.workdir(job, tmp_path)]
+            runner.note(job, "size", own.size_of_summary)
+            runner.note(job, "wrong", own.fails)
+            row = runner.run(job)
+            assert row["size"] == (jobs.workdir(job, tmp_path) / "summary.json").stat().st_size and "wrong" not in row
+    assert len((tmp_path / jobs.FILE).read_text().splitlines()) == 2
+    assert capsys.readouterr().out.count("good: wrong: not today") == 2
+
+
+def test_one_process_trains_on_as_many_devices_as_divide_each_batch(tmp_path):
+    options = {name: value for name, value in TINY.items() if name != "num_devices"}
+    rows = jobs.run([jobs.Job(f"b{size}", {**options, "batch_size": size}) for size in (1, 16)], tmp_path)
+    most = max(n for n in range(1, devices.cpu_cores() + 1) if 16 % n == 0)
+    assert [row["summary"]["devices"].split()[0] for row in rows] == ["1", str(most)]
 
 
 def reached(options, updates):

@@ -197,7 +197,7 @@ def test_numbers_in_a_path_are_names_for_linen_and_indices_for_nnx():
         (options_to_torch, nn.BatchNorm(use_bias=False), "use_scale=True and use_bias=False; PyTorch has both"),
         (options_to_torch, nn.Dense(2), "a batch norm or a dict of its options is wanted, not Dense"),
     ],
-    ids=str,
+    ids=["from-unknown", "from-cumulative", "from-dense", "to-axis_name", "to-no-bias", "to-dense"],
 )
 def test_options_that_do_not_fit_are_refused(call, given, message):
     with pytest.raises(ValueError, match=message) as error:

@@ -12,7 +12,7 @@ import pytest
 
 from experiments import data, models
 from experiments._errors import UsageError
-from experiments.training import evaluation, loop, metrics, norms
+from experiments.training import evaluation, fit, loop, metrics, norms
 from experiments.training.checkpoint_evaluation import evaluate_checkpoint
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.config import TrainConfig
@@ -140,7 +140,7 @@ def test_evaluations_within_an_epoch_change_nothing_else(tmp_path, monkeypatch):
     class StoppedError(Exception):
         pass
 
-    evaluate = loop.Fit._evaluate_and_log
+    evaluate = fit.Fit._evaluate_and_log
 
     def stop(self, state, step):
         if step == 4:
@@ -148,10 +148,10 @@ def test_evaluations_within_an_epoch_change_nothing_else(tmp_path, monkeypatch):
         return evaluate(self, state, step)
 
     config = TrainConfig(**often, workdir=str(tmp_path / "stopped"))
-    monkeypatch.setattr(loop.Fit, "_evaluate_and_log", stop)
+    monkeypatch.setattr(fit.Fit, "_evaluate_and_log", stop)
     with pytest.raises(StoppedError):
         loop.train(config)
-    monkeypatch.setattr(loop.Fit, "_evaluate_and_log", evaluate)
+    monkeypatch.setattr(fit.Fit, "_evaluate_and_log", evaluate)
     assert loop.train(config)["results"] == whole["results"]
     assert rows("stopped") == rows("whole")
 

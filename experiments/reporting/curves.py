@@ -38,6 +38,8 @@ def training_curves(workdir: str | Path) -> Figure:
     for row in rows:
         series[row["kind"]].append(row)
     train = series.pop("train", [])
+    # Its scale is that of a study, not of a run.
+    series.pop("noise", None)
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     loss, accuracy, rate = figure.subplots(1, 3)
     steps = [row["step"] for row in train]

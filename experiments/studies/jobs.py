@@ -108,11 +108,23 @@ class Runner:
         return self._rows[job.key]
 
     def note(self, job: Job, name: str, function: Callable[[Path], Any]) -> None:
-        """Adds what a function finds out from the folder of a run to its row, once; not if there is no summary."""
+        """Adds what a function finds out from the folder of a run to its row, once; not if there is no summary.
+
+        Args:
+          job: that was run.
+          name: of the field.
+          function: of a module, called in the process that trains; what it returns must be what JSON can hold.
+        """
         row = self._rows.get(job.key, {})
-        if "summary" in row and name not in row:
-            self._rows[job.key] = row = {**row, name: function(workdir(job, self._folder))}
+        if "summary" not in row or name in row:
+            return
+        answer = self._worker.call(function, job)
+        if "value" in answer:
+            self._rows[job.key] = row = {**row, name: answer["value"]}
             _append(self._folder / FILE, row)
+        else:
+            # Tried again when the study is started again.
+            print(f"{job.key}: {name}: {answer['error']}", flush=True)
 
 
 def _is_result(row: dict[str, Any]) -> bool:
@@ -148,14 +160,21 @@ class _Worker:
 
     def train(self, job: Job) -> dict[str, Any]:
         """The summary of a job or its error."""
-        # A CPU is divided into devices once in a process, and without a number as the batch size allows.
-        num_devices = job.options.get("num_devices")
-        if num_devices is None or num_devices != self._num_devices:
-            self.end()
-        process, self._num_devices = self._process or self._start(), num_devices
         options = {k: v for k, v in job.options.items() if v is not None}
+        return self._ask({"train": {**options, "workdir": str(workdir(job, self._folder))}}, options.get("num_devices"))
+
+    def call(self, function: Callable[[Path], Any], job: Job) -> dict[str, Any]:
+        """The value of a function of a run's folder, or its error."""
+        name = f"{function.__module__}:{function.__qualname__}"
+        return self._ask({"call": name, "workdir": str(workdir(job, self._folder))}, job.options.get("num_devices"))
+
+    def _ask(self, what: dict[str, Any], num_devices: int | None) -> dict[str, Any]:
+        # A CPU is divided into devices once in a process.
+        if num_devices != self._num_devices:
+            self.end()
+        process = self._process or self._start(num_devices)
         try:
-            process.stdin.write(json.dumps({**options, "workdir": str(workdir(job, self._folder))}) + "\n")
+            process.stdin.write(json.dumps(what) + "\n")
             process.stdin.flush()
             answer = process.stdout.readline()
         except BrokenPipeError:
@@ -169,10 +188,16 @@ class _Worker:
     def _log(self) -> Path:
         return self._folder / "worker.log"
 
-    def _start(self) -> Any:
+    def _start(self, num_devices: int | None) -> Any:
+        self._num_devices = num_devices
         with self._log.open("a") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "experiments.studies.worker"],
+                [
+                    sys.executable,
+                    "-m",
+                    "experiments.studies.worker",
+                    *([] if num_devices is None else [str(num_devices)]),
+                ],
                 text=True,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -98,7 +98,7 @@ PRESETS = {
     "quick": Size(
         {"classification": Budget(25_600, 100, 100), "segmentation": Budget(1_280, 10, 40)},
         seeds={"classification": (0,), "segmentation": (0,)},
-        per_device_batch_sizes=(1, 8),
+        per_device_batch_sizes=(1, 4),
         rates=(0.015, 0.15),
     ),
 }
@@ -160,20 +160,13 @@ def _options(task: str, per_device: int, num_devices: int, seed: int) -> dict[st
     return {**TASKS[task], "batch_size": num_devices * per_device, "num_devices": num_devices, "seed": seed}
 
 
-class Shift(NamedTuple):
-    """How far what enters the norms of a trained model is from the statistics that they normalise by.
+def shift_of(workdir: Path) -> dict[str, float]:
+    """How far what enters the norms of a finished run is from the statistics that they normalise by.
 
-    Attributes:
-      mean: the median over all features of |mean - fixed mean| / fixed standard deviation.
-      std: the median over all features of the ratio of standard deviations.
+    Returns:
+      By 1,000 training images, the median over all features of |mean - fixed mean| / fixed standard deviation (`mean`)
+      and of the ratio of standard deviations (`std`).
     """
-
-    mean: float
-    std: float
-
-
-def shift_of(workdir: Path) -> Shift:
-    """The shift of a finished run, by 1,000 training images."""
     restored = restore(workdir, num_devices=1)
     train, state = restored.data.train, restored.state
     images = train.read(np.random.default_rng(0).permutation(train.size)[:1_000]).images
@@ -185,7 +178,7 @@ def shift_of(workdir: Path) -> Shift:
     pairs = list(zip(fixed, now, strict=True))
     means = [np.abs(b.mean - a["mean"]) / np.sqrt(a["var"]) for a, b in pairs]
     stds = [np.sqrt(b.var / a["var"]) for a, b in pairs]
-    return Shift(float(np.median(np.concatenate(means))), float(np.median(np.concatenate(stds))))
+    return {"mean": float(np.median(np.concatenate(means))), "std": float(np.median(np.concatenate(stds)))}
 
 
 def _is_norm(node: Any) -> bool:

@@ -1,38 +1,51 @@
 """A process that trains one job after another, so that imports, data and collectives are set up once.
 
-It reads a job's options, one line of JSON each, from its standard input, and answers each with a line: the summary of
-the run or its error. `experiments.studies.jobs` starts it.
+It reads what to do, one line of JSON each, from its standard input: {"train": options}, or {"call": "module:function",
+"workdir": of a run that has ended}. It answers each with a line: `summary` or `value`, or `error`. Its argument is the
+number of devices; without one there are as many as a run would have. `experiments.studies.jobs` starts it.
 """
 
+import importlib
 import json
 import os
 import sys
+from pathlib import Path
+from typing import Any
 
 from absl import logging
 
+from experiments.training import devices
 from experiments.training.config import TrainConfig
 from experiments.training.loop import train
 from experiments.training.progress import NonFiniteLossError
 
 
 def main() -> None:
-    """Answers jobs until there are no more."""
+    """Answers until there is nothing more to do."""
     answers = os.fdopen(os.dup(1), "w")
     # What a run prints is not an answer.
     os.dup2(2, 1)
     logging.set_verbosity(logging.WARNING)
+    # Once for all: a CPU is divided before its first use, and a run takes as many of its parts as divide the batch.
+    devices.set_up(int(sys.argv[1]) if len(sys.argv) > 1 else None)
     for line in sys.stdin:
         print(f"\n{line}", end="", flush=True)
-        options = json.loads(line)
-        # The summary names the command.
-        sys.argv[1:] = [f"--{name}={value}" for name, value in options.items()]
         try:
-            answer = {"summary": train(TrainConfig(**options))}
+            answer = _answer(json.loads(line))
         # Whatever it is, the next job may do better.
         except Exception as error:
             logging.exception("The job failed.")
             answer = {"error": f"{error}" or type(error).__name__, "diverged": isinstance(error, NonFiniteLossError)}
         print(json.dumps(answer), file=answers, flush=True)
+
+
+def _answer(asked: dict[str, Any]) -> dict[str, Any]:
+    if "train" in asked:
+        # The summary names the command.
+        sys.argv[1:] = [f"--{name}={value}" for name, value in asked["train"].items()]
+        return {"summary": train(TrainConfig(**asked["train"]))}
+    module, _, name = asked["call"].partition(":")
+    return {"value": getattr(importlib.import_module(module), name)(Path(asked["workdir"]))}
 
 
 if __name__ == "__main__":

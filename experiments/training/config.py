@@ -149,6 +149,9 @@ class TrainConfig:
     evaluate_every: int = _option(
         0, "Updates between two evaluations, besides those at the end of every epoch. 0: those alone.", least=0
     )
+    noise_every: int = _option(
+        0, "Updates between two measurements of the gradient noise scale, which metrics.jsonl holds. 0: none.", least=0
+    )
     checkpoint_every: int = _option(0, "Updates between two checkpoints. 0: one at the end of every epoch.", least=0)
 
     def __post_init__(self):

@@ -60,7 +60,7 @@ class MetricsLog:
     def evaluations(self, step: int) -> dict[str, dict[str, Any]]:
         """What was logged of an evaluation after a step, by split; nothing if there was none."""
         there = read(self._path) if self._path.exists() else []
-        rows = [row for row in there if row["step"] == step and row["kind"] != "train"]
+        rows = [row for row in there if row["step"] == step and row["kind"] not in ("train", "noise")]
         return {row["kind"]: {k: v for k, v in row.items() if k not in ("kind", "step", "epoch")} for row in rows}
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:

@@ -282,8 +282,7 @@ def noise_scale_interval(
             paired=True,
             n_resamples=RESAMPLES,
             confidence_level=confidence,
-            # `rng` from SciPy 1.15 on, where this name still works.
-            random_state=np.random.default_rng(seed),  # pyright: ignore[reportCallIssue]
+            rng=np.random.default_rng(seed),
         ).confidence_interval
     least, most = (np.inf if end <= 0 else float(1 / end) for end in (high, low))
     return least, most

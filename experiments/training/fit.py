@@ -1,0 +1,198 @@
+"""The training loop: from one update to the next, with what comes in between."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+
+from experiments.training import evaluation, feeding, preflight, processes, steps
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.clock import Clock
+from experiments.training.config import TrainConfig
+from experiments.training.metrics import MetricsLog
+from experiments.training.noise import NoiseEstimate
+from experiments.training.progress import REMEDY, NonFiniteLossError, Progress
+from experiments.training.run import Program, Run
+
+# 128 + SIGTERM, as a shell has it.
+TERMINATED = 143
+
+
+class Fit:
+    """Trains to the last step: call it with the state to start from."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: Run,
+        feed: feeding.Feed,
+        evaluate: evaluation.Evaluator,
+        checkpoints: Checkpoints,
+        log: MetricsLog,
+        clock: Clock,
+        noise: Callable[[steps.TrainState], NoiseEstimate],
+    ):
+        self._config, self._run, self._feed, self._evaluate = config, run, feed, evaluate
+        self._checkpoints, self._clock = checkpoints, clock
+        self._log, self._noise = log, noise
+        self._programs: dict[Any, Program] = {}
+        self.first_step_ended: float | None = None
+        self.starts = 1
+        self._computing = 0.0
+        # The first step of an epoch, and the updates of it that are left.
+        self._open: tuple[int, Iterator[list[steps.Source]]] | None = None
+
+    def __call__(self, state: steps.TrainState) -> tuple[steps.TrainState, dict, int | None]:
+        """Returns the state at the end, the last evaluation of every split, and the step that reached the target."""
+        plan = self._run.plan
+        step, results, reached = int(state.step), {}, None
+        first = processes.is_first()
+        self.starts = self._checkpoints.notes.get("starts", 0) + 1
+        self._progress = Progress(self._config, plan, self._log, step, quiet=not first)
+        with processes.Termination() as self._termination:
+            if self._is_evaluated(step):
+                # It was stopped there: before the evaluation, or after.
+                results = self._log.evaluations(step) or self._evaluate_and_log(state, step)
+                reached = self._reached(results, step)
+            while step < plan.total_steps and reached is None:
+                state, step = self._to_evaluation(state, step)
+                results = self._pause(state, step)
+                reached = self._reached(results, step)
+        self._progress.close()
+        return state, results, reached
+
+    def _is_evaluated(self, step: int) -> bool:
+        """Whether an evaluation follows the update that led to this step: at the end of an epoch, and in between."""
+        before = step - self._config.backwards_per_forward
+        return self._ends_epoch(step) or (step > 0 and _is_due(self._config.evaluate_every, before, step))
+
+    def _ends_epoch(self, step: int) -> bool:
+        return step > 0 and step == self._run.plan.locate(step - 1).last_step
+
+    def _updates(self, step: int) -> Iterator[list[steps.Source]]:
+        """The updates that are left of an epoch."""
+        position = self._run.plan.locate(step)
+        if self._open is None or self._open[0] != position.first_step:
+            self._open = position.first_step, self._feed.updates(position, step)
+        return self._open[1]
+
+    def _to_evaluation(self, state: steps.TrainState, step: int) -> tuple[steps.TrainState, int]:
+        """Trains up to the next evaluation."""
+        clock, progress = self._clock, self._progress
+        progress.start_epoch()
+        self._computing = -clock.seconds["compute"]
+        updates = self._updates(step)
+        under_way, paused = None, False
+        while not paused:
+            with clock.beside("input", "compute", under_way):
+                sources = next(updates)
+            program = self._program(state, sources)
+            with clock("compute"):
+                state, metrics = program.call(state, sources)
+                progress.wait()
+                if self.first_step_ended is None:
+                    jax.block_until_ready(metrics)
+                    self.first_step_ended = time.time()
+            before, step = step, step + self._config.backwards_per_forward
+            under_way = metrics["loss"]
+            with clock.beside("log", "compute", under_way):
+                # The metrics of the step before this one.
+                progress.read()
+                progress.expect(step, metrics, feeding.examples(sources))
+            if _is_due(self._config.noise_every, before, step):
+                self._settle(state)
+                self._measure_noise(state, step)
+            paused = self._is_evaluated(step)
+            # The evaluation comes first, where there is one, or a run that resumes would lack it.
+            if not paused:
+                stop = self._termination.is_due(step)
+                if stop or _is_due(self._config.checkpoint_every, before, step):
+                    self._settle(state)
+                    self._save(state, step)
+                if stop:
+                    _exit_terminated(step)
+        self._settle(state)
+        self._computing += clock.seconds["compute"]
+        return state, step
+
+    def _settle(self, state: steps.TrainState) -> None:
+        """Waits for the step that is under way, and reads its metrics."""
+        with self._clock("compute"):
+            jax.block_until_ready(state)
+        with self._clock("log"):
+            self._progress.read()
+
+    def _pause(self, state: steps.TrainState, step: int) -> dict:
+        """Evaluates, logs and keeps the state; the evaluation comes later if the run is to stop."""
+        last = step == self._run.plan.total_steps
+        if not last and self._termination.is_due(step):
+            self._save(state, step)
+            _exit_terminated(step)
+        results = self._evaluate_and_log(state, step)
+        before = step - self._config.backwards_per_forward
+        last = last or self._reached(results, step) is not None
+        stop = self._termination.is_due(step)
+        every = self._config.checkpoint_every
+        if last or stop or (_is_due(every, before, step) if every else self._ends_epoch(step)):
+            self._save(state, step)
+        if stop and not last:
+            _exit_terminated(step)
+        return results
+
+    def _evaluate_and_log(self, state: steps.TrainState, step: int) -> dict:
+        with self._clock("compile"):
+            self._evaluate.compile(state)
+        with self._clock("evaluate"):
+            results = self._evaluate(state)
+        for name, result in results.items():
+            if not np.isfinite(result["loss"]):
+                raise NonFiniteLossError(f"the loss on {name} is {result['loss']} after step {step}; {REMEDY}")
+        with self._clock("log"):
+            self._progress.end_epoch(step, results, self._computing)
+        return results
+
+    def _measure_noise(self, state: steps.TrainState, step: int) -> None:
+        with self._clock("noise"):
+            estimate = self._noise(state)
+        with self._clock("log"):
+            row = {name: float(value) for name, value in estimate._asdict().items()}
+            self._log.write("noise", step, {"epoch": self._run.plan.epochs_at(step), **row})
+
+    def _program(self, state: steps.TrainState, sources: list[steps.Source]) -> Program:
+        key = feeding.signature(sources)
+        if key not in self._programs:
+            with self._clock("compile"):
+                program = self._run.compile(state, sources)
+            line = preflight.memory_line(program.largest, self._run.mesh.local_devices)
+            if processes.is_first() and not self._programs:
+                print(line, flush=True)
+            self._programs[key] = program
+        return self._programs[key]
+
+    def _reached(self, results: dict, step: int) -> int | None:
+        """The step, if the target is reached there."""
+        target = self._config.target_accuracy
+        is_reached = target is not None and next(iter(results.values()))["accuracy"] >= target
+        return step if is_reached else None
+
+    def _save(self, state: steps.TrainState, step: int) -> None:
+        """Keeps a state, unless the update that made it left what is not finite: its loss is not known yet."""
+        with self._clock("checkpoint"):
+            for leaf in jax.tree.leaves((state.params, state.batch_stats)):
+                if not np.isfinite(np.asarray(leaf, np.float32)).all():
+                    raise NonFiniteLossError(f"the parameters are not finite after step {step}; {REMEDY}")
+            self._checkpoints.save(state, {"seconds": dict(self._clock.seconds), "starts": self.starts})
+
+
+def _is_due(every: int, before: int, step: int) -> bool:
+    """Whether a multiple of a number of updates lies after one step and not after the other; never for 0."""
+    return every > 0 and step // every > before // every
+
+
+def _exit_terminated(step: int) -> NoReturn:
+    if processes.is_first():
+        print(f"\nStopped by SIGTERM; step {step} is saved.", flush=True)
+    sys.exit(TERMINATED)

@@ -1,0 +1,64 @@
+"""The gradient noise scale of a run as it trains."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import data as datasets
+from experiments._errors import UsageError
+from experiments.training import devices, steps
+from experiments.training.config import TrainConfig
+from experiments.training.noise import NoiseEstimate, measure_noise
+from experiments.training.run import Run, make_model
+from experiments.training.steps import Batch, TrainState
+
+# Of a measurement: examples of a shard, where the norm has no span, and shards.
+SHARD_SIZE, SHARDS = 64, 32
+
+
+def noise_probe(config: TrainConfig, run: Run, dataset: datasets.Dataset) -> Callable[[TrainState], NoiseEstimate]:
+    """Makes what measures the noise of a state's gradient: state -> `NoiseEstimate` of two floats.
+
+    Of some 2,000 training examples, drawn anew by the run's seed and the step, in shards of one span or of 64. The
+    gradient is that of the loss, without weight decay. The forward pass is that of training, but the norm's statistics
+    are a shard's own: statistics that are shared would couple the shards, and bias the estimate. It runs on one device
+    of each process, and changes nothing of the training.
+
+    Raises:
+      UsageError: `config.noise_every` asks for measurements, and the training set has not two shards.
+    """
+    train = dataset.train
+    shard_size = config.span or SHARD_SIZE
+    shards = min(SHARDS, train.size // shard_size)
+    if config.noise_every and shards < 2:
+        raise UsageError(
+            f"--noise_every takes two shards of {shard_size} training examples to measure the gradient noise, and "
+            f"there are {train.size} examples; leave it out, or give a smaller --span"
+        )
+    # The step of training, on a mesh of one device: what is pooled over the devices is pooled over a shard.
+    mesh = devices.make_mesh(run.mesh.local_devices[:1])
+    model = make_model(config, dataset.num_classes, config.running_momentum(), run.plan.total_steps)
+
+    def loss(params, batch_stats, step, batch: Batch):
+        losses, _, _ = steps.losses_of(
+            model, run.recipe, params, batch_stats, batch, steps.step_key(run.recipe, step, part=1)
+        )
+        return jax.lax.pmean(jnp.mean(losses), devices.AXIS)
+
+    in_specs = (steps.WHOLE, steps.WHOLE, steps.WHOLE, Batch(steps.CUT, steps.CUT, steps.CUT))
+    gradient = jax.jit(jax.shard_map(jax.grad(loss), mesh=mesh, in_specs=in_specs, out_specs=steps.WHOLE))
+
+    def probe(state: TrainState) -> NoiseEstimate:
+        held: Any = jax.tree.map(lambda a: a.addressable_data(0), (state.params, state.batch_stats, state.step))
+        chosen = np.random.default_rng((config.seed, int(state.step))).choice(
+            train.size, shards * shard_size, replace=False
+        )
+        examples = train.read(chosen)
+        batch = jax.device_put(Batch(examples.images, examples.labels, None), mesh.devices.flat[0])
+        estimate = measure_noise(lambda held, shard: gradient(*held, shard), held, [batch], shards)
+        return NoiseEstimate(*(value.item() for value in estimate))
+
+    return probe

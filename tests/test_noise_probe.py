@@ -1,0 +1,82 @@
+"""The gradient noise scale of a run, measured while it trains."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments._errors import UsageError
+from experiments.training import loop, metrics
+from experiments.training.config import TrainConfig
+from experiments.training.noise import noise_from_shards
+from experiments.training.noise_probe import noise_probe
+from experiments.training.steps import standardised
+from tests import own, rig
+
+OPTIONS = {
+    "dataset": "tests.own:dataset",
+    "model": "tests.own:model",
+    "batch_size": 16,
+    "warmup_epochs": 0,
+    "log_every": 100,
+}
+
+
+@pytest.mark.parametrize("num_devices", [1, 4])
+def test_it_is_that_of_the_shards_gradients(num_devices):
+    """Against gradients of each shard by a loss that is written out, of a model whose norm sees the shard alone."""
+    config = TrainConfig(**OPTIONS, span=8, seed=3)
+    dataset = rig.tiny()
+    run = rig.run_of(config, dataset, num_devices)
+    state = run.state._replace(step=run.state.step + 5)
+    estimate = noise_probe(config, run, dataset)(state)
+
+    model = own.Model(dataset.num_classes, own.plain_norm)
+    chosen = dataset.train.read(np.random.default_rng((3, 5)).choice(64, 64, replace=False))
+
+    def loss(params, images, labels):
+        logits = model.apply({"params": params}, standardised(images, run.recipe), train=True)
+        targets = 0.9 * jax.nn.one_hot(labels, 3) + 0.1 / 3
+        return -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1))
+
+    params = jax.device_get(state.params)
+    gradients = [jax.grad(loss)(params, chosen.images[i : i + 8], chosen.labels[i : i + 8]) for i in range(0, 64, 8)]
+    expected = noise_from_shards(jax.tree.map(lambda *g: jnp.stack(g), *gradients), shard_size=8)
+    np.testing.assert_allclose(estimate, jax.device_get(expected), rtol=1e-4)
+
+
+def test_it_changes_nothing_of_the_training_and_goes_on_with_it(tmp_path):
+    config = {**OPTIONS, "steps": 8, "span": 16, "checkpoint_every": 3, "evaluate_every": 4}
+    plain = loop.train(TrainConfig(**config, workdir=str(tmp_path / "plain")))
+    measured = loop.train(TrainConfig(**config, noise_every=2, workdir=str(tmp_path / "measured")))
+    assert measured["results"] == plain["results"]
+    rows = [row for row in metrics.read(tmp_path / "measured" / metrics.FILE) if row["kind"] == "noise"]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8]
+    assert all(np.isfinite(row["trace"]) and row["trace"] > 0 and "gradient_norm2" in row for row in rows)
+    # An evaluation that was logged at a step is found again beside a measurement.
+    log = metrics.MetricsLog(tmp_path / "measured", 8)
+    with log:
+        assert set(log.evaluations(8)) == {"test"}
+
+
+def test_a_training_set_of_one_shard_is_refused():
+    config = TrainConfig(**OPTIONS, noise_every=1)
+    small = rig.tiny(examples=100)
+    with pytest.raises(UsageError, match=r"two shards of 64 training examples .* there are 100 examples"):
+        noise_probe(config, rig.run_of(config, small, 1), small)
+
+
+def test_every_norm_and_kind_of_label_can_be_measured():
+    for options in (
+        {"norm": "none"},
+        {"norm": "renorm"},
+        {"norm": "group"},
+        {"norm": "frozen"},
+        {"model": "fcn", "augmentation": "flip"},
+        {"accumulation_steps": 2},
+    ):
+        config = TrainConfig(**{**OPTIONS, "model": "simple_cnn", **options})
+        pixels = config.model == "fcn"
+        dataset = rig.tiny(examples=128, size=16 if pixels else 28, pixels=pixels)
+        estimate = noise_probe(config, (run := rig.run_of(config, dataset, 2)), dataset)(run.state)
+        assert np.isfinite(estimate).all() and estimate.trace > 0, options
