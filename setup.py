@@ -32,6 +32,7 @@ TEST = [
     "hypothesis>=6.100",
     "jax-resnet>=0.0.4",
     "pytest>=8.2",
+    "pytest-xdist>=3.6",
     "setuptools>=77",
 ]
 

@@ -3,60 +3,71 @@
 Training runs are kept as they end, and a study that is stopped goes on with the same command.
 """
 
-import json
-import os
+import sys
 from pathlib import Path
 
 from absl import flags
 
 from experiments import _flags
-from experiments._errors import unknown_name
-from experiments.reporting import CONVERGENCE, write_study_page
-from experiments.studies import convergence, jobs, large_batch
+from experiments._errors import UsageError, unknown_name
+from experiments.reporting import write_study_page
+from experiments.studies import batch_size
 
 FLAGS = flags.FLAGS
-PARTS = ("convergence", "search", "ladder", "backwards")
 
 
 def define_flags() -> None:
     """Defines the flags; a program that only imports this module has none of them."""
-    flags.DEFINE_string("preset", "mnist", "'mnist', or 'quick', on data that need no download: convergence alone.")
+    names = ", ".join(sorted(batch_size.PRESETS))
+    flags.DEFINE_string("preset", "quick", f"How much to study, and of which data: {names}.")
+    flags.DEFINE_list("parts", None, f"What to study, of {', '.join(batch_size.PARTS)}. Default: what the preset has.")
+    flags.DEFINE_string("dataset", None, "Data set in place of the preset's; also 'package.module:function'.")
     flags.DEFINE_string("data_dir", None, "TFDS data directory. Default: TFDS's own.")
-    flags.DEFINE_list("parts", None, f"What to study, of {', '.join(PARTS)}. Default: all that the preset has.")
+    flags.DEFINE_string("model", None, "Model in place of the preset's; also 'package.module:factory'.")
+    flags.DEFINE_float("target_accuracy", None, "Of the runs to a target, such as 0.98.")
+    flags.DEFINE_list("batch_sizes", None, "At which the rate is tuned and minima are compared, in rising order.")
+    flags.DEFINE_list("learning_rates", None, "Where the search begins, at the smallest of these batch sizes.")
+    flags.DEFINE_list("seeds", None, "Of every run that has several.")
+    flags.DEFINE_integer("num_devices", None, "Devices of every run. Default: as experiments.train.")
     flags.DEFINE_string("workdir", None, "Folder for the results. Default: runs/batch_size_study-PRESET.")
+    flags.DEFINE_bool("dry_run", False, "Print what would be run, and about how long it takes; run nothing.")
 
 
 def main() -> None:
     """Parses the flags, runs what has not been run, writes the report."""
-    if FLAGS.preset not in convergence.SETTINGS:
-        raise unknown_name("preset", FLAGS.preset, convergence.SETTINGS)
-    setting = convergence.SETTINGS[FLAGS.preset]
-    parts = FLAGS.parts or (PARTS if FLAGS.preset == "mnist" else PARTS[:1])
+    if FLAGS.preset not in batch_size.PRESETS:
+        raise unknown_name("preset", FLAGS.preset, batch_size.PRESETS)
+    study = batch_size.changed(
+        batch_size.PRESETS[FLAGS.preset],
+        {name: FLAGS[name].value for name in ("dataset", "data_dir", "model", "num_devices")},
+        target=FLAGS.target_accuracy,
+        batch_sizes=_numbers("batch_sizes", int),
+        rates=_numbers("learning_rates", float),
+        seeds=_numbers("seeds", int),
+    )
+    parts = FLAGS.parts or batch_size.parts_of(study)
     for part in parts:
-        if part not in PARTS:
-            raise unknown_name("part", part, PARTS)
-    data = {"data_dir": FLAGS.data_dir}
+        if part not in batch_size.PARTS:
+            raise unknown_name("part", part, batch_size.PARTS)
     folder = Path(FLAGS.workdir or f"runs/batch_size_study-{FLAGS.preset}")
-    if "convergence" in parts:
-        _converge(setting._replace(options={**setting.options, **data}), folder)
-    dataset = {**setting.options, **data}
-    if "search" in parts:
-        searched = jobs.run(large_batch.search_jobs(dataset), folder)
-        jobs.run(large_batch.final_jobs(dataset, searched), folder)
-    if "ladder" in parts:
-        jobs.run(large_batch.ladder_jobs(dataset), folder)
-    if "backwards" in parts:
-        jobs.run(large_batch.backwards_jobs(dataset), folder)
-    print(f"report      {write_study_page(folder)}")
+    if FLAGS.dry_run:
+        for line in batch_size.describe(study, parts, folder):
+            print(line)
+        return
+    batch_size.run(study, parts, folder)
+    command = "python -m experiments.batch_size_study " + " ".join(sys.argv[1:])
+    print(f"report      {write_study_page(folder, command)}")
 
 
-def _converge(setting: convergence.Setting, folder: Path) -> None:
-    jobs.run(convergence.fixed_jobs(setting), folder)
-    found = convergence.run_tuned(setting, folder)
-    analysis = convergence.analyse(setting, jobs.read(folder / jobs.FILE), found)
-    aside = folder / f"{CONVERGENCE}.tmp"
-    aside.write_text(json.dumps(analysis, indent=2) + "\n")
-    os.replace(aside, folder / CONVERGENCE)
+def _numbers(name: str, kind: type) -> tuple | None:
+    given = FLAGS[name].value
+    if given is None:
+        return None
+    try:
+        return tuple(kind(text) for text in given)
+    except ValueError as error:
+        example = "1,2,32" if kind is int else "0.01,0.02"
+        raise UsageError(f"--{name} are numbers, as in {example}, not {','.join(given)}") from error
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Defines the flags; a program that only imports this module has none of them."""
     flags.DEFINE_string("preset", "full", "'full', an hour on two cores, or 'quick', six minutes.")
-    flags.DEFINE_list("norms", list(norm.NORMS), "What to compare.")
+    flags.DEFINE_list("norms", None, f"What to compare, of {', '.join(norm.NORMS)}. Default: those of the preset.")
     flags.DEFINE_list("tasks", list(norm.TASKS), "What to train.")
     flags.DEFINE_list("per_device_batch_sizes", None, "Examples a device. Default: those of the preset.")
     flags.DEFINE_integer("num_devices", 8, "Devices of a run.")
@@ -32,8 +32,8 @@ def main() -> None:
     """Parses the flags, runs what has not been run, writes the report."""
     size = check(FLAGS.preset, FLAGS.norms, FLAGS.tasks, FLAGS.num_devices, FLAGS.per_device_batch_sizes)
     folder = Path(FLAGS.workdir or f"runs/norm_study-{FLAGS.preset}")
-    rates = norm.rate_jobs(size, FLAGS.num_devices) if {"synchronised", "frozen"} <= set(FLAGS.norms) else []
-    all_jobs = [*rates, *norm.grid_jobs(size, FLAGS.norms, FLAGS.tasks, FLAGS.num_devices)]
+    rates = norm.rate_jobs(size, FLAGS.num_devices) if {"synchronised", "frozen"} <= set(size.norms) else []
+    all_jobs = [*rates, *norm.grid_jobs(size, FLAGS.tasks, FLAGS.num_devices)]
     with jobs.Runner(folder) as runner:
         waiting = [job for job in all_jobs if not runner.is_done(job)]
         if FLAGS.dry_run:
@@ -48,22 +48,29 @@ def main() -> None:
 
 
 def check(
-    preset: str, norms: Sequence[str], tasks: Sequence[str], num_devices: int, per_device: Sequence[str] | None
+    preset: str,
+    norms: Sequence[str] | None,
+    tasks: Sequence[str],
+    num_devices: int,
+    per_device: Sequence[str] | None,
 ) -> norm.Size:
     """The size of the study that the flags ask for.
 
     Raises:
       UsageError: there is no such preset, norm or task, or a number is none.
     """
-    names = (("preset", [preset], norm.PRESETS), ("norm", norms, norm.NORMS), ("task", tasks, norm.TASKS))
+    names = (("preset", [preset], norm.PRESETS), ("norm", norms or (), norm.NORMS), ("task", tasks, norm.TASKS))
     for kind, given, known in names:
         for name in given:
             if name not in known:
                 raise unknown_name(kind, name, known)
     if num_devices < 1:
         raise UsageError(f"--num_devices must be at least 1, not {num_devices}")
+    size = norm.PRESETS[preset]
+    if norms is not None:
+        size = size._replace(norms=tuple(norms))
     if per_device is None:
-        return norm.PRESETS[preset]
+        return size
     try:
         sizes = tuple(int(text) for text in per_device)
     except ValueError as error:
@@ -72,7 +79,7 @@ def check(
         ) from error
     if min(sizes, default=0) < 1:
         raise UsageError(f"--per_device_batch_sizes must be at least 1, not {min(sizes, default='none')}")
-    return norm.PRESETS[preset]._replace(per_device_batch_sizes=sizes)
+    return size._replace(per_device_batch_sizes=sizes)
 
 
 if __name__ == "__main__":

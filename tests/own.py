@@ -53,6 +53,10 @@ def dataset():
     return rig.tiny()
 
 
+def larger():
+    return rig.tiny(examples=256)
+
+
 def number():
     return 3
 

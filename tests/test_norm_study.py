@@ -25,7 +25,7 @@ SIZE = norm.PRESETS["full"]
 
 
 def test_every_norm_has_a_job_or_a_twin_at_every_size():
-    jobs = norm.grid_jobs(SIZE, list(norm.NORMS), list(norm.TASKS), 8)
+    jobs = norm.grid_jobs(SIZE, list(norm.TASKS), 8)
     keys = {job.key for job in jobs}
     assert len(keys) == len(jobs) == (3 + 2) * (5 + 5 + 6 + 7 + 7)
     assert "grid-classification-span16-p4-seed0" in keys and "grid-classification-span32-p4-seed0" not in keys
@@ -70,7 +70,7 @@ def made_up(job):
 def test_the_report_says_what_was_found(tmp_path):
     with pytest.raises(UsageError, match="holds no study"):
         write_norm_study_page(tmp_path)
-    jobs = norm.grid_jobs(SIZE, list(norm.NORMS), list(norm.TASKS), 8)
+    jobs = norm.grid_jobs(SIZE, list(norm.TASKS), 8)
     shift = {"mean": 0.25, "std": 1.5}
     rates = [
         row(job, None if job.options["norm"] == "frozen" and job.options["learning_rate"] > 0.1 else 0.8, shift=shift)
@@ -96,7 +96,7 @@ def test_the_report_says_what_was_found(tmp_path):
 
 
 def test_the_figure_has_a_line_for_each_norm_that_ended(tmp_path):
-    write(tmp_path, map(made_up, norm.grid_jobs(SIZE, list(norm.NORMS), ["classification"], 8)))
+    write(tmp_path, map(made_up, norm.grid_jobs(SIZE, ["classification"], 8)))
     (axes,) = norm_study_figure(tmp_path).axes
     lines = {line.get_label(): line for line in axes.get_lines()}
     assert set(lines) == set(norm.NORMS) - {"frozen"}
@@ -106,7 +106,7 @@ def test_the_figure_has_a_line_for_each_norm_that_ended(tmp_path):
 
 def test_what_is_not_clear_of_the_spread_is_not_said_to_be(tmp_path):
     """Differences of 1 with a spread of 3; and one seed, whose spread nobody knows."""
-    jobs = norm.grid_jobs(SIZE, ["local", "synchronised"], ["classification"], 8)
+    jobs = norm.grid_jobs(SIZE._replace(norms=("local", "synchronised")), ["classification"], 8)
     scores = {"local": (0.80, 0.83, 0.86), "batch": (0.81, 0.84, 0.87)}
     rows = [row(job, scores[job.options["norm"]][job.options["seed"]]) for job in jobs]
     write(tmp_path, rows)
@@ -168,6 +168,7 @@ def test_the_command_runs_a_study_once(tmp_path):
 )
 def test_what_cannot_be_studied_is_refused(changes, message):
     given = {"preset": "quick", "norms": ["local"], "tasks": [], "num_devices": 8, "per_device": None}
-    assert norm_study.check(**given) == norm.PRESETS["quick"]
+    assert norm_study.check(**given) == norm.PRESETS["quick"]._replace(norms=("local",))
+    assert norm_study.check(**{**given, "norms": None}) == norm.PRESETS["quick"]
     with pytest.raises(UsageError, match=message):
         norm_study.check(**{**given, **changes})

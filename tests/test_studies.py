@@ -6,10 +6,10 @@ import math
 import pytest
 
 from experiments._errors import UsageError
-from experiments.reporting import large_batch as report
 from experiments.reporting import write_study_page
 from experiments.studies import convergence, jobs, large_batch
 from experiments.training import devices
+from experiments.training.config import TrainConfig
 from tests import own
 
 TINY = {
@@ -22,16 +22,9 @@ TINY = {
 }
 
 
+DATA = convergence.Data({"dataset": "tests.own:dataset", "model": "tests.own:model"}, examples=48, held_out=16)
 SETTING = convergence.Setting(
-    {"dataset": "tests.own:dataset", "model": "tests.own:model", "num_devices": 1},
-    examples=48,
-    held_out=16,
-    target=0.7,
-    fixed_sizes=(8, 48),
-    tuned_sizes=(8, 16),
-    first_rate=0.02,
-    max_epochs=20,
-    seeds=(0, 1),
+    target=0.7, fixed_sizes=(8, 48), tuned_sizes=(8, 16), rates=(0.2, 0.4, 0.8), max_epochs=20, seeds=(0, 1)
 )
 
 
@@ -106,7 +99,7 @@ def test_the_search_follows_the_best_rate_off_its_grid(best_rate):
         distance = abs(math.log2(rate / best_rate))
         return reached(job.options, round(100 * (1 + distance)) if distance < 4.5 else None)
 
-    tuned = convergence.search(SETTING, 64, 0.4, run)
+    tuned = convergence.search(DATA, SETTING, 64, SETTING.rates, run)
     assert tuned.rate == pytest.approx(best_rate) and not tuned.on_edge
     assert len(tried) == len(set(tried)) <= 3 + convergence.MOST_EXTENSIONS
     assert [row["options"]["learning_rate"] for row in tuned.rows] == sorted(tried)
@@ -114,17 +107,17 @@ def test_the_search_follows_the_best_rate_off_its_grid(best_rate):
 
 def test_a_search_that_ends_on_the_edge_says_so():
     tuned = convergence.search(
-        SETTING, 64, 0.4, lambda job: reached(job.options, round(1000 / job.options["learning_rate"]))
+        DATA, SETTING, 64, SETTING.rates, lambda job: reached(job.options, round(1000 / job.options["learning_rate"]))
     )
     assert tuned.on_edge and tuned.rate == tuned.rows[-1]["options"]["learning_rate"]
-    none = convergence.search(SETTING, 64, 0.4, lambda job: reached(job.options, None))
+    none = convergence.search(DATA, SETTING, 64, SETTING.rates, lambda job: reached(job.options, None))
     assert none.rate is None and len(none.rows) == 3 + convergence.MOST_EXTENSIONS
 
 
 def test_a_search_ends_with_the_error_of_a_run():
     row = {"key": "tuned", "error": "no such file", "diverged": False}
     with pytest.raises(UsageError, match="the search stopped at tuned: no such file"):
-        convergence.search(SETTING, 64, 0.4, lambda job: row)
+        convergence.search(DATA, SETTING, 64, SETTING.rates, lambda job: row)
 
 
 def test_the_fit_is_given_the_runs_at_the_best_rates_and_those_that_were_cut_short():
@@ -132,35 +125,40 @@ def test_the_fit_is_given_the_runs_at_the_best_rates_and_those_that_were_cut_sho
     rows = [
         {"key": job.key, **reached(job.options, updates)}
         for job, updates in (
-            (convergence.tuned_job(SETTING, 16, 0.1, 0), 200),
-            (convergence.tuned_job(SETTING, 16, 0.2, 0), 100),
-            (convergence.tuned_job(SETTING, 16, 0.1, convergence.SEARCH_SEED), 150),
-            (convergence.tuned_job(SETTING, 64, 0.1, 1), None),
+            (convergence.tuned_job(DATA, SETTING, 16, 0.1, 0), 200),
+            (convergence.tuned_job(DATA, SETTING, 16, 0.2, 0), 100),
+            (convergence.tuned_job(DATA, SETTING, 16, 0.1, convergence.SEARCH_SEED), 150),
+            (convergence.tuned_job(DATA, SETTING, 64, 0.1, 1), None),
         )
     ]
     assert convergence.steps_for_fit(rows, found) == ([16, 64], [200, 50], [False, True])
 
 
-def test_convergence_is_studied_and_reported(tmp_path):
-    """From the jobs to the page, with a fit of what is made up: two sizes with two seeds."""
-    jobs.run(convergence.fixed_jobs(SETTING), tmp_path)
-    found = convergence.run_tuned(SETTING, tmp_path)
-    rows = jobs.read(tmp_path / jobs.FILE)
-    assert {row["options"]["batch_size"] for row in rows if row["key"].startswith("fixed-")} == {8, 48}
-    finals = [
-        row for row in rows if row["options"]["seed"] != convergence.SEARCH_SEED and row["key"].startswith("tuned")
+def test_the_best_rates_are_read_from_the_rows_of_the_search():
+    rows = [
+        {"key": job.key, **reached(job.options, updates)}
+        for job, updates in (
+            (convergence.tuned_job(DATA, SETTING, 8, 0.2, convergence.SEARCH_SEED), 200),
+            (convergence.tuned_job(DATA, SETTING, 8, 0.4, convergence.SEARCH_SEED), 150),
+            (convergence.tuned_job(DATA, SETTING, 8, 0.8, 0), 100),
+            (convergence.tuned_job(DATA, SETTING, 16, 0.4, convergence.SEARCH_SEED), None),
+        )
     ]
-    assert {t.batch_size for t in found} == {8, 16} and len(finals) == 4
-    for row in finals:
-        reached = convergence.updates_to_target(row)
-        assert reached is None or next(iter(row["summary"]["results"].values()))["accuracy"] >= SETTING.target
-    analysis = convergence.analyse(SETTING, rows, found)
-    (tmp_path / "convergence.json").write_text(json.dumps(analysis))
-    text = write_study_page(tmp_path).read_text()
-    assert "How many updates to 70.0%?" in text and text.count("<svg") == 2
-    assert (f"critical batch size is {analysis['fit']['critical_batch_size']:,.0f}" in text) == (
-        analysis["fit"] is not None
-    )
+    assert convergence.best_rates(rows, SETTING) == {8: 0.4}
+
+
+def test_a_grid_of_ones_own_is_gone_beyond_in_its_own_steps():
+    tried = []
+
+    def run(job):
+        tried.append(job.options["learning_rate"])
+        return reached(job.options, round(1000 / job.options["learning_rate"]) if len(tried) < 5 else None)
+
+    assert convergence.search(DATA, SETTING, 8, (0.01, 0.1), run).rate == 10.0
+    assert tried == [0.01, 0.1, 1.0, 10.0, 100.0]
+    tried.clear()
+    convergence.search(DATA, SETTING, 8, (0.5,), run)
+    assert tried[:3] == [0.5, 0.25, 0.125] or tried[:3] == [0.5, 1.0, 2.0]
 
 
 def row(key, options, accuracy):
@@ -181,10 +179,15 @@ def test_the_best_of_the_search_is_run_with_every_seed():
 
 def test_every_rung_of_the_ladder_is_a_configuration_that_has_a_name():
     rungs = large_batch.ladder_jobs({"dataset": "mnist"})
-    assert len(rungs) == 3 * len(report.LADDER) == 3 * len(large_batch.RUNGS)
-    first, last = rungs[0].options, rungs[7].options
+    assert len(rungs) == len({rung.key for rung in rungs}) == 3 * len(large_batch.rungs(large_batch.Ladder()))
+    assert all(rung.label for rung in rungs)
+    for rung in rungs:
+        TrainConfig(**rung.options)
+    first, ramp, last = rungs[0].options, rungs[9].options, rungs[10].options
     assert first["decay_all"] and first["warmup_epochs"] == 0 and first["label_smoothing"] == 0
+    assert (ramp["batch_size"], ramp["batch_ramp"], ramp["learning_rate"]) == (2048, 8192, 0.4)
     assert last["epochs"] == 24 and last["optimizer"] == "nesterov" and not last["decay_all"]
+    assert (last["batch_size"], last["batch_ramp"], last["learning_rate"]) == (8192, None, 1.6)
 
 
 def test_the_report_has_a_section_for_what_was_run(tmp_path):
@@ -203,4 +206,4 @@ def test_the_report_has_a_section_for_what_was_run(tmp_path):
     text = write_study_page(tmp_path).read_text()
     assert "1: 99.00*" in text and text.count("<svg") == 1
     assert "91.00</td>" in text and "90.00</td>" in text and "92.00</td>" in text
-    assert "batch of 8192</h2>" not in text
+    assert "The ladder has not been run" in text

@@ -1,21 +1,28 @@
 """Figures and pages made from result files alone."""
 
-from experiments.reporting.convergence import ANALYSIS as CONVERGENCE
-from experiments.reporting.convergence import convergence_figure, rate_figure
+from experiments.reporting.convergence import convergence_figure, epochs_figure, rate_figure
 from experiments.reporting.curves import training_curves
-from experiments.reporting.large_batch import accuracy_figure
+from experiments.reporting.generalisation import generalisation_figure
+from experiments.reporting.large_batch import accuracy_figure, rungs_figure
 from experiments.reporting.norm import norm_figure
 from experiments.reporting.norm_study import norm_study_figure, write_norm_study_page
 from experiments.reporting.page import write_page
-from experiments.reporting.study import write_study_page
+from experiments.reporting.smoothness import smoothness_figure
+from experiments.reporting.step_time import time_figure
+from experiments.reporting.study import study_sections, write_study_page
 
 __all__ = [
-    "CONVERGENCE",
     "accuracy_figure",
     "convergence_figure",
+    "epochs_figure",
+    "generalisation_figure",
     "norm_figure",
     "norm_study_figure",
     "rate_figure",
+    "rungs_figure",
+    "smoothness_figure",
+    "study_sections",
+    "time_figure",
     "training_curves",
     "write_norm_study_page",
     "write_page",

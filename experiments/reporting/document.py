@@ -15,6 +15,7 @@ td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 td.n { white-space: nowrap; } tr { border-bottom: 1px solid #e3e7ee; }
 code, pre { font-size: .85rem; background: #f4f6f9; } pre { padding: .7rem; overflow-x: auto; white-space: pre-wrap; }
 .scroll { overflow-x: auto; }
+@media print { figure, tr { break-inside: avoid; } h2 { break-after: avoid; } .scroll { overflow: visible; } }
 """
 
 
@@ -32,7 +33,12 @@ def figure(drawing: Figure, caption: str) -> str:
     text = io.StringIO()
     drawing.savefig(text, format="svg")
     svg = text.getvalue()
-    return f"<figure>{svg[svg.index('<svg') :]}<figcaption>{html.escape(caption)}</figcaption></figure>"
+    # Not much larger than it was drawn, however wide the page.
+    most = f"{1.4 * drawing.get_figwidth():.1f}in"
+    return (
+        f'<figure style="max-width: {most}">{svg[svg.index("<svg") :]}<figcaption>{html.escape(caption)}</figcaption>'
+        "</figure>"
+    )
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

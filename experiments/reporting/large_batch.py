@@ -1,5 +1,6 @@
-"""The part of the study's report on very large batches, from its rows alone."""
+"""Questions 5 and 6: several updates a forward pass, and very large batches; from the study's files alone."""
 
+import itertools
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,16 +11,11 @@ from matplotlib.figure import Figure
 
 from experiments.reporting.curves import read_study
 from experiments.reporting.document import figure, table
+from experiments.reporting.section import COLOUR, SECOND, Section, canvas, sizes_axis
 
-LADDER = (
-    "the rate of batch 64",
-    "linear rate",
-    "+ warmup of 2 epochs",
-    "+ no decay on norms and biases",
-    "+ span of 128",
-    "span off again, + label smoothing 0.1",
-    "LARS in place of Nesterov",
-    "Nesterov again, twice the epochs",
+# Hoffer et al., arXiv 1705.08741, 2017: a fully connected network (F1) on MNIST, test accuracy in percent.
+PUBLISHED = (
+    "small batch 98.27, large batch 97.05, with its rate adapted 97.55, with ghost batches 97.60, trained longer 98.53"
 )
 
 
@@ -38,58 +34,113 @@ def accuracy(row: dict[str, Any]) -> float:
 
 
 def accuracy_figure(folder: str | Path) -> Figure:
-    """Test accuracy against batch size: every seed, and their mean."""
+    """Test accuracy against batch size at a fixed number of epochs: every seed, and their mean."""
     groups = _by_batch_size(read(folder))
-    drawing = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = drawing.subplots()
+    drawing, (axes,) = canvas()
     for batch_size, rows in groups.items():
-        axes.plot([batch_size] * len(rows), [accuracy(row) for row in rows], "o", color="#1764c0", alpha=0.5)
+        axes.plot([batch_size] * len(rows), [accuracy(row) for row in rows], "o", color=COLOUR, alpha=0.5)
     means = [statistics.mean(accuracy(row) for row in rows) for rows in groups.values()]
-    axes.plot(list(groups), means, "-", color="#1764c0", linewidth=1.5)
+    axes.plot(list(groups), means, "-", color=COLOUR, linewidth=1.5)
     for (batch_size, rows), mean in zip(groups.items(), means, strict=True):
         text = f"{mean:.2f}\n{rows[0]['options']['optimizer']}"
         axes.annotate(text, (batch_size, mean), (0, 12), textcoords="offset points", ha="center", fontsize=8)
-    axes.set(xscale="log", xlabel="global batch size", ylabel="test accuracy (%)")
-    axes.set_xticks(list(groups), [f"{b:,}" for b in groups])
-    axes.minorticks_off()
+    sizes_axis(axes, list(groups))
+    axes.set(ylabel="test accuracy (%)")
     axes.margins(0.12, 0.3)
     axes.set_ylim(top=min(100, axes.get_ylim()[1]))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
     return drawing
 
 
-def large_batch_parts(folder: str | Path, rows: dict[str, dict[str, Any]]) -> list[str]:
-    """The sections on very large batches: one for each part of them that has been run."""
-    parts: list[str] = []
-    if groups := _by_batch_size(rows):
+def rungs_figure(folder: str | Path, prefix: str = "ladder-") -> Figure:
+    """Test accuracy of the rungs of the ladder, or with "backwards-" of the ways to make several updates."""
+    groups = list(_seeds(read(folder), prefix).values())[::-1]
+    drawing, (axes,) = canvas(0.34 * len(groups) + 0.9)
+    for place, rows in enumerate(groups):
+        values = [accuracy(row) for row in rows]
+        axes.plot(values, [place] * len(values), "o", color=COLOUR, alpha=0.5, markersize=4)
+        axes.plot(statistics.mean(values), place, "|", color=SECOND, markersize=12, markeredgewidth=2)
+        axes.annotate(
+            f"{statistics.mean(values):.2f}", (max(values), place), (6, -3), textcoords="offset points", fontsize=8
+        )
+    axes.set_yticks(range(len(groups)), [_label(rows) for rows in groups], fontsize=8)
+    axes.set(xlabel="test accuracy (%)")
+    axes.margins(0.15, 0.08)
+    return drawing
+
+
+def large_batch_sections(folder: str | Path) -> list[Section]:
+    """The two sections, of what has been run of them."""
+    rows = read(folder)
+    sections = []
+    if backwards := _seeds(rows, "backwards-"):
+        parts = [figure(rungs_figure(folder, "backwards-"), "Each dot is a seed."), _seed_table("updates", backwards)]
+        title = "Does one forward pass with k updates buy anything over k times the rate?"
+        sections.append(Section(5, title, _backwards_answer(backwards), parts))
+    ladder, parts = _seeds(rows, "ladder-"), []
+    if ladder:
+        parts = [figure(rungs_figure(folder), "Each dot is a seed."), _seed_table("recipe", ladder)]
+        parts.append(
+            f"<p>Published (Hoffer et al., arXiv 1705.08741, F1 on MNIST; given from notes, not checked in the paper): "
+            f"{PUBLISHED}.</p>"
+        )
+    groups = _by_batch_size(rows)
+    if groups:
         parts += [
-            "<h2>Accuracy against batch size</h2>",
-            figure(
-                accuracy_figure(folder), "Each dot is a seed; the line joins their means. The same number of epochs."
-            ),
+            "<p>The best recipe of a search at each batch size, the same number of epochs:</p>",
+            figure(accuracy_figure(folder), "Each dot is a seed; the line joins their means."),
             table(
                 ("batch size", "updates", "optimizer", "peak rate", "mean", "least", "greatest"),
                 [_final_cells(batch_size, group) for batch_size, group in groups.items()],
             ),
         ]
-    searched = [row for key, row in rows.items() if key.startswith("search-")]
-    if searched:
+    if searched := [row for key, row in rows.items() if key.startswith("search-")]:
         parts += [
-            "<h2>The search</h2>",
-            "<p>Accuracy (%) on training images that were held out, one seed. A best rate on the edge of its grid is "
-            "marked with *: a better one may lie beyond.</p>",
+            "<p>The search: accuracy (%) on training images that were held out, one seed. A best rate on the edge of "
+            "its grid is marked with *: a better one may lie beyond.</p>",
             table(("batch size", "optimizer", "rates: accuracy"), _search_cells(searched)),
         ]
-    if ladder := _seeds(rows, "ladder-"):
-        names = [(LADDER[int(key)], group) for key, group in sorted(ladder.items(), key=lambda item: int(item[0]))]
-        parts += ["<h2>What does it at a batch of 8192</h2>", _seed_table("recipe", names)]
-    if backwards := _seeds(rows, "backwards-"):
-        parts += [
-            "<h2>One forward pass with ten updates, and ten times the rate</h2>",
-            _seed_table("updates", list(backwards.items())),
-        ]
-    return parts
+    if parts:
+        answer = _ladder_answer(ladder) if ladder else "The ladder has not been run; below, what a search found."
+        sections.append(Section(6, "What repairs a very large batch, and by how much?", answer, parts))
+    return sections
+
+
+def _backwards_answer(groups: dict[str, list[dict[str, Any]]]) -> str:
+    sentences = []
+    for name in dict.fromkeys(_label(rows).split(",")[0] for rows in groups.values()):
+        of_name = [rows for rows in groups.values() if _label(rows).startswith(f"{name},")]
+        times = next((rows for rows in of_name if "rate x" in _label(rows) and not _label(rows).endswith("x1")), None)
+        split = next((rows for rows in of_name if "updates" in _label(rows)), None)
+        if times is None or split is None:
+            continue
+        seconds = [statistics.median(r["summary"]["seconds"]["compute"] for r in rows) for rows in (split, times)]
+        sentences.append(
+            f"with {name} {_label(split).split(', ')[1]} reach {_mean(split):.2f}% and {_label(times).split(', ')[1]} "
+            f"{_mean(times):.2f}%, for {seconds[0] / seconds[1]:.1f} times the computing"
+        )
+    text = "; ".join(sentences) or "not all of it has been run"
+    return text[:1].upper() + text[1:] + "."
+
+
+def _ladder_answer(groups: dict[str, list[dict[str, Any]]]) -> str:
+    means = [(_label(rows), _mean(rows)) for rows in groups.values()]
+    size = next(iter(groups.values()))[0]["options"]["batch_size"]
+    best = max(means, key=lambda pair: pair[1])
+    text = f"A batch of {size:,} goes from {means[0][1]:.2f}% ({means[0][0]}) to {best[1]:.2f}% ({best[0]})"
+    if len(means) > 1:
+        gains = [(name, after - before) for (_, before), (name, after) in itertools.pairwise(means)]
+        step = max(gains, key=lambda pair: pair[1])
+        text += f"; the largest single step is “{step[0].lstrip('+ ')}”, {step[1]:+.2f} points"
+    seeds = {len(rows) for rows in groups.values()}
+    return text + (". One seed a rung, so steps of a tenth of a point say little." if seeds == {1} else ".")
+
+
+def _mean(rows: Sequence[dict[str, Any]]) -> float:
+    return statistics.mean(accuracy(row) for row in rows)
+
+
+def _label(rows: Sequence[dict[str, Any]]) -> str:
+    return rows[0].get("label", rows[0]["key"].rpartition("-seed")[0])
 
 
 def _by_batch_size(rows: dict[str, dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
@@ -101,11 +152,12 @@ def _by_batch_size(rows: dict[str, dict[str, Any]]) -> dict[int, list[dict[str, 
 
 
 def _seeds(rows: dict[str, dict[str, Any]], prefix: str) -> dict[str, list[dict[str, Any]]]:
+    """The runs whose keys differ by the seed alone, in the order of their keys for a ladder, else as they were run."""
     groups = defaultdict(list)
     for key, row in rows.items():
         if key.startswith(prefix):
-            groups[key.removeprefix(prefix).rpartition("-seed")[0]].append(row)
-    return dict(groups)
+            groups[key.rpartition("-seed")[0]].append(row)
+    return dict(sorted(groups.items()) if prefix == "ladder-" else groups.items())
 
 
 def _final_cells(batch_size: int, group: Sequence[dict[str, Any]]) -> tuple[str, ...]:
@@ -140,17 +192,17 @@ def _search_cells(searched: Sequence[dict[str, Any]]) -> list[tuple[str, str, st
     return cells
 
 
-def _seed_table(what: str, groups: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> str:
+def _seed_table(what: str, groups: dict[str, list[dict[str, Any]]]) -> str:
     return table(
         (what, "seeds", "mean", "least", "greatest", "updates", "computing, s"),
         [
             (
-                name,
+                _label(group),
                 str(len(group)),
                 *_spread(group),
                 f"{group[0]['summary']['updates']:,}",
                 f"{statistics.median(row['summary']['seconds']['compute'] for row in group):.0f}",
             )
-            for name, group in groups
+            for group in groups.values()
         ],
     )

@@ -1,24 +1,90 @@
 """The report of the batch-size study, from its files alone."""
 
 import html
+import shlex
 from pathlib import Path
 
-from experiments.reporting.convergence import convergence_parts
-from experiments.reporting.document import document
-from experiments.reporting.large_batch import large_batch_parts, read
+from experiments.reporting.convergence import convergence_sections
+from experiments.reporting.curves import read_study
+from experiments.reporting.document import document, table
+from experiments.reporting.generalisation import generalisation_sections
+from experiments.reporting.large_batch import large_batch_sections
+from experiments.reporting.section import Section
+from experiments.reporting.smoothness import smoothness_sections
+from experiments.reporting.step_time import time_sections
+
+_SECTIONS = (
+    time_sections,
+    smoothness_sections,
+    convergence_sections,
+    large_batch_sections,
+    generalisation_sections,
+)
 
 
-def write_study_page(folder: str | Path) -> Path:
-    """Writes `report.html` into the folder of a study: a section for each part of it that has been run.
+def study_sections(folder: str | Path) -> list[Section]:
+    """The questions that a study has answered so far, in their order.
 
     Raises:
       UsageError: the folder holds no rows.
     """
-    rows = read(folder)
-    parts = [*convergence_parts(Path(folder), list(rows.values())), *large_batch_parts(folder, rows)]
-    if rows:
-        made_by = next(iter(rows.values()))
-        parts += ["<h2>Made by</h2>", f"<pre>{html.escape(made_by['command'])}</pre><p>and likewise for each run</p>"]
+    read_study(folder)
+    return sorted((section for make in _SECTIONS for section in make(folder)), key=lambda section: section.number)
+
+
+def write_study_page(folder: str | Path, command: str = "") -> Path:
+    """Writes `report.html` into the folder of a study: a section for each question that has been answered.
+
+    Args:
+      folder: of the study.
+      command: that made it, to be shown.
+
+    Raises:
+      UsageError: the folder holds no rows.
+    """
+    rows = read_study(folder)
+    sections = study_sections(folder)
+    parts = ["<ol>"] if sections else ["<p>No question has been answered yet.</p>"]
+    parts += [
+        f'<li value="{s.number}"><a href="#q{s.number}">{html.escape(s.title)}</a> {html.escape(s.answer)}</li>'
+        for s in sections
+    ]
+    parts += ["</ol>"] if sections else []
+    for section in sections:
+        parts.append(f'<h2 id="q{section.number}">{section.number}. {html.escape(section.title)}</h2>')
+        parts.append(f"<p><strong>{html.escape(section.answer)}</strong></p>")
+        parts += section.parts
+    parts += _made_by(rows, command)
     path = Path(folder) / "report.html"
     path.write_text(document("What the batch size does", parts))
     return path
+
+
+def _made_by(rows: dict, command: str) -> list[str]:
+    ended = [row for row in rows.values() if "summary" in row]
+    failed = [row for row in rows.values() if "error" in row]
+    facts = sorted(
+        {(str(row["options"].get("dataset")), str(row["options"].get("model", "simple_cnn"))) for row in ended}
+    )
+    parts = ["<h2>Made by</h2>"]
+    if command:
+        parts.append(f"<pre>{html.escape(command)}</pre>")
+    parts.append(
+        f"<p>{len(ended)} training runs, "
+        + "; ".join(f"{html.escape(model)} on {html.escape(dataset)}" for dataset, model in facts)
+        + ". "
+        + html.escape("; ".join(sorted({_machine(row["summary"]) for row in ended if "versions" in row["summary"]})))
+        + ". One of them:</p>"
+    )
+    if ended:
+        # The folders of whoever made it are of no use to anyone else.
+        shown = " ".join(w for w in shlex.split(ended[0]["command"]) if not w.startswith(("--workdir", "--data_dir")))
+        parts.append(f"<pre>{html.escape(shown)}</pre>")
+    if failed:
+        parts += ["<p>Runs without a result:</p>", table(("run", "error"), [(r["key"], r["error"]) for r in failed])]
+    return parts
+
+
+def _machine(summary: dict) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
+    return f"{summary['devices']}, {versions}"

@@ -5,7 +5,6 @@ an accuracy on training images that are held out, where that can be.
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments._errors import UsageError
@@ -16,7 +15,7 @@ from experiments.studies.scaling import fit_steps_to_target
 SEARCH_SEED = 100
 # Of an epoch, between two evaluations.
 RESOLUTION = 0.02
-# Rates of a search are this factor apart.
+# By which a search that was given one rate goes on.
 FACTOR = 2.0
 # How often a grid is extended where the best rate is on its edge.
 MOST_EXTENSIONS = 6
@@ -24,49 +23,50 @@ CONFIDENCE = 0.95
 
 
 class Setting(NamedTuple):
-    """What to train, and how far.
+    """How far to train, and at which batch sizes.
 
     Attributes:
-      options: of `TrainConfig`: data set, model.
-      examples: of the training set, without those held out.
-      held_out: training examples to evaluate on; 0: the test split.
-      target: accuracy there.
+      target: accuracy.
       fixed_sizes: batch sizes to run at one rate.
       tuned_sizes: batch sizes to tune the rate at, in rising order.
-      first_rate: a fair peak rate at the smallest of them, where the search starts.
+      rates: where the search starts at the smallest of them, in rising order; at each other size in the same steps
+        about the best rate of the size below.
       max_epochs: after which a run counts as not having reached the target.
       seeds: of the runs at one rate, and at the best rates.
+    """
+
+    target: float
+    fixed_sizes: tuple[int, ...]
+    tuned_sizes: tuple[int, ...]
+    rates: tuple[float, ...]
+    max_epochs: int
+    seeds: tuple[int, ...]
+
+
+class Data(NamedTuple):
+    """What is trained, and on how much.
+
+    Attributes:
+      options: of `TrainConfig`: data set, model and what else is the same for all runs.
+      examples: of the training set, without those held out.
+      held_out: training examples to evaluate on; 0: the test split.
     """
 
     options: dict[str, Any]
     examples: int
     held_out: int
-    target: float
-    fixed_sizes: tuple[int, ...]
-    tuned_sizes: tuple[int, ...]
-    first_rate: float
-    max_epochs: int
-    seeds: tuple[int, ...]
 
 
-SETTINGS = {
-    "mnist": Setting(
-        {"dataset": "mnist"}, 55_000, 5_000, 0.98, (1, 6, 60, 600, 6000), (16, 64, 256, 1024, 4096), 0.01, 20, (0, 1)
-    ),
-    # Views of the same digits cannot be held out: the target is on the test views.
-    "quick": Setting({"dataset": "digits"}, 60_000, 0, 0.9, (60, 600, 6000), (64, 512, 4096), 0.02, 3, (0, 1)),
-}
-
-
-def _options(setting: Setting, batch_size: int, seed: int, **changes: Any) -> dict[str, Any]:
+def _options(data: Data, setting: Setting, batch_size: int, seed: int, **changes: Any) -> dict[str, Any]:
+    every = max(1, round(RESOLUTION * data.examples / batch_size))
     return {
-        **setting.options,
+        **data.options,
         "batch_size": batch_size,
         "epochs": setting.max_epochs,
         "target_accuracy": setting.target,
-        "validation_examples": setting.held_out,
-        "evaluate_every": max(1, round(RESOLUTION * setting.examples / batch_size)),
-        "log_every": max(1, round(RESOLUTION * setting.examples / batch_size)),
+        "validation_examples": data.held_out,
+        "evaluate_every": every,
+        "log_every": every,
         "schedule": "constant",
         "warmup_epochs": 0,
         "weight_decay": 0.0,
@@ -76,12 +76,12 @@ def _options(setting: Setting, batch_size: int, seed: int, **changes: Any) -> di
     }
 
 
-def fixed_jobs(setting: Setting, rate: float = 0.02, momentum: float = 0.5) -> list[Job]:
+def fixed_jobs(data: Data, setting: Setting, rate: float = 0.02, momentum: float = 0.5) -> list[Job]:
     """Every batch size at one rate, with each seed."""
     return [
         Job(
             f"fixed-b{batch_size}-seed{seed}",
-            _options(setting, batch_size, seed, optimizer="sgd", learning_rate=rate, momentum=momentum),
+            _options(data, setting, batch_size, seed, optimizer="sgd", learning_rate=rate, momentum=momentum),
         )
         for seed in setting.seeds
         for batch_size in setting.fixed_sizes
@@ -95,9 +95,9 @@ def updates_to_target(row: dict[str, Any]) -> int | None:
     return row["summary"]["target"]["reached_after_updates"]
 
 
-def tuned_job(setting: Setting, batch_size: int, rate: float, seed: int) -> Job:
+def tuned_job(data: Data, setting: Setting, batch_size: int, rate: float, seed: int) -> Job:
     """A run with Nesterov's momentum of 0.9."""
-    options = _options(setting, batch_size, seed, optimizer="nesterov", learning_rate=rate)
+    options = _options(data, setting, batch_size, seed, optimizer="nesterov", learning_rate=rate)
     return Job(f"tuned-b{batch_size}-r{rate:.4g}-seed{seed}", options)
 
 
@@ -117,71 +117,97 @@ class Tuned(NamedTuple):
     rows: list[dict[str, Any]]
 
 
-def search(setting: Setting, batch_size: int, centre: float, run: Callable[[Job], dict[str, Any]]) -> Tuned:
+def search(
+    data: Data,
+    setting: Setting,
+    batch_size: int,
+    rates: Sequence[float],
+    run: Callable[[Job], dict[str, Any]],
+) -> Tuned:
     """Finds the rate that reaches the target in the fewest updates, by one seed.
 
-    Three rates around `centre`; while the best is on the edge, one further beyond it.
+    All of `rates`; while the best is on the edge, one further beyond it.
 
     Args:
-      setting: of the study.
+      data: to train on.
+      setting: of the part.
       batch_size: to tune at.
-      centre: where to begin.
+      rates: where to begin.
       run: gives the row of a job.
 
     Raises:
       UsageError: a run failed, and not by a loss that is not finite.
     """
+    rows: dict[float, dict[str, Any]] = {}
 
-    def tried(exponent: int) -> dict[str, Any]:
-        row = run(tuned_job(setting, batch_size, _rate(centre, exponent), SEARCH_SEED))
+    def try_(rate: float) -> None:
+        row = run(tuned_job(data, setting, batch_size, rate, SEARCH_SEED))
         if "error" in row and not row["diverged"]:
             raise UsageError(f"the search stopped at {row['key']}: {row['error']}")
-        return row
+        rows[rate] = row
 
-    rows = {e: tried(e) for e in (-1, 0, 1)}
+    for rate in rates:
+        try_(rate)
     for _ in range(MOST_EXTENSIONS):
         best = _best(rows)
         if best is None:
             # No rate reaches it: a loss that is not finite says too high, another one too low.
-            beyond = min(rows) - 1 if any("error" in row for row in rows.values()) else max(rows) + 1
+            upward = not any("error" in row for row in rows.values())
         elif best in (min(rows), max(rows)):
-            beyond = best - 1 if best == min(rows) else best + 1
+            upward = best == max(rows)
         else:
             break
-        rows[beyond] = tried(beyond)
+        try_(_beyond(sorted(rows), upward))
     best = _best(rows)
-    rate = None if best is None else _rate(centre, best)
-    return Tuned(batch_size, rate, best in (min(rows), max(rows)), [rows[e] for e in sorted(rows)])
+    return Tuned(batch_size, best, best in (min(rows), max(rows)), [rows[rate] for rate in sorted(rows)])
 
 
-def _rate(centre: float, exponent: int) -> float:
+def _beyond(rates: Sequence[float], upward: bool) -> float:
+    """The next rate of a rising grid, in its own steps."""
+    if len(rates) == 1:
+        return _rounded(rates[0] * (FACTOR if upward else 1 / FACTOR))
+    return _rounded(rates[-1] ** 2 / rates[-2] if upward else rates[0] ** 2 / rates[1])
+
+
+def _rounded(rate: float) -> float:
     # Four digits, so that a key names the rate that was run.
-    return float(f"{centre * FACTOR**exponent:.4g}")
+    return float(f"{rate:.4g}")
 
 
-def _best(rows: dict[int, dict[str, Any]]) -> int | None:
-    reached = {e: updates for e, row in rows.items() if (updates := updates_to_target(row)) is not None}
-    return min(reached, key=lambda e: reached[e], default=None)
+def _best(rows: dict[float, dict[str, Any]]) -> float | None:
+    reached = {rate: updates for rate, row in rows.items() if (updates := updates_to_target(row)) is not None}
+    return min(reached, key=lambda rate: reached[rate], default=None)
 
 
-def run_tuned(setting: Setting, folder: Path) -> list[Tuned]:
-    """The search at every batch size, each begun at the best rate of the size below; then the best rate's seeds.
+def run_tuned(data: Data, setting: Setting, runner: jobs.Runner) -> list[Tuned]:
+    """The search at every batch size, each begun about the best rate of the size below; then the best rate's seeds.
 
     Returns:
-      What each search found; the rows of all runs are in the folder.
+      What each search found; the rows of all runs are in the folder of the study.
     """
     found: list[Tuned] = []
-    centre = setting.first_rate
-    with jobs.Runner(folder) as runner:
-        for batch_size in setting.tuned_sizes:
-            tuned = search(setting, batch_size, centre, runner.run)
-            found.append(tuned)
-            if tuned.rate is None:
-                continue
-            centre = tuned.rate
-            for seed in setting.seeds:
-                runner.run(tuned_job(setting, batch_size, tuned.rate, seed))
+    rates = setting.rates
+    for batch_size in setting.tuned_sizes:
+        tuned = search(data, setting, batch_size, rates, runner.run)
+        found.append(tuned)
+        if tuned.rate is None:
+            continue
+        middle = setting.rates[len(setting.rates) // 2]
+        rates = tuple(_rounded(tuned.rate * rate / middle) for rate in setting.rates)
+        for seed in setting.seeds:
+            runner.run(tuned_job(data, setting, batch_size, tuned.rate, seed))
     return found
+
+
+def best_rates(rows: Sequence[dict[str, Any]], setting: Setting) -> dict[int, float]:
+    """The best rate of each batch size, by the rows of the searches; a size that never reached the target has none."""
+    grids: dict[int, dict[float, dict[str, Any]]] = {size: {} for size in setting.tuned_sizes}
+    for row in rows:
+        options = row["options"]
+        if row["key"].startswith("tuned-") and options["seed"] == SEARCH_SEED and options["batch_size"] in grids:
+            grids[options["batch_size"]][options["learning_rate"]] = row
+    best = {size: _best(grid) for size, grid in grids.items()}
+    return {size: rate for size, rate in best.items() if rate is not None}
 
 
 def analyse(setting: Setting, rows: Sequence[dict[str, Any]], found: Sequence[Tuned]) -> dict[str, Any]:

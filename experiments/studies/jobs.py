@@ -22,10 +22,12 @@ class Job(NamedTuple):
     Attributes:
       key: names it; a job whose key has a row is not run again.
       options: of `TrainConfig`, without its workdir.
+      label: what a report calls it.
     """
 
     key: str
     options: dict[str, Any]
+    label: str = ""
 
 
 def workdir(job: Job, folder: Path) -> Path:
@@ -50,12 +52,8 @@ def run(jobs: Iterable[Job], folder: Path) -> list[dict[str, Any]]:
     Returns:
       The rows, in the order of the jobs, as `Runner.run` gives them.
     """
-    jobs = list(jobs)
     with Runner(folder) as runner:
-        to_run = [job for job in jobs if not runner.is_done(job)]
-        for number, job in enumerate(to_run, start=1):
-            runner.run(job, f"{number} of {len(to_run)}")
-        return [runner.run(job) for job in jobs]
+        return runner.run_all(jobs)
 
 
 class Runner:
@@ -101,11 +99,24 @@ class Runner:
             started = time.monotonic()
             self._folder.mkdir(parents=True, exist_ok=True)
             row = {"key": job.key, "options": job.options, "command": "python " + " ".join(command(job, self._folder))}
+            row |= {"label": job.label} if job.label else {}
             row |= self._worker.train(job)
             _append(self._folder / FILE, row)
             self._rows[job.key] = json.loads(json.dumps(row))
             print(f"{place}  {time.monotonic() - started:>5.0f} s  {job.key:<44} {_say(row)}".lstrip(), flush=True)
         return self._rows[job.key]
+
+    def run_all(self, jobs: Iterable[Job]) -> list[dict[str, Any]]:
+        """The rows of jobs, in their order; those that have none yet are run."""
+        jobs = list(jobs)
+        to_run = [job for job in jobs if not self.is_done(job)]
+        for number, job in enumerate(to_run, start=1):
+            self.run(job, f"{number} of {len(to_run)}")
+        return [self.run(job) for job in jobs]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows of the study."""
+        return list(self._rows.values())
 
     def note(self, job: Job, name: str, function: Callable[[Path], Any]) -> None:
         """Adds what a function finds out from the folder of a run to its row, once; not if there is no summary.

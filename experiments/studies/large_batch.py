@@ -10,7 +10,7 @@ Three sets of training runs of `simple_cnn` with norm, 12 epochs each:
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.studies.jobs import Job
 
@@ -98,44 +98,102 @@ NAIVE = {
     "optimizer": "nesterov",
     "learning_rate": 0.0125,
     "warmup_epochs": 0,
+    "schedule": "constant",
     "decay_all": True,
     "label_smoothing": 0.0,
 }
-# What each line changes of the one before; the rate of batch 64 comes first.
-RUNGS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("rate of batch 64", {}),
-    ("linear rate", {"learning_rate": 1.6}),
-    ("+ warmup of 2 epochs", {"warmup_epochs": 2}),
-    ("+ no decay on norms and biases", {"decay_all": False}),
-    ("+ span of 128", {"span": 128, "drop_remainder": True}),
-    ("+ label smoothing 0.1, without span", {"span": None, "drop_remainder": False, "label_smoothing": 0.1}),
-    ("LARS in place of Nesterov", {"optimizer": "lars", "learning_rate": 10.0}),
-    ("Nesterov, twice the epochs", {"optimizer": "nesterov", "learning_rate": 1.6, "epochs": 2 * EPOCHS}),
-)
 
 
-def ladder_jobs(dataset: dict[str, Any], batch_size: int = 8192) -> list[Job]:
-    """Each line of the ladder with each seed."""
-    recipes = itertools.accumulate((changes for _, changes in RUNGS), lambda a, b: {**a, **b}, initial=NAIVE)
+class Ladder(NamedTuple):
+    """How the ladder is run.
+
+    Attributes:
+      batch_size: of every rung; the first one has the rate of a batch of 64.
+      epochs: of every rung but the last.
+      seeds: of every rung.
+    """
+
+    batch_size: int = 8192
+    epochs: int = EPOCHS
+    seeds: tuple[int, ...] = SEEDS
+
+
+def rungs(ladder: Ladder) -> list[tuple[str, dict[str, Any]]]:
+    """The rungs: a name, and what it changes of the one before."""
+    size, epochs = ladder.batch_size, ladder.epochs
+    span = min(128, max(2, size // 8))
+    linear = 0.0125 * size / 64
+    # A third of the updates at a quarter of the batch, and so on: the ramp multiplies where steps would divide.
+    ramp = {
+        "schedule": "step",
+        "step_factor": 2.0,
+        "batch_size": size // 4,
+        "batch_ramp": size,
+        "learning_rate": linear / 4,
+    }
+    back = {"schedule": "cosine", "step_factor": 10.0, "batch_size": size, "batch_ramp": None, "learning_rate": linear}
     return [
-        Job(f"ladder-{number}-seed{seed}", {**_options(dataset, batch_size), **recipe, "seed": seed})
-        for seed, (number, recipe) in itertools.product(SEEDS, enumerate(list(recipes)[1:]))
+        ("the rate of batch 64, constant", {}),
+        ("linear rate", {"learning_rate": linear}),
+        (f"+ warmup of {max(1, epochs // 6)} epochs", {"warmup_epochs": max(1, epochs // 6)}),
+        ("+ cosine decay", {"schedule": "cosine"}),
+        ("cyclic rate in its place", {"schedule": "cyclic", "cycle_epochs": max(2, epochs // 3)}),
+        ("cosine again, + no decay on norms and biases", {"schedule": "cosine", "decay_all": False}),
+        (f"+ span of {span}", {"span": span, "drop_remainder": True}),
+        ("span off again, + label smoothing 0.1", {"span": None, "drop_remainder": False, "label_smoothing": 0.1}),
+        ("LARS in place of Nesterov", {"optimizer": "lars", "learning_rate": linear * 6.25}),
+        ("Nesterov again, with a ramp from a quarter of the batch", {"optimizer": "nesterov", **ramp}),
+        ("ramp off again, twice the epochs", {**back, "epochs": 2 * epochs}),
     ]
 
 
-def backwards_jobs(dataset: dict[str, Any], batch_size: int = 6000, k: int = 10) -> list[Job]:
-    """One forward pass with k updates, k times the rate with one, and k times smaller batches, with each seed."""
-    rate = 0.05
+def ladder_jobs(dataset: dict[str, Any], ladder: Ladder = Ladder()) -> list[Job]:  # noqa: B008
+    """Each rung with each seed."""
+    named = rungs(ladder)
+    recipes = list(itertools.accumulate((changes for _, changes in named), lambda a, b: {**a, **b}, initial=NAIVE))[1:]
+    start = {**_options(dataset, ladder.batch_size), "epochs": ladder.epochs}
+    return [
+        Job(f"ladder-{number:02}-seed{seed}", {**start, **recipe, "seed": seed}, label=named[number][0])
+        for seed, (number, recipe) in itertools.product(ladder.seeds, enumerate(recipes))
+    ]
+
+
+class Backwards(NamedTuple):
+    """How one forward pass with k updates is compared.
+
+    Attributes:
+      batch_size: of the forward pass.
+      k: updates of it.
+      epochs: of every run.
+      seeds: of every run.
+    """
+
+    batch_size: int = 6000
+    k: int = 10
+    epochs: int = EPOCHS
+    seeds: tuple[int, ...] = SEEDS
+
+
+def backwards_jobs(dataset: dict[str, Any], setting: Backwards = Backwards()) -> list[Job]:  # noqa: B008
+    """One forward pass with k updates, k times the rate with one update, and the rate as it is, with each seed."""
+    rate, k = 0.05, setting.k
     plain = {"optimizer": "sgd", "momentum": 0.0, "schedule": "constant", "warmup_epochs": 0, "weight_decay": 0.0}
-    with_momentum = {"optimizer": "nesterov"}
     jobs = []
-    for seed in SEEDS:
-        for name, recipe in (("sgd", plain), ("nesterov", with_momentum)):
+    for seed in setting.seeds:
+        for name, recipe in (("SGD", plain), ("Nesterov", {"optimizer": "nesterov"})):
             for what, changes in (
-                (f"k{k}", {"backwards_per_forward": k, "learning_rate": rate}),
-                (f"rate-x{k}", {"learning_rate": k * rate}),
-                ("rate-x1", {"learning_rate": rate}),
+                ("rate x1", {"learning_rate": rate}),
+                (f"rate x{k}", {"learning_rate": k * rate}),
+                (f"{k} updates a forward pass", {"backwards_per_forward": k, "learning_rate": rate}),
             ):
-                options = {**_options(dataset, batch_size), "drop_remainder": True, **recipe, **changes, "seed": seed}
-                jobs.append(Job(f"backwards-{name}-{what}-seed{seed}", options))
+                options = {
+                    **_options(dataset, setting.batch_size),
+                    "epochs": setting.epochs,
+                    "drop_remainder": True,
+                    **recipe,
+                    **changes,
+                    "seed": seed,
+                }
+                key = f"backwards-{name.lower()}-{what.replace(' ', '-')}-seed{seed}"
+                jobs.append(Job(key, options, label=f"{name}, {what}"))
     return jobs

@@ -1,0 +1,84 @@
+"""A section of the batch-size study's report: a question, a sentence that answers it, and what that rests on."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Narrow, so that a phone shows the text of a figure in a size that can be read.
+WIDTH = 4.8
+COLOUR, SECOND, GREY = "#1764c0", "#c0561a", "#8a94a3"
+
+
+class Section(NamedTuple):
+    """A question of the report.
+
+    Attributes:
+      number: of the question, from 1.
+      title: the question, as text.
+      answer: a plain sentence or two, as text.
+      parts: figures and tables, as HTML.
+    """
+
+    number: int
+    title: str
+    answer: str
+    parts: list[str]
+
+
+def analysis(folder: str | Path, part: str) -> dict[str, Any] | None:
+    """What `PART.json` of a study holds; None: the part has not been run."""
+    path = Path(folder) / f"{part}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def canvas(height: float = 3.2, panels: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure of panels below each other, each of that height in inches."""
+    drawing = Figure(figsize=(WIDTH, height * panels), layout="constrained")
+    axes = list(drawing.subplots(panels, 1, squeeze=False)[:, 0])
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+        one.grid(alpha=0.25)
+    return drawing, axes
+
+
+def sizes_axis(axes: Axes, sizes: Sequence[float], label: str = "global batch size") -> None:
+    """A logarithmic axis of batch sizes, whose ticks are powers of ten in plain numbers."""
+    axes.set(xscale="log", xlabel=label)
+    ends = math.floor(math.log10(min(sizes))), math.ceil(math.log10(max(sizes)))
+    ticks = [10.0**power for power in range(ends[0], ends[1] + 1)]
+    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+    axes.set_xlim(min(sizes) / 1.4, max(sizes) * 1.4)
+    axes.xaxis.minorticks_off()
+
+
+def number(value: float) -> str:
+    """A number to three digits, as people write it.
+
+    Example:
+      >>> number(12345.6), number(0.01234), number(float("inf"))
+      ('12,300', '0.0123', 'no bound')
+    """
+    if not math.isfinite(value):
+        return "no bound"
+    if value == 0:
+        return "0"
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:g}"
+
+
+def interval(ends: Sequence[float]) -> str:
+    """The ends of an interval.
+
+    Example:
+      >>> interval((313.2, 904.0)), interval((313.2, float("inf")))
+      ('313 to 904', 'at least 313')
+    """
+    low, high = ends
+    if not math.isfinite(high):
+        return f"at least {number(low)}"
+    return f"{number(low)} to {number(high)}"

@@ -1,0 +1,95 @@
+"""Question 2: how much the loss swings and how noisy the gradient is, from the study's files alone."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from experiments.reporting.document import figure, table
+from experiments.reporting.section import COLOUR, GREY, SECOND, Section, analysis, canvas, interval, number, sizes_axis
+
+_SHADES = ("#9cc3f0", "#5b97dd", "#1764c0", "#0d3f7c", "#061f3e")
+
+
+def smoothness_figure(folder: str | Path) -> Figure:
+    """The losses of the first updates, their swing against batch size, and the noise scale as training goes on.
+
+    Raises:
+      FileNotFoundError: the part `smoothness` of the study has not been run.
+    """
+    found = analysis(folder, "smoothness")
+    if found is None:
+        raise FileNotFoundError(f"{folder} holds no smoothness.json: run --parts=smoothness of the study")
+    drawing, (curves, swing, noise) = canvas(2.7, panels=3)
+    for entry, shade in zip(found["sizes"], _SHADES, strict=False):
+        curves.plot(entry["losses"], color=shade, linewidth=0.6, label=f"batch {entry['batch_size']:,}")
+    curves.set(xlabel="update", ylabel="loss", yscale="log")
+    curves.legend(frameon=False, fontsize=8, loc="lower left")
+    sizes, values = ([entry[name] for entry in found["sizes"]] for name in ("batch_size", "swing"))
+    swing.plot(sizes, values, "o", color=COLOUR)
+    rule = [values[0] * (size / sizes[0]) ** -0.5 for size in sizes]
+    swing.plot(sizes, rule, "--", color=GREY, linewidth=1, label="one over the square root")
+    sizes_axis(swing, sizes)
+    swing.set(yscale="log", ylabel="swing of the loss")
+    swing.legend(frameon=False, fontsize=8)
+    windows = [w for w in found["noise"] if math.isfinite(w["scale"])]
+    top = max([w["scale"] for w in windows], default=1.0) * 10
+    for window in windows:
+        low, high = window["interval"]
+        noise.plot([window["update"]] * 2, [max(low, 1e-9), min(high, top)], "-", color=SECOND, linewidth=1.5)
+    noise.plot([w["update"] for w in windows], [w["scale"] for w in windows], "o-", color=SECOND, markersize=4)
+    noise.set(xlabel="update", ylabel="noise scale (examples)", yscale="log")
+    return drawing
+
+
+def smoothness_sections(folder: str | Path) -> list[Section]:
+    """The section, if the part was run."""
+    found = analysis(folder, "smoothness")
+    if found is None or not found["sizes"]:
+        return []
+    parts = [
+        figure(
+            smoothness_figure(folder),
+            f"Above: the loss of each of the first {len(found['sizes'][0]['losses']):,} updates at one rate. Middle: "
+            "how far one loss is from the next. Below: the gradient noise scale of a run with batch "
+            f"{found['noise_batch_size']}, averaged over parts of it, with intervals of {found['confidence']:.0%}.",
+        ),
+        table(
+            ("batch size", "swing", "mean loss", "swing / loss"),
+            [
+                (f"{e['batch_size']:,}", number(e["swing"]), number(e["loss"]), f"{e['swing'] / e['loss']:.2f}")
+                for e in found["sizes"]
+            ],
+        ),
+    ]
+    if found["noise"]:
+        parts.append(
+            table(
+                ("update", "loss", "noise scale", f"interval ({found['confidence']:.0%})"),
+                [
+                    (f"{w['update']:,.0f}", number(w["loss"]), number(w["scale"]), interval(w["interval"]))
+                    for w in found["noise"]
+                ],
+            )
+        )
+    title = "How much does the loss swing, and how noisy is the gradient?"
+    return [Section(2, title, _answer(found), parts)]
+
+
+def _answer(found: dict[str, Any]) -> str:
+    sizes = found["sizes"]
+    text = (
+        f"Over the first {len(sizes[0]['losses']):,} updates the loss swings by {number(sizes[0]['swing'])} at a batch "
+        f"of {sizes[0]['batch_size']:,} and by {number(sizes[-1]['swing'])} at {sizes[-1]['batch_size']:,}"
+    )
+    if found["power"] is not None:
+        text += f", with the power {found['power']:.2f} of the batch size (-0.5 is the square root of the examples)"
+    if found["noise"]:
+        first, last = found["noise"][0], found["noise"][-1]
+        text += (
+            f". The noise scale goes from {number(first['scale'])} ({interval(first['interval'])}) to "
+            f"{number(last['scale'])} ({interval(last['interval'])}) examples as the loss goes from "
+            f"{number(first['loss'])} to {number(last['loss'])}"
+        )
+    return text + "."

@@ -1,0 +1,219 @@
+"""The batch-size study as a whole, at a size of seconds: its parts, its report in a browser, its command."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html import escape
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments._errors import UsageError
+from experiments.reporting import study_sections, write_study_page
+from experiments.studies import batch_size, convergence, generalisation, jobs, large_batch, smoothness, step_time
+from experiments.training.checkpoint_evaluation import restore
+
+ROOT = Path(__file__).parent.parent
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+TINY = batch_size.Study(
+    {"dataset": "tests.own:larger", "model": "tests.own:model", "num_devices": 1},
+    time=step_time.Setting((8, 15, 16), examples=80, rounds=2),
+    smoothness=smoothness.Setting((4, 16), 20, 16, 0.02, 80, 2),
+    convergence=convergence.Setting(0.7, (8, 48), (8, 32), (0.01, 0.02, 0.04), 20, (0, 1)),
+    backwards=large_batch.Backwards(batch_size=32, k=2, epochs=1, seeds=(0,)),
+    ladder=large_batch.Ladder(batch_size=32, epochs=3, seeds=(0,)),
+    generalisation=generalisation.Setting((8, 32), epochs=2, steps=10, seeds=(0, 1)),
+)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """The folder of a study with all its parts."""
+    folder = tmp_path_factory.mktemp("study")
+    batch_size.run(TINY, batch_size.parts_of(TINY), folder)
+    return folder
+
+
+def test_every_question_is_answered_from_the_files_alone(study):
+    rows = jobs.read(study / jobs.FILE)
+    assert [row["error"] for row in rows if "error" in row] == []
+    assert [section.number for section in study_sections(study)] == [1, 2, 3, 4, 5, 6, 7, 8]
+    text = write_study_page(study, "python -m experiments.batch_size_study --preset=tiny").read_text()
+    assert text.count("<figure") == 8 and "--preset=tiny" in text
+    assert not re.search(r"(src|href)=.?http|@import|url\(", text), "the page needs something beside it"
+    found = json.loads((study / "convergence.json").read_text())
+    for row in rows:
+        if row["key"].startswith("tuned-") and (reached := convergence.updates_to_target(row)):
+            assert next(iter(row["summary"]["results"].values()))["accuracy"] >= found["target"]
+            assert row["summary"]["updates"] == reached
+    # What is trained at the end are the rates that the search found.
+    minima = [row["options"] for row in rows if row["key"].startswith("minimum-")]
+    rates = {entry["batch_size"]: entry["rate"] for entry in found["tuned"]}
+    assert all(options["learning_rate"] == rates[options["batch_size"]] for options in minima) and len(minima) == 8
+
+
+def test_a_study_that_is_done_runs_nothing_again_and_says_the_same(study, capsys):
+    names = [f"{part}.json" for part in ("time", "smoothness", "convergence", "generalisation")]
+    before = [(study / name).read_text() for name in names]
+    rows = (study / jobs.FILE).read_text()
+    batch_size.run(TINY, batch_size.parts_of(TINY), study)
+    assert [(study / name).read_text() for name in names] == before and (study / jobs.FILE).read_text() == rows
+    lines = batch_size.describe(TINY, batch_size.parts_of(TINY), study)
+    assert not any(line.startswith("python") for line in lines if "-seed" in line and "tuned-" not in line)
+    assert "in all    about" in lines[-1] and "by the runs in this folder" in lines[-1]
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_report_fits_a_phone_and_a_desk(study, tmp_path, width):
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip("there is no Chromium to open the report in")
+    page = write_study_page(study).read_text()
+    # In a frame of that width, which the page takes for its screen; a window can't be made so narrow.
+    script = """
+      const frame = document.querySelector("iframe"), errors = [];
+      frame.contentWindow.onerror = (message) => errors.push(message);
+      frame.onload = () => {
+        const root = frame.contentDocument.documentElement;
+        const text = [...frame.contentDocument.querySelectorAll("svg")].map((s) => s.getBoundingClientRect().width);
+        document.title = JSON.stringify({wide: root.scrollWidth, figures: text, errors});
+      };"""
+    outer = tmp_path / "outer.html"
+    frame = f'<iframe width="{width}" height="900" style="border:0" srcdoc="{escape(page)}"></iframe>'
+    outer.write_text(f"<!doctype html><title>none</title>{frame}<script>{script}</script>")
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+    ended = subprocess.run(
+        [*command, "--virtual-time-budget=20000", f"--user-data-dir={tmp_path}/profile", outer.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    seen = json.loads(re.search(r"<title>(.*?)</title>", ended.stdout)[1])
+    assert seen["errors"] == [] and "CONSOLE" not in ended.stderr
+    assert seen["wide"] <= width
+    assert len(seen["figures"]) == 8 and all(0.7 * min(width, 480) < w <= width for w in seen["figures"])
+
+
+def test_the_step_time_of_made_up_runs_is_found():
+    """Of t = 2 ms + B / 1,000 a second, but 64 is a tenth faster in computing; in all 1 ms more."""
+
+    def row(size, number):
+        seconds = (0.002 + size / 1000) * (0.9 if size == 64 else 1)
+        spent = {"compute": 10 * seconds, "log": 0.01, "start": 3.0, "compile": 2.0, "in all": 5.01 + 10 * seconds}
+        options = {"batch_size": size, "seed": number}
+        return {"key": f"time-b{size}", "options": options, "summary": {"seconds": spent, "updates": 10}}
+
+    found = step_time.analyse([row(size, r) for size in (1, 4, 16, 62, 64, 256) for r in (0, 1)], 1000)
+    by_size = {entry["batch_size"]: entry for entry in found["sizes"]}
+    assert by_size[4]["epoch_computing"] == pytest.approx(250 * 0.006)
+    assert by_size[4]["epoch_in_all"] == pytest.approx(250 * 0.007)
+    assert found["fit"]["knee"] == pytest.approx(2, rel=0.1)
+    (beside,) = found["neighbours"]
+    assert (beside["batch_size"], beside["power"], beside["kind"]) == (62, 64, "neither")
+    expected = 62 / 0.064 / (64 / (0.9 * 0.066))
+    assert beside["throughput"] == pytest.approx([expected] * 3)
+    assert step_time.analyse([], 1000) == {"train_size": 1000, "sizes": [], "fit": None, "neighbours": []}
+
+
+def test_the_swing_and_the_noise_scale_of_made_up_runs_are_found():
+    random = np.random.default_rng(0)
+    rows = []
+    for size in (4, 16, 64):
+        losses = 2 / (1 + 0.01 * np.arange(4000)) + random.normal(size=4000) / np.sqrt(size)
+        assert smoothness.swing(losses) == pytest.approx(size**-0.5, rel=0.05)
+        rows.append({"key": f"swing-b{size}", "options": {"batch_size": size}, "losses": losses.tolist()})
+    # |G|^2 falls from 1 to 0.1 and tr Sigma stays at 50.
+    norm2 = np.geomspace(1, 0.1, 100)
+    noise = [[i, 1.0, n + random.normal() * 0.02, 50 + random.normal()] for i, n in enumerate(norm2)]
+    rows.append({"key": "noise-b16", "options": {"batch_size": 16}, "noise": noise})
+    found = smoothness.analyse(rows)
+    assert found["power"] == pytest.approx(-0.5, abs=0.03)
+    truth = [50 / part.mean() for part in np.array_split(norm2, 5)]
+    assert [w["scale"] for w in found["noise"]] == pytest.approx(truth, rel=0.15)
+    assert all(w["interval"][0] < w["scale"] < w["interval"][1] for w in found["noise"])
+    assert smoothness.analyse([])["power"] is None
+
+
+def test_the_eigenvalue_of_a_run_is_that_of_its_dense_hessian(study):
+    row = next(row for row in jobs.read(study / jobs.FILE) if row["key"].startswith("minimum-epochs-b8-"))
+    restored = restore(jobs.workdir(jobs.Job(row["key"], row["options"]), study), num_devices=1)
+    flat, unravel = jax.flatten_util.ravel_pytree(restored.state.params)
+    train, recipe = restored.data.train, restored.recipe
+    images = (train.images / 255.0 - recipe.mean) / recipe.std
+
+    def loss(x):
+        logits = restored.model.apply({"params": unravel(x)}, images, train=False)
+        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), train.labels[:, None], axis=1))
+
+    largest = np.linalg.eigvalsh(jax.hessian(loss)(flat))[-1]
+    assert row["minimum"]["eigenvalue"] == pytest.approx(largest, rel=0.01)
+    boxes = row["minimum"]["sharpness"]
+    assert boxes["0.001"] > boxes["0.0005"] > 0
+
+
+def test_the_study_is_of_ones_own_data_and_fits_them():
+    own = batch_size.changed(
+        batch_size.PRESETS["quick"],
+        {"dataset": "tests.own:larger", "model": None},
+        target=0.5,
+        batch_sizes=(8, 64, 512),
+        rates=(0.1, 0.2),
+        seeds=(3,),
+    )
+    assert own.options == {"dataset": "tests.own:larger"}
+    assert own.ladder.seeds == own.backwards.seeds == own.generalisation.seeds == own.convergence.seeds == (3,)
+    data = batch_size.data_of(own)
+    assert (data.examples, data.held_out) == (256 - 21, 21)
+    fitted = batch_size.fitted(own, data.examples)
+    assert fitted.convergence.tuned_sizes == fitted.generalisation.batch_sizes == (8, 64)
+    assert fitted.ladder.batch_size == 32 and fitted.backwards.batch_size == 40
+    assert max(fitted.time.batch_sizes) <= 235
+    for part in batch_size.parts_of(fitted):
+        assert batch_size.planned(fitted, part, data), part
+    with pytest.raises(UsageError, match=r"has 10 examples .* give --batch_sizes"):
+        batch_size.fitted(own, 10)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"batch_sizes": (64, 8)}, "--batch_sizes must rise"),
+        ({"batch_sizes": ()}, "--batch_sizes must rise and be positive"),
+        ({"rates": (0.0, 0.1)}, "--learning_rates must rise and be positive"),
+        ({"seeds": (-1,)}, "--seeds must rise and be at least 0"),
+        ({"target": 98.0}, "a share of 1, such as 0.98, not 98.0"),
+    ],
+)
+def test_what_cannot_be_is_refused(given, message):
+    with pytest.raises(UsageError, match=message):
+        batch_size.changed(TINY, {}, **given)
+
+
+def command(*flags):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.batch_size_study", *flags],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+
+
+def test_the_command_says_what_it_would_do_and_refuses_what_it_cannot():
+    dry = command("--preset=quick", "--dry_run", "--parts=time,ladder", "--workdir=runs/none")
+    assert dry.returncode == 0, dry.stderr
+    assert "--batch_size=4096" in dry.stdout and re.search(r"in all    about \d+ minutes", dry.stdout)
+    assert not (ROOT / "runs" / "none").exists()
+    for flags, message in (
+        (["--preset=quik"], "unknown preset 'quik'; there are: mnist, mnist_full, quick. Did you mean 'quick'"),
+        (["--parts=tim"], "unknown part 'tim'"),
+        (["--batch_sizes=8,x"], "--batch_sizes are numbers, as in 1,2,32, not 8,x"),
+    ):
+        ended = command(*flags)
+        assert ended.returncode == 2 and message in ended.stderr, ended.stderr
