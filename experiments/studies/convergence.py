@@ -13,8 +13,10 @@ from experiments.studies.jobs import Job
 from experiments.studies.scaling import fit_steps_to_target
 
 SEARCH_SEED = 100
-# Of an epoch, between two evaluations.
-RESOLUTION = 0.02
+# Of an epoch, between two evaluations; these take as long as a tenth of an epoch.
+RESOLUTION = 0.04
+# Of a run; at a batch of one an epoch is a minute's worth of them.
+MOST_UPDATES = 300_000
 # By which a search that was given one rate goes on.
 FACTOR = 2.0
 # How often a grid is extended where the best rate is on its edge.
@@ -31,7 +33,7 @@ class Setting(NamedTuple):
       tuned_sizes: batch sizes to tune the rate at, in rising order.
       rates: where the search starts at the smallest of them, in rising order; at each other size in the same steps
         about the best rate of the size below.
-      max_epochs: after which a run counts as not having reached the target.
+      max_epochs: after which, or after 300,000 updates, a run counts as not having reached the target.
       seeds: of the runs at one rate, and at the best rates.
     """
 
@@ -62,7 +64,7 @@ def _options(data: Data, setting: Setting, batch_size: int, seed: int, **changes
     return {
         **data.options,
         "batch_size": batch_size,
-        "epochs": setting.max_epochs,
+        "epochs": max(1, min(setting.max_epochs, MOST_UPDATES * batch_size // data.examples)),
         "target_accuracy": setting.target,
         "validation_examples": data.held_out,
         "evaluate_every": every,

@@ -103,7 +103,7 @@ PRESETS = {
         per_device_batch_sizes=(1, 4),
         rates=(0.015, 0.15),
         # Most of a short run is compiling: those that make the point.
-        norms=("local", "synchronised", "group", "frozen"),
+        norms=("local", "synchronised", "frozen"),
     ),
 }
 
