@@ -3,6 +3,7 @@
 Training runs are kept as they end, and a study that is stopped goes on with the same command.
 """
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -54,9 +55,10 @@ def main() -> None:
         for line in batch_size.describe(study, parts, folder):
             print(line)
         return
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "command.txt").write_text(shlex.join(["python", "-m", "experiments.batch_size_study", *sys.argv[1:]]))
     batch_size.run(study, parts, folder)
-    command = "python -m experiments.batch_size_study " + " ".join(sys.argv[1:])
-    print(f"report      {write_study_page(folder, command)}")
+    print(f"report      {write_study_page(folder)}")
 
 
 def _numbers(name: str, kind: type) -> tuple | None:

@@ -19,7 +19,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags; a program that only imports this module has none of them."""
-    flags.DEFINE_string("preset", "full", "'full', an hour on two cores, or 'quick', six minutes.")
+    flags.DEFINE_string("preset", "full", "'full', an hour on two cores, or 'quick', three minutes and three norms.")
     flags.DEFINE_list("norms", None, f"What to compare, of {', '.join(norm.NORMS)}. Default: those of the preset.")
     flags.DEFINE_list("tasks", list(norm.TASKS), "What to train.")
     flags.DEFINE_list("per_device_batch_sizes", None, "Examples a device. Default: those of the preset.")

@@ -1,21 +1,32 @@
-"""Rebuilds a run's `report.html` from its result files: `python -m experiments.report --workdir=runs/NAME`."""
+"""Rebuilds `report.html` of a run or a study from its result files: `python -m experiments.report --workdir=...`."""
+
+from pathlib import Path
 
 from absl import flags
 
 from experiments import _flags
-from experiments.reporting import write_page
+from experiments.reporting import write_norm_study_page, write_page, write_study_page
+from experiments.reporting.curves import read_study
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
     """Defines the flags; a program that only imports this module has none of them."""
-    flags.DEFINE_string("workdir", None, "The folder of a run.", required=True)
+    flags.DEFINE_string("workdir", None, "The folder of a run or a study.", required=True)
 
 
 def main() -> None:
     """Parses the flag, writes the page."""
-    print(f"written to {write_page(FLAGS.workdir)}")
+    print(f"written to {_writer(FLAGS.workdir)(FLAGS.workdir)}")
+
+
+def _writer(workdir: str):
+    """What writes the page of a folder: that of a run, or of the study whose keys its rows have."""
+    if not (Path(workdir) / "results.jsonl").exists():
+        return write_page
+    is_norm_study = any(key.startswith(("grid-", "rate-")) for key in read_study(workdir))
+    return write_norm_study_page if is_norm_study else write_study_page
 
 
 if __name__ == "__main__":

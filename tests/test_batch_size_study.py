@@ -43,9 +43,10 @@ def test_every_question_is_answered_from_the_files_alone(study):
     rows = jobs.read(study / jobs.FILE)
     assert [row["error"] for row in rows if "error" in row] == []
     assert [section.number for section in study_sections(study)] == [1, 2, 3, 4, 5, 6, 7, 8]
-    text = write_study_page(study, "python -m experiments.batch_size_study --preset=tiny").read_text()
+    (study / "command.txt").write_text("python -m experiments.batch_size_study --preset=tiny")
+    text = write_study_page(study).read_text()
     assert text.count("<figure") == 8 and "--preset=tiny" in text
-    assert not re.search(r"(src|href)=.?http|@import|url\(", text), "the page needs something beside it"
+    assert not re.search(r"(src|href)=.?http|@import|url\((?!#)", text), "the page needs something beside it"
     found = json.loads((study / "convergence.json").read_text())
     for row in rows:
         if row["key"].startswith("tuned-") and (reached := convergence.updates_to_target(row)):
@@ -64,8 +65,24 @@ def test_a_study_that_is_done_runs_nothing_again_and_says_the_same(study, capsys
     batch_size.run(TINY, batch_size.parts_of(TINY), study)
     assert [(study / name).read_text() for name in names] == before and (study / jobs.FILE).read_text() == rows
     lines = batch_size.describe(TINY, batch_size.parts_of(TINY), study)
-    assert not any(line.startswith("python") for line in lines if "-seed" in line and "tuned-" not in line)
-    assert "in all    about" in lines[-1] and "by the runs in this folder" in lines[-1]
+    assert all(": 0 runs" in line for line in lines[:-1]) and len(lines) == 7
+    assert lines[-1] == "in all    about 0 minutes, by the runs in this folder"
+
+
+def test_what_is_left_of_a_study_follows_from_what_is_there(study, tmp_path):
+    """Of a study that was stopped in its search, and of one that has not begun."""
+    data = batch_size.data_of(TINY)
+    rows = (study / jobs.FILE).read_text().splitlines(keepends=True)
+    cut = next(i for i, row in enumerate(rows) if '"tuned-b32-' in row) + 1
+    (tmp_path / jobs.FILE).write_text("".join(rows[:cut]))
+    left = batch_size.planned(TINY, "convergence", data, jobs.Runner(tmp_path))
+    waiting = {job.key for job in left if not jobs.Runner(tmp_path).is_done(job)}
+    found = {json.loads(row)["key"] for row in rows[cut:] if '"tuned-' in row}
+    assert waiting and all(key.startswith("tuned-b32-") for key in waiting)
+    assert len(waiting & found) >= 2, "the search goes on about the best rate of the size before"
+    fresh = batch_size.planned(TINY, "convergence", data, jobs.Runner(tmp_path / "none"))
+    # Two sizes at one rate and two tuned, each with two seeds; and a search of three rates each.
+    assert len(fresh) == 2 * 2 + 2 * (3 + 2)
 
 
 @pytest.mark.parametrize("width", [390, 1280])
@@ -157,7 +174,7 @@ def test_the_eigenvalue_of_a_run_is_that_of_its_dense_hessian(study):
     assert boxes["0.001"] > boxes["0.0005"] > 0
 
 
-def test_the_study_is_of_ones_own_data_and_fits_them():
+def test_the_study_is_of_ones_own_data_and_fits_them(tmp_path):
     own = batch_size.changed(
         batch_size.PRESETS["quick"],
         {"dataset": "tests.own:larger", "model": None},
@@ -175,8 +192,8 @@ def test_the_study_is_of_ones_own_data_and_fits_them():
     assert fitted.ladder.batch_size == 32 and fitted.backwards.batch_size == 40
     assert max(fitted.time.batch_sizes) <= 235
     for part in batch_size.parts_of(fitted):
-        assert batch_size.planned(fitted, part, data), part
-    with pytest.raises(UsageError, match=r"has 10 examples .* give --batch_sizes"):
+        assert batch_size.planned(fitted, part, data, jobs.Runner(tmp_path)), part
+    with pytest.raises(UsageError, match=r"has 10 examples.* give --batch_sizes"):
         batch_size.fitted(own, 10)
 
 

@@ -134,19 +134,6 @@ def test_the_fit_is_given_the_runs_at_the_best_rates_and_those_that_were_cut_sho
     assert convergence.steps_for_fit(rows, found) == ([16, 64], [200, 50], [False, True])
 
 
-def test_the_best_rates_are_read_from_the_rows_of_the_search():
-    rows = [
-        {"key": job.key, **reached(job.options, updates)}
-        for job, updates in (
-            (convergence.tuned_job(DATA, SETTING, 8, 0.2, convergence.SEARCH_SEED), 200),
-            (convergence.tuned_job(DATA, SETTING, 8, 0.4, convergence.SEARCH_SEED), 150),
-            (convergence.tuned_job(DATA, SETTING, 8, 0.8, 0), 100),
-            (convergence.tuned_job(DATA, SETTING, 16, 0.4, convergence.SEARCH_SEED), None),
-        )
-    ]
-    assert convergence.best_rates(rows, SETTING) == {8: 0.4}
-
-
 def test_a_grid_of_ones_own_is_gone_beyond_in_its_own_steps():
     tried = []
 

@@ -13,7 +13,18 @@ from matplotlib.figure import Figure
 
 from experiments.reporting.curves import read_study
 from experiments.reporting.document import figure, table
-from experiments.reporting.section import COLOUR, GREY, SECOND, Section, analysis, canvas, interval, number, sizes_axis
+from experiments.reporting.section import (
+    COLOUR,
+    GREY,
+    SECOND,
+    Section,
+    analysis,
+    canvas,
+    interval,
+    logarithmic,
+    number,
+    sizes_axis,
+)
 
 _KINDS = (("tuned", COLOUR, "o", "rate tuned at each size"), ("fixed", GREY, "s", "one rate for all"))
 # What others found for MNIST, in the units of the axis.
@@ -57,7 +68,7 @@ def epochs_figure(folder: str | Path) -> Figure:
         sizes += [row["options"]["batch_size"] for row in shown]
         _dots(axes, shown, "epochs", colour, marker, label)
     sizes_axis(axes, sizes or [1])
-    axes.set(yscale="log", ylabel=f"epochs to {found['target']:.0%}")
+    logarithmic(axes, f"epochs to {found['target']:.0%}")
     _legend(axes)
     return drawing
 
@@ -76,7 +87,8 @@ def convergence_figure(folder: str | Path) -> Figure:
     shown = runs(rows, "tuned", found)
     sizes = [row["options"]["batch_size"] for row in shown] or [1]
     _dots(axes, shown, "updates", COLOUR, "o", "a run")
-    if fit := found["fit"]:
+    fit = found["fit"]
+    if fit and 0 < fit["critical_batch_size"] < math.inf:
         low, high = min(sizes), max(sizes)
         grid = [low * (high / low) ** (i / 60) for i in range(61)]
         least, critical = fit["min_steps"], fit["critical_batch_size"]
@@ -99,7 +111,7 @@ def convergence_figure(folder: str | Path) -> Figure:
                 )
         axes.axvline(critical, color=COLOUR, linewidth=1, label=f"critical batch size, {number(critical)}")
     sizes_axis(axes, sizes)
-    axes.set(yscale="log", ylabel=f"updates to {found['target']:.0%}")
+    logarithmic(axes, f"updates to {found['target']:.0%}")
     if "mnist" in {row["options"].get("dataset") for row in shown}:
         _publish(axes)
     _legend(axes)
@@ -130,7 +142,7 @@ def rate_figure(folder: str | Path) -> Figure:
         if points:
             axes.plot(*zip(*points, strict=True), "o", color=COLOUR, markerfacecolor=face, label=label)
     sizes_axis(axes, sizes)
-    axes.set(yscale="log", ylabel="rate")
+    logarithmic(axes, "rate")
     _legend(axes)
     return drawing
 
@@ -240,7 +252,7 @@ def _target_answer(found: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str
         if len(medians) > 1:
             small, large = min(medians), max(medians)
             sentences.append(
-                f"{words} {found['target']:.0%} takes {number(medians[small][1])} epochs at a batch of {small:,} and "
+                f"{words}, {found['target']:.0%} takes {number(medians[small][1])} epochs at a batch of {small:,} and "
                 f"{number(medians[large][1])} at {large:,}"
                 + (f", and is not reached at {', '.join(f'{size:,}' for size in never)}" if never else "")
             )
@@ -279,11 +291,15 @@ def _critical_answer(found: dict[str, Any]) -> str:
     fit = found["fit"]
     if fit is None:
         return f"There is no fit: {found['no_fit']}."
+    critical, ends = fit["critical_batch_size"], interval(fit["intervals"]["critical_batch_size"])
+    if critical == 0:
+        return f"Below every size that was tried ({ends}): a larger batch takes no fewer updates."
+    if not math.isfinite(critical):
+        return f"Above every size that was tried ({ends}): twice the batch halves the updates."
     return (
-        f"At {number(fit['critical_batch_size'])} examples ({interval(fit['intervals']['critical_batch_size'])}, "
-        f"{found['confidence']:.0%}): there a run takes twice the fewest updates, {number(fit['min_steps'])}, and "
-        f"twice the fewest examples, {number(fit['min_examples'])}; well below it twice the batch halves the updates, "
-        "well above it a larger batch buys nothing."
+        f"At {number(critical)} examples ({ends}, {found['confidence']:.0%}): there a run takes twice the fewest "
+        f"updates, {number(fit['min_steps'])}, and twice the fewest examples, {number(fit['min_examples'])}; well "
+        "below it twice the batch halves the updates, well above it a larger batch buys nothing."
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.reporting.document import figure, table
-from experiments.reporting.section import COLOUR, SECOND, Section, analysis, canvas, number, sizes_axis
+from experiments.reporting.section import COLOUR, SECOND, Section, analysis, canvas, logarithmic, number, sizes_axis
 
 _BUDGETS = (("epochs", "equal epochs", COLOUR, "o"), ("steps", "equal updates", SECOND, "s"))
 
@@ -36,7 +36,7 @@ def generalisation_figure(folder: str | Path) -> Figure:
         sizes_axis(axes, sizes)
     gap.set(ylabel="training - test accuracy (%)")
     gap.axhline(0, color="black", linewidth=0.6)
-    sharp.set(ylabel="largest eigenvalue", yscale="log")
+    logarithmic(sharp, "largest eigenvalue")
     gap.legend(frameon=False, fontsize=8)
     return drawing
 

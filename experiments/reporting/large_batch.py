@@ -126,11 +126,15 @@ def _ladder_answer(groups: dict[str, list[dict[str, Any]]]) -> str:
     means = [(_label(rows), _mean(rows)) for rows in groups.values()]
     size = next(iter(groups.values()))[0]["options"]["batch_size"]
     best = max(means, key=lambda pair: pair[1])
-    text = f"A batch of {size:,} goes from {means[0][1]:.2f}% ({means[0][0]}) to {best[1]:.2f}% ({best[0]})"
-    if len(means) > 1:
-        gains = [(name, after - before) for (_, before), (name, after) in itertools.pairwise(means)]
+    if best == means[0]:
+        text = f"At a batch of {size:,} nothing is better than {means[0][0]}, {means[0][1]:.2f}%"
+    else:
+        text = f"A batch of {size:,} goes from {means[0][1]:.2f}% ({means[0][0]}) to {best[1]:.2f}% ({best[0]})"
+        # Over the best of all before it: what takes a bad change back is no gain.
+        highest = itertools.accumulate((mean for _, mean in means), max)
+        gains = [(name, mean - before) for (name, mean), before in zip(means[1:], highest, strict=False)]
         step = max(gains, key=lambda pair: pair[1])
-        text += f"; the largest single step is “{step[0].lstrip('+ ')}”, {step[1]:+.2f} points"
+        text += f"; the largest single gain over all before it is “{step[0].lstrip('+ ')}”, {step[1]:+.2f} points"
     seeds = {len(rows) for rows in groups.values()}
     return text + (". One seed a rung, so steps of a tenth of a point say little." if seeds == {1} else ".")
 

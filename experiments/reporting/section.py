@@ -1,5 +1,6 @@
 """A section of the batch-size study's report: a question, a sentence that answers it, and what that rests on."""
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -8,9 +9,11 @@ from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 # Narrow, so that a phone shows the text of a figure in a size that can be read.
 WIDTH = 4.8
+MOST_TICKS = 7
 COLOUR, SECOND, GREY = "#1764c0", "#c0561a", "#8a94a3"
 
 
@@ -43,17 +46,31 @@ def canvas(height: float = 3.2, panels: int = 1) -> tuple[Figure, list[Axes]]:
     for one in axes:
         one.spines[["top", "right"]].set_visible(False)
         one.grid(alpha=0.25)
+        one.tick_params(labelsize=8)
+        one.xaxis.label.set_size(9)
+        one.yaxis.label.set_size(9)
     return drawing, axes
 
 
 def sizes_axis(axes: Axes, sizes: Sequence[float], label: str = "global batch size") -> None:
-    """A logarithmic axis of batch sizes, whose ticks are powers of ten in plain numbers."""
+    """A logarithmic axis of batch sizes: each is a tick, or with many of them the powers of ten are."""
     axes.set(xscale="log", xlabel=label)
-    ends = math.floor(math.log10(min(sizes))), math.ceil(math.log10(max(sizes)))
-    ticks = [10.0**power for power in range(ends[0], ends[1] + 1)]
+    low, high = min(sizes), max(sizes)
+    ticks: list[float] = sorted(set(sizes))
+    if len(ticks) > MOST_TICKS or any(b < 1.5 * a for a, b in itertools.pairwise(ticks)):
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        ticks = [10.0**power for power in powers if low / 1.4 <= 10**power <= high * 1.4]
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
-    axes.set_xlim(min(sizes) / 1.4, max(sizes) * 1.4)
+    axes.set_xlim(low / 1.4, high * 1.4)
     axes.xaxis.minorticks_off()
+
+
+def logarithmic(axes: Axes, label: str) -> None:
+    """A logarithmic axis upward, with plain numbers."""
+    axes.set(yscale="log", ylabel=label)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def number(value: float) -> str:
@@ -75,10 +92,10 @@ def interval(ends: Sequence[float]) -> str:
     """The ends of an interval.
 
     Example:
-      >>> interval((313.2, 904.0)), interval((313.2, float("inf")))
-      ('313 to 904', 'at least 313')
+      >>> interval((313.2, 904.0)), interval((313.2, float("inf"))), interval((0.0, float("inf")))
+      ('313 to 904', 'at least 313', 'no bounds')
     """
     low, high = ends
     if not math.isfinite(high):
-        return f"at least {number(low)}"
+        return f"at least {number(low)}" if low > 0 else "no bounds"
     return f"{number(low)} to {number(high)}"

@@ -7,7 +7,18 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.reporting.document import figure, table
-from experiments.reporting.section import COLOUR, GREY, SECOND, Section, analysis, canvas, interval, number, sizes_axis
+from experiments.reporting.section import (
+    COLOUR,
+    GREY,
+    SECOND,
+    Section,
+    analysis,
+    canvas,
+    interval,
+    logarithmic,
+    number,
+    sizes_axis,
+)
 
 _SHADES = ("#9cc3f0", "#5b97dd", "#1764c0", "#0d3f7c", "#061f3e")
 
@@ -24,14 +35,15 @@ def smoothness_figure(folder: str | Path) -> Figure:
     drawing, (curves, swing, noise) = canvas(2.7, panels=3)
     for entry, shade in zip(found["sizes"], _SHADES, strict=False):
         curves.plot(entry["losses"], color=shade, linewidth=0.6, label=f"batch {entry['batch_size']:,}")
-    curves.set(xlabel="update", ylabel="loss", yscale="log")
+    curves.set(xlabel="update")
+    logarithmic(curves, "loss")
     curves.legend(frameon=False, fontsize=8, loc="lower left")
     sizes, values = ([entry[name] for entry in found["sizes"]] for name in ("batch_size", "swing"))
     swing.plot(sizes, values, "o", color=COLOUR)
     rule = [values[0] * (size / sizes[0]) ** -0.5 for size in sizes]
     swing.plot(sizes, rule, "--", color=GREY, linewidth=1, label="one over the square root")
     sizes_axis(swing, sizes)
-    swing.set(yscale="log", ylabel="swing of the loss")
+    logarithmic(swing, "swing of the loss")
     swing.legend(frameon=False, fontsize=8)
     windows = [w for w in found["noise"] if math.isfinite(w["scale"])]
     top = max([w["scale"] for w in windows], default=1.0) * 10
@@ -39,7 +51,8 @@ def smoothness_figure(folder: str | Path) -> Figure:
         low, high = window["interval"]
         noise.plot([window["update"]] * 2, [max(low, 1e-9), min(high, top)], "-", color=SECOND, linewidth=1.5)
     noise.plot([w["update"] for w in windows], [w["scale"] for w in windows], "o-", color=SECOND, markersize=4)
-    noise.set(xlabel="update", ylabel="noise scale (examples)", yscale="log")
+    noise.set(xlabel="update")
+    logarithmic(noise, "noise scale (examples)")
     return drawing
 
 

@@ -7,7 +7,18 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.reporting.document import figure, table
-from experiments.reporting.section import COLOUR, GREY, SECOND, Section, analysis, canvas, interval, number, sizes_axis
+from experiments.reporting.section import (
+    COLOUR,
+    GREY,
+    SECOND,
+    Section,
+    analysis,
+    canvas,
+    interval,
+    logarithmic,
+    number,
+    sizes_axis,
+)
 
 
 def time_figure(folder: str | Path) -> Figure:
@@ -44,7 +55,7 @@ def time_figure(folder: str | Path) -> Figure:
                 color=SECOND,
             )
     sizes_axis(axes, sizes)
-    axes.set(yscale="log", ylabel="seconds of an epoch")
+    logarithmic(axes, "seconds of an epoch")
     axes.legend(frameon=False, fontsize=8)
     return drawing
 

@@ -32,12 +32,8 @@ def study_sections(folder: str | Path) -> list[Section]:
     return sorted((section for make in _SECTIONS for section in make(folder)), key=lambda section: section.number)
 
 
-def write_study_page(folder: str | Path, command: str = "") -> Path:
+def write_study_page(folder: str | Path) -> Path:
     """Writes `report.html` into the folder of a study: a section for each question that has been answered.
-
-    Args:
-      folder: of the study.
-      command: that made it, to be shown.
 
     Raises:
       UsageError: the folder holds no rows.
@@ -54,7 +50,8 @@ def write_study_page(folder: str | Path, command: str = "") -> Path:
         parts.append(f'<h2 id="q{section.number}">{section.number}. {html.escape(section.title)}</h2>')
         parts.append(f"<p><strong>{html.escape(section.answer)}</strong></p>")
         parts += section.parts
-    parts += _made_by(rows, command)
+    made = Path(folder) / "command.txt"
+    parts += _made_by(rows, made.read_text() if made.exists() else "")
     path = Path(folder) / "report.html"
     path.write_text(document("What the batch size does", parts))
     return path

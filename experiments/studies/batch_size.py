@@ -11,7 +11,6 @@
 | generalisation | 7 | runs at equal epochs and equal updates, and how sharp their minima are |
 """
 
-import itertools
 import json
 import os
 import statistics
@@ -200,7 +199,7 @@ def _smoothness(study: Study, data: Data, runner: Runner) -> dict[str, Any]:
 
 def _convergence(study: Study, data: Data, runner: Runner) -> dict[str, Any]:
     runner.run_all(convergence.fixed_jobs(data, study.convergence))
-    found = convergence.run_tuned(data, study.convergence, runner)
+    found = convergence.run_tuned(data, study.convergence, runner.run)
     return convergence.analyse(study.convergence, runner.rows(), found)
 
 
@@ -221,7 +220,9 @@ def _search(study: Study, data: Data, runner: Runner) -> None:
 
 
 def _generalisation(study: Study, data: Data, runner: Runner) -> dict[str, Any]:
-    runs = _minima(study, data, convergence.best_rates(runner.rows(), study.convergence))
+    # Those of the part before, if it has been run; it is not run for them.
+    found, _ = _tuned_so_far(study, data, runner)
+    runs = _minima(study, data, found)
     runner.run_all(runs)
     for job in runs:
         runner.note(job, "minimum", generalisation.minimum)
@@ -265,31 +266,45 @@ def run(study: Study, parts: Sequence[str], folder: Path) -> None:
                 os.replace(aside, folder / f"{part}.json")
 
 
-def planned(study: Study, part: str, data: Data) -> list[Job]:
-    """What a part runs, as far as it is known: where a rate is searched, one stands for what will be found."""
+def planned(study: Study, part: str, data: Data, runner: Runner) -> list[Job]:
+    """What a part runs, as far as it is known: the rates of a search follow from rows, and stay in the middle without.
+
+    Of `search`, without the best recipe of each size with every seed.
+    """
     if part == "time":
         return step_time.jobs(study.options, study.time)
     if part == "smoothness":
         return [*smoothness.jobs(data.options, study.smoothness), smoothness.noise_job(data.options, study.smoothness)]
     if part == "convergence":
-        setting = study.convergence
-        middle = setting.rates[len(setting.rates) // 2]
-        tuned = [
-            *itertools.product(setting.tuned_sizes, setting.rates, [convergence.SEARCH_SEED]),
-            *itertools.product(setting.tuned_sizes, [middle], setting.seeds),
-        ]
-        return [
-            *convergence.fixed_jobs(data, setting),
-            *(convergence.tuned_job(data, setting, *which) for which in tuned),
-        ]
+        return [*convergence.fixed_jobs(data, study.convergence), *_tuned_so_far(study, data, runner)[1]]
     if part == "backwards":
         return large_batch.backwards_jobs(study.options, study.backwards)
     if part == "ladder":
         return large_batch.ladder_jobs(study.options, study.ladder)
     if part == "search":
-        # Then the best recipe of each size with every seed.
         return large_batch.search_jobs(study.options)
-    return _minima(study, data, {})
+    return _minima(study, data, _tuned_so_far(study, data, runner)[0])
+
+
+def _tuned_so_far(study: Study, data: Data, runner: Runner) -> tuple[dict[int, float], list[Job]]:
+    """The best rates by the rows of the search that are there, and the jobs that it would ask for next."""
+    waiting: list[Job] = []
+    there: set[int] = set()
+
+    def look(job: Job) -> dict[str, Any]:
+        size = job.options["batch_size"]
+        if runner.is_done(job):
+            there.add(size)
+            return runner.run(job)
+        # Worse than any row that is there; without any, the best in the middle.
+        middle = len(study.convergence.rates) // 2
+        place = sum(other.options["batch_size"] == size for other in waiting)
+        waiting.append(job)
+        updates = 10**9 + abs(place - middle)
+        return {"key": job.key, "options": job.options, "summary": {"target": {"reached_after_updates": updates}}}
+
+    found = convergence.run_tuned(data, study.convergence, look)
+    return {t.batch_size: t.rate for t in found if t.rate is not None and t.batch_size in there}, waiting
 
 
 def describe(study: Study, parts: Sequence[str], folder: Path) -> list[str]:
@@ -299,7 +314,7 @@ def describe(study: Study, parts: Sequence[str], folder: Path) -> list[str]:
     runner = Runner(folder)
     lines, total = [], 0.0
     for part in parts:
-        waiting = [job for job in planned(study, part, data) if not runner.is_done(job)]
+        waiting = [job for job in planned(study, part, data, runner) if not runner.is_done(job)]
         seconds = estimated_seconds(waiting, data, runner.rows())
         total += seconds
         lines += ["python " + " ".join(command(job, folder)) for job in waiting]

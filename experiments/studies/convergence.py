@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from experiments._errors import UsageError
-from experiments.studies import jobs
 from experiments.studies.jobs import Job
 from experiments.studies.scaling import fit_steps_to_target
 
@@ -181,35 +180,29 @@ def _best(rows: dict[float, dict[str, Any]]) -> float | None:
     return min(reached, key=lambda rate: reached[rate], default=None)
 
 
-def run_tuned(data: Data, setting: Setting, runner: jobs.Runner) -> list[Tuned]:
+def run_tuned(data: Data, setting: Setting, run: Callable[[Job], dict[str, Any]]) -> list[Tuned]:
     """The search at every batch size, each begun about the best rate of the size below; then the best rate's seeds.
 
+    Args:
+      data: to train on.
+      setting: of the part.
+      run: gives the row of a job.
+
     Returns:
-      What each search found; the rows of all runs are in the folder of the study.
+      What each search found.
     """
     found: list[Tuned] = []
     rates = setting.rates
     for batch_size in setting.tuned_sizes:
-        tuned = search(data, setting, batch_size, rates, runner.run)
+        tuned = search(data, setting, batch_size, rates, run)
         found.append(tuned)
         if tuned.rate is None:
             continue
         middle = setting.rates[len(setting.rates) // 2]
         rates = tuple(_rounded(tuned.rate * rate / middle) for rate in setting.rates)
         for seed in setting.seeds:
-            runner.run(tuned_job(data, setting, batch_size, tuned.rate, seed))
+            run(tuned_job(data, setting, batch_size, tuned.rate, seed))
     return found
-
-
-def best_rates(rows: Sequence[dict[str, Any]], setting: Setting) -> dict[int, float]:
-    """The best rate of each batch size, by the rows of the searches; a size that never reached the target has none."""
-    grids: dict[int, dict[float, dict[str, Any]]] = {size: {} for size in setting.tuned_sizes}
-    for row in rows:
-        options = row["options"]
-        if row["key"].startswith("tuned-") and options["seed"] == SEARCH_SEED and options["batch_size"] in grids:
-            grids[options["batch_size"]][options["learning_rate"]] = row
-    best = {size: _best(grid) for size, grid in grids.items()}
-    return {size: rate for size, rate in best.items() if rate is not None}
 
 
 def analyse(setting: Setting, rows: Sequence[dict[str, Any]], found: Sequence[Tuned]) -> dict[str, Any]:

@@ -135,14 +135,14 @@ def rungs(ladder: Ladder) -> list[tuple[str, dict[str, Any]]]:
     return [
         ("the rate of batch 64, constant", {}),
         ("linear rate", {"learning_rate": linear}),
-        (f"+ warmup of {max(1, epochs // 6)} epochs", {"warmup_epochs": max(1, epochs // 6)}),
+        (f"+ warmup, {epochs / 6:.2g} of {epochs} epochs", {"warmup_epochs": epochs / 6}),
         ("+ cosine decay", {"schedule": "cosine"}),
-        ("cyclic rate in its place", {"schedule": "cyclic", "cycle_epochs": max(2, epochs // 3)}),
-        ("cosine again, + no decay on norms and biases", {"schedule": "cosine", "decay_all": False}),
+        ("cyclic rate in its place", {"schedule": "cyclic", "cycle_epochs": epochs / 3}),
+        ("cosine again, + norms do not decay", {"schedule": "cosine", "decay_all": False}),
         (f"+ span of {span}", {"span": span, "drop_remainder": True}),
         ("span off again, + label smoothing 0.1", {"span": None, "drop_remainder": False, "label_smoothing": 0.1}),
         ("LARS in place of Nesterov", {"optimizer": "lars", "learning_rate": linear * 6.25}),
-        ("Nesterov again, with a ramp from a quarter of the batch", {"optimizer": "nesterov", **ramp}),
+        ("Nesterov again, + a batch ramp", {"optimizer": "nesterov", **ramp}),
         ("ramp off again, twice the epochs", {**back, "epochs": 2 * epochs}),
     ]
 
@@ -178,9 +178,10 @@ def backwards_jobs(dataset: dict[str, Any], setting: Backwards = Backwards()) ->
     """One forward pass with k updates, k times the rate with one update, and the rate as it is, with each seed."""
     rate, k = 0.05, setting.k
     plain = {"optimizer": "sgd", "momentum": 0.0, "schedule": "constant", "warmup_epochs": 0, "weight_decay": 0.0}
+    with_momentum = {"optimizer": "nesterov", "warmup_epochs": setting.epochs / 6}
     jobs = []
     for seed in setting.seeds:
-        for name, recipe in (("SGD", plain), ("Nesterov", {"optimizer": "nesterov"})):
+        for name, recipe in (("SGD", plain), ("Nesterov", with_momentum)):
             for what, changes in (
                 ("rate x1", {"learning_rate": rate}),
                 (f"rate x{k}", {"learning_rate": k * rate}),
