@@ -12,14 +12,14 @@ from absl import flags
 from experiments import _flags
 from experiments._errors import UsageError, unknown_name
 from experiments.reporting import write_study_page
-from experiments.studies import batch_size
+from experiments.studies import batch_size, settings
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
     """Defines the flags; a program that only imports this module has none of them."""
-    names = ", ".join(sorted(batch_size.PRESETS))
+    names = ", ".join(sorted(settings.PRESETS))
     flags.DEFINE_string("preset", "quick", f"How much to study, and of which data: {names}.")
     flags.DEFINE_list("parts", None, f"What to study, of {', '.join(batch_size.PARTS)}. Default: what the preset has.")
     flags.DEFINE_string("dataset", None, "Data set in place of the preset's; also 'package.module:function'.")
@@ -36,10 +36,10 @@ def define_flags() -> None:
 
 def main() -> None:
     """Parses the flags, runs what has not been run, writes the report."""
-    if FLAGS.preset not in batch_size.PRESETS:
-        raise unknown_name("preset", FLAGS.preset, batch_size.PRESETS)
-    study = batch_size.changed(
-        batch_size.PRESETS[FLAGS.preset],
+    if FLAGS.preset not in settings.PRESETS:
+        raise unknown_name("preset", FLAGS.preset, settings.PRESETS)
+    study = settings.changed(
+        settings.PRESETS[FLAGS.preset],
         {name: FLAGS[name].value for name in ("dataset", "data_dir", "model", "num_devices")},
         target=FLAGS.target_accuracy,
         batch_sizes=_numbers("batch_sizes", int),

@@ -15,12 +15,21 @@ import pytest
 
 from experiments._errors import UsageError
 from experiments.reporting import study_sections, write_study_page
-from experiments.studies import batch_size, convergence, generalisation, jobs, large_batch, smoothness, step_time
+from experiments.studies import (
+    batch_size,
+    convergence,
+    generalisation,
+    jobs,
+    large_batch,
+    settings,
+    smoothness,
+    step_time,
+)
 from experiments.training.checkpoint_evaluation import restore
 
 ROOT = Path(__file__).parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-TINY = batch_size.Study(
+TINY = settings.Study(
     {"dataset": "tests.own:larger", "model": "tests.own:model", "num_devices": 1},
     time=step_time.Setting((8, 15, 16), examples=80, rounds=2),
     smoothness=smoothness.Setting((4, 16), 20, 16, 0.02, 80, 2),
@@ -71,7 +80,7 @@ def test_a_study_that_is_done_runs_nothing_again_and_says_the_same(study, capsys
 
 def test_what_is_left_of_a_study_follows_from_what_is_there(study, tmp_path):
     """Of a study that was stopped in its search, and of one that has not begun."""
-    data = batch_size.data_of(TINY)
+    data = settings.data_of(TINY)
     rows = (study / jobs.FILE).read_text().splitlines(keepends=True)
     cut = next(i for i, row in enumerate(rows) if '"tuned-b32-' in row) + 1
     (tmp_path / jobs.FILE).write_text("".join(rows[:cut]))
@@ -175,8 +184,8 @@ def test_the_eigenvalue_of_a_run_is_that_of_its_dense_hessian(study):
 
 
 def test_the_study_is_of_ones_own_data_and_fits_them(tmp_path):
-    own = batch_size.changed(
-        batch_size.PRESETS["quick"],
+    own = settings.changed(
+        settings.PRESETS["quick"],
         {"dataset": "tests.own:larger", "model": None},
         target=0.5,
         batch_sizes=(8, 64, 512),
@@ -185,16 +194,16 @@ def test_the_study_is_of_ones_own_data_and_fits_them(tmp_path):
     )
     assert own.options == {"dataset": "tests.own:larger"}
     assert own.ladder.seeds == own.backwards.seeds == own.generalisation.seeds == own.convergence.seeds == (3,)
-    data = batch_size.data_of(own)
+    data = settings.data_of(own)
     assert (data.examples, data.held_out) == (256 - 21, 21)
-    fitted = batch_size.fitted(own, data.examples)
+    fitted = settings.fitted(own, data.examples)
     assert fitted.convergence.tuned_sizes == fitted.generalisation.batch_sizes == (8, 64)
     assert fitted.ladder.batch_size == 32 and fitted.backwards.batch_size == 40
     assert max(fitted.time.batch_sizes) <= 235
     for part in batch_size.parts_of(fitted):
         assert batch_size.planned(fitted, part, data, jobs.Runner(tmp_path)), part
     with pytest.raises(UsageError, match=r"has 10 examples.* give --batch_sizes"):
-        batch_size.fitted(own, 10)
+        settings.fitted(own, 10)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +218,7 @@ def test_the_study_is_of_ones_own_data_and_fits_them(tmp_path):
 )
 def test_what_cannot_be_is_refused(given, message):
     with pytest.raises(UsageError, match=message):
-        batch_size.changed(TINY, {}, **given)
+        settings.changed(TINY, {}, **given)
 
 
 def command(*flags):

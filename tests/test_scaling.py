@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from experiments._errors import UsageError
-from experiments.studies import scaling
+from experiments.studies import censored_fit, scaling
 
 SIZES = np.array([32, 128, 512, 2048])
 S_MIN, B_CRIT = 100.0, 400.0
@@ -83,8 +83,8 @@ def test_a_set_beside_one_with_censored_numbers_has_the_same_loss():
     residual = np.random.default_rng(0).standard_normal((30, 4))
     lost = np.zeros((30, 4), bool)
     lost[0, 0] = True
-    together = np.stack(scaling._location(residual, lost))
-    np.testing.assert_allclose(together[:, 1:], scaling._location(residual[1:], lost[1:]), rtol=1e-6, atol=1e-6)
+    together = np.stack(censored_fit._location(residual, lost))
+    np.testing.assert_allclose(together[:, 1:], censored_fit._location(residual[1:], lost[1:]), rtol=1e-6, atol=1e-6)
     assert together[0, 0] > residual[0].mean()
 
 

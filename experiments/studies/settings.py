@@ -1,0 +1,166 @@
+"""How large the batch-size study is: presets, what a user changes of them, and what fits the data."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from experiments import data as datasets
+from experiments._errors import UsageError
+from experiments.studies import convergence, generalisation, large_batch, smoothness, step_time
+from experiments.studies.convergence import Data
+
+# One in so many training examples is held out.
+HELD_OUT = 12
+# Of an epoch, at the very large batches of ladder and backwards.
+FEWEST_UPDATES = 7
+# Without a norm: batch statistics of one image are none, and the batch size should act through the gradient alone.
+PLAIN = {"norm": "none"}
+
+
+class Study(NamedTuple):
+    """What to study.
+
+    Attributes:
+      options: of `TrainConfig`, of every run: data set, where it is, model.
+      time: sizes to be timed.
+      smoothness: runs whose losses and noise are looked at.
+      convergence: runs to the target.
+      backwards: one forward pass with several updates.
+      ladder: a very large batch.
+      generalisation: minima.
+      search: run the search too.
+    """
+
+    options: dict[str, Any]
+    time: step_time.Setting
+    smoothness: smoothness.Setting
+    convergence: convergence.Setting
+    backwards: large_batch.Backwards
+    ladder: large_batch.Ladder
+    generalisation: generalisation.Setting
+    search: bool = False
+
+
+_MNIST_TIMED = (1, 6, 60, 250, 256, 264, 600, 1018, 1024, 1032, 4090, 4096, 4104, 6000)
+PRESETS = {
+    "quick": Study(
+        {"dataset": "digits"},
+        time=step_time.Setting((60, 250, 256, 264, 1024, 4096), examples=8_000, rounds=2),
+        smoothness=smoothness.Setting((6, 60, 600), 200, 64, 0.02, 400, 10),
+        convergence=convergence.Setting(0.9, (60, 600, 6000), (64, 512, 4096), (0.02, 0.04, 0.08), 2, (0, 1)),
+        backwards=large_batch.Backwards(batch_size=6000, k=5, epochs=1, seeds=(0,)),
+        ladder=large_batch.Ladder(batch_size=2048, epochs=1, seeds=(0,)),
+        generalisation=generalisation.Setting((64, 512, 4096), epochs=1, steps=60, seeds=(0,)),
+    ),
+    "mnist": Study(
+        {"dataset": "mnist"},
+        time=step_time.Setting(_MNIST_TIMED, examples=30_000, rounds=3),
+        smoothness=smoothness.Setting((1, 6, 60, 600), 1_000, 64, 0.01, 4_000, 80),
+        convergence=convergence.Setting(
+            0.98, (1, 6, 60, 600, 6000), (16, 64, 256, 1024, 4096), (0.0025, 0.005, 0.01), 20, (0, 1)
+        ),
+        backwards=large_batch.Backwards(epochs=4, seeds=(0,)),
+        ladder=large_batch.Ladder(epochs=6, seeds=(0,)),
+        generalisation=generalisation.Setting((64, 512, 4096), epochs=8, steps=400, seeds=(0, 1)),
+    ),
+    "mnist_full": Study(
+        {"dataset": "mnist"},
+        time=step_time.Setting(_MNIST_TIMED, examples=60_000, rounds=9),
+        smoothness=smoothness.Setting((1, 6, 60, 600, 6000), 1_000, 64, 0.01, 8_000, 80),
+        convergence=convergence.Setting(
+            0.98,
+            (1, 6, 60, 600, 6000),
+            (4, 16, 64, 256, 1024, 4096, 16384),
+            (0.0025, 0.005, 0.01),
+            40,
+            (0, 1, 2, 3, 4),
+        ),
+        backwards=large_batch.Backwards(),
+        ladder=large_batch.Ladder(),
+        generalisation=generalisation.Setting((16, 64, 512, 4096), epochs=12, steps=1_000, seeds=(0, 1, 2)),
+        search=True,
+    ),
+}
+
+
+def changed(
+    study: Study,
+    options: dict[str, Any],
+    *,
+    target: float | None = None,
+    batch_sizes: Sequence[int] | None = None,
+    rates: Sequence[float] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> Study:
+    """A study with what is given in place of what it has.
+
+    Args:
+      study: such as a preset.
+      options: of every run; None: as it is.
+      target: accuracy of the runs to a target.
+      batch_sizes: at which the rate is tuned and minima are compared.
+      rates: where the search begins, at the smallest of them.
+      seeds: of every run that has several.
+
+    Raises:
+      UsageError: a value is out of range, or some do not rise.
+    """
+    for name, values, least in (("batch_sizes", batch_sizes, 1), ("learning_rates", rates, 0), ("seeds", seeds, 0)):
+        if values is None:
+            continue
+        if not values or min(values) < least or list(values) != sorted(set(values)) or 0.0 in (rates or ()):
+            raise UsageError(
+                f"--{name} must rise and be {'positive' if name != 'seeds' else 'at least 0'}, not {values}"
+            )
+    if target is not None and not 0 < target <= 1:
+        raise UsageError(f"--target_accuracy is a share of 1, such as 0.98, not {target}")
+    runs, minima = study.convergence, study.generalisation
+    if target is not None:
+        runs = runs._replace(target=target)
+    if batch_sizes is not None:
+        runs = runs._replace(fixed_sizes=tuple(batch_sizes), tuned_sizes=tuple(batch_sizes))
+        minima = minima._replace(batch_sizes=tuple(batch_sizes))
+    if rates is not None:
+        runs = runs._replace(rates=tuple(rates))
+    study = study._replace(options={**study.options, **{k: v for k, v in options.items() if v is not None}})
+    if seeds is not None:
+        runs, minima = runs._replace(seeds=tuple(seeds)), minima._replace(seeds=tuple(seeds))
+        study = study._replace(
+            ladder=study.ladder._replace(seeds=tuple(seeds)), backwards=study.backwards._replace(seeds=tuple(seeds))
+        )
+    return study._replace(convergence=runs, generalisation=minima)
+
+
+def data_of(study: Study) -> Data:
+    """The data set of a study, loaded to know its size. A twelfth is held out for the target, where that can be."""
+    dataset = datasets.load(study.options["dataset"], study.options.get("data_dir"))
+    held_out = dataset.train.size // HELD_OUT if dataset.independent else 0
+    return Data({**study.options, **PLAIN}, dataset.train.size - held_out, held_out)
+
+
+def fitted(study: Study, examples: int) -> Study:
+    """The study without batch sizes that a training set does not have, or has in too few updates to tell anything.
+
+    Raises:
+      UsageError: too few are left.
+    """
+    runs, minima = study.convergence, study.generalisation
+
+    def kept(sizes: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(size for size in sizes if size <= examples)
+
+    large = examples // FEWEST_UPDATES
+    unit = 8 * study.backwards.k
+    found = study._replace(
+        time=study.time._replace(batch_sizes=kept(study.time.batch_sizes)),
+        smoothness=study.smoothness._replace(batch_sizes=kept(study.smoothness.batch_sizes)),
+        convergence=runs._replace(fixed_sizes=kept(runs.fixed_sizes), tuned_sizes=kept(runs.tuned_sizes)),
+        generalisation=minima._replace(batch_sizes=kept(minima.batch_sizes)),
+        backwards=study.backwards._replace(batch_size=min(study.backwards.batch_size, max(unit, large // unit * unit))),
+        ladder=study.ladder._replace(batch_size=min(study.ladder.batch_size, max(4, 2 ** (large.bit_length() - 1)))),
+    )
+    if len(found.convergence.tuned_sizes) < 2 or not found.generalisation.batch_sizes:
+        raise UsageError(
+            f"the training set has {examples} examples, and of the batch sizes {runs.tuned_sizes} and "
+            f"{minima.batch_sizes} too few are smaller; give --batch_sizes"
+        )
+    return found
