@@ -24,11 +24,12 @@ def define_flags() -> None:
     flags.DEFINE_list("parts", None, f"What to study, of {', '.join(batch_size.PARTS)}. Default: what the preset has.")
     flags.DEFINE_string("dataset", None, "Data set in place of the preset's; also 'package.module:function'.")
     flags.DEFINE_string("data_dir", None, "TFDS data directory. Default: TFDS's own.")
+    flags.DEFINE_integer("image_size", None, "As for experiments.train.")
     flags.DEFINE_string("model", None, "Model in place of the preset's; also 'package.module:factory'.")
     flags.DEFINE_float("target_accuracy", None, "Of the runs to a target, such as 0.98.")
     flags.DEFINE_list("batch_sizes", None, "At which the rate is tuned and minima are compared, in rising order.")
     flags.DEFINE_list("learning_rates", None, "Where the search begins, at the smallest of these batch sizes.")
-    flags.DEFINE_list("seeds", None, "Of every run that has several.")
+    flags.DEFINE_list("seeds", None, "Of every run that has several, but for those of the search.")
     flags.DEFINE_integer("num_devices", None, "Devices of every run. Default: as experiments.train.")
     flags.DEFINE_string("workdir", None, "Folder for the results. Default: runs/batch_size_study-PRESET.")
     flags.DEFINE_bool("dry_run", False, "Print what would be run, and about how long it takes; run nothing.")
@@ -40,7 +41,7 @@ def main() -> None:
         raise unknown_name("preset", FLAGS.preset, settings.PRESETS)
     study = settings.changed(
         settings.PRESETS[FLAGS.preset],
-        {name: FLAGS[name].value for name in ("dataset", "data_dir", "model", "num_devices")},
+        {name: FLAGS[name].value for name in ("dataset", "data_dir", "image_size", "model", "num_devices")},
         target=FLAGS.target_accuracy,
         batch_sizes=_numbers("batch_sizes", int),
         rates=_numbers("learning_rates", float),

@@ -1,6 +1,7 @@
 """Figures and pages made from result files alone."""
 
-from experiments.reporting.convergence import convergence_figure, epochs_figure, rate_figure
+from experiments.reporting.convergence import epochs_figure, rate_figure
+from experiments.reporting.critical import convergence_figure
 from experiments.reporting.curves import training_curves
 from experiments.reporting.generalisation import generalisation_figure
 from experiments.reporting.large_batch import accuracy_figure, rungs_figure

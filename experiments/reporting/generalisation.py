@@ -8,7 +8,17 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.reporting.document import figure, table
-from experiments.reporting.section import COLOUR, SECOND, Section, analysis, canvas, logarithmic, number, sizes_axis
+from experiments.reporting.section import (
+    COLOUR,
+    SECOND,
+    Section,
+    analysis,
+    canvas,
+    logarithmic,
+    needed,
+    number,
+    sizes_axis,
+)
 
 _BUDGETS = (("epochs", "equal epochs", COLOUR, "o"), ("steps", "equal updates", SECOND, "s"))
 
@@ -17,11 +27,9 @@ def generalisation_figure(folder: str | Path) -> Figure:
     """Training minus test accuracy, and the largest eigenvalue of the Hessian, against batch size.
 
     Raises:
-      FileNotFoundError: the part `generalisation` of the study has not been run.
+      UsageError: the part `generalisation` of the study has not been run.
     """
-    found = analysis(folder, "generalisation")
-    if found is None:
-        raise FileNotFoundError(f"{folder} holds no generalisation.json: run --parts=generalisation of the study")
+    found = needed(folder, "generalisation")
     drawing, (gap, sharp) = canvas(2.7, panels=2)
     sizes = sorted({run["batch_size"] for run in found["runs"]})
     for budget, label, colour, marker in _BUDGETS:
@@ -78,8 +86,8 @@ def generalisation_sections(folder: str | Path) -> list[Section]:
     parts = [
         figure(
             generalisation_figure(folder),
-            "Each mark is a seed, the lines join their means. The Hessian is that of the cross-entropy of 1,000 "
-            "training images, without decay; a norm would use its running statistics.",
+            "Each mark is a seed, the lines join their means. The Hessian is that of the cross-entropy of at most "
+            "1,000 training images, without decay; a norm would use its running statistics.",
         ),
         table(head, rows),
         "<p>Accuracies in %, means over the seeds. Sharpness: the rise of the loss in a box about the minimum, "
@@ -105,7 +113,8 @@ def _answer(runs: Sequence[dict[str, Any]]) -> str:
             f"{number(statistics.mean(small['eigenvalue']))} and {number(statistics.mean(large['eigenvalue']))}"
         )
     text = "; ".join(sentences)
-    return text[:1].upper() + text[1:] + "."
+    few = " One seed each, so differences of a tenth of a point say little." if len(runs[0]["test"]) == 1 else ""
+    return text[:1].upper() + text[1:] + "." + few
 
 
 def _percent(values: Sequence[float]) -> str:

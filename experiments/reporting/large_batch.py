@@ -1,6 +1,7 @@
 """Questions 5 and 6: several updates a forward pass, and very large batches; from the study's files alone."""
 
 import itertools
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -9,9 +10,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.reporting.curves import read_study
 from experiments.reporting.document import figure, table
-from experiments.reporting.section import COLOUR, SECOND, Section, canvas, sizes_axis
+from experiments.reporting.section import COLOUR, SECOND, Section, canvas, rows_of, sizes_axis
 
 # Hoffer et al., arXiv 1705.08741, 2017: a fully connected network (F1) on MNIST, test accuracy in percent.
 PUBLISHED = (
@@ -19,23 +19,16 @@ PUBLISHED = (
 )
 
 
-def read(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """The runs of a study that ended well, by key.
-
-    Raises:
-      UsageError: the folder holds no rows.
-    """
-    return {key: row for key, row in read_study(folder).items() if "summary" in row}
-
-
 def accuracy(row: dict[str, Any]) -> float:
-    """In percent, on the first split that the run evaluates."""
+    """In percent, on the first split that the run evaluates; not a number where the loss was not finite."""
+    if "summary" not in row:
+        return math.nan
     return 100 * next(iter(row["summary"]["results"].values()))["accuracy"]
 
 
 def accuracy_figure(folder: str | Path) -> Figure:
     """Test accuracy against batch size at a fixed number of epochs: every seed, and their mean."""
-    groups = _by_batch_size(read(folder))
+    groups = _by_batch_size(rows_of(folder, "search"))
     drawing, (axes,) = canvas()
     for batch_size, rows in groups.items():
         axes.plot([batch_size] * len(rows), [accuracy(row) for row in rows], "o", color=COLOUR, alpha=0.5)
@@ -51,40 +44,41 @@ def accuracy_figure(folder: str | Path) -> Figure:
     return drawing
 
 
-def rungs_figure(folder: str | Path, prefix: str = "ladder-") -> Figure:
-    """Test accuracy of the rungs of the ladder, or with "backwards-" of the ways to make several updates."""
-    groups = list(_seeds(read(folder), prefix).values())[::-1]
+def rungs_figure(folder: str | Path, part: str = "ladder") -> Figure:
+    """Test accuracy of the rungs of the ladder, or with "backwards" of the ways to make several updates."""
+    groups = list(_seeds(rows_of(folder, part)).values())[::-1]
     drawing, (axes,) = canvas(0.34 * len(groups) + 0.9)
     for place, rows in enumerate(groups):
-        values = [accuracy(row) for row in rows]
+        values = [accuracy(row) for row in rows if "summary" in row]
+        if not values:
+            axes.annotate("not finite", (0.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+            continue
         axes.plot(values, [place] * len(values), "o", color=COLOUR, alpha=0.5, markersize=4)
-        axes.plot(statistics.mean(values), place, "|", color=SECOND, markersize=12, markeredgewidth=2)
-        axes.annotate(
-            f"{statistics.mean(values):.2f}", (max(values), place), (6, -3), textcoords="offset points", fontsize=8
-        )
+        axes.plot(_mean(rows), place, "|", color=SECOND, markersize=12, markeredgewidth=2)
+        axes.annotate(f"{_mean(rows):.2f}", (max(values), place), (6, -3), textcoords="offset points", fontsize=8)
     axes.set_yticks(range(len(groups)), [_label(rows) for rows in groups], fontsize=8)
     axes.set(xlabel="test accuracy (%)")
-    axes.margins(0.15, 0.08)
+    axes.margins(x=0.15)
+    axes.set_ylim(-0.6, len(groups) - 0.4)
     return drawing
 
 
 def large_batch_sections(folder: str | Path) -> list[Section]:
     """The two sections, of what has been run of them."""
-    rows = read(folder)
     sections = []
-    if backwards := _seeds(rows, "backwards-"):
-        parts = [figure(rungs_figure(folder, "backwards-"), "Each dot is a seed."), _seed_table("updates", backwards)]
+    if backwards := _seeds(rows_of(folder, "backwards")):
+        parts = [figure(rungs_figure(folder, "backwards"), "Each dot is a seed."), _seed_table("updates", backwards)]
         title = "Does one forward pass with k updates buy anything over k times the rate?"
         sections.append(Section(5, title, _backwards_answer(backwards), parts))
-    ladder, parts = _seeds(rows, "ladder-"), []
+    ladder, parts = _seeds(rows_of(folder, "ladder")), []
     if ladder:
         parts = [figure(rungs_figure(folder), "Each dot is a seed."), _seed_table("recipe", ladder)]
         parts.append(
             f"<p>Published (Hoffer et al., arXiv 1705.08741, F1 on MNIST; given from notes, not checked in the paper): "
             f"{PUBLISHED}.</p>"
         )
-    groups = _by_batch_size(rows)
-    if groups:
+    found = rows_of(folder, "search")
+    if groups := _by_batch_size(found):
         parts += [
             "<p>The best recipe of a search at each batch size, the same number of epochs:</p>",
             figure(accuracy_figure(folder), "Each dot is a seed; the line joins their means."),
@@ -93,7 +87,7 @@ def large_batch_sections(folder: str | Path) -> list[Section]:
                 [_final_cells(batch_size, group) for batch_size, group in groups.items()],
             ),
         ]
-    if searched := [row for key, row in rows.items() if key.startswith("search-")]:
+    if searched := [row for row in found if row["key"].startswith("search-")]:
         parts += [
             "<p>The search: accuracy (%) on training images that were held out, one seed. A best rate on the edge of "
             "its grid is marked with *: a better one may lie beyond.</p>",
@@ -113,18 +107,24 @@ def _backwards_answer(groups: dict[str, list[dict[str, Any]]]) -> str:
         split = next((rows for rows in of_name if "updates" in _label(rows)), None)
         if times is None or split is None:
             continue
-        seconds = [statistics.median(r["summary"]["seconds"]["compute"] for r in rows) for rows in (split, times)]
-        sentences.append(
-            f"with {name} {_label(split).split(', ')[1]} reach {_mean(split):.2f}% and {_label(times).split(', ')[1]} "
-            f"{_mean(times):.2f}%, for {seconds[0] / seconds[1]:.1f} times the computing"
-        )
+        text = f"with {name}, {_said(split)} and {_said(times)}"
+        seconds = [[r["summary"]["seconds"]["compute"] for r in rows if "summary" in r] for rows in (split, times)]
+        if all(seconds):
+            text += f", for {statistics.median(seconds[0]) / statistics.median(seconds[1]):.1f} times the computing"
+        sentences.append(text)
     text = "; ".join(sentences) or "not all of it has been run"
     return text[:1].upper() + text[1:] + "."
 
 
+def _said(rows: Sequence[dict[str, Any]]) -> str:
+    what = _label(rows).split(", ")[1]
+    return f"{what}: {_mean(rows):.2f}%" if math.isfinite(_mean(rows)) else f"{what}: not finite"
+
+
 def _ladder_answer(groups: dict[str, list[dict[str, Any]]]) -> str:
     means = [(_label(rows), _mean(rows)) for rows in groups.values()]
-    size = next(iter(groups.values()))[0]["options"]["batch_size"]
+    means = [(name, mean if math.isfinite(mean) else 0.0) for name, mean in means]
+    size = max(row["options"]["batch_size"] for rows in groups.values() for row in rows)
     best = max(means, key=lambda pair: pair[1])
     if best == means[0]:
         text = f"At a batch of {size:,} nothing is better than {means[0][0]}, {means[0][1]:.2f}%"
@@ -135,33 +135,43 @@ def _ladder_answer(groups: dict[str, list[dict[str, Any]]]) -> str:
         gains = [(name, mean - before) for (name, mean), before in zip(means[1:], highest, strict=False)]
         step = max(gains, key=lambda pair: pair[1])
         text += f"; the largest single gain over all before it is “{step[0].lstrip('+ ')}”, {step[1]:+.2f} points"
-    seeds = {len(rows) for rows in groups.values()}
-    return text + (". One seed a rung, so steps of a tenth of a point say little." if seeds == {1} else ".")
+    seeds = max(len(rows) for rows in groups.values())
+    if seeds == 1:
+        return f"{text}. One seed a rung, so steps of a tenth of a point say little."
+    spread = max(_spread(rows)[2] - _spread(rows)[1] for rows in groups.values() if math.isfinite(_mean(rows)))
+    return f"{text}. {seeds} seeds a rung, which lie up to {spread:.2f} points apart."
 
 
 def _mean(rows: Sequence[dict[str, Any]]) -> float:
-    return statistics.mean(accuracy(row) for row in rows)
+    """Of the seeds whose loss was finite."""
+    return statistics.mean([accuracy(row) for row in rows if "summary" in row] or [math.nan])
+
+
+def _spread(rows: Sequence[dict[str, Any]]) -> tuple[float, float, float]:
+    """Mean, least and greatest of the seeds whose loss was finite."""
+    values = [accuracy(row) for row in rows if "summary" in row] or [math.nan]
+    return statistics.mean(values), min(values), max(values)
 
 
 def _label(rows: Sequence[dict[str, Any]]) -> str:
     return rows[0].get("label", rows[0]["key"].rpartition("-seed")[0])
 
 
-def _by_batch_size(rows: dict[str, dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+def _by_batch_size(rows: Sequence[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
     groups = defaultdict(list)
-    for key, row in rows.items():
-        if key.startswith("final-"):
+    for row in rows:
+        if row["key"].startswith("final-") and "summary" in row:
             groups[row["options"]["batch_size"]].append(row)
     return dict(sorted(groups.items()))
 
 
-def _seeds(rows: dict[str, dict[str, Any]], prefix: str) -> dict[str, list[dict[str, Any]]]:
-    """The runs whose keys differ by the seed alone, in the order of their keys for a ladder, else as they were run."""
+def _seeds(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The runs whose keys differ by the seed alone; not those that failed, but by a loss that is not finite."""
     groups = defaultdict(list)
-    for key, row in rows.items():
-        if key.startswith(prefix):
-            groups[key.rpartition("-seed")[0]].append(row)
-    return dict(sorted(groups.items()) if prefix == "ladder-" else groups.items())
+    for row in rows:
+        if "summary" in row or row.get("diverged"):
+            groups[row["key"].rpartition("-seed")[0]].append(row)
+    return dict(groups)
 
 
 def _final_cells(batch_size: int, group: Sequence[dict[str, Any]]) -> tuple[str, ...]:
@@ -171,18 +181,13 @@ def _final_cells(batch_size: int, group: Sequence[dict[str, Any]]) -> tuple[str,
         f"{group[0]['summary']['updates']:,}",
         options["optimizer"],
         f"{options['learning_rate']:g}",
-        *_spread(group),
+        *(f"{value:.2f}" for value in _spread(group)),
     )
-
-
-def _spread(group: Sequence[dict[str, Any]]) -> tuple[str, str, str]:
-    values = [accuracy(row) for row in group]
-    return f"{statistics.mean(values):.2f}", f"{min(values):.2f}", f"{max(values):.2f}"
 
 
 def _search_cells(searched: Sequence[dict[str, Any]]) -> list[tuple[str, str, str]]:
     grids = defaultdict(list)
-    for row in searched:
+    for row in (row for row in searched if "summary" in row):
         grids[row["options"]["batch_size"], row["options"]["optimizer"]].append(row)
     cells = []
     for (batch_size, optimizer), grid in sorted(grids.items()):
@@ -198,15 +203,15 @@ def _search_cells(searched: Sequence[dict[str, Any]]) -> list[tuple[str, str, st
 
 def _seed_table(what: str, groups: dict[str, list[dict[str, Any]]]) -> str:
     return table(
-        (what, "seeds", "mean", "least", "greatest", "updates", "computing, s"),
-        [
-            (
-                _label(group),
-                str(len(group)),
-                *_spread(group),
-                f"{group[0]['summary']['updates']:,}",
-                f"{statistics.median(row['summary']['seconds']['compute'] for row in group):.0f}",
-            )
-            for group in groups.values()
-        ],
+        (what, "seeds", "not finite", "mean", "least", "greatest", "updates", "computing, s"),
+        [(_label(group), *_seed_cells(group)) for group in groups.values()],
     )
+
+
+def _seed_cells(group: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    ended = [row["summary"] for row in group if "summary" in row]
+    counts = str(len(group)), str(len(group) - len(ended))
+    if not ended:
+        return *counts, *["-"] * 5
+    computing = statistics.median(summary["seconds"]["compute"] for summary in ended)
+    return *counts, *(f"{v:.2f}" for v in _spread(group)), f"{ended[0]['updates']:,}", f"{computing:.0f}"

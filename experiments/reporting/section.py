@@ -11,6 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from experiments._errors import UsageError
+from experiments.reporting.curves import read_study
+
 # Narrow, so that a phone shows the text of a figure in a size that can be read.
 WIDTH = 4.8
 MOST_TICKS = 7
@@ -39,6 +42,28 @@ def analysis(folder: str | Path, part: str) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def needed(folder: str | Path, part: str) -> dict[str, Any]:
+    """The same for a figure.
+
+    Raises:
+      UsageError: the part has not been run.
+    """
+    found = analysis(folder, part)
+    if found is None:
+        raise UsageError(f"{folder} holds no {part}.json; run experiments.batch_size_study with --parts={part}")
+    return found
+
+
+def rows_of(folder: str | Path, part: str) -> list[dict[str, Any]]:
+    """The rows of a part, in the order in which they were run; none if it has not been run.
+
+    Raises:
+      UsageError: the folder holds no rows.
+    """
+    keys = set((analysis(folder, part) or {}).get("keys", ()))
+    return [row for key, row in read_study(folder).items() if key in keys]
+
+
 def canvas(height: float = 3.2, panels: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure of panels below each other, each of that height in inches."""
     drawing = Figure(figsize=(WIDTH, height * panels), layout="constrained")
@@ -55,6 +80,9 @@ def canvas(height: float = 3.2, panels: int = 1) -> tuple[Figure, list[Axes]]:
 def sizes_axis(axes: Axes, sizes: Sequence[float], label: str = "global batch size") -> None:
     """A logarithmic axis of batch sizes: each is a tick, or with many of them the powers of ten are."""
     axes.set(xscale="log", xlabel=label)
+    if not sizes:
+        axes.text(0.5, 0.5, "nothing to show", ha="center", transform=axes.transAxes, color=GREY)
+        return
     low, high = min(sizes), max(sizes)
     ticks: list[float] = sorted(set(sizes))
     if len(ticks) > MOST_TICKS or any(b < 1.5 * a for a, b in itertools.pairwise(ticks)):
@@ -96,6 +124,8 @@ def interval(ends: Sequence[float]) -> str:
       ('313 to 904', 'at least 313', 'no bounds')
     """
     low, high = ends
+    if not math.isfinite(low):
+        return "no bounds"
     if not math.isfinite(high):
         return f"at least {number(low)}" if low > 0 else "no bounds"
     return f"{number(low)} to {number(high)}"

@@ -1,5 +1,6 @@
 """Question 2: how much the loss swings and how noisy the gradient is, from the study's files alone."""
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from experiments.reporting.section import (
     canvas,
     interval,
     logarithmic,
+    needed,
     number,
     sizes_axis,
 )
@@ -27,29 +29,32 @@ def smoothness_figure(folder: str | Path) -> Figure:
     """The losses of the first updates, their swing against batch size, and the noise scale as training goes on.
 
     Raises:
-      FileNotFoundError: the part `smoothness` of the study has not been run.
+      UsageError: the part `smoothness` of the study has not been run.
     """
-    found = analysis(folder, "smoothness")
-    if found is None:
-        raise FileNotFoundError(f"{folder} holds no smoothness.json: run --parts=smoothness of the study")
+    found = needed(folder, "smoothness")
     drawing, (curves, swing, noise) = canvas(2.7, panels=3)
-    for entry, shade in zip(found["sizes"], _SHADES, strict=False):
+    for entry, shade in zip(found["sizes"], itertools.cycle(_SHADES), strict=False):
         curves.plot(entry["losses"], color=shade, linewidth=0.6, label=f"batch {entry['batch_size']:,}")
     curves.set(xlabel="update")
     logarithmic(curves, "loss")
-    curves.legend(frameon=False, fontsize=8, loc="lower left")
+    if found["sizes"]:
+        curves.legend(frameon=False, fontsize=8, loc="lower left")
     sizes, values = ([entry[name] for entry in found["sizes"]] for name in ("batch_size", "swing"))
     swing.plot(sizes, values, "o", color=COLOUR)
     rule = [values[0] * (size / sizes[0]) ** -0.5 for size in sizes]
     swing.plot(sizes, rule, "--", color=GREY, linewidth=1, label="one over the square root")
     sizes_axis(swing, sizes)
     logarithmic(swing, "swing of the loss")
-    swing.legend(frameon=False, fontsize=8)
+    if sizes:
+        swing.legend(frameon=False, fontsize=8)
     windows = [w for w in found["noise"] if math.isfinite(w["scale"])]
-    top = max([w["scale"] for w in windows], default=1.0) * 10
-    for window in windows:
+    bounds = [end for w in found["noise"] for end in (w["scale"], *w["interval"]) if 0 < end < math.inf]
+    top = 2 * max(bounds, default=1.0)
+    for window in found["noise"]:
         low, high = window["interval"]
-        noise.plot([window["update"]] * 2, [max(low, 1e-9), min(high, top)], "-", color=SECOND, linewidth=1.5)
+        noise.plot([window["update"]] * 2, [max(low, min(bounds, default=1.0)), min(high, top)], "-", color=SECOND)
+        if not math.isfinite(high):
+            noise.plot(window["update"], top, "^", color=SECOND, markerfacecolor="none")
     noise.plot([w["update"] for w in windows], [w["scale"] for w in windows], "o-", color=SECOND, markersize=4)
     noise.set(xlabel="update")
     logarithmic(noise, "noise scale (examples)")
@@ -59,14 +64,15 @@ def smoothness_figure(folder: str | Path) -> Figure:
 def smoothness_sections(folder: str | Path) -> list[Section]:
     """The section, if the part was run."""
     found = analysis(folder, "smoothness")
-    if found is None or not found["sizes"]:
+    if found is None or not (found["sizes"] and found["noise"]):
         return []
     parts = [
         figure(
             smoothness_figure(folder),
             f"Above: the loss of each of the first {len(found['sizes'][0]['losses']):,} updates at one rate. Middle: "
             "how far one loss is from the next. Below: the gradient noise scale of a run with batch "
-            f"{found['noise_batch_size']}, averaged over parts of it, with intervals of {found['confidence']:.0%}.",
+            f"{found['noise_batch_size']}, averaged over parts of it, with intervals of "
+            f"{found['confidence']:.0%}; a triangle: no upper bound.",
         ),
         table(
             ("batch size", "swing", "mean loss", "swing / loss"),

@@ -1,6 +1,7 @@
 """Question 1: how long an epoch takes, from the study's files alone."""
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,22 @@ from experiments.reporting.section import (
     canvas,
     interval,
     logarithmic,
+    needed,
     number,
     sizes_axis,
 )
+
+# Of rounds: by chance all of five lie on one side once in sixteen times.
+LEAST_ROUNDS = 5
 
 
 def time_figure(folder: str | Path) -> Figure:
     """Seconds of an epoch against batch size, in all and computing only, with the fitted curve and the knee.
 
     Raises:
-      FileNotFoundError: the part `time` of the study has not been run.
+      UsageError: the part `time` of the study has not been run.
     """
-    found = analysis(folder, "time")
-    if found is None:
-        raise FileNotFoundError(f"{folder} holds no time.json: run --parts=time of the study")
+    found = needed(folder, "time")
     drawing, (axes,) = canvas()
     sizes = [entry["batch_size"] for entry in found["sizes"]]
     for name, colour, marker, label in (
@@ -69,6 +72,7 @@ def time_sections(folder: str | Path) -> list[Section]:
         (
             f"{entry['batch_size']:,}",
             entry["kind"],
+            entry["devices"].split()[0],
             number(1000 * statistics.median(entry["computing"])),
             f"{number(1000 * min(entry['computing']))} to {number(1000 * max(entry['computing']))}",
             number(entry["epoch_computing"]),
@@ -77,12 +81,12 @@ def time_sections(folder: str | Path) -> list[Section]:
         )
         for entry in found["sizes"]
     ]
-    head = ("batch size", "kind", "ms an update", "rounds", "epoch, s", "in all, s", "examples/s")
+    head = ("batch size", "kind", "devices", "ms an update", "rounds", "epoch, s", "in all, s", "examples/s")
     parts = [
         figure(
             time_figure(folder),
-            "Medians over the rounds. In all: with what the compiled step does not hide, without start, compilation "
-            "and evaluation.",
+            "Medians over the rounds. In all: with the input and logging that the compiled step does not hide, without "
+            "start, compilation and evaluation.",
         ),
         table(head, rows),
     ]
@@ -96,8 +100,8 @@ def time_sections(folder: str | Path) -> list[Section]:
                         f"{entry['batch_size']:,}",
                         entry["kind"],
                         f"{entry['power']:,}",
-                        f"{entry['throughput'][0]:.2f}",
-                        f"{entry['throughput'][1]:.2f} to {entry['throughput'][2]:.2f}",
+                        f"{statistics.median(entry['throughput']):.2f}",
+                        f"{min(entry['throughput']):.2f} to {max(entry['throughput']):.2f}",
                     )
                     for entry in found["neighbours"]
                 ],
@@ -111,19 +115,40 @@ def _answer(found: dict[str, Any]) -> str:
     first, best = found["sizes"][0], min(found["sizes"], key=lambda entry: entry["epoch_computing"])
     text = (
         f"An epoch takes {number(first['epoch_computing'])} s of computing at a batch of {first['batch_size']:,} and "
-        f"{number(best['epoch_computing'])} s, the least, at {best['batch_size']:,}"
+        f"{number(best['epoch_computing'])} s, the least, at {best['batch_size']:,}. "
     )
     if fit := found["fit"]:
-        text += (
-            f"; half of an update is overhead at {number(fit['knee'])} ({interval(fit['intervals']['knee'])}), and "
-            "well beyond that a larger batch does not make an epoch faster"
+        ends, last = interval(fit["intervals"]["knee"]), found["sizes"][-1]["batch_size"]
+        if first["batch_size"] <= fit["knee"] <= last:
+            text += (
+                f"Half of an update is overhead at {number(fit['knee'])} ({ends}), and well beyond that a larger batch "
+                "does not make an epoch faster. "
+            )
+        else:
+            where = "below" if fit["knee"] < first["batch_size"] else "above"
+            text += f"Where half of an update is overhead lies {where} the sizes that were timed ({ends}). "
+    return text + _beside(found["neighbours"])
+
+
+def _beside(neighbours: Sequence[dict[str, Any]]) -> str:
+    """What the sizes beside powers of two say: each by itself, and only where all of several rounds agree."""
+    if not neighbours:
+        return ""
+    if min(len(entry["throughput"]) for entry in neighbours) < LEAST_ROUNDS:
+        return f"Too few rounds to tell sizes beside a power of two from it: {LEAST_ROUNDS} are needed."
+
+    def named(entries: list[dict[str, Any]]) -> str:
+        return ", ".join(
+            f"{e['batch_size']:,} ({statistics.median(e['throughput']):.2f} of {e['power']:,})" for e in entries
         )
-    if found["neighbours"]:
-        ratios = [entry["throughput"][0] for entry in found["neighbours"]]
-        spread = [end for entry in found["neighbours"] for end in entry["throughput"][1:]]
-        verdict = "not told apart from" if min(spread) <= 1 <= max(spread) else "different from"
-        text += (
-            f". Sizes beside a power of two have {min(ratios):.2f} to {max(ratios):.2f} of its throughput, which is "
-            f"{verdict} 1 by the spread of the rounds"
-        )
-    return text + "."
+
+    slower = [entry for entry in neighbours if max(entry["throughput"]) < 1]
+    faster = [entry for entry in neighbours if min(entry["throughput"]) > 1]
+    if not slower and not faster:
+        return "No size beside a power of two was faster or slower than it in every round."
+    said = [
+        f"{word} than the power of two beside it in every round: {named(e)}"
+        for word, e in (("Slower", slower), ("Faster", faster))
+        if e
+    ]
+    return "; ".join(said) + f"; of {len(neighbours)} that were compared."

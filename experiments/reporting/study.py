@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 from experiments.reporting.convergence import convergence_sections
+from experiments.reporting.critical import critical_sections
 from experiments.reporting.curves import read_study
 from experiments.reporting.document import document, table
 from experiments.reporting.generalisation import generalisation_sections
@@ -17,6 +18,7 @@ _SECTIONS = (
     time_sections,
     smoothness_sections,
     convergence_sections,
+    critical_sections,
     large_batch_sections,
     generalisation_sections,
 )
@@ -75,7 +77,10 @@ def _made_by(rows: dict, command: str) -> list[str]:
     )
     if ended:
         # The folders of whoever made it are of no use to anyone else.
-        shown = " ".join(w for w in shlex.split(ended[0]["command"]) if not w.startswith(("--workdir", "--data_dir")))
+        given = {k: v for k, v in ended[0]["options"].items() if k not in ("workdir", "data_dir") and v is not None}
+        shown = shlex.join(
+            ["python", "-m", "experiments.train", *(f"--{name}={value}" for name, value in given.items())]
+        )
         parts.append(f"<pre>{html.escape(shown)}</pre>")
     if failed:
         parts += ["<p>Runs without a result:</p>", table(("run", "error"), [(r["key"], r["error"]) for r in failed])]

@@ -7,68 +7,89 @@
 | convergence | 3, 4, 8 | runs to a target accuracy, at one rate and with the rate tuned at each size |
 | backwards | 5 | one forward pass with k updates |
 | ladder | 6 | a very large batch, from a naive recipe on |
-| search | 6 | the best of three optimizers at very large batches, by number of epochs |
+| search | 6 | the best of three optimizers at very large batches, 12 epochs each |
 | generalisation | 7 | runs at equal epochs and equal updates, and how sharp their minima are |
 """
 
 import json
 import os
+import shlex
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from experiments._errors import UsageError
 from experiments.studies import convergence, generalisation, large_batch, smoothness, step_time
 from experiments.studies.convergence import Data
 from experiments.studies.jobs import Job, Runner, command
 from experiments.studies.settings import Study, data_of, fitted
+from experiments.training.config import PLACES
 
 
-def _time(study: Study, data: Data, runner: Runner) -> dict[str, Any]:
-    runner.run_all(step_time.jobs(study.options, study.time))
-    return step_time.analyse(runner.rows(), data.examples + data.held_out)
+class Outcome(NamedTuple):
+    """What a part leaves for its report.
+
+    Attributes:
+      rows: of its runs.
+      analysis: what the report needs beside them.
+    """
+
+    rows: list[dict[str, Any]]
+    analysis: dict[str, Any]
 
 
-def _smoothness(study: Study, data: Data, runner: Runner) -> dict[str, Any]:
+def _time(study: Study, data: Data, runner: Runner) -> Outcome:
+    rows = runner.run_all(step_time.jobs(study.options, study.time))
+    return Outcome(rows, step_time.analyse(rows, data.examples + data.held_out))
+
+
+def _smoothness(study: Study, data: Data, runner: Runner) -> Outcome:
     runs = smoothness.jobs(data.options, study.smoothness)
     noisy = smoothness.noise_job(data.options, study.smoothness)
     runner.run_all([*runs, noisy])
     for job in runs:
         runner.note(job, "losses", smoothness.losses)
     runner.note(noisy, "noise", smoothness.noise)
-    return smoothness.analyse(runner.rows())
+    rows = runner.run_all([*runs, noisy])
+    return Outcome(rows, smoothness.analyse(rows))
 
 
-def _convergence(study: Study, data: Data, runner: Runner) -> dict[str, Any]:
-    runner.run_all(convergence.fixed_jobs(data, study.convergence))
-    found = convergence.run_tuned(data, study.convergence, runner.run)
-    return convergence.analyse(study.convergence, runner.rows(), found)
+def _convergence(study: Study, data: Data, runner: Runner) -> Outcome:
+    rows = runner.run_all(convergence.fixed_jobs(data, study.convergence))
+
+    def run(job: Job) -> dict[str, Any]:
+        rows.append(runner.run(job))
+        return rows[-1]
+
+    found = convergence.run_tuned(data, study.convergence, run)
+    return Outcome(rows, convergence.analyse(study.convergence, rows, found))
 
 
-def _backwards(study: Study, data: Data, runner: Runner) -> None:
+def _backwards(study: Study, data: Data, runner: Runner) -> Outcome:
     del data
-    runner.run_all(large_batch.backwards_jobs(study.options, study.backwards))
+    return Outcome(runner.run_all(large_batch.backwards_jobs(study.options, study.backwards)), {})
 
 
-def _ladder(study: Study, data: Data, runner: Runner) -> None:
+def _ladder(study: Study, data: Data, runner: Runner) -> Outcome:
     del data
-    runner.run_all(large_batch.ladder_jobs(study.options, study.ladder))
+    return Outcome(runner.run_all(large_batch.ladder_jobs(study.options, study.ladder)), {})
 
 
-def _search(study: Study, data: Data, runner: Runner) -> None:
+def _search(study: Study, data: Data, runner: Runner) -> Outcome:
     del data
     searched = runner.run_all(large_batch.search_jobs(study.options))
-    runner.run_all(large_batch.final_jobs(study.options, searched))
+    return Outcome([*searched, *runner.run_all(large_batch.final_jobs(study.options, searched))], {})
 
 
-def _generalisation(study: Study, data: Data, runner: Runner) -> dict[str, Any]:
-    # Those of the part before, if it has been run; it is not run for them.
-    found, _ = _tuned_so_far(study, data, runner)
-    runs = _minima(study, data, found)
+def _generalisation(study: Study, data: Data, runner: Runner) -> Outcome:
+    # By the rates of the search, if it has been run; it is not run for them.
+    runs = _minima(study, data, _tuned_so_far(study, data, runner)[0])
     runner.run_all(runs)
     for job in runs:
         runner.note(job, "minimum", generalisation.minimum)
-    return generalisation.analyse(runner.rows())
+    rows = runner.run_all(runs)
+    return Outcome(rows, generalisation.analyse(rows))
 
 
 def _minima(study: Study, data: Data, tuned: dict[int, float]) -> list[Job]:
@@ -78,7 +99,7 @@ def _minima(study: Study, data: Data, tuned: dict[int, float]) -> list[Job]:
 
 
 # In the order in which they are run: the rates of the last part are those of the third.
-PARTS: dict[str, Callable[[Study, Data, Runner], dict[str, Any] | None]] = {
+PARTS: dict[str, Callable[[Study, Data, Runner], Outcome]] = {
     "time": _time,
     "smoothness": _smoothness,
     "convergence": _convergence,
@@ -95,17 +116,42 @@ def parts_of(study: Study) -> list[str]:
 
 
 def run(study: Study, parts: Sequence[str], folder: Path) -> None:
-    """Runs what has not been run, and keeps what each part's report needs in `PART.json`."""
+    """Runs what has not been run, and keeps what each part's report needs in `PART.json`.
+
+    Raises:
+      UsageError: the folder holds a study of other data or another model.
+    """
     data = data_of(study)
     study = fitted(study, data.examples)
+    _claim(folder, study)
     with Runner(folder) as runner:
-        for part in parts:
+        for part in (name for name in PARTS if name in parts):
             print(f"part      {part}", flush=True)
-            analysis = PARTS[part](study, data, runner)
-            if analysis is not None:
-                aside = folder / f"{part}.tmp"
-                aside.write_text(json.dumps(analysis, indent=1) + "\n")
-                os.replace(aside, folder / f"{part}.json")
+            rows, analysis = PARTS[part](study, data, runner)
+            # A report shows these rows, and not those of other grids that the folder may hold.
+            _write(folder / f"{part}.json", {**analysis, "keys": sorted({row["key"] for row in rows})})
+
+
+def _claim(folder: Path, study: Study) -> None:
+    """Writes of which data and model the study in a folder is, or compares with what is there."""
+    here = {name: value for name, value in study.options.items() if name not in PLACES}
+    path = folder / "study.json"
+    there = json.loads(path.read_text()) if path.exists() else here
+    if there != here:
+        differs = ", ".join(
+            f"--{name}: {there.get(name)} there, {here.get(name)} here"
+            for name in sorted({*there, *here})
+            if there.get(name) != here.get(name)
+        )
+        raise UsageError(f"the folder {folder} holds a study of something else ({differs}); give another --workdir")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(path, here)
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(aside, path)
 
 
 def planned(study: Study, part: str, data: Data, runner: Runner) -> list[Job]:
@@ -129,24 +175,22 @@ def planned(study: Study, part: str, data: Data, runner: Runner) -> list[Job]:
 
 
 def _tuned_so_far(study: Study, data: Data, runner: Runner) -> tuple[dict[int, float], list[Job]]:
-    """The best rates by the rows of the search that are there, and the jobs that it would ask for next."""
+    """The best rates of the sizes whose search is done, and the jobs that the other searches would ask for next."""
     waiting: list[Job] = []
-    there: set[int] = set()
 
     def look(job: Job) -> dict[str, Any]:
-        size = job.options["batch_size"]
         if runner.is_done(job):
-            there.add(size)
             return runner.run(job)
         # Worse than any row that is there; without any, the best in the middle.
         middle = len(study.convergence.rates) // 2
-        place = sum(other.options["batch_size"] == size for other in waiting)
+        place = sum(other.options["batch_size"] == job.options["batch_size"] for other in waiting)
         waiting.append(job)
-        updates = 10**9 + abs(place - middle)
-        return {"key": job.key, "options": job.options, "summary": {"target": {"reached_after_updates": updates}}}
+        summary = {"target": {"reached_after_updates": 10**9 + abs(place - middle)}}
+        return {"key": job.key, "options": job.options, "summary": summary}
 
     found = convergence.run_tuned(data, study.convergence, look)
-    return {t.batch_size: t.rate for t in found if t.rate is not None and t.batch_size in there}, waiting
+    asked = {job.options["batch_size"] for job in waiting if job.options["seed"] == convergence.SEARCH_SEED}
+    return {t.batch_size: t.rate for t in found if t.rate is not None and t.batch_size not in asked}, waiting
 
 
 def describe(study: Study, parts: Sequence[str], folder: Path) -> list[str]:
@@ -155,14 +199,14 @@ def describe(study: Study, parts: Sequence[str], folder: Path) -> list[str]:
     study = fitted(study, data.examples)
     runner = Runner(folder)
     lines, total = [], 0.0
-    for part in parts:
+    for part in (name for name in PARTS if name in parts):
         waiting = [job for job in planned(study, part, data, runner) if not runner.is_done(job)]
         seconds = estimated_seconds(waiting, data, runner.rows())
         total += seconds
-        lines += ["python " + " ".join(command(job, folder)) for job in waiting]
+        lines += [shlex.join(["python", *command(job, folder)]) for job in waiting]
         found = ", their rates those that will be found" if part in ("convergence", "generalisation") else ""
         lines.append(f"part      {part}: {len(waiting)} runs{found}, about {seconds / 60:.0f} minutes")
-    basis = "by the runs in this folder" if runner.rows() else "of simple_cnn on two cores"
+    basis = "by the runs in this folder" if _speeds(runner.rows()) else "of simple_cnn on two cores"
     return [*lines, f"in all    about {total / 60:.0f} minutes, {basis}"]
 
 
@@ -174,11 +218,7 @@ SHARE_TO_TARGET = 0.2
 
 def estimated_seconds(jobs: Sequence[Job], data: Data, rows: Sequence[dict[str, Any]] = ()) -> float:
     """About how long jobs take: by rows that are there already, if any, else as `simple_cnn` does on two cores."""
-    speeds = [
-        row["summary"]["updates"] * row["options"]["batch_size"] / row["summary"]["seconds"]["compute"]
-        for row in rows
-        if "summary" in row and row["options"]["batch_size"] >= 256 and row["summary"]["seconds"].get("compute")
-    ]
+    speeds = _speeds(rows)
     throughput = statistics.median(speeds) if speeds else THROUGHPUT
     total = 0.0
     for job in jobs:
@@ -187,3 +227,12 @@ def estimated_seconds(jobs: Sequence[Job], data: Data, rows: Sequence[dict[str, 
         updates = job.options.get("steps", epochs * data.examples / size)
         total += START + updates * (OVERHEAD + size / throughput)
     return total
+
+
+def _speeds(rows: Sequence[dict[str, Any]]) -> list[float]:
+    """Examples a second of the runs whose batches are not so small that overhead is most of an update."""
+    return [
+        row["summary"]["updates"] * row["options"]["batch_size"] / row["summary"]["seconds"]["compute"]
+        for row in rows
+        if "summary" in row and row["options"]["batch_size"] >= 256 and row["summary"]["seconds"].get("compute")
+    ]

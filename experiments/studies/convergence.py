@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from experiments._errors import UsageError
 from experiments.studies.jobs import Job
-from experiments.studies.scaling import fit_steps_to_target
+from experiments.studies.scaling import as_json, fit_steps_to_target
 
 SEARCH_SEED = 100
 # Of an epoch, between two evaluations; these take as long as a tenth of an epoch.
@@ -96,6 +96,11 @@ def updates_to_target(row: dict[str, Any]) -> int | None:
     return row["summary"]["target"]["reached_after_updates"]
 
 
+def accuracy(row: dict[str, Any]) -> float:
+    """Of the first split that a run evaluates, at its end."""
+    return next(iter(row["summary"]["results"].values()))["accuracy"]
+
+
 def tuned_job(data: Data, setting: Setting, batch_size: int, rate: float, seed: int) -> Job:
     """A run with Nesterov's momentum of 0.9."""
     options = _options(data, setting, batch_size, seed, optimizer="nesterov", learning_rate=rate)
@@ -107,13 +112,15 @@ class Tuned(NamedTuple):
 
     Attributes:
       batch_size: of the search.
-      rate: that reached the target first; None: none did.
+      rate: that reached the target first; if none did, that with the best accuracy at its end; None: there is none.
+      reached: the target was reached.
       on_edge: the rate is the least or the greatest of the grid, which was not extended further.
       rows: of the search, in the order of their rates.
     """
 
     batch_size: int
     rate: float | None
+    reached: bool
     on_edge: bool
     rows: list[dict[str, Any]]
 
@@ -127,7 +134,8 @@ def search(
 ) -> Tuned:
     """Finds the rate that reaches the target in the fewest updates, by one seed.
 
-    All of `rates`; while the best is on the edge, one further beyond it.
+    All of `rates`; while the best is on the edge, one further beyond it. A run that fails, and not by a loss that is
+    not finite, ends the search at this batch size.
 
     Args:
       data: to train on.
@@ -135,32 +143,25 @@ def search(
       batch_size: to tune at.
       rates: where to begin.
       run: gives the row of a job.
-
-    Raises:
-      UsageError: a run failed, and not by a loss that is not finite.
     """
     rows: dict[float, dict[str, Any]] = {}
-
-    def try_(rate: float) -> None:
-        row = run(tuned_job(data, setting, batch_size, rate, SEARCH_SEED))
-        if "error" in row and not row["diverged"]:
-            raise UsageError(f"the search stopped at {row['key']}: {row['error']}")
-        rows[rate] = row
-
-    for rate in rates:
-        try_(rate)
-    for _ in range(MOST_EXTENSIONS):
+    failed = False
+    waiting = list(rates)
+    while waiting and not failed:
+        rate = waiting.pop(0)
+        rows[rate] = run(tuned_job(data, setting, batch_size, rate, SEARCH_SEED))
+        failed = "error" in rows[rate] and not rows[rate]["diverged"]
         best = _best(rows)
-        if best is None:
-            # No rate reaches it: a loss that is not finite says too high, another one too low.
-            upward = not any("error" in row for row in rows.values())
-        elif best in (min(rows), max(rows)):
-            upward = best == max(rows)
-        else:
-            break
-        try_(_beyond(sorted(rows), upward))
+        if not waiting and best in (min(rows), max(rows)) and len(rows) < len(rates) + MOST_EXTENSIONS:
+            waiting.append(_beyond(sorted(rows), upward=best == max(rows)))
     best = _best(rows)
-    return Tuned(batch_size, best, best in (min(rows), max(rows)), [rows[rate] for rate in sorted(rows)])
+    return Tuned(
+        batch_size,
+        best if "summary" in rows[best] else None,
+        updates_to_target(rows[best]) is not None,
+        best in (min(rows), max(rows)),
+        [rows[rate] for rate in sorted(rows)],
+    )
 
 
 def _beyond(rates: Sequence[float], upward: bool) -> float:
@@ -175,9 +176,17 @@ def _rounded(rate: float) -> float:
     return float(f"{rate:.4g}")
 
 
-def _best(rows: dict[float, dict[str, Any]]) -> float | None:
-    reached = {rate: updates for rate, row in rows.items() if (updates := updates_to_target(row)) is not None}
-    return min(reached, key=lambda rate: reached[rate], default=None)
+def _best(rows: dict[float, dict[str, Any]]) -> float:
+    """The rate with the fewest updates to the target; without any, with the best accuracy, or the least of them."""
+
+    def badness(rate: float) -> tuple[int, float, float]:
+        row, updates = rows[rate], updates_to_target(rows[rate])
+        if updates is not None:
+            return 0, updates, rate
+        # Where all losses are not finite the rates are too high.
+        return (1, -accuracy(row), rate) if "summary" in row else (2, 0.0, rate)
+
+    return min(rows, key=badness)
 
 
 def run_tuned(data: Data, setting: Setting, run: Callable[[Job], dict[str, Any]]) -> list[Tuned]:
@@ -198,10 +207,12 @@ def run_tuned(data: Data, setting: Setting, run: Callable[[Job], dict[str, Any]]
         found.append(tuned)
         if tuned.rate is None:
             continue
-        middle = setting.rates[len(setting.rates) // 2]
-        rates = tuple(_rounded(tuned.rate * rate / middle) for rate in setting.rates)
         for seed in setting.seeds:
             run(tuned_job(data, setting, batch_size, tuned.rate, seed))
+        if not tuned.reached:
+            continue
+        middle = setting.rates[len(setting.rates) // 2]
+        rates = tuple(_rounded(tuned.rate * rate / middle) for rate in setting.rates)
     return found
 
 
@@ -210,17 +221,18 @@ def analyse(setting: Setting, rows: Sequence[dict[str, Any]], found: Sequence[Tu
     sizes, steps, censored = steps_for_fit(rows, found)
     fit, why = None, None
     try:
-        fitted = fit_steps_to_target(sizes, steps, censored=censored, confidence=CONFIDENCE)
-        values = fitted._asdict()
-        del values["draws"]
-        fit = {**values, "intervals": {name: list(ends) for name, ends in fitted.intervals.items()}}
+        fit = as_json(fit_steps_to_target(sizes, steps, censored=censored, confidence=CONFIDENCE))
     except UsageError as error:
         why = str(error)
     return {
         "target": setting.target,
         "seeds": list(setting.seeds),
         "confidence": CONFIDENCE,
-        "tuned": [{"batch_size": t.batch_size, "rate": t.rate, "on_edge": t.on_edge} for t in found],
+        "tuned": [
+            {"batch_size": t.batch_size, "rate": t.rate, "reached": t.reached, "on_edge": t.on_edge} for t in found
+        ],
+        # How finely a best rate is known.
+        "factor": setting.rates[1] / setting.rates[0] if len(setting.rates) > 1 else FACTOR,
         "fit": fit,
         "no_fit": why,
     }

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -98,7 +99,11 @@ class Runner:
         if not self.is_done(job):
             started = time.monotonic()
             self._folder.mkdir(parents=True, exist_ok=True)
-            row = {"key": job.key, "options": job.options, "command": "python " + " ".join(command(job, self._folder))}
+            row = {
+                "key": job.key,
+                "options": job.options,
+                "command": shlex.join(["python", *command(job, self._folder)]),
+            }
             row |= {"label": job.label} if job.label else {}
             row |= self._worker.train(job)
             _append(self._folder / FILE, row)

@@ -1,5 +1,6 @@
 """How large the batch-size study is: presets, what a user changes of them, and what fits the data."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -53,7 +54,7 @@ PRESETS = {
     ),
     "mnist": Study(
         {"dataset": "mnist"},
-        time=step_time.Setting(_MNIST_TIMED, examples=30_000, rounds=3),
+        time=step_time.Setting(_MNIST_TIMED, examples=30_000, rounds=5),
         smoothness=smoothness.Setting((1, 6, 60, 600), 1_000, 64, 0.01, 4_000, 80),
         convergence=convergence.Setting(
             0.98, (1, 6, 60, 600, 6000), (16, 64, 256, 1024, 4096), (0.0025, 0.005, 0.01), 20, (0, 1)
@@ -104,13 +105,21 @@ def changed(
     Raises:
       UsageError: a value is out of range, or some do not rise.
     """
-    for name, values, least in (("batch_sizes", batch_sizes, 1), ("learning_rates", rates, 0), ("seeds", seeds, 0)):
-        if values is None:
-            continue
-        if not values or min(values) < least or list(values) != sorted(set(values)) or 0.0 in (rates or ()):
+    for name, values, example in (
+        ("batch_sizes", batch_sizes, "16,64,256"),
+        ("learning_rates", rates, "0.01,0.02,0.04"),
+        ("seeds", seeds, "0,1,2"),
+    ):
+        least = 0 if name == "seeds" else 1e-30
+        given = list(values or ())
+        if values is not None and not (given and least <= min(given) and max(given) < math.inf):
             raise UsageError(
-                f"--{name} must rise and be {'positive' if name != 'seeds' else 'at least 0'}, not {values}"
+                f"--{name} must be {'at least 0' if least == 0 else 'positive'}, as {example}, not {given}"
             )
+        if given != sorted(set(given)):
+            raise UsageError(f"--{name} must rise, as {example}, not {given}")
+    if convergence.SEARCH_SEED in (seeds or ()):
+        raise UsageError(f"--seeds: {convergence.SEARCH_SEED} is the seed of the search; take others")
     if target is not None and not 0 < target <= 1:
         raise UsageError(f"--target_accuracy is a share of 1, such as 0.98, not {target}")
     runs, minima = study.convergence, study.generalisation
@@ -132,8 +141,10 @@ def changed(
 
 def data_of(study: Study) -> Data:
     """The data set of a study, loaded to know its size. A twelfth is held out for the target, where that can be."""
-    dataset = datasets.load(study.options["dataset"], study.options.get("data_dir"))
-    held_out = dataset.train.size // HELD_OUT if dataset.independent else 0
+    options = study.options
+    dataset = datasets.load(options["dataset"], options.get("data_dir"), image_size=options.get("image_size"))
+    in_memory = isinstance(dataset.train, datasets.Examples)
+    held_out = dataset.train.size // HELD_OUT if dataset.independent and in_memory else 0
     return Data({**study.options, **PLAIN}, dataset.train.size - held_out, held_out)
 
 
@@ -152,7 +163,10 @@ def fitted(study: Study, examples: int) -> Study:
     unit = 8 * study.backwards.k
     found = study._replace(
         time=study.time._replace(batch_sizes=kept(study.time.batch_sizes)),
-        smoothness=study.smoothness._replace(batch_sizes=kept(study.smoothness.batch_sizes)),
+        smoothness=study.smoothness._replace(
+            batch_sizes=kept(study.smoothness.batch_sizes),
+            noise_batch_size=min(study.smoothness.noise_batch_size, examples),
+        ),
         convergence=runs._replace(fixed_sizes=kept(runs.fixed_sizes), tuned_sizes=kept(runs.tuned_sizes)),
         generalisation=minima._replace(batch_sizes=kept(minima.batch_sizes)),
         backwards=study.backwards._replace(batch_size=min(study.backwards.batch_size, max(unit, large // unit * unit))),
@@ -160,7 +174,7 @@ def fitted(study: Study, examples: int) -> Study:
     )
     if len(found.convergence.tuned_sizes) < 2 or not found.generalisation.batch_sizes:
         raise UsageError(
-            f"the training set has {examples} examples, and of the batch sizes {runs.tuned_sizes} and "
+            f"{examples} examples are left to train on, and of the batch sizes {runs.tuned_sizes} and "
             f"{minima.batch_sizes} too few are smaller; give --batch_sizes"
         )
     return found

@@ -38,14 +38,14 @@ class Setting(NamedTuple):
     noise_every: int
 
 
-PLAIN = {"schedule": "constant", "warmup_epochs": 0, "weight_decay": 0.0, "label_smoothing": 0.0}
+CONSTANT = {"schedule": "constant", "warmup_epochs": 0, "weight_decay": 0.0, "label_smoothing": 0.0}
 
 
 def jobs(options: dict[str, Any], setting: Setting, rate: float = 0.02, momentum: float = 0.5) -> list[Job]:
     """Every batch size at one rate; they tell `losses`."""
     recipe = {"optimizer": "sgd", "learning_rate": rate, "momentum": momentum}
     return [
-        Job(f"swing-b{batch_size}", {**options, **PLAIN, **recipe, "batch_size": batch_size, "steps": setting.steps})
+        Job(f"swing-b{batch_size}", {**options, **CONSTANT, **recipe, "batch_size": batch_size, "steps": setting.steps})
         for batch_size in setting.batch_sizes
     ]
 
@@ -59,7 +59,7 @@ def noise_job(options: dict[str, Any], setting: Setting) -> Job:
         "steps": setting.noise_steps,
         "noise_every": setting.noise_every,
     }
-    return Job(f"noise-b{setting.noise_batch_size}", {**options, **PLAIN, **recipe})
+    return Job(f"noise-b{setting.noise_batch_size}", {**options, **CONSTANT, **recipe})
 
 
 def losses(workdir: Path) -> list[float]:
@@ -89,7 +89,7 @@ def swing(values: Sequence[float]) -> float:
 
 
 def analyse(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The swing by batch size and the power of it, and the noise scale along the run.
+    """The swing by batch size and the power of it, and the noise scale along the run, of the rows of both kinds of job.
 
     Returns:
       `sizes`: of each batch size its `swing`, the mean `loss`, and the `losses` of every update. `power`: of the batch
@@ -99,7 +99,7 @@ def analyse(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     sizes = []
     for row in rows:
-        if row["key"].startswith("swing-") and "losses" in row:
+        if "losses" in row:
             values = row["losses"]
             sizes.append(
                 {
@@ -114,7 +114,7 @@ def analyse(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if len(sizes) > 1:
         batch_sizes, swings = ([entry[name] for entry in sizes] for name in ("batch_size", "swing"))
         power = float(np.polyfit(np.log(batch_sizes), np.log(swings), 1)[0])
-    found = next((row for row in rows if row["key"].startswith("noise-") and "noise" in row), None)
+    found = next((row for row in rows if "noise" in row), None)
     windows = [] if found is None else _windows(found["noise"])
     size = None if found is None else found["options"]["batch_size"]
     return {"sizes": sizes, "power": power, "noise": windows, "noise_batch_size": size, "confidence": CONFIDENCE}
@@ -122,7 +122,9 @@ def analyse(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _windows(measured: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
     found = []
-    for part in np.array_split(np.array(measured, float), min(WINDOWS, max(1, len(measured)))):
+    if not measured:
+        return found
+    for part in np.array_split(np.array(measured, float), min(WINDOWS, len(measured))):
         steps, losses, norm2, trace = part.T
         scale = trace.mean() / norm2.mean() if norm2.mean() > 0 else math.inf
         try:

@@ -3,6 +3,7 @@
 Short runs, in turn over the batch sizes, several rounds: a machine that is slow for a while is so for all of them.
 """
 
+import contextlib
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,10 +11,10 @@ from typing import Any, NamedTuple
 
 from experiments._errors import UsageError
 from experiments.studies.jobs import Job
-from experiments.studies.scaling import fit_step_time
+from experiments.studies.scaling import as_json, fit_step_time
 
-# Of a run.
-LEAST_STEPS, MOST_STEPS = 5, 300
+# Of a run. Its first update is slower than the others, by less than a tenth of so many.
+LEAST_STEPS, MOST_STEPS = 10, 300
 # A size this close to a power of two, relative to it, is its neighbour.
 NEAR = 0.05
 
@@ -56,22 +57,28 @@ def analyse(rows: Sequence[dict[str, Any]], train_size: int) -> dict[str, Any]:
     """Seconds of an update and of an epoch, the fit of the step time, and sizes beside the power of two nearby.
 
     Args:
-      rows: of the study.
+      rows: of `jobs`.
       train_size: training examples, which make an epoch.
 
     Returns:
       `sizes`: of each batch size its `kind`, and for each round the seconds of an update (`computing`) and those in
-      all, with what the compiled step does not hide (`in_all`), and of an epoch of whole batches likewise
-      (`epoch_computing`, `epoch_in_all`: medians). `fit`: as `fit_step_time` gives it, or None. `neighbours`: for each
-      size near a power of two, its throughput over that of the power, median, least and greatest of the rounds.
+      all, with input and logging that the compiled step does not hide (`in_all`), and of as many examples as an epoch
+      has likewise (`epoch_computing`, `epoch_in_all`: medians); and its `devices`. `fit`: as `fit_step_time` gives it,
+      or None. `neighbours`: for each size near a power of two, its `throughput` over that of the power in each round.
+      Both are of the sizes on the `devices` that most sizes have.
     """
     times: dict[int, dict[int, tuple[float, float]]] = defaultdict(dict)
+    devices: dict[int, str] = {}
     for row in rows:
-        if row["key"].startswith("time-") and "summary" in row:
+        if "summary" in row:
             seconds, updates = row["summary"]["seconds"], row["summary"]["updates"]
-            outside = sum(seconds.get(name, 0.0) for name in ("start", "compile", "evaluate", "checkpoint"))
+            inside = sum(seconds.get(name, 0.0) for name in ("input", "compute", "log"))
             size, number = row["options"]["batch_size"], row["options"]["seed"]
-            times[size][number] = (seconds["compute"] / updates, (seconds["in all"] - outside) / updates)
+            times[size][number] = (seconds["compute"] / updates, inside / updates)
+            devices[size] = row["summary"]["devices"]
+    # Sizes that fewer devices divide are another machine's.
+    usual = max(devices.values(), key=list(devices.values()).count, default="")
+    times_there = {size: rounds for size, rounds in times.items() if devices[size] == usual}
     sizes = []
     for size, rounds in sorted(times.items()):
         computing, in_all = ([pair[i] for pair in rounds.values()] for i in (0, 1))
@@ -79,21 +86,24 @@ def analyse(rows: Sequence[dict[str, Any]], train_size: int) -> dict[str, Any]:
             {
                 "batch_size": size,
                 "kind": kind(size),
+                "devices": devices[size],
                 "computing": computing,
                 "in_all": in_all,
-                "epoch_computing": train_size // size * statistics.median(computing),
-                "epoch_in_all": train_size // size * statistics.median(in_all),
+                "epoch_computing": train_size / size * statistics.median(computing),
+                "epoch_in_all": train_size / size * statistics.median(in_all),
             }
         )
-    points = [(entry["batch_size"], seconds) for entry in sizes for seconds in entry["computing"]]
+    points = [(size, computing) for size, rounds in times_there.items() for computing, _ in rounds.values()]
     fit = None
-    try:
-        fitted = fit_step_time([b for b, _ in points], [t for _, t in points])
-        fit = {**fitted._asdict(), "intervals": {name: list(ends) for name, ends in fitted.intervals.items()}}
-        del fit["draws"]
-    except UsageError:
-        pass
-    return {"train_size": train_size, "sizes": sizes, "fit": fit, "neighbours": _neighbours(times)}
+    with contextlib.suppress(UsageError):
+        fit = as_json(fit_step_time([b for b, _ in points], [t for _, t in points]))
+    return {
+        "train_size": train_size,
+        "devices": usual,
+        "sizes": sizes,
+        "fit": fit,
+        "neighbours": _neighbours(times_there),
+    }
 
 
 def kind(size: int) -> str:
@@ -122,7 +132,7 @@ def _neighbours(times: dict[int, dict[int, tuple[float, float]]]) -> list[dict[s
                     "batch_size": size,
                     "kind": kind(size),
                     "power": power,
-                    "throughput": [statistics.median(ratios), min(ratios), max(ratios)],
+                    "throughput": ratios,
                 }
             )
     return found

@@ -22,10 +22,10 @@ SHARD_SIZE, SHARDS = 64, 32
 def noise_probe(config: TrainConfig, run: Run, dataset: datasets.Dataset) -> Callable[[TrainState], NoiseEstimate]:
     """Makes what measures the noise of a state's gradient: state -> `NoiseEstimate` of two floats.
 
-    Of some 2,000 training examples, drawn anew by the run's seed and the step, in shards of one span or of 64. The
-    gradient is that of the loss, without weight decay. The forward pass is that of training, but the norm's statistics
-    are a shard's own: statistics that are shared would couple the shards, and bias the estimate. It runs on one device
-    of each process, and changes nothing of the training.
+    Of training examples drawn anew by the run's seed and the step, in 32 shards of one span or of 64, or as many as
+    there are. The gradient is that of the loss, without weight decay. The forward pass is that of training, but the
+    norm's statistics are a shard's own: statistics that are shared would couple the shards, and bias the estimate. It
+    runs on one device of each process, and changes nothing of the training.
 
     Raises:
       UsageError: `config.noise_every` asks for measurements, and the training set has not two shards.
@@ -36,7 +36,7 @@ def noise_probe(config: TrainConfig, run: Run, dataset: datasets.Dataset) -> Cal
     if config.noise_every and shards < 2:
         raise UsageError(
             f"--noise_every takes two shards of {shard_size} training examples to measure the gradient noise, and "
-            f"there are {train.size} examples; leave it out, or give a smaller --span"
+            f"there are {train.size} examples; leave it out" + (", or give a smaller --span" if config.span else "")
         )
     # The step of training, on a mesh of one device: what is pooled over the devices is pooled over a shard.
     mesh = devices.make_mesh(run.mesh.local_devices[:1])
