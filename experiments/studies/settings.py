@@ -45,12 +45,12 @@ _MNIST_TIMED = (1, 6, 60, 250, 256, 264, 600, 1018, 1024, 1032, 4090, 4096, 4104
 PRESETS = {
     "quick": Study(
         {"dataset": "digits"},
-        time=step_time.Setting((60, 250, 256, 264, 1024, 4096), examples=8_000, rounds=2),
+        time=step_time.Setting((60, 256, 264, 1024, 4096), examples=8_000, rounds=2),
         smoothness=smoothness.Setting((6, 60, 600), 200, 64, 0.02, 400, 10),
-        convergence=convergence.Setting(0.9, (60, 600, 6000), (64, 512, 4096), (0.02, 0.04, 0.08), 2, (0, 1)),
-        backwards=large_batch.Backwards(batch_size=6000, k=5, epochs=1, seeds=(0,)),
+        convergence=convergence.Setting(0.9, (60, 600, 6000), (64, 256, 1024), (0.02, 0.04, 0.08), 2, (0, 1)),
+        backwards=large_batch.Backwards(batch_size=2400, k=4, epochs=1, seeds=(0,)),
         ladder=large_batch.Ladder(batch_size=2048, epochs=1, seeds=(0,)),
-        generalisation=generalisation.Setting((64, 512, 4096), epochs=1, steps=60, seeds=(0,)),
+        generalisation=generalisation.Setting((64, 256, 1024), epochs=1, steps=60, seeds=(0,)),
     ),
     "mnist": Study(
         {"dataset": "mnist"},
