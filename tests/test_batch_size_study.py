@@ -78,7 +78,8 @@ def test_a_study_that_is_done_runs_nothing_again_and_says_the_same(study, capsys
     assert [(study / name).read_text() for name in names] == before and (study / jobs.FILE).read_text() == rows
     lines = batch_size.describe(TINY, batch_size.parts_of(TINY), study)
     assert all(": 0 runs" in line for line in lines[:-1]) and len(lines) == 7
-    assert lines[-1] == "in all    about 0 minutes, by the runs in this folder"
+    # Its batches are too small to tell how fast the machine is.
+    assert lines[-1] == "in all    about 0 minutes, of simple_cnn on two cores"
 
 
 def test_what_is_left_of_a_study_follows_from_what_is_there(study, tmp_path):
@@ -206,7 +207,7 @@ def test_the_study_is_of_ones_own_data_and_fits_them(tmp_path):
     assert (data.examples, data.held_out) == (256 - 21, 21)
     fitted = settings.fitted(own, data.examples)
     assert fitted.convergence.tuned_sizes == fitted.generalisation.batch_sizes == (8, 64)
-    assert fitted.ladder.batch_size == 32 and fitted.backwards.batch_size == 40
+    assert fitted.ladder.batch_size == 32 and fitted.backwards.batch_size == 32
     assert max(fitted.time.batch_sizes) <= 235
     for part in batch_size.parts_of(fitted):
         assert batch_size.planned(fitted, part, data, jobs.Runner(tmp_path)), part
