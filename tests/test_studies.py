@@ -28,9 +28,14 @@ SETTING = convergence.Setting(
 )
 
 
+def run_all(wanted, folder):
+    with jobs.Runner(folder) as runner:
+        return runner.run_all(wanted)
+
+
 def test_a_study_keeps_each_run_and_goes_on_where_it_was(tmp_path, capsys):
     good, bad = jobs.Job("good", TINY), jobs.Job("bad", {**TINY, "batch_size": 1000})
-    rows = jobs.run([good, bad], tmp_path)
+    rows = run_all([good, bad], tmp_path)
     assert rows[0]["summary"]["updates"] == 2 and "--batch_size=16" in rows[0]["command"]
     assert sorted(rows[0]["summary"]["command"].split()[3:]) == sorted(rows[0]["command"].split()[3:])
     assert "--batch_size=1000 is larger than the training set of 64 examples" in rows[1]["error"]
@@ -38,28 +43,28 @@ def test_a_study_keeps_each_run_and_goes_on_where_it_was(tmp_path, capsys):
     with (tmp_path / jobs.FILE).open("a") as file:
         file.write('{"key": "cut')
     capsys.readouterr()
-    again = jobs.run([good, jobs.Job("bad", TINY)], tmp_path)
+    again = run_all([good, jobs.Job("bad", TINY)], tmp_path)
     assert again[0] == rows[0] and "summary" in again[1]
     assert "good" not in capsys.readouterr().out
     assert {row["key"]: "summary" in row for row in jobs.read(tmp_path / jobs.FILE)} == {"good": True, "bad": True}
     # Other options under the same key are another run.
-    changed = jobs.run([jobs.Job("good", {**TINY, "steps": 3})], tmp_path)
+    changed = run_all([jobs.Job("good", {**TINY, "steps": 3})], tmp_path)
     assert changed[0]["summary"]["updates"] == 3
 
 
 def test_a_run_that_takes_its_process_with_it_costs_its_row_alone(tmp_path):
     fatal, good = jobs.Job("fatal", {**TINY, "dataset": "tests.own:fatal"}), jobs.Job("good", TINY)
-    (first, second), (third,) = jobs.run([fatal, good], tmp_path), jobs.run([jobs.Job("none", TINY)], tmp_path)
+    (first, second), (third,) = run_all([fatal, good], tmp_path), run_all([jobs.Job("none", TINY)], tmp_path)
     assert first["error"] == f"its process ended with exit status 7; see {tmp_path / 'worker.log'}"
     assert second["summary"]["updates"] == third["summary"]["updates"] == 2
 
 
 def test_a_loss_that_is_not_finite_is_a_result_and_stays(tmp_path, capsys):
     job = jobs.Job("high", {**TINY, "learning_rate": 1e30, "norm": "none"})
-    (row,) = jobs.run([job], tmp_path)
+    (row,) = run_all([job], tmp_path)
     assert row["diverged"] and "--learning_rate" in row["error"]
     capsys.readouterr()
-    assert jobs.run([job], tmp_path) == [row] and capsys.readouterr().out == ""
+    assert run_all([job], tmp_path) == [row] and capsys.readouterr().out == ""
 
 
 def test_what_is_found_out_of_a_run_is_added_to_its_row_once(tmp_path, capsys):
@@ -77,7 +82,7 @@ def test_what_is_found_out_of_a_run_is_added_to_its_row_once(tmp_path, capsys):
 
 def test_one_process_trains_on_as_many_devices_as_divide_each_batch(tmp_path):
     options = {name: value for name, value in TINY.items() if name != "num_devices"}
-    rows = jobs.run([jobs.Job(f"b{size}", {**options, "batch_size": size}) for size in (1, 16)], tmp_path)
+    rows = run_all([jobs.Job(f"b{size}", {**options, "batch_size": size}) for size in (1, 16)], tmp_path)
     most = max(n for n in range(1, devices.cpu_cores() + 1) if 16 % n == 0)
     assert [row["summary"]["devices"].split()[0] for row in rows] == ["1", str(most)]
 

@@ -77,9 +77,9 @@ def canvas(height: float = 3.2, panels: int = 1) -> tuple[Figure, list[Axes]]:
     return drawing, axes
 
 
-def sizes_axis(axes: Axes, sizes: Sequence[float], label: str = "global batch size") -> None:
+def sizes_axis(axes: Axes, sizes: Sequence[float]) -> None:
     """A logarithmic axis of batch sizes: each is a tick, or with many of them the powers of ten are."""
-    axes.set(xscale="log", xlabel=label)
+    axes.set(xscale="log", xlabel="global batch size")
     if not sizes:
         axes.text(0.5, 0.5, "nothing to show", ha="center", transform=axes.transAxes, color=GREY)
         return

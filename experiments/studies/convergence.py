@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from experiments._errors import UsageError
-from experiments.studies.jobs import Job
+from experiments.studies.jobs import Job, accuracy
 from experiments.studies.scaling import as_json, fit_steps_to_target
 
 SEARCH_SEED = 100
@@ -94,11 +94,6 @@ def updates_to_target(row: dict[str, Any]) -> int | None:
     if "summary" not in row:
         return None
     return row["summary"]["target"]["reached_after_updates"]
-
-
-def accuracy(row: dict[str, Any]) -> float:
-    """Of the first split that a run evaluates, at its end."""
-    return next(iter(row["summary"]["results"].values()))["accuracy"]
 
 
 def tuned_job(data: Data, setting: Setting, batch_size: int, rate: float, seed: int) -> Job:

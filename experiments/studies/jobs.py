@@ -43,20 +43,6 @@ def command(job: Job, folder: Path) -> list[str]:
     return ["-m", "experiments.train", *(f"--{name}={value}" for name, value in options.items() if value is not None)]
 
 
-def run(jobs: Iterable[Job], folder: Path) -> list[dict[str, Any]]:
-    """Runs the jobs that have no row yet, and returns the rows of all.
-
-    Args:
-      jobs: in the order in which to run them.
-      folder: of the study; rows are appended to `results.jsonl` in it.
-
-    Returns:
-      The rows, in the order of the jobs, as `Runner.run` gives them.
-    """
-    with Runner(folder) as runner:
-        return runner.run_all(jobs)
-
-
 class Runner:
     """Runs jobs whose rows are not there yet. Use it as a context.
 
@@ -145,6 +131,11 @@ class Runner:
 
 def _is_result(row: dict[str, Any]) -> bool:
     return "summary" in row or row.get("diverged", False)
+
+
+def accuracy(row: dict[str, Any]) -> float:
+    """Of the first split that a run evaluates, at its end."""
+    return next(iter(row["summary"]["results"].values()))["accuracy"]
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from experiments.studies.jobs import Job
+from experiments.studies.jobs import Job, accuracy
 
 EPOCHS = 12
 HELD_OUT = 5_000
@@ -42,7 +42,7 @@ def _options(dataset: dict[str, Any], batch_size: int, **changes: Any) -> dict[s
     }
 
 
-def search_jobs(dataset: dict[str, Any], batch_sizes: Sequence[int] = tuple(RATES)) -> list[Job]:
+def search_jobs(dataset: dict[str, Any]) -> list[Job]:
     """Every batch size, optimizer and rate of the search, with one seed, scored on held-out training images."""
     return [
         Job(
@@ -57,27 +57,16 @@ def search_jobs(dataset: dict[str, Any], batch_sizes: Sequence[int] = tuple(RATE
                 seed=SEARCH_SEED,
             ),
         )
-        for batch_size in batch_sizes
-        for optimizer, rates in RATES[batch_size].items()
+        for batch_size, grids in RATES.items()
+        for optimizer, rates in grids.items()
         for rate in rates
     ]
 
 
-def best(rows: Sequence[dict[str, Any]], batch_size: int, optimizer: str | None = None) -> dict[str, Any] | None:
-    """The row of the search with the highest accuracy, at a batch size and maybe of one optimizer."""
-    found = [
-        row
-        for row in rows
-        if "summary" in row
-        and row["options"]["batch_size"] == batch_size
-        and optimizer in (None, row["options"]["optimizer"])
-    ]
+def best(rows: Sequence[dict[str, Any]], batch_size: int) -> dict[str, Any] | None:
+    """The row of the search with the highest accuracy at a batch size; None if none of its runs ended well."""
+    found = [row for row in rows if "summary" in row and row["options"]["batch_size"] == batch_size]
     return max(found, key=accuracy, default=None)
-
-
-def accuracy(row: dict[str, Any]) -> float:
-    """Of the first split that a run evaluates."""
-    return next(iter(row["summary"]["results"].values()))["accuracy"]
 
 
 def final_jobs(dataset: dict[str, Any], searched: Sequence[dict[str, Any]]) -> list[Job]:

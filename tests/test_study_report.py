@@ -1,0 +1,107 @@
+"""The sentences of the batch-size study's report, from results that are made up."""
+
+import json
+import math
+import re
+
+import pytest
+
+from experiments.reporting import convergence as reporting_convergence
+from experiments.reporting import critical, study_sections
+from experiments.reporting import step_time as step_time_report
+from experiments.studies import jobs
+
+
+def convergence_of(tuned, fit=None, factor=2.0):
+    entries = [
+        {"batch_size": size, "rate": rate, "reached": rate is not None, "on_edge": on_edge}
+        for size, rate, on_edge in tuned
+    ]
+    found = {"target": 0.985, "seeds": [0, 1], "confidence": 0.95, "tuned": entries, "factor": factor}
+    return {**found, "fit": fit, "no_fit": "too few"}
+
+
+def fit_of(critical, low, high):
+    return {
+        "min_steps": 100.0,
+        "min_examples": 100 * critical,
+        "critical_batch_size": critical,
+        "intervals": {"critical_batch_size": [low, high], "min_steps": [90, 110], "min_examples": [1, 2]},
+    }
+
+
+@pytest.mark.parametrize(
+    ("tuned", "said"),
+    [
+        ([(16, 0.01, False), (1024, 0.64, False)], "power 1.00 .* fits the linear rule"),
+        ([(16, 0.01, False), (1024, 0.08, False)], "power 0.50 .* fits the square-root rule"),
+        ([(16, 0.01, False), (1024, 0.02, False)], "neither the linear nor the square-root rule"),
+        ([(64, 0.01, False), (256, 0.02, False)], "both the linear and the square-root rule"),
+        ([(16, 0.01, False), (1024, 0.64, True)], r"edge of their grids \(at 1,024\) leave open"),
+        ([(16, 0.01, False), (1024, None, False)], "nothing to compare"),
+    ],
+)
+def test_the_rule_of_the_rate_is_told_as_finely_as_the_search_knows_it(tuned, said):
+    assert re.search(said, reporting_convergence._rate_answer(convergence_of(tuned)))
+
+
+@pytest.mark.parametrize(
+    ("fit", "said"),
+    [
+        (fit_of(300.0, 200.0, 500.0), r"^At 300 examples \(200 to 500, 95%\): .*buys nothing\.$"),
+        (fit_of(5000.0, 800.0, math.inf), r"^At 5,000 examples \(at least 800, 95%\).* It may lie above 1,024, beyond"),
+        (fit_of(0.0, 0.0, 20.0), "at 0 .*may lie below 16"),
+        (fit_of(math.inf, 0.0, math.inf), "gives none .*no bounds.* below 16 or above 1,024"),
+        (None, "There is no fit: too few"),
+    ],
+)
+def test_the_critical_batch_size_is_not_claimed_beyond_what_was_tried(fit, said):
+    found = convergence_of([(16, 0.01, False), (1024, 0.1, False)], fit)
+    assert re.search(said, critical._critical_answer(found))
+
+
+def test_sizes_that_do_not_reach_the_target_are_named():
+    def row(kind, size, updates, seed):
+        results = {"validation": {"accuracy": 0.9}}
+        summary = {"results": results, "updates": 10, "epochs": 2.0, "target": {"reached_after_updates": updates}}
+        options = {"batch_size": size, "learning_rate": 0.1, "seed": seed}
+        return {"key": f"{kind}-b{size}-seed{seed}", "options": options, "summary": summary}
+
+    rows = [row("fixed", *run) for run in ((16, 10, 0), (16, 10, 1), (64, 10, 0), (64, None, 1))]
+    options = {"batch_size": 256, "seed": 0}
+    rows.append({"key": "fixed-b256-seed0", "options": options, "error": "nan", "diverged": True})
+    text = reporting_convergence._target_answer(convergence_of([]), rows)
+    assert text == (
+        "At one rate for all, 98.5% takes 2 epochs at a batch of 16, and it is not reached, by half of the runs or "
+        "more, at 64, 256."
+    )
+
+
+def test_sizes_beside_powers_of_two_differ_only_where_every_round_says_so():
+    def beside(*ratios):
+        return step_time_report._beside([{"batch_size": 60, "power": 64, "throughput": list(r)} for r in ratios])
+
+    assert "Too few rounds" in beside((0.8, 0.9))
+    assert "No size" in beside((0.9, 1.1, 0.9, 0.9, 0.9), (1.1, 0.9, 1.2, 1.0, 1.3))
+    said = beside((0.9, 0.8, 0.9, 0.9, 0.9), (1.1, 1.2, 1.1, 1.1, 1.3))
+    assert said.startswith("Slower than the power of two beside it in every round: 60 (0.90 of 64); Faster")
+
+
+def test_runs_that_are_not_finite_stay_in_the_ladder(tmp_path):
+    def row(key, label, accuracy):
+        base = {"key": f"{key}-seed0", "label": label, "options": {"batch_size": 64, "seed": 0}}
+        if accuracy is None:
+            return {**base, "error": "the loss is nan", "diverged": True}
+        summary = {"results": {"test": {"accuracy": accuracy}}, "updates": 5, "seconds": {"compute": 2.0}}
+        return {**base, "summary": summary}
+
+    ladder = [row("ladder-00", "naive", None), row("ladder-01", "+ warmup", 0.9), row("ladder-02", "LARS", 0.5)]
+    ladder.append(row("ladder-03", "Nesterov again", 0.905))
+    backwards = [row("backwards-a", "SGD, rate x10", None), row("backwards-b", "SGD, 10 updates a forward pass", 0.8)]
+    (tmp_path / jobs.FILE).write_text("".join(json.dumps(r) + "\n" for r in [*ladder, *backwards]))
+    for part, rows in (("ladder", ladder), ("backwards", backwards)):
+        (tmp_path / f"{part}.json").write_text(json.dumps({"keys": [r["key"] for r in rows]}))
+    five, six = study_sections(tmp_path)
+    assert five.answer == "With SGD, 10 updates a forward pass: 80.00% and rate x10: not finite."
+    assert "from 0.00% (naive) to 90.50% (Nesterov again)" in six.answer and "“warmup”, +90.00 points" in six.answer
+    assert "not finite" in "".join(six.parts)
