@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import linen as nn
 from jax import lax
 from jax.sharding import Mesh
@@ -15,6 +14,7 @@ from experiments.training.devices import AXIS
 from experiments.training.steps import (
     CUT,
     WHOLE,
+    Descent,
     Indexed,
     Recipe,
     Source,
@@ -48,8 +48,7 @@ class Total(NamedTuple):
 
 def accumulated_step(
     model: nn.Module,
-    optimizer,
-    schedule: optax.Schedule,
+    descent: Descent,
     mesh: Mesh,
     recipe: Recipe,
     *,
@@ -64,8 +63,7 @@ def accumulated_step(
 
     Args:
       model: whose norms have momentum 0: their new running statistics are then the moments of the micro-batch.
-      optimizer: makes one update of the mean gradient.
-      schedule: of updates.
+      descent: makes one update of the mean gradient.
       mesh: the devices.
       recipe: of the forward pass.
       micro_batches: how many make an update.
@@ -75,7 +73,7 @@ def accumulated_step(
 
     Returns:
       `zero(state) -> total`; `add(state, total, source, i) -> total`, which reads micro-batch i of the update;
-      and `finish(state, total) -> (state, metrics)`.
+      and `finish(state, total, peak learning rate) -> (state, metrics)`.
     """
 
     def zero(state: TrainState) -> Total:
@@ -103,17 +101,17 @@ def accumulated_step(
             total.count + examples,
         )
 
-    def local_finish(state: TrainState, total: Total):
+    def local_finish(state: TrainState, total: Total, peak: jax.Array):
         grads, sums = lax.psum((jax.tree.map(lambda g: g[0], total.grads), total.losses[0]), AXIS)
         grads = jax.tree.map(lambda g: g / total.count, grads)
         batch_stats = running_average(state.batch_stats, total.moments, momentum)
-        return update(optimizer, schedule, state, grads, batch_stats, sums[0] / total.count, sums[1] / total.count)
+        return update(descent, peak, state, grads, batch_stats, sums[0] / total.count, sums[1] / total.count)
 
     def add(state, total, source, i):
         in_specs = (WHOLE, layout, specs(source), WHOLE)
         return jax.shard_map(local_add, mesh=mesh, in_specs=in_specs, out_specs=layout)(state, total, source, i)
 
-    finish = jax.shard_map(local_finish, mesh=mesh, in_specs=(WHOLE, layout), out_specs=WHOLE)
+    finish = jax.shard_map(local_finish, mesh=mesh, in_specs=(WHOLE, layout, WHOLE), out_specs=WHOLE)
     shardings = jax.tree.map(lambda spec: jax.NamedSharding(mesh, spec), layout)
     return jax.jit(zero, out_shardings=shardings), jax.jit(add, donate_argnums=1), jax.jit(finish, donate_argnums=0)
 

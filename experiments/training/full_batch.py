@@ -44,11 +44,11 @@ def full_batch_step(
     momentum: float,
     averaged: bool,
 ):
-    """Makes a step on the whole training set: (state, source) -> (state, metrics).
+    """Makes a step on the whole training set: (state, source, peak learning rate) -> (state, metrics).
 
     The objective, mean loss and the L2 penalty of the kernels, is a function of the parameters alone, as a line search
     needs it: every step sees the same examples in the same order, each normalised with those of its micro-batch.
-    Running statistics follow the forward pass at the start of each step.
+    Running statistics follow the forward pass at the start of each step. The rate is the line search's.
 
     Args:
       model: to train; its norms have momentum 0.
@@ -80,7 +80,8 @@ def full_batch_step(
         sums, moments, count = total
         return sums / count, running_average(batch_stats, moments, momentum)
 
-    def step(state: TrainState, source: Source):
+    def step(state: TrainState, source: Source, peak: jax.Array):
+        del peak
         mapped = jax.shard_map(
             local_objective, mesh=mesh, in_specs=(WHOLE, WHOLE, specs(source)), out_specs=(WHOLE, WHOLE)
         )

@@ -24,7 +24,7 @@ from experiments.training import (
 )
 from experiments.training import plan as plans
 from experiments.training.config import TrainConfig
-from experiments.training.steps import Recipe, Source, TrainState
+from experiments.training.steps import Descent, Recipe, Source, TrainState
 
 
 class Program(NamedTuple):
@@ -85,6 +85,22 @@ def make_optimizer(config: TrainConfig, schedule) -> Any:
     )
 
 
+def make_descent(config: TrainConfig, plan: plans.Plan) -> Descent:
+    """How the parameters of a configuration follow their gradient."""
+
+    def schedule(peak):
+        return schedules.make(
+            config.schedule,
+            peak,
+            warmup_steps=plan.warmup_steps,
+            total_steps=plan.total_steps,
+            boundaries=plan.boundaries,
+            cycle_steps=plan.cycle_steps,
+        )
+
+    return Descent(lambda peak: make_optimizer(config, schedule(peak)), schedule)
+
+
 def make_recipe(config: TrainConfig, dataset_classes: int, statistics: tuple[np.ndarray, np.ndarray]) -> Recipe:
     """What the steps of a configuration do beside model and optimizer."""
     return Recipe(
@@ -112,25 +128,18 @@ def prepare(
       chosen: the devices.
     """
     plan = plans.make(config, dataset.train.size, len(chosen))
-    schedule = schedules.make(
-        config.schedule,
-        config.peak_learning_rate,
-        warmup_steps=plan.warmup_steps,
-        total_steps=plan.total_steps,
-        boundaries=plan.boundaries,
-        cycle_steps=plan.cycle_steps,
-    )
+    descent = make_descent(config, plan)
+    peak = config.peak_learning_rate
     _check_outputs(config, dataset)
     mesh = devices.make_mesh(chosen)
     recipe = make_recipe(config, dataset.num_classes, statistics)
-    optimizer = make_optimizer(config, schedule)
     evaluated = make_model(config, dataset.num_classes, config.running_momentum())
-    state = steps.init_state(evaluated, optimizer, dataset.train.image_shape, config.seed)
+    state = steps.init_state(evaluated, descent.optimizer(peak), dataset.train.image_shape, config.seed)
     state = devices.place(state, devices.replicated(mesh))
 
     @cache
     def compiler(batch_size: int):
-        return _compiler(config, dataset.num_classes, batch_size, plan.total_steps, optimizer, schedule, mesh, recipe)
+        return _compiler(config, dataset.num_classes, batch_size, plan.total_steps, descent, mesh, recipe)
 
     return Run(
         plan,
@@ -162,16 +171,19 @@ def _check_outputs(config: TrainConfig, dataset: datasets.Dataset) -> None:
 
 
 def _compiler(
-    config: TrainConfig, num_classes: int, batch_size: int, total_steps: int, optimizer, schedule, mesh, recipe
+    config: TrainConfig, num_classes: int, batch_size: int, total_steps: int, descent: Descent, mesh, recipe: Recipe
 ):
     """What compiles the update of a configuration, at one batch size."""
     momentum = config.running_momentum(batch_size)
     micro = config.accumulation_steps
+    rate = config.peak_learning_rate
+    # On the devices once for all: to bring a number there takes longer than a small step.
+    peak = devices.place(np.float32(rate), devices.replicated(mesh))
     if config.optimizer == optimizers.FULL_BATCH:
         step = full_batch.full_batch_step(
             # Momentum 0 gives the moments of a micro-batch.
             make_model(config, num_classes, 0.0),
-            optimizer,
+            descent.optimizer(rate),
             mesh,
             recipe,
             micro_batches=micro,
@@ -184,41 +196,40 @@ def _compiler(
         programs = accumulation.accumulated_step(
             # As there.
             make_model(config, num_classes, 0.0),
-            optimizer,
-            schedule,
+            descent,
             mesh,
             recipe,
             micro_batches=micro,
             momentum=momentum,
             averaged=config.span is not None or config.norm == "local",
         )
-        return lambda state, sources: _accumulated(programs, mesh, state, sources)
+        return lambda state, sources: _accumulated(programs, mesh, peak, state, sources)
     elif config.backwards_per_forward > 1:
         model = make_model(config, num_classes, momentum, total_steps)
-        step = splitting.split_step(model, optimizer, schedule, mesh, recipe, config.backwards_per_forward)
+        step = splitting.split_step(model, descent, mesh, recipe, config.backwards_per_forward)
     else:
         model = make_model(config, num_classes, momentum, total_steps)
-        step = steps.train_step(model, optimizer, schedule, mesh, recipe)
+        step = steps.train_step(model, descent, mesh, recipe)
 
     def compiled(state: TrainState, sources: list[Source]) -> Program:
-        program = step.lower(state, sources[0]).compile()
-        return Program(lambda state, sources: program(state, sources[0]), program)
+        program = step.lower(state, sources[0], peak).compile()
+        return Program(lambda state, sources: program(state, sources[0], peak), program)
 
     return compiled
 
 
-def _accumulated(programs, mesh, state: TrainState, sources: list[Source]) -> Program:
+def _accumulated(programs, mesh, peak: jax.Array, state: TrainState, sources: list[Source]) -> Program:
     zero, add, finish = programs
     numbers = [devices.place(np.int32(i), devices.replicated(mesh)) for i in range(len(sources))]
     zero = zero.lower(state).compile()
     total = zero(state)
     add = add.lower(state, total, sources[0], numbers[0]).compile()
-    finish = finish.lower(state, total).compile()
+    finish = finish.lower(state, total, peak).compile()
 
     def call(state: TrainState, sources: list[Source]):
         total = zero(state)
         for number, source in zip(numbers, sources, strict=True):
             total = add(state, total, source, number)
-        return finish(state, total)
+        return finish(state, total, peak)
 
     return Program(call, add)

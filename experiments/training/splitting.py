@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import linen as nn
 from jax import lax
 from jax.sharding import Mesh
@@ -10,6 +9,7 @@ from jax.sharding import Mesh
 from experiments.training.devices import AXIS
 from experiments.training.steps import (
     WHOLE,
+    Descent,
     Indexed,
     Recipe,
     Source,
@@ -23,8 +23,10 @@ from experiments.training.steps import (
 )
 
 
-def split_step(model: nn.Module, optimizer, schedule: optax.Schedule, mesh: Mesh, recipe: Recipe, backwards: int):
-    """Makes a training step of one forward pass and `backwards` updates: (state, source) -> (state, metrics).
+def split_step(model: nn.Module, descent: Descent, mesh: Mesh, recipe: Recipe, backwards: int):
+    """Makes a training step of one forward pass and `backwards` updates.
+
+    It is called as (state, source, peak learning rate) -> (state, metrics).
 
     The losses of the examples are split into groups, the first of which holds the first examples of the global batch.
     One after the other, the gradient of the mean loss of each group makes an update. All gradients are taken at the
@@ -34,7 +36,7 @@ def split_step(model: nn.Module, optimizer, schedule: optax.Schedule, mesh: Mesh
     The step counter counts updates. `metrics` are of the forward pass, the rate that of its last update.
     """
 
-    def local_step(state: TrainState, source: Source):
+    def local_step(state: TrainState, source: Source, peak: jax.Array):
         row = (state.step - source.first) // backwards if isinstance(source, Indexed) else 0
         batch = pick(source, row)
         n = batch.labels.shape[0]
@@ -52,12 +54,13 @@ def split_step(model: nn.Module, optimizer, schedule: optax.Schedule, mesh: Mesh
 
         def one(state, i):
             (grads,) = pullback(jnp.where(group == i, backwards / total, 0.0).astype(losses.dtype))
-            return update(optimizer, schedule, state, lax.psum(grads, AXIS), batch_stats, loss, accuracy)
+            return update(descent, peak, state, lax.psum(grads, AXIS), batch_stats, loss, accuracy)
 
         state, metrics = lax.scan(one, state._replace(batch_stats=batch_stats), jnp.arange(backwards))
         return state, jax.tree.map(lambda values: values[-1], metrics)
 
-    def step(state: TrainState, source: Source):
-        return jax.shard_map(local_step, mesh=mesh, in_specs=(WHOLE, specs(source)), out_specs=WHOLE)(state, source)
+    def step(state: TrainState, source: Source, peak: jax.Array):
+        mapped = jax.shard_map(local_step, mesh=mesh, in_specs=(WHOLE, specs(source), WHOLE), out_specs=WHOLE)
+        return mapped(state, source, peak)
 
     return jax.jit(step, donate_argnums=0)

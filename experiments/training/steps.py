@@ -1,5 +1,6 @@
 """One training step and one evaluation step, over the devices of a mesh."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -83,6 +84,18 @@ class Recipe(NamedTuple):
     local_statistics: bool = False
 
 
+class Descent(NamedTuple):
+    """How parameters follow a gradient. The peak of the rate is an input of a program: other rates compile nothing.
+
+    Attributes:
+      optimizer: peak rate -> Optax transformation, whose state is the same for any peak.
+      schedule: peak rate -> step -> rate.
+    """
+
+    optimizer: Callable[[Any], Any]
+    schedule: Callable[[Any], optax.Schedule]
+
+
 def init_state(model: nn.Module, optimizer: Any, image_shape, seed: int) -> TrainState:
     """The state before the first step; a function of the seed, whatever the devices."""
     images = jnp.zeros((1, *image_shape), jnp.float32)
@@ -161,22 +174,23 @@ def step_key(recipe: Recipe, step: jax.Array, part: jax.Array | int = 0) -> jax.
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(recipe.seed), step), part)
 
 
-def update(optimizer, schedule: optax.Schedule, state: TrainState, grads, batch_stats, loss, accuracy):
+def update(descent: Descent, peak: jax.Array, state: TrainState, grads, batch_stats, loss, accuracy):
     """The state after an optimizer's update, and the metrics of the step."""
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    metrics = {"loss": loss, "accuracy": accuracy, "learning_rate": jnp.asarray(schedule(state.step), jnp.float32)}
+    updates, opt_state = descent.optimizer(peak).update(grads, state.opt_state, state.params)
+    rate = jnp.asarray(descent.schedule(peak)(state.step), jnp.float32)
+    metrics = {"loss": loss, "accuracy": accuracy, "learning_rate": rate}
     return TrainState(state.step + 1, optax.apply_updates(state.params, updates), batch_stats, opt_state), metrics
 
 
-def train_step(model: nn.Module, optimizer, schedule: optax.Schedule, mesh: Mesh, recipe: Recipe):
-    """Makes the training step: (state, source) -> (state, metrics).
+def train_step(model: nn.Module, descent: Descent, mesh: Mesh, recipe: Recipe):
+    """Makes the training step: (state, source, peak learning rate) -> (state, metrics).
 
     The loss is the mean over the examples of the global batch that count, and the result depends on nothing else: the
     same batch over more devices gives the same step, to rounding. `metrics` are the loss, the accuracy and the
     learning rate.
     """
 
-    def local_step(state: TrainState, source: Source):
+    def local_step(state: TrainState, source: Source, peak: jax.Array):
         batch = pick(source, state.step - source.first if isinstance(source, Indexed) else 0)
         total = examples_in(batch)
 
@@ -188,11 +202,11 @@ def train_step(model: nn.Module, optimizer, schedule: optax.Schedule, mesh: Mesh
 
         (loss, (accuracy, batch_stats)), grads = jax.value_and_grad(loss_and_rest, has_aux=True)(own(state.params))
         grads, loss, accuracy = lax.psum((grads, loss, accuracy), AXIS)
-        return update(optimizer, schedule, state, grads, batch_stats, loss, accuracy)
+        return update(descent, peak, state, grads, batch_stats, loss, accuracy)
 
-    def step(state: TrainState, source: Source):
-        mapped = jax.shard_map(local_step, mesh=mesh, in_specs=(WHOLE, specs(source)), out_specs=WHOLE)
-        return mapped(state, source)
+    def step(state: TrainState, source: Source, peak: jax.Array):
+        mapped = jax.shard_map(local_step, mesh=mesh, in_specs=(WHOLE, specs(source), WHOLE), out_specs=WHOLE)
+        return mapped(state, source, peak)
 
     return jax.jit(step, donate_argnums=0)
 
