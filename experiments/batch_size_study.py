@@ -26,6 +26,9 @@ def define_flags() -> None:
     flags.DEFINE_string("data_dir", None, "TFDS data directory. Default: TFDS's own.")
     flags.DEFINE_integer("image_size", None, "As for experiments.train.")
     flags.DEFINE_string("model", None, "Model in place of the preset's; also 'package.module:factory'.")
+    flags.DEFINE_string(
+        "norm", None, "Of every run. Default: none where batch sizes from 1 on are compared, else batch."
+    )
     flags.DEFINE_float("target_accuracy", None, "Of the runs to a target, such as 0.98.")
     flags.DEFINE_list("batch_sizes", None, "At which the rate is tuned and minima are compared, in rising order.")
     flags.DEFINE_list("learning_rates", None, "Where the search begins, at the smallest of these batch sizes.")
@@ -41,7 +44,7 @@ def main() -> None:
         raise unknown_name("preset", FLAGS.preset, settings.PRESETS)
     study = settings.changed(
         settings.PRESETS[FLAGS.preset],
-        {name: FLAGS[name].value for name in ("dataset", "data_dir", "image_size", "model", "num_devices")},
+        {name: FLAGS[name].value for name in ("dataset", "data_dir", "image_size", "model", "norm", "num_devices")},
         target=FLAGS.target_accuracy,
         batch_sizes=_numbers("batch_sizes", int),
         rates=_numbers("learning_rates", float),

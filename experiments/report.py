@@ -1,11 +1,14 @@
-"""Rebuilds `report.html` of a run or a study from its result files: `python -m experiments.report --workdir=...`."""
+"""Rebuilds the report of a run, a study or a recommendation: `python -m experiments.report --workdir=...`.
+
+From the result files in the folder alone.
+"""
 
 from pathlib import Path
 
 from absl import flags
 
 from experiments import _flags
-from experiments.reporting import write_norm_study_page, write_page, write_study_page
+from experiments.reporting import write_norm_study_page, write_page, write_recommendation_page, write_study_page
 from experiments.reporting.curves import read_study
 
 FLAGS = flags.FLAGS
@@ -13,7 +16,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags; a program that only imports this module has none of them."""
-    flags.DEFINE_string("workdir", None, "The folder of a run or a study.", required=True)
+    flags.DEFINE_string("workdir", None, "The folder of a run, a study or a recommendation.", required=True)
 
 
 def main() -> None:
@@ -23,6 +26,8 @@ def main() -> None:
 
 def _writer(workdir: str):
     """What writes the page of a folder: that of a run, or of the study whose keys its rows have."""
+    if (Path(workdir) / "recommendation.json").exists():
+        return write_recommendation_page
     if not (Path(workdir) / "results.jsonl").exists():
         return write_page
     is_norm_study = any(key.startswith(("grid-", "rate-")) for key in read_study(workdir))

@@ -8,6 +8,11 @@ from experiments.reporting.large_batch import accuracy_figure, rungs_figure
 from experiments.reporting.norm import norm_figure
 from experiments.reporting.norm_study import norm_study_figure, write_norm_study_page
 from experiments.reporting.page import write_page
+from experiments.reporting.recommendation import (
+    recommendation_figure,
+    recommendation_lines,
+    write_recommendation_page,
+)
 from experiments.reporting.smoothness import smoothness_figure
 from experiments.reporting.step_time import time_figure
 from experiments.reporting.study import study_sections, write_study_page
@@ -20,6 +25,8 @@ __all__ = [
     "norm_figure",
     "norm_study_figure",
     "rate_figure",
+    "recommendation_figure",
+    "recommendation_lines",
     "rungs_figure",
     "smoothness_figure",
     "study_sections",
@@ -27,5 +34,6 @@ __all__ = [
     "training_curves",
     "write_norm_study_page",
     "write_page",
+    "write_recommendation_page",
     "write_study_page",
 ]

@@ -9,6 +9,7 @@
 | ladder | 6 | a very large batch, from a naive recipe on |
 | search | 6 | the best of three optimizers at very large batches, 12 epochs each |
 | generalisation | 7 | runs at equal epochs and equal updates, and how sharp their minima are |
+| grid | | runs to a target at every batch size and rate; run only where it is asked for |
 """
 
 import json
@@ -66,6 +67,10 @@ def _convergence(study: Study, data: Data, runner: Runner) -> Outcome:
     return Outcome(rows, convergence.analyse(study.convergence, rows, found))
 
 
+def _grid(study: Study, data: Data, runner: Runner) -> Outcome:
+    return Outcome(runner.run_all(convergence.grid_jobs(data, study.convergence)), {})
+
+
 def _backwards(study: Study, data: Data, runner: Runner) -> Outcome:
     del data
     return Outcome(runner.run_all(large_batch.backwards_jobs(study.options, study.backwards)), {})
@@ -107,12 +112,13 @@ PARTS: dict[str, Callable[[Study, Data, Runner], Outcome]] = {
     "ladder": _ladder,
     "search": _search,
     "generalisation": _generalisation,
+    "grid": _grid,
 }
 
 
 def parts_of(study: Study) -> list[str]:
     """The parts that a study has."""
-    return [name for name in PARTS if name != "search" or study.search]
+    return [name for name in PARTS if name != "grid" and (name != "search" or study.search)]
 
 
 def run(study: Study, parts: Sequence[str], folder: Path) -> None:
@@ -165,6 +171,8 @@ def planned(study: Study, part: str, data: Data, runner: Runner) -> list[Job]:
         return [*smoothness.jobs(data.options, study.smoothness), smoothness.noise_job(data.options, study.smoothness)]
     if part == "convergence":
         return [*convergence.fixed_jobs(data, study.convergence), *_tuned_so_far(study, data, runner)[1]]
+    if part == "grid":
+        return convergence.grid_jobs(data, study.convergence)
     if part == "backwards":
         return large_batch.backwards_jobs(study.options, study.backwards)
     if part == "ladder":

@@ -89,6 +89,16 @@ def fixed_jobs(data: Data, setting: Setting, rate: float = 0.02, momentum: float
     ]
 
 
+def grid_jobs(data: Data, setting: Setting) -> list[Job]:
+    """Every batch size at every rate, with each seed: what a search, or a recommendation, is to be compared with."""
+    return [
+        tuned_job(data, setting, batch_size, rate, seed)
+        for seed in setting.seeds
+        for batch_size in setting.tuned_sizes
+        for rate in setting.rates
+    ]
+
+
 def updates_to_target(row: dict[str, Any]) -> int | None:
     """After how many updates a run reached its target; None: it did not."""
     if "summary" not in row:
@@ -218,7 +228,8 @@ def analyse(setting: Setting, rows: Sequence[dict[str, Any]], found: Sequence[Tu
     try:
         fit = as_json(fit_steps_to_target(sizes, steps, censored=censored, confidence=CONFIDENCE))
     except UsageError as error:
-        why = str(error)
+        # Without the name of the function, which says nothing to who reads the report.
+        why = str(error).partition(": ")[2]
     return {
         "target": setting.target,
         "seeds": list(setting.seeds),

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
+from experiments._errors import UsageError
+
 FILE = "results.jsonl"
 
 
@@ -120,13 +122,25 @@ class Runner:
         row = self._rows.get(job.key, {})
         if "summary" not in row or name in row:
             return
-        answer = self._worker.call(function, job)
+        answer = self._worker.call(function, workdir(job, self._folder), job.options.get("num_devices"))
         if "value" in answer:
             self._rows[job.key] = row = {**row, name: answer["value"]}
             _append(self._folder / FILE, row)
         else:
             # Tried again when the study is started again.
             print(f"{job.key}: {name}: {answer['error']}", flush=True)
+
+    def ask(self, function: Callable[[Path], Any], num_devices: int | None = None) -> Any:
+        """What a function of the study's folder gives in the process that trains; it is not kept.
+
+        Raises:
+          UsageError: it failed.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        answer = self._worker.call(function, self._folder, num_devices)
+        if "error" in answer:
+            raise UsageError(answer["error"])
+        return answer["value"]
 
 
 def _is_result(row: dict[str, Any]) -> bool:
@@ -170,10 +184,10 @@ class _Worker:
         options = {k: v for k, v in job.options.items() if v is not None}
         return self._ask({"train": {**options, "workdir": str(workdir(job, self._folder))}}, options.get("num_devices"))
 
-    def call(self, function: Callable[[Path], Any], job: Job) -> dict[str, Any]:
-        """The value of a function of a run's folder, or its error."""
+    def call(self, function: Callable[[Path], Any], folder: Path, num_devices: int | None) -> dict[str, Any]:
+        """The value of a function of a folder, or its error."""
         name = f"{function.__module__}:{function.__qualname__}"
-        return self._ask({"call": name, "workdir": str(workdir(job, self._folder))}, job.options.get("num_devices"))
+        return self._ask({"call": name, "workdir": str(folder)}, num_devices)
 
     def _ask(self, what: dict[str, Any], num_devices: int | None) -> dict[str, Any]:
         # A CPU is divided into devices once in a process.

@@ -13,7 +13,7 @@ from experiments.studies.convergence import Data
 HELD_OUT = 12
 # Of an epoch, at the very large batches of ladder and backwards.
 FEWEST_UPDATES = 7
-# Without a norm: batch statistics of one image are none, and the batch size should act through the gradient alone.
+# If no norm is asked for: batch statistics of one image are none, and the batch size should act by the gradient alone.
 PLAIN = {"norm": "none"}
 
 
@@ -47,10 +47,10 @@ PRESETS = {
         {"dataset": "digits"},
         time=step_time.Setting((60, 256, 264, 1024, 4096), examples=8_000, rounds=2),
         smoothness=smoothness.Setting((6, 60, 600), 200, 64, 0.02, 400, 10),
-        convergence=convergence.Setting(0.9, (60, 600, 6000), (64, 256, 1024), (0.02, 0.04, 0.08), 2, (0, 1)),
+        convergence=convergence.Setting(0.9, (60, 600), (64, 256, 1024), (0.02, 0.04, 0.08), 2, (0, 1)),
         backwards=large_batch.Backwards(batch_size=2400, k=4, epochs=1, seeds=(0,)),
         ladder=large_batch.Ladder(batch_size=2048, epochs=1, seeds=(0,)),
-        generalisation=generalisation.Setting((64, 256, 1024), epochs=1, steps=60, seeds=(0,)),
+        generalisation=generalisation.Setting((64, 1024), epochs=1, steps=60, seeds=(0,)),
     ),
     "mnist": Study(
         {"dataset": "mnist"},
@@ -140,12 +140,16 @@ def changed(
 
 
 def data_of(study: Study) -> Data:
-    """The data set of a study, loaded to know its size. A twelfth is held out for the target, where that can be."""
-    options = study.options
+    """The data set of a study, whose runs have no norm if none is asked for."""
+    return with_held_out({**PLAIN, **study.options})
+
+
+def with_held_out(options: dict[str, Any]) -> Data:
+    """A data set, loaded to know its size. A twelfth is held out for a target, where that can be."""
     dataset = datasets.load(options["dataset"], options.get("data_dir"), image_size=options.get("image_size"))
     in_memory = isinstance(dataset.train, datasets.Examples)
     held_out = dataset.train.size // HELD_OUT if dataset.independent and in_memory else 0
-    return Data({**study.options, **PLAIN}, dataset.train.size - held_out, held_out)
+    return Data(options, dataset.train.size - held_out, held_out)
 
 
 def fitted(study: Study, examples: int) -> Study:

@@ -115,12 +115,17 @@ def analyse(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         batch_sizes, swings = ([entry[name] for entry in sizes] for name in ("batch_size", "swing"))
         power = float(np.polyfit(np.log(batch_sizes), np.log(swings), 1)[0])
     found = next((row for row in rows if "noise" in row), None)
-    windows = [] if found is None else _windows(found["noise"])
+    windows = [] if found is None else noise_windows(found["noise"])
     size = None if found is None else found["options"]["batch_size"]
     return {"sizes": sizes, "power": power, "noise": windows, "noise_batch_size": size, "confidence": CONFIDENCE}
 
 
-def _windows(measured: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+def noise_windows(measured: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """The noise scale in some windows of a run, from its measurements as `noise` gives them.
+
+    Returns:
+      Of each window the middle `update`, the mean `loss`, the `scale` in examples and its `interval`.
+    """
     found = []
     if not measured:
         return found

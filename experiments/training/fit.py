@@ -40,6 +40,8 @@ class Fit:
         self._log, self._noise = log, noise
         self._programs: dict[Any, Program] = {}
         self.first_step_ended: float | None = None
+        # Of the first program, that of full batches; None if there was no step left.
+        self.memory: preflight.StepMemory | None = None
         self.starts = 1
         self._computing = 0.0
         # The first step of an epoch, and the updates of it that are left.
@@ -166,9 +168,12 @@ class Fit:
         if key not in self._programs:
             with self._clock("compile"):
                 program = self._run.compile(state, sources)
-            line = preflight.memory_line(program.largest, self._run.mesh.local_devices)
-            if processes.is_first() and not self._programs:
-                print(line, flush=True)
+            memory = preflight.step_memory(program.largest, self._run.mesh.local_devices)
+            line = preflight.memory_line(memory)
+            if not self._programs:
+                self.memory = memory
+                if processes.is_first():
+                    print(line, flush=True)
             self._programs[key] = program
         return self._programs[key]
 

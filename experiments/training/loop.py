@@ -99,6 +99,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         summary = _summarise(config, run, int(state.step), results, reached, clock)
         summary["first_step_ended"] = fit.first_step_ended
         summary["starts"] = fit.starts
+        summary["memory"] = None if fit.memory is None else fit.memory._asdict()
         if first:
             # Written last and whole: its presence says that the run is complete.
             aside = workdir / f"{SUMMARY}.tmp"

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments._errors import UsageError
 from experiments.training import norms, optimizers
@@ -93,38 +93,50 @@ def _warnings(config: TrainConfig, plan: Plan, per_device: int) -> list[str]:
     return texts
 
 
-def memory_line(compiled: Any, devices: Sequence[Any]) -> str:
-    """Says what memory a compiled step takes of what there is, and refuses one that does not fit.
+class StepMemory(NamedTuple):
+    """What memory a compiled step takes of what there is, in bytes; on a CPU that of all its devices, which share it.
 
-    Args:
-      compiled: the step.
-      devices: those of this process that it runs on; on a CPU they share its memory.
-
-    Raises:
-      UsageError: it takes more than there is.
+    Attributes:
+      needed: by the step, what it reads included; None: this backend does not analyse it.
+      limit: of what there is; None: not known.
     """
+
+    needed: int | None
+    limit: int | None
+
+
+def step_memory(compiled: Any, devices: Sequence[Any]) -> StepMemory:
+    """The memory of a compiled step on the devices of this process that it runs on."""
     analysis = compiled.memory_analysis()
+    on_cpu = devices[0].platform == "cpu"
+    limit = host_memory() if on_cpu else (devices[0].memory_stats() or {}).get("bytes_limit")
     if analysis is None:
-        return "memory    not known: this backend does not analyse it"
+        return StepMemory(None, limit)
     needed = (
         analysis.temp_size_in_bytes
         + analysis.argument_size_in_bytes
         + analysis.output_size_in_bytes
         - analysis.alias_size_in_bytes
     )
-    device = devices[0]
-    on_cpu = device.platform == "cpu"
-    if on_cpu:
-        needed *= len(devices)
-    there = host_memory() if on_cpu else (device.memory_stats() or {}).get("bytes_limit")
-    if there is None:
-        return f"memory    {needed / 2**30:.2f} GiB predicted for a step"
-    if needed > there:
+    return StepMemory(needed * len(devices) if on_cpu else needed, limit)
+
+
+def memory_line(memory: StepMemory) -> str:
+    """Says what a step takes, and refuses one that does not fit.
+
+    Raises:
+      UsageError: it takes more than there is.
+    """
+    if memory.needed is None:
+        return "memory    not known: this backend does not analyse it"
+    if memory.limit is None:
+        return f"memory    {memory.needed / 2**30:.2f} GiB predicted for a step"
+    if memory.needed > memory.limit:
         raise UsageError(
-            f"a step takes {needed / 2**30:.1f} GiB by its compiled program, and there are {there / 2**30:.1f} GiB; "
-            "lower --batch_size, or raise --accumulation_steps"
+            f"a step takes {memory.needed / 2**30:.1f} GiB by its compiled program, and there are "
+            f"{memory.limit / 2**30:.1f} GiB; lower --batch_size, or raise --accumulation_steps"
         )
-    return f"memory    {needed / 2**30:.2f} GiB predicted for a step, of {there / 2**30:.1f} GiB"
+    return f"memory    {memory.needed / 2**30:.2f} GiB predicted for a step, of {memory.limit / 2**30:.1f} GiB"
 
 
 def host_memory() -> int:

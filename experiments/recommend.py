@@ -1,0 +1,63 @@
+"""Which batch size to use: `python -m experiments.recommend --dataset=digits --target_accuracy=0.9`.
+
+Cheap measurements, a table, and the line of `experiments.train` that follows. The same command goes on where one was
+stopped.
+"""
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from experiments import _flags
+from experiments.reporting import recommendation_lines, write_recommendation_page
+from experiments.studies.recommending.run import finite, recommend
+
+FLAGS = flags.FLAGS
+OPTIONS = ("dataset", "data_dir", "image_size", "model", "norm", "span", "dtype", "num_devices")
+
+
+def define_flags() -> None:
+    """Defines the flags; a program that only imports this module has none of them."""
+    flags.DEFINE_string("dataset", "digits", "As for experiments.train; also 'package.module:function'.")
+    flags.DEFINE_string("data_dir", None, "TFDS data directory. Default: TFDS's own.")
+    flags.DEFINE_integer("image_size", None, "As for experiments.train.")
+    flags.DEFINE_string("model", "simple_cnn", "As for experiments.train; also 'package.module:factory'.")
+    flags.DEFINE_string("norm", None, "As for experiments.train.")
+    flags.DEFINE_integer("span", None, "As for experiments.train.")
+    flags.DEFINE_string("dtype", None, "As for experiments.train.")
+    flags.DEFINE_integer("num_devices", None, "As for experiments.train.")
+    flags.DEFINE_string("optimizer", "nesterov", "Of all runs: nesterov or sgd.")
+    flags.DEFINE_float("target_accuracy", None, "To be reached soon, such as 0.98. Default: none; no run goes to one.")
+    flags.DEFINE_float("budget_minutes", 10.0, "What measuring may take.")
+    flags.DEFINE_string("workdir", None, "Folder for the results. Default: runs/recommend-DATASET-MODEL.")
+    flags.DEFINE_bool("json", False, "Print the result as JSON, and nothing else.")
+
+
+def main() -> None:
+    """Parses the flags, measures, prints the recommendation."""
+    options = {name: FLAGS[name].value for name in OPTIONS if FLAGS[name].value is not None}
+    # A user's own function is named with colons, which not all systems take in a file name.
+    name = f"{options['dataset']}-{options['model']}".replace(":", "_")
+    # What runs say of themselves is no part of the result.
+    with contextlib.redirect_stdout(sys.stderr if FLAGS.json else sys.stdout):
+        folder = Path(FLAGS.workdir or f"runs/recommend-{name}")
+        result = recommend(
+            options,
+            target=FLAGS.target_accuracy,
+            minutes=FLAGS.budget_minutes,
+            folder=folder,
+            optimizer=FLAGS.optimizer,
+        )
+    page = write_recommendation_page(folder)
+    if FLAGS.json:
+        print(json.dumps(finite(result), indent=1))
+    else:
+        print("\n".join([*recommendation_lines(result), "", f"report      {page}"]))
+
+
+if __name__ == "__main__":
+    define_flags()
+    _flags.run(main)

@@ -1,0 +1,64 @@
+"""A recommendation from its question to its files."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from experiments._errors import UsageError
+from experiments.studies.jobs import Runner
+from experiments.studies.recommending.advice import advise
+from experiments.studies.recommending.lab import Lab, Problem, count_devices
+from experiments.studies.recommending.measure import measure
+from experiments.studies.settings import with_held_out
+
+# Beside `results.jsonl`, which has the runs.
+FILE = "recommendation.json"
+
+
+def recommend(
+    options: dict[str, Any], *, target: float | None, minutes: float, folder: Path, optimizer: str = "nesterov"
+) -> dict[str, Any]:
+    """Measures what the budget allows, and says which batch size follows.
+
+    Rows that the folder holds already are used and cost nothing, so that a recommendation that was stopped goes on.
+
+    Args:
+      options: of `TrainConfig`: data set, model and what else is the same for all runs.
+      target: accuracy to reach; None: none is given.
+      minutes: that all of it may take.
+      folder: for rows and result.
+      optimizer: of all runs.
+
+    Returns:
+      `evidence` from `measure`, `advice` from `advise` or None, the `minutes` allowed and the `seconds` spent here;
+      the same as in `recommendation.json` in the folder.
+
+    Raises:
+      UsageError: the budget or the target is out of range, or the data set is too small.
+    """
+    if not 0 < minutes < math.inf:
+        raise UsageError(f"--budget_minutes must be positive, not {minutes:g}")
+    if target is not None and not 0 < target <= 1:
+        raise UsageError(f"--target_accuracy is a share of 1, such as 0.98, not {target:g}")
+    data = with_held_out(options)
+    with Runner(folder) as runner:
+        lab = Lab(runner, 60 * minutes)
+        devices = runner.ask(count_devices, options.get("num_devices"))
+        problem = Problem(data, target, devices["count"], optimizer)
+        evidence = {**measure(lab, problem), "kind": devices["kind"]}
+        result = {"minutes": minutes, "seconds": lab.spent(), "evidence": evidence, "advice": advise(evidence)}
+    aside = folder / f"{FILE}.tmp"
+    aside.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(aside, folder / FILE)
+    return result
+
+
+def finite(value: Any) -> Any:
+    """The same with None for what is not finite, which JSON has no way to write."""
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

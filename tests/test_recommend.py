@@ -1,0 +1,251 @@
+"""Which batch size: against problems whose answer is known, with little time, and from the command line."""
+
+import json
+import math
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments._errors import UsageError
+from experiments.reporting import recommendation_lines
+from experiments.reporting.recommendation import command
+from experiments.studies.convergence import Data, updates_to_target
+from experiments.studies.jobs import Job
+from experiments.studies.recommending import memory
+from experiments.studies.recommending.advice import advise
+from experiments.studies.recommending.lab import Problem
+from experiments.studies.recommending.measure import measure
+from experiments.studies.recommending.run import finite
+from experiments.training.config import TrainConfig
+
+ROOT = Path(__file__).parent.parent
+
+
+class Law:
+    """A problem of which everything is known, and a lab that runs it on a clock of its own.
+
+    Updates to the target S_min (1 + B_crit / B) at the best rate, more at others; seconds of an update t0 + B / R. The
+    best rate is that of the theory, in proportion to 1 / (1 + B_crit / B), and a far larger one diverges.
+    """
+
+    def __init__(
+        self, least=600, critical=300.0, overhead=1e-3, throughput=1e4, *, minutes=4.0, spread=0.0, most=None, rate=0.3
+    ):
+        self.least, self.critical, self.overhead, self.throughput = least, critical, overhead, throughput
+        self.seconds, self.spread, self.most, self.rate = 60 * minutes, spread, most, rate
+        self.now, self.jobs, self._rows = 0.0, [], {}
+
+    def problem(self, target: float | None = 0.98, examples=55_000, devices=2):
+        return Problem(Data({"dataset": "mnist", "model": "simple_cnn"}, examples, 5_000), target, devices)
+
+    def best_rate(self, batch_size):
+        return self.rate / (1 + self.critical / batch_size)
+
+    def updates(self, batch_size, rate=None):
+        off = math.log2((rate or self.best_rate(batch_size)) / self.best_rate(batch_size))
+        return self.least * (1 + self.critical / batch_size) * (1 + 0.3 * off**2)
+
+    def update_seconds(self, batch_size):
+        return self.overhead + batch_size / self.throughput
+
+    def time(self, batch_size, rate=None):
+        return self.updates(batch_size, rate) * self.update_seconds(batch_size)
+
+    def best_time(self):
+        return min(self.time(2 * 2**k) for k in range(12))
+
+    def spent(self):
+        return self.now
+
+    def affords(self, seconds, reserve=0.0):
+        return self.now + seconds + reserve <= self.seconds
+
+    def run(self, job: Job):
+        if job.key in self._rows:
+            return self._rows[job.key]
+        self.jobs.append(job)
+        TrainConfig(**job.options)
+        size, rate, most = (job.options[name] for name in ("batch_size", "learning_rate", "steps"))
+        row = {"key": job.key, "options": job.options}
+        noise = np.random.default_rng(len(self.jobs)).normal(0, self.spread, 2)
+        if self.most is not None and size > self.most:
+            self.now += 3.0
+            row |= {"error": "its process ended with exit status -9", "diverged": False}
+        elif rate > 8 * self.best_rate(size):
+            self.now += 3.0
+            row |= {"error": "the loss is nan", "diverged": True}
+        else:
+            needed = round(self.updates(size, rate) * math.exp(noise[0]))
+            has_target = "target_accuracy" in job.options
+            made = min(most, needed) if has_target else most
+            compute = made * self.update_seconds(size) * math.exp(noise[1] / 10)
+            self.now += 3.0 + compute
+            row["needed"] = needed
+            row["summary"] = {
+                "updates": made,
+                "seconds": {"compute": compute},
+                "target": {"reached_after_updates": needed if needed <= most else None} if has_target else None,
+                "memory": {"needed": 10**8 + 10**5 * size, "limit": 24 * 2**30},
+            }
+        self._rows[job.key] = row
+        return row
+
+    def losses(self, job: Job):
+        row = self._rows[job.key]
+        return [math.exp(-i / row["needed"]) for i in range(job.options["steps"])] if "summary" in row else []
+
+    def noise(self, job: Job):
+        rng = np.random.default_rng(1)
+        estimates = zip(1 + 0.1 * rng.normal(size=20), self.critical * (1 + 0.1 * rng.normal(size=20)), strict=True)
+        return [[i, 1.0, norm2, trace] for i, (norm2, trace) in enumerate(estimates)]
+
+
+def answer(law: Law, **changes):
+    evidence = measure(law, law.problem(**changes))
+    return evidence, advise(evidence)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    least=st.integers(200, 2_000),
+    critical=st.floats(30, 2_000),
+    overhead=st.floats(5e-4, 5e-3),
+    throughput=st.floats(5e3, 2e5),
+    rate=st.floats(0.05, 1.0),
+    spread=st.sampled_from([0.0, 0.03]),
+)
+def test_with_time_enough_the_advice_is_near_the_best(least, critical, overhead, throughput, rate, spread):
+    law = Law(least, critical, overhead, throughput, minutes=30, spread=spread, rate=rate)
+    evidence, advice = answer(law)
+    taken = law.time(advice["batch_size"], advice["learning_rate"])
+    assert taken <= 1.25 * law.best_time(), (advice, evidence["not_measured"])
+    updates = advice["predictions"][-2]["updates"]
+    assert advice["predictions"][-2]["batch_size"] == advice["batch_size"]
+    # The rates that were tried are a factor of two apart.
+    assert 0.75 < updates[0] / law.updates(advice["batch_size"]) < 1.4
+
+
+@settings(max_examples=25, deadline=None)
+@given(minutes=st.floats(0.01, 5), target=st.sampled_from([None, 0.98]), least=st.integers(100, 20_000))
+def test_with_little_time_what_is_missing_is_said(minutes, target, least):
+    law = Law(least, minutes=minutes)
+    evidence, advice = answer(law, target=target)
+    # The first run has to be made to know what runs take.
+    assert law.now <= law.seconds + 10
+    assert evidence["not_measured"] or minutes > 1
+    result = {"evidence": {**evidence, "kind": "cpu"}, "advice": advice, "minutes": minutes, "seconds": law.now}
+    text = "\n".join(recommendation_lines(result))
+    assert all(missing in text for missing in evidence["not_measured"])
+    json.loads(json.dumps(finite(result), allow_nan=False))
+    if advice is None:
+        assert "No recommendation" in text
+    elif evidence["noise"] is None and not any(run["reached"] for run in evidence["runs"]):
+        pytest.fail("an advice that rests on nothing")
+
+
+def test_without_a_target_noise_and_knee_decide():
+    law = Law(critical=400.0)
+    evidence, advice = answer(law, target=None)
+    assert any("target_accuracy" in text for text in evidence["not_measured"])
+    assert advice["source"] == "noise" and advice["predictions"][0]["seconds"] is None
+    assert advice["critical_batch_size"]["value"] == pytest.approx(400, rel=0.2)
+    # sqrt(400 x 10) = 63.
+    assert advice["batch_size"] == 64
+    assert advice["learning_rate"] == pytest.approx(law.best_rate(64), rel=0.8)
+    assert "target_accuracy" not in advice["options"]
+
+
+def test_the_command_is_one_that_the_trainer_takes():
+    _, advice = answer(Law(minutes=30))
+    words = shlex.split(command(advice))
+    assert words[:3] == ["python", "-m", "experiments.train"]
+    given_ = dict(word.removeprefix("--").split("=") for word in words[3:])
+    assert given_["batch_size"] == str(advice["batch_size"])
+    config = TrainConfig(**advice["options"])
+    assert (config.target_accuracy, config.schedule, config.warmup_epochs) == (0.98, "constant", 0)
+
+
+def test_what_binds_is_named():
+    # Far more noise than the device can use, and the other way round.
+    assert answer(Law(critical=5_000.0, overhead=1e-4, minutes=30))[1]["binds"] == "knee"
+    assert answer(Law(critical=30.0, overhead=1e-1, minutes=60))[1]["binds"] == "noise"
+    _, advice = answer(Law(critical=5_000.0, overhead=5e-2, minutes=60), examples=2_000)
+    assert advice["binds"] == "data" and advice["batch_size"] <= 250
+
+
+def test_a_batch_that_does_not_run_is_a_result():
+    law = Law(most=20_000, minutes=30)
+    evidence, advice = answer(law)
+    tried = evidence["memory"]["tried"]
+    assert tried["batch_size"] > 20_000 and "exit status -9" in tried["error"]
+    assert advice is not None and advice["batch_size"] <= 20_000
+
+
+def test_nothing_is_advised_of_a_target_that_is_not_reached_but_noise_speaks():
+    evidence, advice = answer(Law(least=10**7, minutes=3))
+    assert any("did not reach it" in text for text in evidence["not_measured"])
+    assert advice["source"] == "noise" and advice["predictions"][0]["updates"] is None
+
+
+@settings(deadline=None)
+@given(fixed=st.integers(10**5, 10**9), slope=st.integers(10**3, 10**7), limit=st.integers(10**9, 10**11))
+def test_the_largest_batch_fits_and_the_next_does_not(fixed, slope, limit):
+    sizes = [8, 32, 128, 512]
+    line = memory.fit_memory(sizes, [fixed + slope * size for size in sizes])
+    assert line.at(1024) == pytest.approx(fixed + 1024 * slope, rel=1e-6) and line.error < 1e-6
+    largest = memory.largest_batch(line, limit, 8)
+    room = memory.USABLE * limit
+    assert largest % 8 == 0
+    assert largest == 0 or fixed + slope * largest <= room * (1 + 1e-5)
+    assert fixed + slope * (largest + 8) >= room * (1 - 1e-5)
+
+
+def test_memory_that_does_not_grow_is_refused():
+    with pytest.raises(UsageError, match="do not grow"):
+        memory.fit_memory([8, 32], [1000, 900])
+    with pytest.raises(UsageError, match="at least two batch sizes"):
+        memory.fit_memory([8, 8], [1000, 1000])
+
+
+def test_updates_of_the_law_are_those_of_a_row():
+    law = Law()
+    job = Job("a", {"batch_size": 64, "learning_rate": law.best_rate(64), "steps": 10**6, "target_accuracy": 0.9})
+    assert updates_to_target(law.run(job)) == round(law.updates(64))
+
+
+def test_the_command_line_end_to_end(tmp_path):
+    """On a data set of a moment, in processes of its own; the second time nothing is run."""
+    command_ = [
+        sys.executable, "-m", "experiments.recommend", "--dataset=tests.own:larger", "--model=tests.own:model",
+        "--num_devices=1", "--target_accuracy=0.7", "--budget_minutes=10", f"--workdir={tmp_path}",
+    ]  # fmt: skip
+    first = subprocess.run(command_, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert first.returncode == 0, first.stderr
+    assert "python -m experiments.train" in first.stdout and "gradient noise scale" in first.stdout
+    rows = (tmp_path / "results.jsonl").read_text()
+    again = subprocess.run([*command_, "--json"], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (tmp_path / "results.jsonl").read_text().count("\n") >= rows.count("\n")
+    advice = json.loads(again.stdout)["advice"]
+    assert TrainConfig(**advice["options"]).batch_size == advice["batch_size"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--budget_minutes=0"], "--budget_minutes must be positive, not 0"),
+        (["--target_accuracy=98"], "--target_accuracy is a share of 1, such as 0.98, not 98"),
+        (["--model=simple_cn"], "Did you mean 'simple_cnn'"),
+    ],
+)
+def test_bad_flags_are_refused(flags, message, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.recommend", f"--workdir={tmp_path}", *flags],
+        capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
