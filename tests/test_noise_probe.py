@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 
 from experiments._errors import UsageError
-from experiments.training import loop, metrics
+from experiments.training import fit, loop, metrics
 from experiments.training.config import TrainConfig
-from experiments.training.noise import noise_from_shards
+from experiments.training.noise import (
+    NoiseEstimate,
+    init_noise,
+    larger_batch,
+    noise_from_shards,
+    noise_scale,
+    update_noise,
+)
 from experiments.training.noise_probe import noise_probe
 from experiments.training.steps import standardised
 from tests import own, rig
@@ -57,6 +64,40 @@ def test_it_changes_nothing_of_the_training_and_goes_on_with_it(tmp_path):
     log = metrics.MetricsLog(tmp_path / "measured", 8)
     with log:
         assert set(log.evaluations(8)) == {"test"}
+
+
+def test_live_says_the_running_noise_scale_and_goes_on_with_it(tmp_path, capsys, monkeypatch):
+    """A line with every evaluation, from the averages of the rows; of a run that was stopped the same ones."""
+    config = {**OPTIONS, "epochs": 3, "span": 16, "live": True}
+
+    def said():
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("noise ")]
+
+    plain = loop.train(TrainConfig(**{**config, "live": False}, workdir=str(tmp_path / "plain")))
+    assert said() == []
+    whole = loop.train(TrainConfig(**config, workdir=str(tmp_path / "whole")))
+    lines = said()
+    assert whole["results"] == plain["results"] and len(lines) == 3
+    state = init_noise()
+    for row in metrics.read(tmp_path / "whole" / metrics.FILE):
+        if row["kind"] == "noise":
+            state = update_noise(state, NoiseEstimate(row["gradient_norm2"], row["trace"]), fit.LIVE_DECAY)
+    assert lines[-1].startswith("noise     ") and lines[-1].endswith(larger_batch(float(noise_scale(state)), 16))
+
+    evaluate, calls = fit.Fit._evaluate_and_log, []
+
+    def stopped(self, state, step):
+        calls.append(step)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return evaluate(self, state, step)
+
+    monkeypatch.setattr(fit.Fit, "_evaluate_and_log", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(TrainConfig(**config, workdir=str(tmp_path / "stopped")))
+    assert said() == lines[:2]
+    loop.train(TrainConfig(**config, workdir=str(tmp_path / "stopped")))
+    assert said() == lines[2:]
 
 
 def test_a_training_set_of_one_shard_is_refused():

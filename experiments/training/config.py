@@ -16,6 +16,7 @@ PLACES = (
     "input",
     "num_devices",
     "checkpoint_every",
+    "live",
     "distributed",
     "coordinator_address",
     "num_processes",
@@ -151,6 +152,9 @@ class TrainConfig:
     )
     noise_every: int = _option(
         0, "Updates between two measurements of the gradient noise scale, which metrics.jsonl holds. 0: none.", least=0
+    )
+    live: bool = _option(
+        False, "Print, with every evaluation, the running gradient noise scale and what it says of the batch size."
     )
     checkpoint_every: int = _option(0, "Updates between two checkpoints. 0: one at the end of every epoch.", least=0)
 

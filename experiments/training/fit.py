@@ -13,10 +13,15 @@ from experiments.training.checkpoints import Checkpoints
 from experiments.training.clock import Clock
 from experiments.training.config import TrainConfig
 from experiments.training.metrics import MetricsLog
-from experiments.training.noise import NoiseEstimate
+from experiments.training.noise import NoiseEstimate, init_noise, larger_batch, noise_scale, update_noise
+from experiments.training.noise_probe import SHARD_SIZE, SHARDS
 from experiments.training.progress import REMEDY, NonFiniteLossError, Progress
 from experiments.training.run import Program, Run
 
+# With --live, of the examples that are trained on, one in so many is measured too.
+LIVE_SHARE = 10
+# Of the running averages, over some five measurements.
+LIVE_DECAY = 0.8
 # 128 + SIGTERM, as a shell has it.
 TERMINATED = 143
 
@@ -54,6 +59,13 @@ class Fit:
         first = processes.is_first()
         self.starts = self._checkpoints.notes.get("starts", 0) + 1
         self._progress = Progress(self._config, plan, self._log, step, quiet=not first)
+        self._noise_every = self._config.noise_every
+        if self._config.live and not self._noise_every:
+            often = max(1, LIVE_SHARE * SHARD_SIZE * SHARDS // self._config.batch_size)
+            self._noise_every = min(often, plan.phases[0].steps_per_epoch)
+        self._running_noise = init_noise()
+        for estimate in self._log.noise(step):
+            self._running_noise = update_noise(self._running_noise, NoiseEstimate(*estimate), LIVE_DECAY)
         with processes.Termination() as self._termination:
             if self._is_evaluated(step):
                 # It was stopped there: before the evaluation, or after.
@@ -104,7 +116,7 @@ class Fit:
                 # The metrics of the step before this one.
                 progress.read()
                 progress.expect(step, metrics, feeding.examples(sources))
-            if _is_due(self._config.noise_every, before, step):
+            if _is_due(self._noise_every, before, step):
                 self._settle(state)
                 self._measure_noise(state, step)
             paused = self._is_evaluated(step)
@@ -154,6 +166,8 @@ class Fit:
                 raise NonFiniteLossError(f"the loss on {name} is {result['loss']} after step {step}; {REMEDY}")
         with self._clock("log"):
             self._progress.end_epoch(step, results, self._computing)
+            if self._config.live and np.isfinite(self._running_noise.average.trace):
+                self._progress.say(self._noise_line(step))
         return results
 
     def _measure_noise(self, state: steps.TrainState, step: int) -> None:
@@ -162,6 +176,13 @@ class Fit:
         with self._clock("log"):
             row = {name: float(value) for name, value in estimate._asdict().items()}
             self._log.write("noise", step, {"epoch": self._run.plan.epochs_at(step), **row})
+            self._running_noise = update_noise(self._running_noise, estimate, LIVE_DECAY)
+
+    def _noise_line(self, step: int) -> str:
+        scale = float(noise_scale(self._running_noise))
+        said = f"{float(f'{scale:.3g}'):,.6g}, " if np.isfinite(scale) else ""
+        batch_size = self._run.plan.locate(max(step - 1, 0)).phase.batch_size
+        return f"noise     {said}{larger_batch(scale, batch_size)}"
 
     def _program(self, state: steps.TrainState, sources: list[steps.Source]) -> Program:
         key = feeding.signature(sources)

@@ -63,6 +63,13 @@ class MetricsLog:
         rows = [row for row in there if row["step"] == step and row["kind"] not in ("train", "noise")]
         return {row["kind"]: {k: v for k, v in row.items() if k not in ("kind", "step", "epoch")} for row in rows}
 
+    def noise(self, step: int) -> list[tuple[float, float]]:
+        """The estimates of |G|^2 and tr Sigma that were logged up to a step, in order."""
+        there = read(self._path) if self._path.exists() else []
+        return [
+            (row["gradient_norm2"], row["trace"]) for row in there if row["kind"] == "noise" and row["step"] <= step
+        ]
+
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Adds a row {"kind", "step", **values}, and each number of it as the TensorBoard scalar `kind/name`."""
         if self._file is None or self._events is None:

@@ -217,6 +217,30 @@ def noise_scale(state: NoiseState) -> jax.Array:
     return jnp.where(norm2 > 0, trace / norm2, unresolved)
 
 
+def larger_batch(scale: float, batch_size: int) -> str:
+    """What twice the batch would do, by the noise scale: S ~ 1 + B_simple / B updates, B S examples.
+
+    Args:
+      scale: the noise scale, in examples.
+      batch_size: in examples.
+
+    Returns:
+      A clause for a person.
+
+    Example:
+      >>> larger_batch(100.0, 100)
+      'about the batch of 100: twice the batch would take 25% fewer updates and 50% more examples'
+
+    Source: McCandlish et al., "An Empirical Model of Large-Batch Training", arXiv 1812.06162, 2018, section 2.3.
+    """
+    if not 0 < scale < np.inf:
+        return "not told from the noise yet: a batch far larger would still take fewer updates"
+    saved = 1 - (1 + scale / (2 * batch_size)) / (1 + scale / batch_size)
+    where = "above" if scale > 3 * batch_size else "below" if scale < batch_size / 3 else "about"
+    place = f"{where} the batch of {batch_size}" if where == "about" else f"far {where} the batch of {batch_size}"
+    return f"{place}: twice the batch would take {saved:.0%} fewer updates and {1 - 2 * saved:.0%} more examples"
+
+
 def noise_scale_interval(
     estimates: NoiseEstimate | Sequence[NoiseEstimate],
     confidence: float = 0.95,

@@ -28,15 +28,16 @@ def noise_probe(config: TrainConfig, run: Run, dataset: datasets.Dataset) -> Cal
     runs on one device of each process, and changes nothing of the training.
 
     Raises:
-      UsageError: `config.noise_every` asks for measurements, and the training set has not two shards.
+      UsageError: `config.noise_every` or `config.live` asks for measurements, and the training set has not two shards.
     """
     train = dataset.train
     shard_size = config.span or SHARD_SIZE
     shards = min(SHARDS, train.size // shard_size)
-    if config.noise_every and shards < 2:
+    if (config.noise_every or config.live) and shards < 2:
+        flag = "--noise_every" if config.noise_every else "--live"
         raise UsageError(
-            f"--noise_every takes two shards of {shard_size} training examples to measure the gradient noise, and "
-            f"there are {train.size} examples; leave it out" + (", or give a smaller --span" if config.span else "")
+            f"{flag} takes two shards of {shard_size} training examples to measure the gradient noise, and there are "
+            f"{train.size} examples; leave it out" + (", or give a smaller --span" if config.span else "")
         )
     # The step of training, on a mesh of one device: what is pooled over the devices is pooled over a shard.
     mesh = devices.make_mesh(run.mesh.local_devices[:1])

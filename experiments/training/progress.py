@@ -104,6 +104,12 @@ class Progress:
         )
         sys.stdout.flush()
 
+    def say(self, text: str) -> None:
+        """Prints a line beside the bar."""
+        if not self._quiet:
+            self._bar.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
     def close(self) -> None:
         """Takes the bar away."""
         self._bar.close()
