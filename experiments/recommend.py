@@ -29,7 +29,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("span", None, "As for experiments.train.")
     flags.DEFINE_string("dtype", None, "As for experiments.train.")
     flags.DEFINE_integer("num_devices", None, "As for experiments.train.")
-    flags.DEFINE_string("optimizer", "nesterov", "Of all runs: nesterov or sgd.")
+    flags.DEFINE_enum("optimizer", "nesterov", ["nesterov", "sgd"], "Of all runs.")
     flags.DEFINE_float("target_accuracy", None, "To be reached soon, such as 0.98. Default: none; no run goes to one.")
     flags.DEFINE_float("budget_minutes", 10.0, "What measuring may take.")
     flags.DEFINE_string("workdir", None, "Folder for the results. Default: runs/recommend-DATASET-MODEL.")

@@ -17,9 +17,19 @@ from experiments.reporting.section import COLOUR, GREY, SECOND, canvas, interval
 FILE = "recommendation.json"
 # Beyond this a bound says nothing.
 MOST = 1e7
-HEAD = ("batch size", "an update", "updates an epoch", "updates", "epochs", "time to the target", "memory")
+HEAD = (
+    "batch size",
+    "an update",
+    "updates an epoch (left out)",
+    "updates",
+    "epochs",
+    "computing to the target",
+    "memory",
+)
+NOTHING = "No recommendation: what is missing would decide it."
 # Of these options 0 is not the default.
 ZERO = ("warmup_epochs", "weight_decay", "label_smoothing")
+OUTCOME = {True: "reached", False: "not reached"}
 SOURCES = {
     "runs": "runs to the target",
     "noise": "the gradient noise scale, a weaker ground than runs to the target",
@@ -37,7 +47,7 @@ def recommendation_lines(result: dict[str, Any]) -> list[str]:
     found += [f"missing   {text}" for text in evidence["not_measured"]]
     found.append(f"spent     {result['seconds'] / 60:.1f} of {result['minutes']:g} minutes")
     if advice is None:
-        return [*found, "", "No recommendation: what is missing decides it. Give a larger --budget_minutes."]
+        return [*found, "", NOTHING]
     rows = (HEAD, *predictions(advice))
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
@@ -54,6 +64,7 @@ def command(advice: dict[str, Any]) -> str:
 def settings(advice: dict[str, Any], evidence: dict[str, Any]) -> list[tuple[str, str]]:
     """The setting, what binds and how sure it is, each with a name."""
     parts = "" if advice["accumulation_steps"] == 1 else f" x {advice['accumulation_steps']} accumulation"
+    norm = evidence["options"].get("norm", "batch")
     span = "the whole batch" if advice["span"] is None else f"{advice['span']} examples"
     critical, knee = advice["critical_batch_size"], advice["knee"]
     return [
@@ -63,7 +74,7 @@ def settings(advice: dict[str, Any], evidence: dict[str, Any]) -> list[tuple[str
             f"{advice['per_device']:,} per device{parts}",
         ),
         ("rate", f"{advice['optimizer']}, {advice['learning_rate']:g}, constant, no warmup"),
-        ("span", f"{span}, as measured"),
+        ("norm", norm + (f", statistics over {span}" if norm == "batch" else "")),
         ("binds", f"{advice['binds']}; what would loosen it: {advice['loosen']}"),
         (
             "sure",
@@ -80,7 +91,9 @@ def settings(advice: dict[str, Any], evidence: dict[str, Any]) -> list[tuple[str
 
 def measured(evidence: dict[str, Any]) -> list[str]:
     """A line for each thing that was measured."""
-    texts = [f"data: {evidence['examples']:,} examples to train on, {evidence['held_out']:,} held out"]
+    held_out = evidence["held_out"]
+    goal = f"{held_out:,} held out for the target" if held_out else "none held out: the target is of the test split"
+    texts = [f"data: {evidence['examples']:,} examples to train on, {goal}"]
     if memory := evidence["memory"]:
         text = f"memory: {memory['per_example'] / 2**20:.3g} MiB an example and {memory['fixed'] / 2**20:.3g} MiB"
         if memory["largest"] is not None:
@@ -96,11 +109,11 @@ def measured(evidence: dict[str, Any]) -> list[str]:
         shown = ", ".join(f"{rate:g}: {loss:.3g}" for rate, loss in screening["losses"])
         texts.append(f"loss of short runs at batch size {screening['batch_size']:,} by rate: {shown}")
     if noise := evidence["noise"]:
-        shown = ", ".join(_count(window["scale"]) for window in noise["windows"])
+        shown = ", ".join(f"{_count(w['scale'])} ({_bounds(w['interval'])})" for w in noise["windows"])
         texts.append(f"gradient noise scale along a run: {shown}")
     return texts + [
         f"run: batch size {run['batch_size']:,}, rate {run['rate']:g}, seed {run['seed']}: "
-        f"{'reached' if run['reached'] else 'not reached'} after {run['updates']:,} updates"
+        + ("diverged" if run["diverged"] else f"{OUTCOME[run['reached']]} after {run['updates']:,} updates")
         for run in evidence["runs"]
     ]
 
@@ -111,7 +124,7 @@ def predictions(advice: dict[str, Any]) -> list[tuple[str, ...]]:
         (
             f"{p['batch_size']:,}",
             _with_bounds(p["step_seconds"], _seconds),
-            f"{p['updates_per_epoch']:,}",
+            f"{p['updates_per_epoch']:,} ({p['dropped']:.1%})",
             _with_bounds(p["updates"], _count),
             _with_bounds(p["epochs"], _count),
             _with_bounds(p["seconds"], _seconds),
@@ -140,9 +153,8 @@ def recommendation_figure(folder: str | Path) -> Figure:
     if sizes:
         middle, low, high = zip(*(c[name] for c in candidates), strict=True)
         # A band without a bound would hide the rest.
-        axes.fill_between(
-            sizes, low, [min(h, 10 * m) for h, m in zip(high, middle, strict=True)], color=COLOUR, alpha=0.15
-        )
+        high = [m * 10 if h is None else min(h, 10 * m) for h, m in zip(high, middle, strict=True)]
+        axes.fill_between(sizes, low, high, color=COLOUR, alpha=0.15)
         axes.plot(sizes, middle, "-", color=COLOUR, linewidth=1.5, label="predicted")
     if name == "seconds":
         for reached, marker, text in ((True, "o", "run that reached it"), (False, "^", "run cut short")):
@@ -173,9 +185,7 @@ def write_recommendation_page(folder: str | Path) -> Path:
     result = _read(folder)
     evidence, advice = result["evidence"], result["advice"]
     if advice is None:
-        parts = [
-            "<p><strong>No recommendation: what is missing decides it. Give a larger --budget_minutes.</strong></p>"
-        ]
+        parts = [f"<p><strong>{NOTHING}</strong></p>"]
     else:
         parts = [
             f"<pre>{html.escape(command(advice))}</pre>",
@@ -204,22 +214,25 @@ def _read(folder: str | Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-def _with_bounds(values: Sequence[float] | None, say: Callable[[float], str]) -> str:
+def _with_bounds(values: Sequence[float | None] | None, say: Callable[[float | None], str]) -> str:
     if values is None:
         return "not measured"
     middle, low, high = values
     return f"{say(middle)} ({say(low)} to {say(high)})"
 
 
-def _bounds(ends: Sequence[float]) -> str:
-    return interval([end if end < MOST else math.inf for end in ends])
+# What is not finite is null in the file.
+def _bounds(ends: Sequence[float | None]) -> str:
+    return interval([math.inf if end is None or end > MOST else end for end in ends])
 
 
-def _count(value: float) -> str:
-    return number(value if value < MOST else math.inf)
+def _count(value: float | None) -> str:
+    return number(math.inf if value is None or value > MOST else value)
 
 
-def _seconds(value: float) -> str:
+def _seconds(value: float | None) -> str:
+    if value is None or value > MOST:
+        return "no bound"
     if value < 0.1:
         return f"{1e3 * value:.3g} ms"
     return f"{value:.3g} s" if value < 120 else f"{value / 60:.3g} min"

@@ -140,7 +140,7 @@ def predict_steps_interval(fit: ScalingFit, batch_size: float, *, confidence: fl
     """
     size = _size("predict_steps_interval", batch_size)
     values = fit.draws["min_steps"] + fit.draws["min_examples"] / size
-    return _interval(values, _checked("predict_steps_interval", confidence, len(values)))
+    return interval_of(values, _checked("predict_steps_interval", confidence, len(values)))
 
 
 def fit_step_time(
@@ -251,12 +251,17 @@ def _summary(confidence: float, **logs: np.ndarray) -> tuple:
     """The fields of a fit from the logs of its numbers, each of shape (1 + draws,), the fit first."""
     with np.errstate(over="ignore"):
         values = {name: np.exp(log) for name, log in logs.items()}
-    intervals = {name: _interval(value[1:], confidence) for name, value in values.items()}
+    intervals = {name: interval_of(value[1:], confidence) for name, value in values.items()}
     return *(float(value[0]) for value in values.values()), intervals, {name: v[1:] for name, v in values.items()}
 
 
-def _interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Between two draws, not interpolated: some may be infinite."""
+def interval_of(values: np.ndarray, confidence: float) -> tuple[float, float]:
+    """The ends of the middle share of draws: two of them, not interpolated, since some may be infinite.
+
+    Example:
+      >>> interval_of(np.arange(999.0), 0.95)
+      (24.0, 974.0)
+    """
     rank = max(1, round((len(values) + 1) * (1 - confidence) / 2))
     ordered = np.sort(values)
     return float(ordered[rank - 1]), float(ordered[-rank])

@@ -57,11 +57,11 @@ PRESETS = {
         time=step_time.Setting(_MNIST_TIMED, examples=30_000, rounds=5),
         smoothness=smoothness.Setting((1, 6, 60, 600), 1_000, 64, 0.01, 4_000, 80),
         convergence=convergence.Setting(
-            0.98, (1, 6, 60, 600, 6000), (16, 64, 256, 1024, 4096), (0.0025, 0.005, 0.01), 20, (0, 1)
+            0.98, (1, 6, 60, 600, 6000), (16, 64, 256, 1024), (0.0025, 0.005, 0.01), 20, (0, 1)
         ),
-        backwards=large_batch.Backwards(epochs=4, seeds=(0,)),
-        ladder=large_batch.Ladder(epochs=6, seeds=(0,)),
-        generalisation=generalisation.Setting((64, 512, 4096), epochs=8, steps=400, seeds=(0, 1)),
+        backwards=large_batch.Backwards(epochs=3, seeds=(0,)),
+        ladder=large_batch.Ladder(epochs=4, seeds=(0,)),
+        generalisation=generalisation.Setting((64, 512, 4096), epochs=5, steps=250, seeds=(0, 1)),
     ),
     "mnist_full": Study(
         {"dataset": "mnist"},

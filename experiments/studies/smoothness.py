@@ -11,9 +11,10 @@ import numpy as np
 from experiments._errors import UsageError
 from experiments.studies.jobs import Job
 from experiments.training import metrics
-from experiments.training.noise import NoiseEstimate, noise_scale_interval
+from experiments.training.noise import LEAST_BLOCKS, NoiseEstimate, noise_scale_interval
 
-# Of a run's measurements of noise, the groups that are averaged before they are divided.
+# Of a run's measurements of noise, the most groups that are averaged before they are divided; of an interval each takes
+# eight.
 WINDOWS = 5
 CONFIDENCE = 0.95
 
@@ -129,7 +130,7 @@ def noise_windows(measured: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
     found = []
     if not measured:
         return found
-    for part in np.array_split(np.array(measured, float), min(WINDOWS, len(measured))):
+    for part in np.array_split(np.array(measured, float), min(WINDOWS, max(1, len(measured) // LEAST_BLOCKS))):
         steps, losses, norm2, trace = part.T
         scale = trace.mean() / norm2.mean() if norm2.mean() > 0 else math.inf
         try:

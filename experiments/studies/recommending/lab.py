@@ -1,7 +1,9 @@
 """Where measurements come from: training runs in another process, within a budget of time."""
 
+import math
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,9 +12,7 @@ import jax
 from experiments.studies import smoothness
 from experiments.studies.convergence import Data
 from experiments.studies.jobs import Job, Runner
-
-# What a run takes beside its updates: to start, compile, evaluate and keep its state.
-START = 4.0
+from experiments.training.noise_probe import SHARD_SIZE, SHARDS
 
 
 class Problem(NamedTuple):
@@ -30,6 +30,67 @@ class Problem(NamedTuple):
     devices: int
     optimizer: str = "nesterov"
 
+    @property
+    def unit(self) -> int:
+        """Of which batch sizes are a power of two: the devices, or what whole spans are made of on them."""
+        span = self.data.options.get("span")
+        if span is None:
+            return self.devices
+        shared = span % self.devices == 0 and self.devices & (self.devices - 1) == 0
+        return span if shared else span * self.devices
+
+    @property
+    def shard_size(self) -> int:
+        """Examples of a shard, where the noise is measured."""
+        return self.data.options.get("span") or SHARD_SIZE
+
+    @property
+    def can_measure_noise(self) -> bool:
+        """Whether there are examples enough for two shards."""
+        return self.data.examples >= 2 * self.shard_size
+
+
+class Costs(NamedTuple):
+    """Seconds of the parts of a run.
+
+    Attributes:
+      update: of computing, by batch size.
+      evaluation: of the evaluated splits.
+      start: of what comes once, with compilation.
+      devices: that share an update; the noise is measured on one of them.
+    """
+
+    update: Callable[[float], float]
+    evaluation: float
+    start: float
+    devices: int
+
+    def of(self, batch_size: float, updates: float, evaluations: float = 1, measurements: float = 0, shard=0) -> float:
+        """Of a run: its updates, evaluations and measurements of the noise, in shards of so many examples."""
+        noise = measurements * self.measurement(shard or SHARD_SIZE)
+        return self.start + updates * self.update(batch_size) + evaluations * self.evaluation + noise
+
+    def measurement(self, shard_size: int) -> float:
+        """Of the noise."""
+        return self.devices * self.update(SHARDS * shard_size)
+
+
+def costs_of(rows: Sequence[dict[str, Any]], problem: Problem, update: Callable[[float], float]) -> Costs:
+    """The costs of runs to come, by those of runs that are there.
+
+    Args:
+      rows: of runs that ended, each of which began with a program of its own.
+      problem: what they trained.
+      update: seconds of computing of an update, by batch size.
+    """
+    evaluations, starts = [], []
+    for row in rows:
+        seconds, updates = row["summary"]["seconds"], row["summary"]["updates"]
+        ends = max(1, math.ceil(updates * row["options"]["batch_size"] / problem.data.examples))
+        evaluations.append(seconds.get("evaluate", 0.0) / ends)
+        starts.append(sum(seconds.get(name, 0.0) for name in ("start", "compile", "checkpoint")))
+    return Costs(update, statistics.median(evaluations), statistics.median(starts), problem.devices)
+
 
 class Lab:
     """Runs jobs and reads what they measured, until the budget is spent. A row that is there costs nothing."""
@@ -43,9 +104,9 @@ class Lab:
         """Seconds since the lab was opened."""
         return self._clock() - self._started
 
-    def affords(self, seconds: float, reserve: float = 0.0) -> bool:
-        """Whether so many seconds are left, and a reserve beside them."""
-        return self.spent() + seconds + reserve <= self.seconds
+    def affords(self, seconds: float) -> bool:
+        """Whether so many seconds are left."""
+        return self.spent() + seconds <= self.seconds
 
     def run(self, job: Job) -> dict[str, Any]:
         """The row of a job, as `Runner.run` gives it."""

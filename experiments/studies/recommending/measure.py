@@ -4,7 +4,6 @@ Every number comes from a training run of `experiments.train`, whose row says ho
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,16 @@ import numpy as np
 from experiments._errors import UsageError
 from experiments.studies.convergence import SEARCH_SEED
 from experiments.studies.jobs import Job
-from experiments.studies.recommending.lab import START, Lab, Problem
+from experiments.studies.recommending.lab import Costs, Lab, Problem, costs_of
 from experiments.studies.recommending.memory import fit_memory, largest_batch
-from experiments.studies.recommending.target import LEAST_STEPS, reach_target, size_near, step_seconds
+from experiments.studies.recommending.target import (
+    LEAST_STEPS,
+    TargetSearch,
+    constant_options,
+    rounded,
+    size_near,
+    step_seconds,
+)
 from experiments.studies.scaling import fit_step_time
 from experiments.studies.smoothness import noise_windows
 from experiments.training.config import DEFAULT_BASE_RATES, REFERENCE_BATCH_SIZE
@@ -23,6 +29,8 @@ from experiments.training.config import DEFAULT_BASE_RATES, REFERENCE_BATCH_SIZE
 # longer; at least three, if the training set has so many.
 FIRST_SIZE, STEP, LINEAR, FEWEST_SIZES = 8, 4, 3.0, 3
 TIMED_STEPS, TIMED_EXAMPLES = 300, 8_000
+# Parameters hardly move, where only time and memory are looked at.
+TINY_RATE = 1e-6
 # Of the budget: a short run by which rates are compared; the run that tries the largest batch; the run whose noise is
 # measured where there is no target.
 SCREENING, CONFIRMATION, NOISE = 0.015, 0.15, 0.1
@@ -33,8 +41,8 @@ MOST_EPOCHS = 10
 TAIL = 0.25
 # Rates that a search begins with are so far apart, and so often it goes on beyond its edge.
 COARSE, MOST_EXTENSIONS = 4.0, 4
-# Measurements of the noise along a run.
-MEASUREMENTS = 12
+# Measurements of the noise along a run without a target.
+MEASUREMENTS = 16
 # Where the first runs are made: a critical batch size, before anything is known of it.
 SUPPOSED_CRITICAL = 300.0
 
@@ -43,201 +51,196 @@ def measure(lab: Lab, problem: Problem) -> dict[str, Any]:
     """Measures what the budget allows.
 
     Returns:
-      What was found, as JSON holds it. `step_time`: points [batch size, seconds of an update]. `memory`: the line
-      through compiled programs, the `limit`, the `largest` batch that fits and how a run near it went. `screening`:
-      the losses of short runs by rate. `noise`: windows of a run. `runs`: to the target. `not_measured`: what is
-      missing, and why.
+      What was found, as JSON holds it. `step_time`: points [batch size, seconds of computing of an update]. `memory`:
+      the line through compiled programs, the `limit`, the `largest` batch that fits and how a run near it went.
+      `screening`: the losses of short runs by rate. `noise`: windows of a run. `runs`: to the target. `not_measured`:
+      what is missing, and why.
 
     Raises:
       UsageError: not even the smallest batch can be trained on.
     """
+    missing: list[str] = []
+    points: list[list[float]] = []
     evidence: dict[str, Any] = {
         "options": problem.data.options,
         "examples": problem.data.examples,
         "held_out": problem.data.held_out,
         "devices": problem.devices,
+        "unit": problem.unit,
         "target": problem.target,
         "optimizer": problem.optimizer,
+        "step_time": points,
         "memory": None,
         "screening": None,
         "noise": None,
         "runs": [],
-        "not_measured": [],
+        "not_measured": missing,
     }
-    points = evidence["step_time"] = []
-    missing: list[str] = evidence["not_measured"]
     timed = _time(lab, problem, points, missing)
     if len(timed) < 2:
+        missing.append("all that rests on the time of an update: fewer than two batch sizes could be timed")
         return evidence
     fit = fit_step_time(*zip(*points, strict=True)) if len(points) >= FEWEST_SIZES else None
 
-    def seconds(batch_size: float) -> float:
-        return _at(points, batch_size) if fit is None else fit.overhead + batch_size / fit.throughput
+    def update(batch_size: float) -> float:
+        return _between(points, batch_size) if fit is None else fit.overhead + batch_size / fit.throughput
 
-    evidence["memory"] = _memory(lab, problem, timed, seconds, missing)
+    costs = costs_of(timed, problem, update)
+    evidence["memory"] = _memory(lab, problem, timed, costs, missing)
     knee = fit.knee if fit is not None and 0 < fit.knee < math.inf else FIRST_SIZE
     limit = evidence["memory"]["largest"] if evidence["memory"] else None
     start = size_near(math.sqrt(SUPPOSED_CRITICAL * knee), problem, limit)
-    losses = _screen(lab, problem, start, seconds, missing)
+    losses = _screen(lab, problem, start, costs, missing)
     if not losses:
         return evidence
     evidence["screening"] = {"batch_size": start, "losses": [[rate, loss] for rate, loss in sorted(losses.items())]}
-    rate = min(losses, key=lambda r: losses[r])
+    rate = _least(losses)
     if problem.target is None:
         missing.append("updates to a target: no --target_accuracy was given")
-        evidence["noise"] = _noise_alone(lab, problem, start, rate, seconds, missing)
-        return evidence
-    reach_target(lab, problem, start, rate, seconds, limit, evidence)
+        evidence["noise"] = _noise_alone(lab, problem, start, rate, costs, missing)
+    else:
+        TargetSearch(lab, problem, costs, limit, evidence)(start, rate)
     return evidence
 
 
 def _job(problem: Problem, key: str, batch_size: int, steps: int, rate: float, **changes: Any) -> Job:
-    """A short run at a constant rate."""
-    options = {
-        **problem.data.options,
-        "batch_size": batch_size,
-        "steps": steps,
-        "optimizer": problem.optimizer,
-        "learning_rate": rate,
-        "schedule": "constant",
-        "warmup_epochs": 0,
-        "weight_decay": 0.0,
-        "label_smoothing": 0.0,
-        "checkpoint_every": max(1, steps),
-        "validation_examples": problem.data.held_out,
-        "seed": SEARCH_SEED,
-        **changes,
-    }
-    return Job(key, options)
+    """A run of so many updates."""
+    options = constant_options(problem, batch_size, rate)
+    return Job(key, {**options, "steps": steps, "checkpoint_every": max(1, steps), "seed": SEARCH_SEED, **changes})
 
 
-def default_rate(problem: Problem, batch_size: int) -> float:
-    """Where a search for a rate begins: the trainer's default."""
-    return DEFAULT_BASE_RATES[problem.optimizer] * batch_size / REFERENCE_BATCH_SIZE
-
-
-def _time(lab: Lab, problem: Problem, points: list, missing: list[str]) -> list[dict[str, Any]]:
+def _time(lab: Lab, problem: Problem, points: list[list[float]], missing: list[str]) -> list[dict[str, Any]]:
     """Runs of rising batch size, whose compiled steps are timed and whose memory is known."""
     rows: list[dict[str, Any]] = []
-    size = problem.devices * max(1, FIRST_SIZE // problem.devices)
+    size = problem.unit * max(1, FIRST_SIZE // problem.unit)
     last = 0.0
     while size <= problem.data.examples:
         if not lab.affords(last):
-            missing.append(f"the time of an update at {size} examples and more: the budget is spent")
+            missing.append(f"the time of an update at {size:,} examples and more: too little time is left")
             break
         before = lab.spent()
         steps = min(TIMED_STEPS, max(LEAST_STEPS, TIMED_EXAMPLES // size))
-        row = lab.run(_job(problem, f"time-b{size}", size, steps, default_rate(problem, size) / COARSE))
+        row = lab.run(_job(problem, f"time-b{size}", size, steps, TINY_RATE))
         last = lab.spent() - before
-        if "error" in row and not row["diverged"]:
+        if "summary" not in row:
             if not rows:
                 # Of such a small batch it is no matter of size: a name, the data, the model.
                 raise UsageError(row["error"])
-            missing.append(f"the time of an update at {size} examples and more: {row['error']}")
+            missing.append(f"the time of an update at {size:,} examples and more: {_first_line(row['error'])}")
             break
-        if "summary" in row:
-            rows.append(row)
-            points.append([size, step_seconds(row)])
+        rows.append(row)
+        points.append([size, step_seconds(row)])
         ratio = points[-1][1] / points[-2][1] if len(points) > 1 else 0.0
         if len(points) >= FEWEST_SIZES and ratio >= LINEAR:
             break
         size *= STEP
-    if len(rows) < 2:
-        missing.append("everything that rests on the time of an update: fewer than two batch sizes could be timed")
     return rows
 
 
-def _at(points: list, batch_size: float) -> float:
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0][:200] if text.strip() else "failed"
+
+
+def _between(points: list[list[float]], batch_size: float) -> float:
     sizes, seconds = np.array(sorted(points)).T
     return float(np.exp(np.interp(math.log(batch_size), np.log(sizes), np.log(seconds))))
 
 
 def _memory(
-    lab: Lab, problem: Problem, rows: list, seconds: Callable[[float], float], missing: list[str]
+    lab: Lab, problem: Problem, rows: list[dict[str, Any]], costs: Costs, missing: list[str]
 ) -> dict[str, Any] | None:
     found = [(row["options"]["batch_size"], row["summary"]["memory"]) for row in rows]
     analysed = [(size, memory) for size, memory in found if memory and memory["needed"] is not None]
-    limit = analysed[0][1]["limit"] if analysed else None
     try:
         line = fit_memory([size for size, _ in analysed], [memory["needed"] for _, memory in analysed])
     except UsageError as error:
         missing.append(f"memory: {error}")
         return None
+    limit = analysed[0][1]["limit"]
     if limit is None:
         missing.append("the largest batch that fits: this backend does not say how much memory there is")
         return {**line._asdict(), "limit": None, "largest": None, "tried": None}
-    largest = largest_batch(line, limit, problem.devices)
-    tried = _try_largest(lab, problem, largest, seconds, missing)
+    largest = largest_batch(line, limit, problem.unit)
+    tried = _try_largest(lab, problem, largest, costs, missing)
+    if tried and tried["error"]:
+        # What is known to run, and not what should.
+        largest = min(largest, tried["batch_size"] // 2 // problem.unit * problem.unit)
     return {**line._asdict(), "limit": limit, "largest": largest, "tried": tried}
 
 
-def _try_largest(
-    lab: Lab, problem: Problem, largest: int, seconds: Callable[[float], float], missing: list[str]
-) -> dict[str, Any] | None:
+def _try_largest(lab: Lab, problem: Problem, largest: int, costs: Costs, missing: list[str]) -> dict[str, Any] | None:
     """A run of two updates near the limit, of memory or of the data, in the process that trains."""
-    size = min(largest, problem.data.examples) // problem.devices * problem.devices
-    # It compiles too; where that takes too long a smaller batch is tried, and the report says which.
-    room = CONFIRMATION * lab.seconds - 2 * START
-    while size > problem.devices and 2 * seconds(size) > room:
-        size = size // 2 // problem.devices * problem.devices
-    if size < FIRST_SIZE or room <= 0 or not lab.affords(2 * seconds(size) + 2 * START):
+    size = min(largest, problem.data.examples) // problem.unit * problem.unit
+    if problem.unit != problem.devices and size:
+        # Of whole spans over the devices.
+        size = problem.unit * 2 ** int(math.log2(size // problem.unit))
+    # Where that takes too long a smaller batch is tried, and the report says which.
+    room = CONFIRMATION * lab.seconds
+    while size > FIRST_SIZE and costs.of(size, 2) > room:
+        size = size // 2 // problem.unit * problem.unit
+    if size < FIRST_SIZE or not lab.affords(costs.of(size, 2)):
         missing.append("whether the largest batch runs: too little time is left to try")
         return None
-    row = lab.run(_job(problem, f"largest-b{size}", size, 2, 1e-6))
-    return {"batch_size": size, "error": row.get("error"), "memory": row.get("summary", {}).get("memory")}
+    row = lab.run(_job(problem, f"largest-b{size}", size, 2, TINY_RATE))
+    return {"batch_size": size, "error": _first_line(row["error"]) if "error" in row else None}
 
 
-def _screen(
-    lab: Lab, problem: Problem, batch_size: int, seconds: Callable[[float], float], missing: list[str]
-) -> dict[float, float]:
+def _screen(lab: Lab, problem: Problem, batch_size: int, costs: Costs, missing: list[str]) -> dict[float, float]:
     """The mean of the last losses of short runs, by rate: three, then beyond the edge, then beside the best."""
-    affordable = SCREENING * lab.seconds / seconds(batch_size)
-    steps = max(LEAST_STEPS, round(min(affordable, MOST_EPOCHS * problem.data.examples / batch_size)))
-    cost = steps * seconds(batch_size) + START
+    affordable = SCREENING * lab.seconds / costs.update(batch_size)
+    epoch = problem.data.examples / batch_size
+    steps = max(LEAST_STEPS, round(min(affordable, MOST_EPOCHS * epoch)))
+    cost = costs.of(batch_size, steps, 1 + steps / epoch)
     losses: dict[float, float] = {}
 
     def run(rate: float) -> bool:
-        rate = float(f"{rate:.4g}")
+        rate = rounded(rate)
         if not lab.affords(cost):
+            missing.append(f"the rate {rate:g} in a short run: too little time is left")
             return False
         job = _job(problem, f"short-b{batch_size}-r{rate:.4g}", batch_size, steps, rate)
         row = lab.run(job)
         if "error" in row and not row["diverged"]:
-            missing.append(f"the rate {rate:g}: {row['error']}")
+            missing.append(f"the rate {rate:g} in a short run: {_first_line(row['error'])}")
             return False
         values = lab.losses(job)
         tail = values[-max(1, round(TAIL * len(values))) :]
         losses[rate] = float(np.mean(tail)) if tail else math.inf
         return True
 
-    first = default_rate(problem, batch_size)
+    first = DEFAULT_BASE_RATES[problem.optimizer] * batch_size / REFERENCE_BATCH_SIZE
     within = all(run(first * factor) for factor in (1 / COARSE, 1.0, COARSE))
     for _ in range(MOST_EXTENSIONS):
-        if not within or not losses:
+        if not within or min(losses) < _least(losses) < max(losses):
             break
-        best = min(losses, key=lambda r: losses[r])
-        if min(losses) < best < max(losses):
-            break
-        within = run(best * (COARSE if best == max(losses) else 1 / COARSE))
-    if within:
-        best = min(losses, key=lambda r: losses[r])
+        within = run(_least(losses) * (COARSE if _least(losses) == max(losses) else 1 / COARSE))
+    if within and math.isfinite(losses[_least(losses)]):
+        best = _least(losses)
         within = all(run(best * factor) for factor in (0.5, 2.0))
-    if not within:
-        missing.append("more rates: the budget is spent")
+    if losses and not any(map(math.isfinite, losses.values())):
+        missing.append(f"a rate: every one from {min(losses):g} to {max(losses):g} diverged")
     return {rate: loss for rate, loss in losses.items() if math.isfinite(loss)}
 
 
+def _least(losses: dict[float, float]) -> float:
+    """The rate of the least loss; where all diverged, the least rate."""
+    return min(losses, key=lambda rate: (losses[rate], rate))
+
+
 def _noise_alone(
-    lab: Lab, problem: Problem, batch_size: int, rate: float, seconds: Callable[[float], float], missing: list[str]
+    lab: Lab, problem: Problem, batch_size: int, rate: float, costs: Costs, missing: list[str]
 ) -> dict[str, Any] | None:
-    steps = max(2 * MEASUREMENTS, round(NOISE * lab.seconds / seconds(batch_size)))
-    if not lab.affords(steps * seconds(batch_size) + START):
+    if not problem.can_measure_noise:
+        missing.append(f"the gradient noise scale: {problem.data.examples:,} examples are too few")
+        return None
+    steps = max(2 * MEASUREMENTS, round(NOISE * lab.seconds / costs.update(batch_size)))
+    evaluations = 1 + steps * batch_size / problem.data.examples
+    if not lab.affords(costs.of(batch_size, steps, evaluations, MEASUREMENTS, problem.shard_size)):
         missing.append("the gradient noise scale: too little time is left")
         return None
-    every = max(1, steps // MEASUREMENTS)
-    job = _job(problem, f"noise-b{batch_size}-r{rate:.4g}", batch_size, steps, rate, noise_every=every)
+    job = _job(problem, f"noise-b{batch_size}-r{rate:.4g}", batch_size, steps, rate, noise_every=steps // MEASUREMENTS)
     row = lab.run(job)
     if "error" in row:
-        missing.append(f"the gradient noise scale: {row['error']}")
+        missing.append(f"the gradient noise scale: {_first_line(row['error'])}")
         return None
     return {"batch_size": batch_size, "windows": noise_windows(lab.noise(job))}

@@ -24,10 +24,6 @@ class MemoryLine(NamedTuple):
     per_example: float
     error: float
 
-    def at(self, batch_size: float) -> float:
-        """The bytes at a batch size."""
-        return self.fixed + self.per_example * batch_size
-
 
 def fit_memory(batch_sizes: Sequence[int], needed: Sequence[int]) -> MemoryLine:
     """The line through the bytes of compiled programs, by least squares of relative deviations.

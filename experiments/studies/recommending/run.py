@@ -33,7 +33,7 @@ def recommend(
 
     Returns:
       `evidence` from `measure`, `advice` from `advise` or None, the `minutes` allowed and the `seconds` spent here;
-      the same as in `recommendation.json` in the folder.
+      the same as in `recommendation.json` in the folder, where what is not finite is null.
 
     Raises:
       UsageError: the budget or the target is out of range, or the data set is too small.
@@ -48,9 +48,9 @@ def recommend(
         devices = runner.ask(count_devices, options.get("num_devices"))
         problem = Problem(data, target, devices["count"], optimizer)
         evidence = {**measure(lab, problem), "kind": devices["kind"]}
-        result = {"minutes": minutes, "seconds": lab.spent(), "evidence": evidence, "advice": advise(evidence)}
+    result = {"minutes": minutes, "seconds": lab.spent(), "evidence": evidence, "advice": advise(evidence)}
     aside = folder / f"{FILE}.tmp"
-    aside.write_text(json.dumps(result, indent=1) + "\n")
+    aside.write_text(json.dumps(finite(result), indent=1) + "\n")
     os.replace(aside, folder / FILE)
     return result
 
