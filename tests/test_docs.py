@@ -1,11 +1,15 @@
 """Each page of docs/ is a program that runs, and no link of a document points to nowhere."""
 
+import html
 import re
 from pathlib import Path
 
 import pytest
 
+from experiments.reporting import study_sections
+
 ROOT = Path(__file__).parent.parent
+STUDY = ROOT / "docs" / "batch_size_mnist"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
@@ -52,3 +56,27 @@ def test_links_within_the_repository_lead_somewhere(document):
             titles = re.findall(r"^#+ (.*)$", path.read_text(), flags=re.MULTILINE)
             anchors = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
             assert heading in anchors, f"{document.name} links to {link}"
+
+
+def test_the_readme_says_what_the_committed_study_found():
+    """Sentences, and the table of runs to the target, as the report makes them from the rows beside it."""
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    sections = study_sections(STUDY)
+    assert [section.number for section in sections] == list(range(1, 9))
+    for section in sections:
+        assert section.answer in readme, section.answer
+    (target,) = (section for section in sections if section.number == 3)
+    cells = re.findall(r"<tr><td>(.*?)</td>(.*?)</tr>", "".join(target.parts))
+    assert len(cells) >= 5
+    for first, rest in cells:
+        row = " | ".join(html.unescape(cell) for cell in (first, *re.findall(r"<td class=\"n\">(.*?)</td>", rest)))
+        assert f"| {row} |" in readme, row
+
+
+def test_the_committed_study_speaks_of_itself_alone():
+    """No folder of whoever made it, and not much of it."""
+    files = list(STUDY.iterdir())
+    assert {"report.html", "results.jsonl", "convergence.json"} <= {path.name for path in files}
+    assert sum(path.stat().st_size for path in files) < 1.5e6
+    for path in files:
+        assert not re.search(r"--data_dir|data_dir\"|/(home|root|work|tmp|Users)/", path.read_text()), path.name
