@@ -180,14 +180,18 @@ def _target_answer(found: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str
         said = []
         if reached:
             ends = sorted({min(reached), max(reached)})
-            takes = " and ".join(f"{number(reached[size])} epochs at a batch of {size:,}" for size in ends)
+            takes = " and ".join(f"{_epochs(reached[size])} at a batch of {size:,}" for size in ends)
             said.append(f"{target_of(found)} takes {takes}")
         if never:
-            said.append(f"it is not reached, by half of the runs or more, at {', '.join(never)}")
+            said.append(f"it is not reached, by half of the runs or more, at {' and '.join(never)}")
         if said:
             sentences.append(f"{words}, " + ", and ".join(said))
     text = "; ".join(sentences) or "nothing has been run"
     return text[:1].upper() + text[1:] + "."
+
+
+def _epochs(count: float) -> str:
+    return f"{number(count)} epoch{'' if number(count) == '1' else 's'}"
 
 
 def _rate_answer(found: dict[str, Any]) -> str:

@@ -101,6 +101,9 @@ def critical_sections(folder: str | Path) -> list[Section]:
 
 def _publish(axes: Axes) -> None:
     low, high = axes.get_xlim()
+    least, most = axes.get_ylim()
+    # Room below the runs.
+    axes.set_ylim(least / (most / least) ** 0.25, most)
     for place, text in PUBLISHED:
         ends = place if isinstance(place, tuple) else (place, place)
         if ends[1] < low or ends[0] > high:
@@ -115,12 +118,15 @@ def _publish(axes: Axes) -> None:
             transform=axes.get_xaxis_transform(),
             solid_capstyle="butt",
         )
+        # Inside the axes, on whatever side there is room.
+        is_left = math.log(max(ends[0], low) / low) < 0.6 * math.log(high / low)
         axes.annotate(
             text,
-            (max(ends[0], low), 0.03),
-            (2, 2),
+            (max(ends[0], low) if is_left else ends[1], 0.03),
+            (2 if is_left else -2, 2),
             xycoords=("data", "axes fraction"),
             textcoords="offset points",
+            ha="left" if is_left else "right",
             fontsize=7,
             color=SECOND,
         )
