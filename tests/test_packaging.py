@@ -28,7 +28,7 @@ EXPERIMENTS = [
     {"training"},
     {"benchmarking", "studies"},
     {"_flags"},
-    {"train", "evaluate", "batch_size_study", "norm_study", "benchmark", "report"},
+    {"train", "evaluate", "batch_size_study", "recommend", "norm_study", "benchmark", "report"},
 ]
 # Reads result files only.
 STANDALONE = {"reporting": {"_errors", "reporting"}}

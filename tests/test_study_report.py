@@ -73,7 +73,7 @@ def test_sizes_that_do_not_reach_the_target_are_named():
     text = reporting_convergence._target_answer(convergence_of([]), rows)
     assert text == (
         "At one rate for all, 98.5% takes 2 epochs at a batch of 16, and it is not reached, by half of the runs or "
-        "more, at 64, 256."
+        "more, at 64 and 256."
     )
 
 

@@ -46,8 +46,8 @@ PRESETS = {
     "quick": Study(
         {"dataset": "digits"},
         time=step_time.Setting((60, 256, 264, 1024, 4096), examples=8_000, rounds=2),
-        smoothness=smoothness.Setting((6, 60, 600), 200, 64, 0.02, 400, 10),
-        convergence=convergence.Setting(0.9, (60, 600), (64, 256, 1024), (0.02, 0.04, 0.08), 2, (0, 1)),
+        smoothness=smoothness.Setting((6, 60, 240), 200, 64, 0.02, 400, 20),
+        convergence=convergence.Setting(0.9, (60, 240), (32, 128, 512), (0.01, 0.02, 0.04), 2, (0, 1)),
         backwards=large_batch.Backwards(batch_size=2400, k=4, epochs=1, seeds=(0,)),
         ladder=large_batch.Ladder(batch_size=2048, epochs=1, seeds=(0,)),
         generalisation=generalisation.Setting((64, 1024), epochs=1, steps=60, seeds=(0,)),
