@@ -17,8 +17,8 @@ AS_GOOD = 1.1
 # Epochs that a recommended run may take, of those that are predicted.
 EPOCHS = 2
 # Each of the fits draws by a seed of its own, so that their draws are independent.
-STEPS_SEED, NOISE_SEED = 0, 2
-TIME_SEED = 1
+STEPS_SEED, TIME_SEED, NOISE_SEED = 0, 1, 2
+# Of a normal distribution, half the width of 95% in standard deviations.
 NORMAL_95 = 1.96
 
 
@@ -166,7 +166,7 @@ class _Limits:
     """What data and memory allow."""
 
     def __init__(self, evidence: dict[str, Any]):
-        self.examples, self.devices, self.unit = (evidence[name] for name in ("examples", "devices", "unit"))
+        self.examples, self.unit = evidence["examples"], evidence["unit"]
         self.largest = (evidence["memory"] or {}).get("largest")
         tried = [run["batch_size"] for run in evidence["runs"] if not run["diverged"]]
         self.tried = tried or [size for size, _ in evidence["step_time"]]
