@@ -172,12 +172,12 @@ def search(
 def _beyond(rates: Sequence[float], upward: bool) -> float:
     """The next rate of a rising grid, in its own steps."""
     if len(rates) == 1:
-        return _rounded(rates[0] * (FACTOR if upward else 1 / FACTOR))
-    return _rounded(rates[-1] ** 2 / rates[-2] if upward else rates[0] ** 2 / rates[1])
+        return rounded(rates[0] * (FACTOR if upward else 1 / FACTOR))
+    return rounded(rates[-1] ** 2 / rates[-2] if upward else rates[0] ** 2 / rates[1])
 
 
-def _rounded(rate: float) -> float:
-    # Four digits, so that a key names the rate that was run.
+def rounded(rate: float) -> float:
+    """To four digits, so that a key names the rate that was run."""
     return float(f"{rate:.4g}")
 
 
@@ -217,7 +217,7 @@ def run_tuned(data: Data, setting: Setting, run: Callable[[Job], dict[str, Any]]
         if not tuned.reached:
             continue
         middle = setting.rates[len(setting.rates) // 2]
-        rates = tuple(_rounded(tuned.rate * rate / middle) for rate in setting.rates)
+        rates = tuple(rounded(tuned.rate * rate / middle) for rate in setting.rates)
     return found
 
 

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.studies.convergence import CONFIDENCE
-from experiments.studies.recommending.target import FEWEST_UPDATES, best_runs, fit_of, rounded, scaled_rate
+from experiments.studies.convergence import CONFIDENCE, rounded
+from experiments.studies.recommending.target import FEWEST_UPDATES, best_runs, fit_of, scaled_rate
 from experiments.studies.scaling import DRAWS, StepTimeFit, fit_step_time, interval_of
 from experiments.studies.smoothness import CONSTANT
 

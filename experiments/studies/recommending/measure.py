@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments._errors import UsageError
-from experiments.studies.convergence import SEARCH_SEED
+from experiments.studies.convergence import SEARCH_SEED, rounded
 from experiments.studies.jobs import Job
 from experiments.studies.recommending.lab import Costs, Lab, Problem, costs_of
 from experiments.studies.recommending.memory import fit_memory, largest_batch
@@ -17,7 +17,6 @@ from experiments.studies.recommending.target import (
     LEAST_STEPS,
     TargetSearch,
     constant_options,
-    rounded,
     size_near,
     step_seconds,
 )

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments._errors import UsageError
-from experiments.studies.convergence import RESOLUTION, SEARCH_SEED, updates_to_target
+from experiments.studies.convergence import RESOLUTION, SEARCH_SEED, rounded, updates_to_target
 from experiments.studies.jobs import Job
 from experiments.studies.recommending.lab import Costs, Lab, Problem
 from experiments.studies.scaling import ScalingFit, fit_steps_to_target, predict_steps
@@ -76,11 +76,6 @@ def scaled_rate(rate: float, batch_size: float, other: float, noise_scale: float
     Source: McCandlish et al., "An Empirical Model of Large-Batch Training", arXiv 1812.06162, 2018, equation 2.6.
     """
     return rounded(rate * (1 + noise_scale / batch_size) / (1 + noise_scale / other))
-
-
-def rounded(rate: float) -> float:
-    """To four digits, so that a key names the rate that was run."""
-    return float(f"{rate:.4g}")
 
 
 class TargetSearch:
