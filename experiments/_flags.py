@@ -12,13 +12,26 @@ from experiments._errors import UsageError
 _DEFINE = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool}
 
 
+class _NumberOrName(flags.ArgumentParser):
+    """A whole number, or else a name."""
+
+    def parse(self, argument):
+        try:
+            return int(argument)
+        except ValueError:
+            return argument
+
+
 def define(dataclass: type) -> None:
     """Defines one flag for each field of a dataclass, its help from the field's metadata."""
     for field in dataclasses.fields(dataclass):
         kind = typing.get_type_hints(dataclass)[field.name]
-        if isinstance(kind, types.UnionType):
-            (kind,) = (k for k in typing.get_args(kind) if k is not type(None))
-        _DEFINE[kind](field.name, field.default, field.metadata["help"])
+        kinds = set(typing.get_args(kind) if isinstance(kind, types.UnionType) else [kind]) - {types.NoneType}
+        if kinds == {int, str}:
+            flags.DEFINE(_NumberOrName(), field.name, field.default, field.metadata["help"])
+        else:
+            (kind,) = kinds
+            _DEFINE[kind](field.name, field.default, field.metadata["help"])
 
 
 def given(dataclass: type) -> dict:

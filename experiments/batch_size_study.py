@@ -30,6 +30,7 @@ def define_flags() -> None:
         "norm", None, "Of every run. Default: none where batch sizes from 1 on are compared, else batch."
     )
     flags.DEFINE_float("target_accuracy", None, "Of the runs to a target, such as 0.98.")
+    flags.DEFINE_integer("max_epochs", None, "After which such a run counts as not having reached it.", lower_bound=1)
     flags.DEFINE_list("batch_sizes", None, "At which the rate is tuned and minima are compared, in rising order.")
     flags.DEFINE_list("learning_rates", None, "Where the search begins, at the smallest of these batch sizes.")
     flags.DEFINE_list("seeds", None, "Of every run that has several, but for those of the search.")
@@ -46,6 +47,7 @@ def main() -> None:
         settings.PRESETS[FLAGS.preset],
         {name: FLAGS[name].value for name in ("dataset", "data_dir", "image_size", "model", "norm", "num_devices")},
         target=FLAGS.target_accuracy,
+        max_epochs=FLAGS.max_epochs,
         batch_sizes=_numbers("batch_sizes", int),
         rates=_numbers("learning_rates", float),
         seeds=_numbers("seeds", int),

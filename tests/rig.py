@@ -38,7 +38,7 @@ def first_steps(config, dataset, number, num_devices, dtype=None, start=None):
     for sources in itertools.islice(_updates(run.plan, feed), number):
         key = signature(sources)
         if key not in programs:
-            programs[key] = run.compile(state, sources)
+            programs[key] = run.compile(state, sources, run.plan)
         state, row = programs[key].call(state, sources)
         rows.append(jax.device_get(row))
     return jax.device_get(state), rows

@@ -123,7 +123,7 @@ def test_another_rate_is_the_same_program(options):
         config = TrainConfig(batch_size=32, model="tests.own:model", learning_rate=rate, epochs=6, **options)
         run = rig.run_of(config, dataset, 2)
         sources = next(feeding.Feed(config, dataset.train, run.mesh, resident=True).updates(run.plan.locate(0), 0))
-        program = run.compile(run.state, sources)
+        program = run.compile(run.state, sources, run.plan)
         texts.add(program.largest.as_text())
         rates.append(float(program.call(run.state, sources)[1]["learning_rate"]))
     assert len(texts) == 1

@@ -140,7 +140,7 @@ def _our_steps(config: TrainConfig, dataset, chosen) -> Callable[[int], None]:
     feed = Feed(config, dataset.train, run.mesh, resident=True)
     updates = _updates(run, feed)
     state, first = run.state, next(updates)
-    program = run.compile(state, first)
+    program = run.compile(state, first, run.plan)
     updates = itertools.chain([first], updates)
 
     def steps(number: int) -> None:

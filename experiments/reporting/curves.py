@@ -40,6 +40,7 @@ def training_curves(workdir: str | Path) -> Figure:
     train = series.pop("train", [])
     # Its scale is that of a study, not of a run.
     series.pop("noise", None)
+    ramp = series.pop("ramp", [])
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     loss, accuracy, rate = figure.subplots(1, 3)
     steps = [row["step"] for row in train]
@@ -53,6 +54,12 @@ def training_curves(workdir: str | Path) -> Figure:
         loss.plot(at, [row["loss"] for row in split], "o-", color=colour, markersize=3, linewidth=1.2, label=name)
         values = [100 * row["accuracy"] for row in split]
         accuracy.plot(at, values, "o-", color=colour, markersize=3, linewidth=1.2, label=f"{name}: {values[-1]:.2f}%")
+    for row in ramp:
+        rate.axvline(row["step"], color=TRAIN_COLOUR, linewidth=0.8, linestyle=":")
+        place = rate.get_xaxis_transform()
+        rate.text(
+            row["step"], 0.02, f" batch {row['batch_size']}", transform=place, rotation=90, fontsize=7, va="bottom"
+        )
     loss.set(title="Loss", xlabel="update", yscale="log")
     accuracy.set(title="Accuracy (%)", xlabel="update", ylim=(max(0, _floor(series)), 100.2))
     rate.set(title="Learning rate", xlabel="update", ylim=(0, None))

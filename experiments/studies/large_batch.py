@@ -102,11 +102,13 @@ class Ladder(NamedTuple):
       batch_size: of every rung; the first one has the rate of a batch of 64.
       epochs: of every rung but the last.
       seeds: of every rung.
+      drop_remainder: leave out what an epoch has after its last full batch, which takes a program of its own.
     """
 
     batch_size: int = 8192
     epochs: int = EPOCHS
     seeds: tuple[int, ...] = SEEDS
+    drop_remainder: bool = False
 
 
 def rungs(ladder: Ladder) -> list[tuple[str, dict[str, Any]]]:
@@ -122,7 +124,10 @@ def rungs(ladder: Ladder) -> list[tuple[str, dict[str, Any]]]:
         ("cyclic rate in its place", {"schedule": "cyclic", "cycle_epochs": epochs / 3}),
         ("cosine again, + norms do not decay", {"schedule": "cosine", "decay_all": False}),
         (f"+ span of {span}", {"span": span, "drop_remainder": True}),
-        ("span off again, + label smoothing 0.1", {"span": None, "drop_remainder": False, "label_smoothing": 0.1}),
+        (
+            "span off again, + label smoothing 0.1",
+            {"span": None, "drop_remainder": ladder.drop_remainder, "label_smoothing": 0.1},
+        ),
         ("LARS in place of Nesterov", {"optimizer": "lars", "learning_rate": linear * 6.25}),
     ]
     back = {"optimizer": "nesterov", "learning_rate": linear}
@@ -138,7 +143,11 @@ def ladder_jobs(dataset: dict[str, Any], ladder: Ladder = Ladder()) -> list[Job]
     """Each rung with each seed."""
     named = rungs(ladder)
     recipes = list(itertools.accumulate((changes for _, changes in named), lambda a, b: {**a, **b}, initial=NAIVE))[1:]
-    start = {**_options(dataset, ladder.batch_size), "epochs": ladder.epochs}
+    start = {
+        **_options(dataset, ladder.batch_size),
+        "epochs": ladder.epochs,
+        "drop_remainder": ladder.drop_remainder,
+    }
     return [
         Job(f"ladder-{number:02}-seed{seed}", {**start, **recipe, "seed": seed}, label=named[number][0])
         for seed, (number, recipe) in itertools.product(ladder.seeds, enumerate(recipes))
@@ -153,22 +162,26 @@ class Backwards(NamedTuple):
       k: updates of it.
       epochs: of every run.
       seeds: of every run.
+      optimizers: "SGD" and "Nesterov", or one of them.
     """
 
     batch_size: int = 6000
     k: int = 10
     epochs: int = EPOCHS
     seeds: tuple[int, ...] = SEEDS
+    optimizers: tuple[str, ...] = ("SGD", "Nesterov")
 
 
 def backwards_jobs(dataset: dict[str, Any], setting: Backwards = Backwards()) -> list[Job]:  # noqa: B008
     """One forward pass with k updates, k times the rate with one update, and the rate as it is, with each seed."""
     rate, k = 0.05, setting.k
-    plain = {"optimizer": "sgd", "momentum": 0.0, "schedule": "constant", "warmup_epochs": 0, "weight_decay": 0.0}
-    with_momentum = {"optimizer": "nesterov", "warmup_epochs": setting.epochs / 6}
+    recipes: dict[str, dict[str, Any]] = {
+        "SGD": {"optimizer": "sgd", "momentum": 0.0, "schedule": "constant", "warmup_epochs": 0, "weight_decay": 0.0},
+        "Nesterov": {"optimizer": "nesterov", "warmup_epochs": setting.epochs / 6},
+    }
     jobs = []
     for seed in setting.seeds:
-        for name, recipe in (("SGD", plain), ("Nesterov", with_momentum)):
+        for name in setting.optimizers:
             for what, changes in (
                 ("rate x1", {"learning_rate": rate}),
                 (f"rate x{k}", {"learning_rate": k * rate}),
@@ -178,7 +191,7 @@ def backwards_jobs(dataset: dict[str, Any], setting: Backwards = Backwards()) ->
                     **_options(dataset, setting.batch_size),
                     "epochs": setting.epochs,
                     "drop_remainder": True,
-                    **recipe,
+                    **recipes[name],
                     **changes,
                     "seed": seed,
                 }

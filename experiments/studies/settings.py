@@ -45,11 +45,11 @@ _MNIST_TIMED = (1, 6, 60, 250, 256, 264, 600, 1018, 1024, 1032, 4090, 4096, 4104
 PRESETS = {
     "quick": Study(
         {"dataset": "digits"},
-        time=step_time.Setting((60, 256, 264, 1024, 4096), examples=8_000, rounds=2),
-        smoothness=smoothness.Setting((6, 60, 240), 200, 64, 0.02, 400, 20),
-        convergence=convergence.Setting(0.9, (60, 240), (32, 128, 512), (0.01, 0.02, 0.04), 2, (0, 1)),
-        backwards=large_batch.Backwards(batch_size=2400, k=4, epochs=1, seeds=(0,)),
-        ladder=large_batch.Ladder(batch_size=2048, epochs=1, seeds=(0,)),
+        time=step_time.Setting((60, 256, 264, 1024), examples=8_000, rounds=2),
+        smoothness=smoothness.Setting((6, 60, 240), 200, 64, 0.02, 300, 20),
+        convergence=convergence.Setting(0.85, (60, 240), (32, 128, 512), (0.01, 0.02, 0.04), 2, (0, 1)),
+        backwards=large_batch.Backwards(batch_size=2400, k=4, epochs=1, seeds=(0,), optimizers=("Nesterov",)),
+        ladder=large_batch.Ladder(batch_size=2048, epochs=1, seeds=(0,), drop_remainder=True),
         generalisation=generalisation.Setting((64, 1024), epochs=1, steps=60, seeds=(0,)),
     ),
     "mnist": Study(
@@ -88,6 +88,7 @@ def changed(
     options: dict[str, Any],
     *,
     target: float | None = None,
+    max_epochs: int | None = None,
     batch_sizes: Sequence[int] | None = None,
     rates: Sequence[float] | None = None,
     seeds: Sequence[int] | None = None,
@@ -98,6 +99,7 @@ def changed(
       study: such as a preset.
       options: of every run; None: as it is.
       target: accuracy of the runs to a target.
+      max_epochs: of those, after which one counts as not having reached it.
       batch_sizes: at which the rate is tuned and minima are compared.
       rates: where the search begins, at the smallest of them.
       seeds: of every run that has several.
@@ -125,6 +127,8 @@ def changed(
     runs, minima = study.convergence, study.generalisation
     if target is not None:
         runs = runs._replace(target=target)
+    if max_epochs is not None:
+        runs = runs._replace(max_epochs=max_epochs)
     if batch_sizes is not None:
         runs = runs._replace(fixed_sizes=tuple(batch_sizes), tuned_sizes=tuple(batch_sizes))
         minima = minima._replace(batch_sizes=tuple(batch_sizes))

@@ -26,6 +26,7 @@ REFERENCE_BATCH_SIZE = 256
 REFERENCE_NORM_MOMENTUM = 0.9
 DTYPES = ("float32", "bfloat16")
 INPUTS = ("auto", "resident", "streamed")
+AUTO = "auto"
 
 
 def _option(default: Any, help: str, **limits: Any) -> Any:
@@ -93,11 +94,13 @@ class TrainConfig:
     backwards_per_forward: int = _option(
         1, "Split the losses of one forward pass into this many groups, with a backward pass and update each.", least=1
     )
-    batch_ramp: int | None = _option(
+    batch_ramp: int | str | None = _option(
         None,
         "Multiply the batch, up to this size, where --schedule=step would divide the rate; what is left of the factor "
-        "divides the rate.",
+        "divides the rate. 'auto', with --schedule=constant: double it, at the end of an epoch, as soon as the running "
+        "gradient noise scale is above twice the batch.",
         least=1,
+        among=(AUTO,),
     )
     epochs: int = _option(20, "Passes over the training set.", least=1)
     steps: int | None = _option(None, "Updates in all, in place of --epochs; the schedule ends there.", least=1)
@@ -177,16 +180,7 @@ class TrainConfig:
         if k > 1 and not self.drop_remainder:
             raise UsageError(f"--backwards_per_forward={k} takes --drop_remainder: each update has as many examples")
         if self.batch_ramp is not None:
-            if self.schedule != "step":
-                raise UsageError(
-                    f"--batch_ramp multiplies the batch in the places of --schedule=step, not {self.schedule}"
-                )
-            if self.batch_ramp < self.batch_size:
-                raise UsageError(
-                    f"--batch_ramp={self.batch_ramp} is below --batch_size={self.batch_size}, where it starts"
-                )
-            if k > 1:
-                raise UsageError("--batch_ramp takes --backwards_per_forward=1")
+            self._check_ramp(self.batch_ramp)
         if self.schedule == "cyclic" and self.cycle_epochs == 0:
             raise UsageError("--cycle_epochs must be greater than 0")
         if self.span is not None and self.norm != "batch":
@@ -212,6 +206,22 @@ class TrainConfig:
         if self.coordinator_address is not None and missing:
             raise UsageError(f"--coordinator_address comes with --{' and --'.join(missing)}")
         schedules.parse_epochs(self.step_epochs)
+
+    def _check_ramp(self, ramp: int | str) -> None:
+        if isinstance(ramp, str) and self.schedule != "constant":
+            raise UsageError(
+                f"--batch_ramp={ramp} has the noise fall by a larger batch in place of a lower rate: it takes "
+                f"--schedule=constant, not {self.schedule}"
+            )
+        if isinstance(ramp, int) and self.schedule != "step":
+            raise UsageError(
+                f"--batch_ramp={ramp} multiplies the batch in the places of --schedule=step, not {self.schedule}; "
+                f"--batch_ramp={AUTO}, with --schedule=constant, finds places of its own"
+            )
+        if isinstance(ramp, int) and ramp < self.batch_size:
+            raise UsageError(f"--batch_ramp={ramp} is below --batch_size={self.batch_size}, where it starts")
+        if self.backwards_per_forward > 1:
+            raise UsageError("--batch_ramp takes --backwards_per_forward=1")
 
     @property
     def peak_learning_rate(self) -> float:
@@ -248,7 +258,7 @@ class TrainConfig:
 
 
 def _check(name: str, value: Any, limits: Any) -> None:
-    if "among" in limits and value is not None and value not in limits["among"]:
+    if "among" in limits and isinstance(value, str) and value not in limits["among"]:
         raise unknown_name(name, value, limits["among"], hint=f" It is --{name}.")
     if value is None or isinstance(value, str | bool):
         return

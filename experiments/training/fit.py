@@ -8,17 +8,17 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from experiments.training import evaluation, feeding, preflight, processes, steps
+from experiments.training import evaluation, feeding, preflight, processes, ramp, steps
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.clock import Clock
-from experiments.training.config import TrainConfig
+from experiments.training.config import AUTO, TrainConfig
 from experiments.training.metrics import MetricsLog
 from experiments.training.noise import NoiseEstimate, init_noise, larger_batch, noise_scale, update_noise
 from experiments.training.noise_probe import SHARD_SIZE, SHARDS
 from experiments.training.progress import REMEDY, NonFiniteLossError, Progress
 from experiments.training.run import Program, Run
 
-# With --live, of the examples that are trained on, one in so many is measured too.
+# Where the running noise scale is asked for, of the examples that are trained on, one in so many is measured too.
 LIVE_SHARE = 10
 # Of the running averages, over some five measurements.
 LIVE_DECAY = 0.8
@@ -41,6 +41,8 @@ class Fit:
         noise: Callable[[steps.TrainState], NoiseEstimate],
     ):
         self._config, self._run, self._feed, self._evaluate = config, run, feed, evaluate
+        # Of the run, and what an automatic ramp has added to it.
+        self.plan = ramp.restored(run.plan, config, checkpoints.notes)
         self._checkpoints, self._clock = checkpoints, clock
         self._log, self._noise = log, noise
         self._programs: dict[Any, Program] = {}
@@ -54,15 +56,10 @@ class Fit:
 
     def __call__(self, state: steps.TrainState) -> tuple[steps.TrainState, dict, int | None]:
         """Returns the state at the end, the last evaluation of every split, and the step that reached the target."""
-        plan = self._run.plan
         step, results, reached = int(state.step), {}, None
         first = processes.is_first()
         self.starts = self._checkpoints.notes.get("starts", 0) + 1
-        self._progress = Progress(self._config, plan, self._log, step, quiet=not first)
-        self._noise_every = self._config.noise_every
-        if self._config.live and not self._noise_every:
-            often = max(1, LIVE_SHARE * SHARD_SIZE * SHARDS // self._config.batch_size)
-            self._noise_every = min(often, plan.phases[0].steps_per_epoch)
+        self._progress = Progress(self._config, self.plan, self._log, step, quiet=not first)
         self._running_noise = init_noise()
         for estimate in self._log.noise(step):
             self._running_noise = update_noise(self._running_noise, NoiseEstimate(*estimate), LIVE_DECAY)
@@ -71,7 +68,7 @@ class Fit:
                 # It was stopped there: before the evaluation, or after.
                 results = self._log.evaluations(step) or self._evaluate_and_log(state, step)
                 reached = self._reached(results, step)
-            while step < plan.total_steps and reached is None:
+            while step < self.plan.total_steps and reached is None:
                 state, step = self._to_evaluation(state, step)
                 results = self._pause(state, step)
                 reached = self._reached(results, step)
@@ -84,11 +81,18 @@ class Fit:
         return self._ends_epoch(step) or (step > 0 and _is_due(self._config.evaluate_every, before, step))
 
     def _ends_epoch(self, step: int) -> bool:
-        return step > 0 and step == self._run.plan.locate(step - 1).last_step
+        return step > 0 and step == self.plan.locate(step - 1).last_step
+
+    def _noise_every(self) -> int:
+        """Updates between two measurements of the noise."""
+        config, phase = self._config, self.plan.phases[-1]
+        if config.noise_every or not (config.live or config.batch_ramp == AUTO):
+            return config.noise_every
+        return min(max(1, LIVE_SHARE * SHARD_SIZE * SHARDS // phase.batch_size), phase.steps_per_epoch)
 
     def _updates(self, step: int) -> Iterator[list[steps.Source]]:
         """The updates that are left of an epoch."""
-        position = self._run.plan.locate(step)
+        position = self.plan.locate(step)
         if self._open is None or self._open[0] != position.first_step:
             self._open = position.first_step, self._feed.updates(position, step)
         return self._open[1]
@@ -98,7 +102,7 @@ class Fit:
         clock, progress = self._clock, self._progress
         progress.start_epoch()
         self._computing = -clock.seconds["compute"]
-        updates = self._updates(step)
+        updates, noise_every = self._updates(step), self._noise_every()
         under_way, paused = None, False
         while not paused:
             with clock.beside("input", "compute", under_way):
@@ -116,7 +120,7 @@ class Fit:
                 # The metrics of the step before this one.
                 progress.read()
                 progress.expect(step, metrics, feeding.examples(sources))
-            if _is_due(self._noise_every, before, step):
+            if _is_due(noise_every, before, step):
                 self._settle(state)
                 self._measure_noise(state, step)
             paused = self._is_evaluated(step)
@@ -130,6 +134,10 @@ class Fit:
                     _exit_terminated(step)
         self._settle(state)
         self._computing += clock.seconds["compute"]
+        if self._ends_epoch(step):
+            # Before the state is kept, so that what is decided is kept with it.
+            self.plan = ramp.grown(self.plan, self._config, step, float(noise_scale(self._running_noise)))
+            self._progress.plan = self.plan
         return state, step
 
     def _settle(self, state: steps.TrainState) -> None:
@@ -141,7 +149,7 @@ class Fit:
 
     def _pause(self, state: steps.TrainState, step: int) -> dict:
         """Evaluates, logs and keeps the state; the evaluation comes later if the run is to stop."""
-        last = step == self._run.plan.total_steps
+        last = step == self.plan.total_steps
         if not last and self._termination.is_due(step):
             self._save(state, step)
             _exit_terminated(step)
@@ -168,27 +176,40 @@ class Fit:
             self._progress.end_epoch(step, results, self._computing)
             if self._config.live and np.isfinite(self._running_noise.average.trace):
                 self._progress.say(self._noise_line(step))
+            self._log_ramp(step)
         return results
+
+    def _log_ramp(self, step: int) -> None:
+        """Says and logs that another batch size begins here."""
+        phase = self.plan.phases[-1]
+        if self.plan.largest is None or phase.first_step != step or step == 0:
+            return
+        # The scale that decided, from the same rows.
+        scale = float(noise_scale(self._running_noise))
+        known = {"noise_scale": scale} if np.isfinite(scale) else {}
+        self._log.write("ramp", step, {"epoch": phase.first_epoch, "batch_size": phase.batch_size, **known})
+        why = f"the noise scale is {_short(scale)}" if known else "the gradient is not told from its noise"
+        self._progress.say(f"ramp      batch {phase.batch_size} from here on: {why}")
 
     def _measure_noise(self, state: steps.TrainState, step: int) -> None:
         with self._clock("noise"):
             estimate = self._noise(state)
         with self._clock("log"):
             row = {name: float(value) for name, value in estimate._asdict().items()}
-            self._log.write("noise", step, {"epoch": self._run.plan.epochs_at(step), **row})
+            self._log.write("noise", step, {"epoch": self.plan.epochs_at(step), **row})
             self._running_noise = update_noise(self._running_noise, estimate, LIVE_DECAY)
 
     def _noise_line(self, step: int) -> str:
         scale = float(noise_scale(self._running_noise))
-        said = f"{float(f'{scale:.3g}'):,.6g}, " if np.isfinite(scale) else ""
-        batch_size = self._run.plan.locate(max(step - 1, 0)).phase.batch_size
+        said = f"{_short(scale)}, " if np.isfinite(scale) else ""
+        batch_size = self.plan.locate(max(step - 1, 0)).phase.batch_size
         return f"noise     {said}{larger_batch(scale, batch_size)}"
 
     def _program(self, state: steps.TrainState, sources: list[steps.Source]) -> Program:
         key = feeding.signature(sources)
         if key not in self._programs:
             with self._clock("compile"):
-                program = self._run.compile(state, sources)
+                program = self._run.compile(state, sources, self.plan)
             memory = preflight.step_memory(program.largest, self._run.mesh.local_devices)
             line = preflight.memory_line(memory)
             if not self._programs:
@@ -196,6 +217,7 @@ class Fit:
                 if processes.is_first():
                     print(line, flush=True)
             self._programs[key] = program
+            self.plan = ramp.within_memory(self.plan, memory)
         return self._programs[key]
 
     def _reached(self, results: dict, step: int) -> int | None:
@@ -210,12 +232,18 @@ class Fit:
             for leaf in jax.tree.leaves((state.params, state.batch_stats)):
                 if not np.isfinite(np.asarray(leaf, np.float32)).all():
                     raise NonFiniteLossError(f"the parameters are not finite after step {step}; {REMEDY}")
-            self._checkpoints.save(state, {"seconds": dict(self._clock.seconds), "starts": self.starts})
+            kept = {"seconds": dict(self._clock.seconds), "starts": self.starts, **ramp.notes(self.plan)}
+            self._checkpoints.save(state, kept)
 
 
 def _is_due(every: int, before: int, step: int) -> bool:
     """Whether a multiple of a number of updates lies after one step and not after the other; never for 0."""
     return every > 0 and step // every > before // every
+
+
+def _short(scale: float) -> str:
+    """A number with three digits that count."""
+    return f"{float(f'{scale:.3g}'):,.6g}"
 
 
 def _exit_terminated(step: int) -> NoReturn:

@@ -96,7 +96,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         clock.add(checkpoints.notes.get("seconds", {}))
         fit = Fit(config, run, feed, evaluate, checkpoints, log, clock, noise)
         state, results, reached = fit(state)
-        summary = _summarise(config, run, int(state.step), results, reached, clock)
+        summary = _summarise(config, run._replace(plan=fit.plan), int(state.step), results, reached, clock)
         summary["first_step_ended"] = fit.first_step_ended
         summary["starts"] = fit.starts
         summary["memory"] = None if fit.memory is None else fit.memory._asdict()

@@ -9,6 +9,8 @@ from typing import Any
 from absl import logging
 
 FILE = "metrics.jsonl"
+# All other kinds of row are named after the split that was evaluated.
+NOT_EVALUATIONS = ("train", "noise", "ramp")
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
@@ -60,7 +62,7 @@ class MetricsLog:
     def evaluations(self, step: int) -> dict[str, dict[str, Any]]:
         """What was logged of an evaluation after a step, by split; nothing if there was none."""
         there = read(self._path) if self._path.exists() else []
-        rows = [row for row in there if row["step"] == step and row["kind"] not in ("train", "noise")]
+        rows = [row for row in there if row["step"] == step and row["kind"] not in NOT_EVALUATIONS]
         return {row["kind"]: {k: v for k, v in row.items() if k not in ("kind", "step", "epoch")} for row in rows}
 
     def noise(self, step: int) -> list[tuple[float, float]]:

@@ -10,7 +10,7 @@ import numpy as np
 from experiments import data as datasets
 from experiments._errors import UsageError
 from experiments.training import devices, steps
-from experiments.training.config import TrainConfig
+from experiments.training.config import AUTO, TrainConfig
 from experiments.training.noise import NoiseEstimate, measure_noise
 from experiments.training.run import Run, make_model
 from experiments.training.steps import Batch, TrainState
@@ -28,13 +28,14 @@ def noise_probe(config: TrainConfig, run: Run, dataset: datasets.Dataset) -> Cal
     runs on one device of each process, and changes nothing of the training.
 
     Raises:
-      UsageError: `config.noise_every` or `config.live` asks for measurements, and the training set has not two shards.
+      UsageError: the configuration asks for measurements, and the training set has not two shards.
     """
     train = dataset.train
     shard_size = config.span or SHARD_SIZE
     shards = min(SHARDS, train.size // shard_size)
-    if (config.noise_every or config.live) and shards < 2:
-        flag = "--noise_every" if config.noise_every else "--live"
+    flags = {"--noise_every": config.noise_every, "--live": config.live, "--batch_ramp=auto": config.batch_ramp == AUTO}
+    flag = next((name for name, given in flags.items() if given), None)
+    if flag and shards < 2:
         raise UsageError(
             f"{flag} takes two shards of {shard_size} training examples to measure the gradient noise, and there are "
             f"{train.size} examples; leave it out" + (", or give a smaller --span" if config.span else "")

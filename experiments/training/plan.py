@@ -5,8 +5,11 @@ from typing import NamedTuple
 
 from experiments._errors import UsageError
 from experiments.training import optimizers, schedules
-from experiments.training.config import TrainConfig
+from experiments.training.config import AUTO, TrainConfig
 from experiments.training.devices import nearest_multiples
+
+# An epoch of an automatic ramp has at least so many updates.
+FEWEST_UPDATES = 8
 
 
 class Phase(NamedTuple):
@@ -46,12 +49,13 @@ class Plan(NamedTuple):
 
     Attributes:
       examples: in the training set.
-      phases: one, or with a batch ramp several.
-      total_steps: updates in all.
+      phases: one, or with a batch ramp several; with an automatic one those that are known.
+      total_steps: updates in all; with an automatic ramp, if the batch grows no more.
       warmup_steps: updates of warmup among them.
       boundaries: of the step schedule: updates before each, and the factor of the rate from there on.
       cycle_steps: updates of a cycle of the cyclic schedule.
       dropped: examples that an epoch of the first phase leaves out.
+      largest: batch size up to which an automatic ramp may go; None: there is none.
     """
 
     examples: int
@@ -61,11 +65,17 @@ class Plan(NamedTuple):
     boundaries: dict[int, float]
     cycle_steps: float
     dropped: int
+    largest: int | None = None
 
     @property
     def epochs(self) -> float:
         """Passes over the data in all, dropped examples counted as read."""
         return self.epochs_at(self.total_steps)
+
+    @property
+    def batch_size(self) -> int:
+        """Of the last phase."""
+        return self.phases[-1].batch_size
 
     def locate(self, step: int) -> Position:
         """Where the update after `step` others lies."""
@@ -86,6 +96,15 @@ class Plan(NamedTuple):
         """Passes over the data after `step` updates."""
         phase = next(p for p in reversed(self.phases) if p.first_step <= step)
         return phase.first_epoch + (step - phase.first_step) / phase.steps_per_epoch
+
+
+def grow(plan: Plan, config: TrainConfig, epoch: int) -> Plan:
+    """The plan with twice the batch from the start of an epoch on, which lies in its last phase."""
+    last = plan.phases[-1]
+    size = 2 * last.batch_size
+    first_step = last.first_step + (epoch - last.first_epoch) * last.steps_per_epoch
+    phase = Phase(epoch, first_step, size, _steps_per_epoch(config, size, plan.examples))
+    return plan._replace(phases=(*plan.phases, phase), total_steps=_total_steps(config, phase))
 
 
 def make(config: TrainConfig, examples: int, devices: int) -> Plan:
@@ -115,8 +134,7 @@ def make(config: TrainConfig, examples: int, devices: int) -> Plan:
         # Those beyond the end change nothing; of a run of so many updates the end is not known in epochs.
         within = [m for m in milestones if config.steps is not None or m < epochs]
         phases, boundaries = _staircase(config, phases[0], within, examples, devices)
-    last = phases[-1]
-    total = config.steps or last.first_step + (config.epochs - last.first_epoch) * last.steps_per_epoch
+    total = _total_steps(config, phases[-1])
     phases = tuple(p for p in phases if p.first_step < total)
     boundaries = {step: scale for step, scale in boundaries.items() if step < total}
     warmup = 0 if config.optimizer == optimizers.FULL_BATCH else round(config.warmup_epochs * per_epoch)
@@ -128,7 +146,29 @@ def make(config: TrainConfig, examples: int, devices: int) -> Plan:
         )
     full = examples // config.batch_size * config.batch_size
     dropped = examples - full if config.drop_remainder else 0
-    return Plan(examples, phases, total, warmup, boundaries, config.cycle_epochs * per_epoch, dropped)
+    largest = _largest_of_ramp(config, examples, devices) if config.batch_ramp == AUTO else None
+    return Plan(examples, phases, total, warmup, boundaries, config.cycle_epochs * per_epoch, dropped, largest)
+
+
+def _total_steps(config: TrainConfig, last: Phase) -> int:
+    return config.steps or last.first_step + (config.epochs - last.first_epoch) * last.steps_per_epoch
+
+
+def _largest_of_ramp(config: TrainConfig, examples: int, devices: int) -> int:
+    """The batch size up to which it may be doubled: an epoch keeps some updates, and a span fits the devices."""
+    size = config.batch_size
+    while 2 * size * FEWEST_UPDATES <= examples and (
+        config.span is None or config.span in spans(2 * size // config.accumulation_steps, devices)
+    ):
+        size *= 2
+    if size == config.batch_size:
+        raise UsageError(
+            f"--batch_ramp=auto keeps at least {FEWEST_UPDATES} updates an epoch"
+            + ("" if config.span is None else f" and whole spans of {config.span}")
+            + f", and {2 * size} of {examples} examples is too large a batch for that; start from a smaller "
+            f"--batch_size than {size}"
+        )
+    return size
 
 
 def _steps_per_epoch(config: TrainConfig, batch_size: int, examples: int) -> int:
@@ -140,7 +180,7 @@ def _staircase(config: TrainConfig, phase: Phase, milestones, examples: int, dev
     """The phases and the boundaries of a step schedule: at each milestone the batch grows, or the rate falls."""
     phases, boundaries = [phase], {}
     for milestone in milestones:
-        if config.batch_ramp is None:
+        if not isinstance(config.batch_ramp, int):
             step = round(milestone * phase.steps_per_epoch)
             boundaries[step] = boundaries.get(step, 1.0) / config.step_factor
             continue

@@ -35,6 +35,11 @@ def describe(config: TrainConfig, plan: Plan, devices: int, platform: str, proce
         f"ramp      batch {p.batch_size} from epoch {p.first_epoch}: {p.steps_per_epoch:,} updates an epoch"
         for p in plan.phases[1:]
     ]
+    if plan.largest is not None:
+        lines.append(
+            f"ramp      twice the batch, up to {plan.largest}, at the end of an epoch as soon as the running gradient "
+            "noise scale is above that"
+        )
     return lines + [f"warning   {text}" for text in _warnings(config, plan, per_device)]
 
 

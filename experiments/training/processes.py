@@ -5,6 +5,8 @@ import signal
 from collections.abc import Callable, Iterator
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from experiments._errors import UsageError
 from experiments.training.config import TrainConfig
@@ -64,6 +66,13 @@ def watched() -> Iterator[None]:
         ) from error
 
 
+def agreed(value: bool) -> bool:
+    """What the first process has; to be asked by every process."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.bool_(value)))
+
+
 def is_first() -> bool:
     """Whether this is the process that prints and writes."""
     return jax.process_index() == 0
@@ -94,8 +103,6 @@ class Termination:
         """Whether to stop after this step; to be asked by every process after every step."""
         if jax.process_count() == 1:
             return self._received
-        from jax.experimental import multihost_utils
-
         return multihost_utils.reached_preemption_sync_point(step)
 
     def _receive(self, *_):

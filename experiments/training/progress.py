@@ -35,6 +35,16 @@ class Progress:
         self._read_step = step
         self.last: dict[str, float] = {}
 
+    @property
+    def plan(self) -> Plan:
+        """Of the run, which an automatic batch ramp changes."""
+        return self._plan
+
+    @plan.setter
+    def plan(self, plan: Plan) -> None:
+        self._plan = plan
+        self._bar.total = plan.total_steps
+
     def expect(self, step: int, metrics, images: int) -> None:
         """Names what the next `read` is to read, and how many images made it."""
         self._expected = (step, metrics, images)

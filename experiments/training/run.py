@@ -48,7 +48,7 @@ class Run(NamedTuple):
       mesh: its devices.
       recipe: of the forward pass.
       state: the initial one.
-      compile: (state, sources) -> `Program`, which reads sources of the same shapes.
+      compile: (state, sources, plan) -> `Program`, which reads sources of the same shapes.
       eval_step: from `steps.eval_step`.
     """
 
@@ -57,7 +57,7 @@ class Run(NamedTuple):
     mesh: jax.sharding.Mesh
     recipe: Recipe
     state: TrainState
-    compile: Callable[[TrainState, list[Source]], Program]
+    compile: Callable[[TrainState, list[Source], plans.Plan], Program]
     eval_step: Callable
 
 
@@ -148,7 +148,7 @@ def prepare(
         recipe,
         state,
         # By the examples that count: an epoch's last, smaller batch moves running statistics by less.
-        lambda state, sources: compiler(plan.examples_of(feeding.examples(sources), feeding.is_masked(sources)))(
+        lambda state, sources, plan: compiler(plan.examples_of(feeding.examples(sources), feeding.is_masked(sources)))(
             state, sources
         ),
         steps.eval_step(evaluated, mesh, recipe),

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.studies.convergence import CONFIDENCE, rounded
-from experiments.studies.recommending.target import FEWEST_UPDATES, best_runs, fit_of, scaled_rate
+from experiments.studies.recommending.target import best_runs, fit_of, scaled_rate
 from experiments.studies.scaling import DRAWS, StepTimeFit, fit_step_time, interval_of
 from experiments.studies.smoothness import CONSTANT
+from experiments.training.plan import FEWEST_UPDATES
 
 # Predictions are made as far from the batch sizes that were tried as that.
 REACH = 4

@@ -11,9 +11,8 @@ from experiments.studies.jobs import Job
 from experiments.studies.recommending.lab import Costs, Lab, Problem
 from experiments.studies.scaling import ScalingFit, fit_steps_to_target, predict_steps
 from experiments.studies.smoothness import CONSTANT, noise_windows
+from experiments.training.plan import FEWEST_UPDATES
 
-# An epoch has at least so many updates.
-FEWEST_UPDATES = 8
 # A run of so many is timed.
 LEAST_STEPS = 10
 # Of the budget, what the first run may take; of that, what is kept for other batch sizes while rates are compared.

@@ -1,0 +1,64 @@
+"""A batch that grows with the gradient noise scale, between the epochs of a run: `--batch_ramp=auto`.
+
+At a constant rate a larger batch lowers the noise as a lower rate does, in fewer updates of the same examples; and the
+noise scale, above which larger batches save no updates, grows as the loss falls. What was decided is kept with every
+checkpoint, so that a run that goes on has the batches that it would have had.
+
+Sources: Smith et al., "Don't Decay the Learning Rate, Increase the Batch Size", arXiv 1711.00489, 2018; McCandlish et
+al., "An Empirical Model of Large-Batch Training", arXiv 1812.06162, 2018, appendix D.
+"""
+
+from typing import Any
+
+from experiments.training import plan as plans
+from experiments.training import processes
+from experiments.training.config import AUTO, TrainConfig
+from experiments.training.plan import Plan
+from experiments.training.preflight import StepMemory
+
+# Times the batch that the noise scale has to be, and that the batch becomes.
+FACTOR = 2
+
+
+def grown(plan: Plan, config: TrainConfig, step: int, scale: float) -> Plan:
+    """The plan after an epoch: with twice the batch from here on, if the noise scale says so.
+
+    Args:
+      plan: so far.
+      config: of the run.
+      step: updates so far, which end an epoch.
+      scale: the running gradient noise scale, in examples; nan: not known.
+
+    Returns:
+      The same plan where there is no automatic ramp, the warmup or the last epoch is not over, or the batch is large
+      enough. Of several processes the first decides.
+    """
+    if config.batch_ramp != AUTO or step < plan.warmup_steps or step >= plan.total_steps:
+        return plan
+    size = FACTOR * plan.batch_size
+    if not processes.agreed(size <= scale and size <= (plan.largest or 0)):
+        return plan
+    return plans.grow(plan, config, plan.locate(step - 1).epoch + 1)
+
+
+def within_memory(plan: Plan, memory: StepMemory) -> Plan:
+    """The plan with a ramp that stops where twice the memory of the present step would be too much."""
+    if plan.largest is None or None in memory or FACTOR * (memory.needed or 0) <= (memory.limit or 0):
+        return plan
+    return plan._replace(largest=min(plan.largest, plan.batch_size))
+
+
+def notes(plan: Plan) -> dict[str, Any]:
+    """What of an automatic ramp is to be kept with a checkpoint."""
+    if plan.largest is None:
+        return {}
+    return {"ramp": {"epochs": [phase.first_epoch for phase in plan.phases[1:]], "largest": plan.largest}}
+
+
+def restored(plan: Plan, config: TrainConfig, kept: dict[str, Any]) -> Plan:
+    """The plan of a run that goes on, by what `notes` gave."""
+    if "ramp" not in kept:
+        return plan
+    for epoch in kept["ramp"]["epochs"]:
+        plan = plans.grow(plan, config, epoch)
+    return plan._replace(largest=kept["ramp"]["largest"])
