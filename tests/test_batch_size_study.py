@@ -22,6 +22,7 @@ from experiments.studies import (
     generalisation,
     jobs,
     large_batch,
+    ramp,
     settings,
     smoothness,
     step_time,
@@ -66,6 +67,27 @@ def test_every_question_is_answered_from_the_files_alone(study):
     minima = [row["options"] for row in rows if row["key"].startswith("minimum-")]
     rates = {entry["batch_size"]: entry["rate"] for entry in found["tuned"]}
     assert all(options["learning_rate"] == rates[options["batch_size"]] for options in minima) and len(minima) == 8
+
+
+def test_a_ramp_beside_a_fixed_batch_and_a_falling_rate(tmp_path):
+    setting = ramp.Setting(batch_size=4, learning_rate=0.05, epochs=4, seeds=(0, 1))
+    study = TINY._replace(ramp=setting)
+    batch_size.run(study, ["ramp"], tmp_path)
+    rows = {row["key"]: row for row in jobs.read(tmp_path / jobs.FILE) if "course" in row}
+    assert len(rows) == 6
+    fixed, step, auto = (rows[f"ramp-{way}-seed0"] for way in ("fixed", "step", "auto"))
+    for row in rows.values():
+        course, summary = row["course"], row["summary"]
+        assert [epochs for epochs, _, _ in course["evaluations"]] == [1, 2, 3, 4]
+        assert course["evaluations"][-1][1] == summary["updates"]
+        assert course["evaluations"][-1][2] == next(iter(summary["results"].values()))["accuracy"]
+    assert fixed["summary"]["updates"] == step["summary"]["updates"] > auto["summary"]["updates"]
+    assert fixed["course"]["batch_sizes"] == [] and auto["course"]["batch_sizes"][0][1] == 8
+    # In the first epoch nothing is different yet.
+    assert fixed["course"]["evaluations"][0] == step["course"]["evaluations"][0] == auto["course"]["evaluations"][0]
+    (section,) = study_sections(tmp_path)
+    assert section.number == 9 and f"{auto['summary']['updates']:,} updates" in section.answer
+    assert "fixed batch, step schedule" in write_study_page(tmp_path).read_text()
 
 
 def test_a_study_that_is_done_runs_nothing_again_and_says_the_same(study, capsys):

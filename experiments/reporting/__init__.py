@@ -8,6 +8,7 @@ from experiments.reporting.large_batch import accuracy_figure, rungs_figure
 from experiments.reporting.norm import norm_figure
 from experiments.reporting.norm_study import norm_study_figure, write_norm_study_page
 from experiments.reporting.page import write_page
+from experiments.reporting.ramp import ramp_figure
 from experiments.reporting.recommendation import (
     recommendation_figure,
     recommendation_lines,
@@ -24,6 +25,7 @@ __all__ = [
     "generalisation_figure",
     "norm_figure",
     "norm_study_figure",
+    "ramp_figure",
     "rate_figure",
     "recommendation_figure",
     "recommendation_lines",

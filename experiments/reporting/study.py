@@ -10,6 +10,7 @@ from experiments.reporting.curves import read_study
 from experiments.reporting.document import document, table
 from experiments.reporting.generalisation import generalisation_sections
 from experiments.reporting.large_batch import large_batch_sections
+from experiments.reporting.ramp import ramp_sections
 from experiments.reporting.section import Section
 from experiments.reporting.smoothness import smoothness_sections
 from experiments.reporting.step_time import time_sections
@@ -21,6 +22,7 @@ _SECTIONS = (
     critical_sections,
     large_batch_sections,
     generalisation_sections,
+    ramp_sections,
 )
 
 

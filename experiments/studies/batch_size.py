@@ -10,6 +10,7 @@
 | search | 6 | the best of three optimizers at very large batches, 12 epochs each |
 | generalisation | 7 | runs at equal epochs and equal updates, and how sharp their minima are |
 | grid | | runs to a target at every batch size and rate; run only where it is asked for |
+| ramp | 9 | a batch that grows with the noise, a rate that falls, and neither; likewise |
 """
 
 import json
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments._errors import UsageError
-from experiments.studies import convergence, generalisation, large_batch, smoothness, step_time
+from experiments.studies import convergence, generalisation, large_batch, ramp, smoothness, step_time
 from experiments.studies.convergence import Data
 from experiments.studies.jobs import Job, Runner, command
 from experiments.studies.settings import Study, data_of, fitted
@@ -71,6 +72,15 @@ def _grid(study: Study, data: Data, runner: Runner) -> Outcome:
     return Outcome(runner.run_all(convergence.grid_jobs(data, study.convergence)), {})
 
 
+def _ramp(study: Study, data: Data, runner: Runner) -> Outcome:
+    del data
+    runs = ramp.jobs(study.options, study.ramp)
+    runner.run_all(runs)
+    for job in runs:
+        runner.note(job, "course", ramp.course)
+    return Outcome(runner.run_all(runs), {})
+
+
 def _backwards(study: Study, data: Data, runner: Runner) -> Outcome:
     del data
     return Outcome(runner.run_all(large_batch.backwards_jobs(study.options, study.backwards)), {})
@@ -113,12 +123,15 @@ PARTS: dict[str, Callable[[Study, Data, Runner], Outcome]] = {
     "search": _search,
     "generalisation": _generalisation,
     "grid": _grid,
+    "ramp": _ramp,
 }
+# Beside the questions of a study, so that only who asks for them has them run.
+EXTRA = ("grid", "ramp")
 
 
 def parts_of(study: Study) -> list[str]:
     """The parts that a study has."""
-    return [name for name in PARTS if name != "grid" and (name != "search" or study.search)]
+    return [name for name in PARTS if name not in EXTRA and (name != "search" or study.search)]
 
 
 def run(study: Study, parts: Sequence[str], folder: Path) -> None:
@@ -173,6 +186,8 @@ def planned(study: Study, part: str, data: Data, runner: Runner) -> list[Job]:
         return [*convergence.fixed_jobs(data, study.convergence), *_tuned_so_far(study, data, runner)[1]]
     if part == "grid":
         return convergence.grid_jobs(data, study.convergence)
+    if part == "ramp":
+        return ramp.jobs(study.options, study.ramp)
     if part == "backwards":
         return large_batch.backwards_jobs(study.options, study.backwards)
     if part == "ladder":

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from experiments import data as datasets
 from experiments._errors import UsageError
 from experiments.studies import convergence, generalisation, large_batch, smoothness, step_time
+from experiments.studies import ramp as ramps
 from experiments.studies.convergence import Data
 
 # One in so many training examples is held out.
@@ -29,6 +30,7 @@ class Study(NamedTuple):
       ladder: a very large batch.
       generalisation: minima.
       search: run the search too.
+      ramp: a batch that grows with the noise; run only where it is asked for.
     """
 
     options: dict[str, Any]
@@ -39,6 +41,7 @@ class Study(NamedTuple):
     ladder: large_batch.Ladder
     generalisation: generalisation.Setting
     search: bool = False
+    ramp: ramps.Setting = ramps.Setting()
 
 
 _MNIST_TIMED = (1, 6, 60, 250, 256, 264, 600, 1018, 1024, 1032, 4090, 4096, 4104, 6000)
@@ -132,13 +135,17 @@ def changed(
     if batch_sizes is not None:
         runs = runs._replace(fixed_sizes=tuple(batch_sizes), tuned_sizes=tuple(batch_sizes))
         minima = minima._replace(batch_sizes=tuple(batch_sizes))
+        study = study._replace(ramp=study.ramp._replace(batch_size=batch_sizes[0]))
     if rates is not None:
         runs = runs._replace(rates=tuple(rates))
+        study = study._replace(ramp=study.ramp._replace(learning_rate=rates[0]))
     study = study._replace(options={**study.options, **{k: v for k, v in options.items() if v is not None}})
     if seeds is not None:
         runs, minima = runs._replace(seeds=tuple(seeds)), minima._replace(seeds=tuple(seeds))
         study = study._replace(
-            ladder=study.ladder._replace(seeds=tuple(seeds)), backwards=study.backwards._replace(seeds=tuple(seeds))
+            ladder=study.ladder._replace(seeds=tuple(seeds)),
+            backwards=study.backwards._replace(seeds=tuple(seeds)),
+            ramp=study.ramp._replace(seeds=tuple(seeds)),
         )
     return study._replace(convergence=runs, generalisation=minima)
 
