@@ -1,4 +1,7 @@
-"""Speed, memory and exactness beside peers: `python -m experiments.benchmark --suite=norm`, `train` or `fold`."""
+"""Speed, memory and exactness beside peers: `python -m experiments.benchmark --suite=norm`, `train` or `fold`.
+
+And recommendations beside exhaustive grids: `--suite=recommend`.
+"""
 
 import json
 import platform
@@ -10,12 +13,12 @@ from absl import flags
 
 from experiments import _flags, reporting
 from experiments._errors import unknown_name
-from experiments.benchmarking import fold_suite, train_suite
+from experiments.benchmarking import fold_suite, recommend_suite, train_suite
 from experiments.benchmarking.norm import layers, suite
 
 FLAGS = flags.FLAGS
-PARTS = {"train": train_suite.PARTS, "norm": suite.PARTS, "fold": fold_suite.PARTS}
-PEERS = {"train": train_suite.PEERS, "norm": layers.PEERS, "fold": fold_suite.PEERS}
+PARTS = {"train": train_suite.PARTS, "norm": suite.PARTS, "fold": fold_suite.PARTS, "recommend": recommend_suite.PARTS}
+PEERS = {"train": train_suite.PEERS, "norm": layers.PEERS, "fold": fold_suite.PEERS, "recommend": recommend_suite.PEERS}
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "dm-haiku", "equinox")
 
 
@@ -25,7 +28,8 @@ def define_flags() -> None:
         "suite",
         "train",
         "What to measure: 'train', the training step and the trainer around it; 'norm', the layer; 'fold', inference "
-        "before and after norms are folded.",
+        "before and after norms are folded; 'recommend', batch sizes that are recommended, beside exhaustive grids: "
+        "some two hours, and what --workdir holds is not run again.",
     )
     parts = "; ".join(f"{name}: {', '.join(known)}" for name, known in PARTS.items())
     flags.DEFINE_list("parts", None, f"Of a suite. Default: all. {parts}.")
@@ -54,6 +58,8 @@ def main() -> None:
         rows = suite.run(parts, peers=peers, rounds=FLAGS.rounds, seconds=FLAGS.seconds or 0.5)
     elif FLAGS.suite == "fold":
         rows = fold_suite.run(parts, rounds=FLAGS.rounds, seconds=FLAGS.seconds or 1.0)
+    elif FLAGS.suite == "recommend":
+        rows = recommend_suite.run(parts, folder=Path(FLAGS.workdir), data_dir=FLAGS.data_dir)
     else:
         sizes = [int(b) for b in FLAGS.batch_sizes]
         data = {"dataset": FLAGS.dataset, "data_dir": FLAGS.data_dir}

@@ -78,9 +78,9 @@ def test_a_ramp_beside_a_fixed_batch_and_a_falling_rate(tmp_path):
     fixed, step, auto = (rows[f"ramp-{way}-seed0"] for way in ("fixed", "step", "auto"))
     for row in rows.values():
         course, summary = row["course"], row["summary"]
-        assert [epochs for epochs, _, _ in course["evaluations"]] == [1, 2, 3, 4]
-        assert course["evaluations"][-1][1] == summary["updates"]
-        assert course["evaluations"][-1][2] == next(iter(summary["results"].values()))["accuracy"]
+        assert len(course["evaluations"]) == 4
+        assert course["evaluations"][-1][0] == summary["updates"]
+        assert course["evaluations"][-1][1] == next(iter(summary["results"].values()))["accuracy"]
     assert fixed["summary"]["updates"] == step["summary"]["updates"] > auto["summary"]["updates"]
     assert fixed["course"]["batch_sizes"] == [] and auto["course"]["batch_sizes"][0][1] == 8
     # In the first epoch nothing is different yet.

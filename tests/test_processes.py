@@ -74,6 +74,24 @@ def test_two_processes_of_two_devices_train_as_one_of_four(tmp_path):
     assert "epoch" in outputs[0] and "epoch" not in outputs[1]
 
 
+@pytest.mark.slow
+def test_two_processes_ramp_as_one(tmp_path):
+    ramp = {"batch_size": 64, "batch_ramp": "auto", "schedule": "constant", "warmup_epochs": 0, "steps": 1500}
+    ramp |= {"dataset": "digits", "learning_rate": 0.02}
+    outputs = finish(tmp_path / "two", 2, **ramp)
+    finish(tmp_path / "one", 1, **ramp)
+    one, two = (
+        [
+            (row["step"], row["batch_size"])
+            for row in metrics.read(tmp_path / name / metrics.FILE)
+            if row["kind"] == "ramp"
+        ]
+        for name in ("one", "two")
+    )
+    assert one == two and len(one) >= 1, (one, two)
+    assert "ramp      batch 128" in outputs[0] and "ramp " not in outputs[1]
+
+
 def started_and_training(workdir, after=0):
     """Two processes that have trained for some steps more."""
     started = start(workdir, 2, steps=5000, checkpoint_every=10)

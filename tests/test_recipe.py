@@ -203,7 +203,7 @@ def test_the_preflight_says_what_a_run_will_be():
             lambda: TrainConfig(backwards_per_forward=2, accumulation_steps=2),
             r"--backwards_per_forward=2 splits one forward pass; it takes --accumulation_steps=1",
         ),
-        (lambda: TrainConfig(batch_ramp=512), r"--batch_ramp multiplies .* --schedule=step.*not cosine"),
+        (lambda: TrainConfig(batch_ramp=512), r"--batch_ramp=512 multiplies .* --schedule=step.*not cosine"),
         (lambda: TrainConfig(batch_ramp=32, schedule="step"), r"--batch_ramp=32 is below --batch_size=64"),
         (lambda: TrainConfig(span=8, norm="local"), r"--span groups the examples of --norm=batch, not of --norm=local"),
         (

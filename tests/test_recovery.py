@@ -200,6 +200,7 @@ def test_every_kind_of_run_goes_on_bit_for_bit(tmp_path, monkeypatch, name):
     assert again["target"] == whole["target"] and again["starts"] > 1
     rows = [metrics.read(tmp_path / which / metrics.FILE) for which in ("whole", "killed")]
     assert rows[0] == rows[1]
+    assert any(row["kind"] == "ramp" for row in rows[0]) == (options.get("batch_ramp") == "auto")
     like = rig.run_of(config, rig.tiny(), 2).state
     states = []
     for which in ("whole", "killed"):

@@ -21,7 +21,8 @@ def ramp_figure(folder: str | Path) -> Figure:
     for colour, (label, rows) in zip(_COLOURS, groups.items(), strict=False):
         for number, row in enumerate(rows):
             name = None if number else label
-            epochs, updates, accuracy = zip(*row["course"]["evaluations"], strict=True)
+            updates, accuracy, _ = zip(*row["course"]["evaluations"], strict=True)
+            epochs = range(1, len(updates) + 1)
             error.plot(updates, [100 * (1 - a) for a in accuracy], ".-", color=colour, linewidth=1, label=name)
             size.step([0, *epochs], [_size(row, step) for step in (1, *updates)], color=colour, linewidth=1.2)
     error.set(xlabel="updates")
@@ -45,7 +46,7 @@ def ramp_sections(folder: str | Path) -> list[Section]:
 
 
 def _cells(label: str, rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
-    accuracies = [100 * row["course"]["evaluations"][-1][2] for row in rows]
+    accuracies = [100 * row["course"]["evaluations"][-1][1] for row in rows]
     spread = [f"{value:.2f}" for value in (statistics.mean(accuracies), min(accuracies), max(accuracies))]
     updates = statistics.median(row["summary"]["updates"] for row in rows)
     computing = statistics.median(row["summary"]["seconds"]["compute"] for row in rows)

@@ -78,8 +78,7 @@ def settings(advice: dict[str, Any], evidence: dict[str, Any]) -> list[tuple[str
         ("binds", f"{advice['binds']}; what would loosen it: {advice['loosen']}"),
         (
             "sure",
-            f"within a tenth of the fastest in {advice['certainty']:.0%} of the bootstrap, by "
-            f"{SOURCES[advice['source']]}",
+            f"within a tenth of the fastest in {advice['certainty']:.0%} of the draws, by {SOURCES[advice['source']]}",
         ),
         (
             "because",
@@ -105,9 +104,9 @@ def measured(evidence: dict[str, Any]) -> list[str]:
     if points := evidence["step_time"]:
         shown = ", ".join(f"{size:,}: {_seconds(value)}" for size, value in sorted(dict(points).items()))
         texts.append(f"time of an update by batch size: {shown}")
-    if screening := evidence["screening"]:
-        shown = ", ".join(f"{rate:g}: {loss:.3g}" for rate, loss in screening["losses"])
-        texts.append(f"loss of short runs at batch size {screening['batch_size']:,} by rate: {shown}")
+    if race := evidence["race"]:
+        shown = ", ".join(f"{size:,} at {rate:g}: {loss:.3g}" for size, rate, loss in sorted(race))
+        texts.append(f"loss of short runs of equal time by batch size and rate: {shown}")
     if noise := evidence["noise"]:
         shown = ", ".join(f"{_count(w['scale'])} ({_bounds(w['interval'])})" for w in noise["windows"])
         texts.append(f"gradient noise scale along a run: {shown}")

@@ -5,11 +5,13 @@ an accuracy on training images that are held out, where that can be.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments._errors import UsageError
 from experiments.studies.jobs import Job, accuracy
 from experiments.studies.scaling import as_json, fit_steps_to_target
+from experiments.training import metrics
 
 SEARCH_SEED = 100
 # Of an epoch, between two evaluations; these take as long as a tenth of an epoch.
@@ -97,6 +99,12 @@ def grid_jobs(data: Data, setting: Setting) -> list[Job]:
         for batch_size in setting.tuned_sizes
         for rate in setting.rates
     ]
+
+
+def evaluations(workdir: Path) -> list[list[float]]:
+    """Of a run: [updates, accuracy, loss] at each evaluation of the split that is evaluated first."""
+    rows = [row for row in metrics.read(workdir / metrics.FILE) if row["kind"] not in metrics.NOT_EVALUATIONS]
+    return [[row["step"], row["accuracy"], row["loss"]] for row in rows if row["kind"] == rows[0]["kind"]]
 
 
 def updates_to_target(row: dict[str, Any]) -> int | None:

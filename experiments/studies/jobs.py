@@ -35,7 +35,7 @@ class Job(NamedTuple):
 
 def workdir(job: Job, folder: Path) -> Path:
     """The folder of a job's run: another one for other options, so that a changed recipe is another run."""
-    digest = hashlib.sha256(json.dumps(job.options, sort_keys=True).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps(_without_place(job.options), sort_keys=True).encode()).hexdigest()[:8]
     return folder / "runs" / f"{job.key}-{digest}"
 
 
@@ -69,9 +69,9 @@ class Runner:
         self._worker.end()
 
     def is_done(self, job: Job) -> bool:
-        """Whether there is a row of a job that was made with its options."""
+        """Whether there is a row of a job that was made with its options, wherever the data lie."""
         row = self._rows.get(job.key)
-        return row is not None and row["options"] == json.loads(json.dumps(job.options))
+        return row is not None and _without_place(row["options"]) == json.loads(json.dumps(_without_place(job.options)))
 
     def run(self, job: Job, place: str = "") -> dict[str, Any]:
         """The row of a job, which is run if need be.
@@ -141,6 +141,10 @@ class Runner:
         if "error" in answer:
             raise UsageError(answer["error"])
         return answer["value"]
+
+
+def _without_place(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name != "data_dir"}
 
 
 def _is_result(row: dict[str, Any]) -> bool:

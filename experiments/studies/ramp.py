@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.studies.convergence import evaluations
 from experiments.studies.jobs import Job
 from experiments.studies.smoothness import CONSTANT
 from experiments.training import metrics
@@ -50,10 +51,9 @@ def jobs(options: dict[str, Any], setting: Setting) -> list[Job]:
 
 
 def course(workdir: Path) -> dict[str, list[list[float]]]:
-    """Of a run: after each epoch [epochs, updates, accuracy], and [updates, batch size] where another size begins."""
+    """Of a run: after each epoch [updates, accuracy, loss], and [updates, batch size] where another size begins."""
     rows = metrics.read(workdir / metrics.FILE)
-    split = next(row["kind"] for row in rows if row["kind"] not in metrics.NOT_EVALUATIONS)
     return {
-        "evaluations": [[row["epoch"], row["step"], row["accuracy"]] for row in rows if row["kind"] == split],
+        "evaluations": evaluations(workdir),
         "batch_sizes": [[row["step"], row["batch_size"]] for row in rows if row["kind"] == "ramp"],
     }

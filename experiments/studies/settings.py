@@ -9,6 +9,7 @@ from experiments._errors import UsageError
 from experiments.studies import convergence, generalisation, large_batch, smoothness, step_time
 from experiments.studies import ramp as ramps
 from experiments.studies.convergence import Data
+from experiments.training import plan
 
 # One in so many training examples is held out.
 HELD_OUT = 12
@@ -103,8 +104,8 @@ def changed(
       options: of every run; None: as it is.
       target: accuracy of the runs to a target.
       max_epochs: of those, after which one counts as not having reached it.
-      batch_sizes: at which the rate is tuned and minima are compared.
-      rates: where the search begins, at the smallest of them.
+      batch_sizes: at which the rate is tuned and minima are compared; at the smallest, a ramp begins.
+      rates: where the search begins, at the smallest of them; the least is that of a ramp.
       seeds: of every run that has several.
 
     Raises:
@@ -186,6 +187,10 @@ def fitted(study: Study, examples: int) -> Study:
         generalisation=minima._replace(batch_sizes=kept(minima.batch_sizes)),
         backwards=study.backwards._replace(batch_size=min(study.backwards.batch_size, max(unit, large // unit * unit))),
         ladder=study.ladder._replace(batch_size=min(study.ladder.batch_size, max(4, 2 ** (large.bit_length() - 1)))),
+        # With room to grow once.
+        ramp=study.ramp._replace(
+            batch_size=min(study.ramp.batch_size, examples // (plan.FACTOR * plan.FEWEST_UPDATES) // 8 * 8 or 1)
+        ),
     )
     if len(found.convergence.tuned_sizes) < 2 or not found.generalisation.batch_sizes:
         raise UsageError(

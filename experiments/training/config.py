@@ -9,7 +9,8 @@ from typing import Any
 from experiments._errors import UsageError, unknown_name
 from experiments.training import augmentation, norms, optimizers, schedules
 
-# On these a run's numbers do not depend, to rounding, so that it may go on in another place or on other devices.
+# On these a run's numbers do not depend, to rounding, so that it may go on in another place or on other devices. (But
+# that an automatic ramp ends where the memory of the devices does.)
 PLACES = (
     "workdir",
     "data_dir",
@@ -220,6 +221,11 @@ class TrainConfig:
             )
         if isinstance(ramp, int) and ramp < self.batch_size:
             raise UsageError(f"--batch_ramp={ramp} is below --batch_size={self.batch_size}, where it starts")
+        if isinstance(ramp, str) and self.norm == "renorm":
+            raise UsageError(
+                f"--norm=renorm widens its limits over all updates, whose number --batch_ramp={ramp} leaves open; "
+                "take another --norm"
+            )
         if self.backwards_per_forward > 1:
             raise UsageError("--batch_ramp takes --backwards_per_forward=1")
 

@@ -83,9 +83,9 @@ class Fit:
     def _ends_epoch(self, step: int) -> bool:
         return step > 0 and step == self.plan.locate(step - 1).last_step
 
-    def _noise_every(self) -> int:
-        """Updates between two measurements of the noise."""
-        config, phase = self._config, self.plan.phases[-1]
+    def _noise_every(self, step: int) -> int:
+        """Updates between two measurements of the noise, in the epoch of a step."""
+        config, phase = self._config, self.plan.locate(step).phase
         if config.noise_every or not (config.live or config.batch_ramp == AUTO):
             return config.noise_every
         return min(max(1, LIVE_SHARE * SHARD_SIZE * SHARDS // phase.batch_size), phase.steps_per_epoch)
@@ -102,7 +102,7 @@ class Fit:
         clock, progress = self._clock, self._progress
         progress.start_epoch()
         self._computing = -clock.seconds["compute"]
-        updates, noise_every = self._updates(step), self._noise_every()
+        updates, noise_every = self._updates(step), self._noise_every(step)
         under_way, paused = None, False
         while not paused:
             with clock.beside("input", "compute", under_way):
@@ -173,16 +173,18 @@ class Fit:
             if not np.isfinite(result["loss"]):
                 raise NonFiniteLossError(f"the loss on {name} is {result['loss']} after step {step}; {REMEDY}")
         with self._clock("log"):
+            # Before the rows that say that it has been evaluated here.
+            if self._reached(results, step) is None:
+                self._log_ramp(step)
             self._progress.end_epoch(step, results, self._computing)
             if self._config.live and np.isfinite(self._running_noise.average.trace):
                 self._progress.say(self._noise_line(step))
-            self._log_ramp(step)
         return results
 
     def _log_ramp(self, step: int) -> None:
         """Says and logs that another batch size begins here."""
         phase = self.plan.phases[-1]
-        if self.plan.largest is None or phase.first_step != step or step == 0:
+        if self.plan.largest is None or phase.first_step != step or step == 0 or self._log.has("ramp", step):
             return
         # The scale that decided, from the same rows.
         scale = float(noise_scale(self._running_noise))

@@ -72,6 +72,11 @@ class MetricsLog:
             (row["gradient_norm2"], row["trace"]) for row in there if row["kind"] == "noise" and row["step"] <= step
         ]
 
+    def has(self, kind: str, step: int) -> bool:
+        """Whether there is a row of a kind after a step."""
+        there = read(self._path) if self._path.exists() else []
+        return any(row["kind"] == kind and row["step"] == step for row in there)
+
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Adds a row {"kind", "step", **values}, and each number of it as the TensorBoard scalar `kind/name`."""
         if self._file is None or self._events is None:

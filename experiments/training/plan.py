@@ -8,7 +8,8 @@ from experiments.training import optimizers, schedules
 from experiments.training.config import AUTO, TrainConfig
 from experiments.training.devices import nearest_multiples
 
-# An epoch of an automatic ramp has at least so many updates.
+# Of an automatic ramp: by what the batch grows, and the updates that an epoch has at least.
+FACTOR = 2
 FEWEST_UPDATES = 8
 
 
@@ -99,9 +100,9 @@ class Plan(NamedTuple):
 
 
 def grow(plan: Plan, config: TrainConfig, epoch: int) -> Plan:
-    """The plan with twice the batch from the start of an epoch on, which lies in its last phase."""
+    """The plan with `FACTOR` times the batch from the start of an epoch on, which lies in its last phase."""
     last = plan.phases[-1]
-    size = 2 * last.batch_size
+    size = FACTOR * last.batch_size
     first_step = last.first_step + (epoch - last.first_epoch) * last.steps_per_epoch
     phase = Phase(epoch, first_step, size, _steps_per_epoch(config, size, plan.examples))
     return plan._replace(phases=(*plan.phases, phase), total_steps=_total_steps(config, phase))
@@ -157,15 +158,15 @@ def _total_steps(config: TrainConfig, last: Phase) -> int:
 def _largest_of_ramp(config: TrainConfig, examples: int, devices: int) -> int:
     """The batch size up to which it may be doubled: an epoch keeps some updates, and a span fits the devices."""
     size = config.batch_size
-    while 2 * size * FEWEST_UPDATES <= examples and (
-        config.span is None or config.span in spans(2 * size // config.accumulation_steps, devices)
+    while FACTOR * size * FEWEST_UPDATES <= examples and (
+        config.span is None or config.span in spans(FACTOR * size // config.accumulation_steps, devices)
     ):
-        size *= 2
+        size *= FACTOR
     if size == config.batch_size:
         raise UsageError(
             f"--batch_ramp=auto keeps at least {FEWEST_UPDATES} updates an epoch"
             + ("" if config.span is None else f" and whole spans of {config.span}")
-            + f", and {2 * size} of {examples} examples is too large a batch for that; start from a smaller "
+            + f", and {FACTOR * size} of {examples} examples is too large a batch for that; start from a smaller "
             f"--batch_size than {size}"
         )
     return size

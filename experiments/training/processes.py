@@ -2,7 +2,7 @@
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -66,11 +66,10 @@ def watched() -> Iterator[None]:
         ) from error
 
 
-def agreed(value: bool) -> bool:
-    """What the first process has; to be asked by every process."""
-    if jax.process_count() == 1:
-        return value
-    return bool(multihost_utils.broadcast_one_to_all(np.bool_(value)))
+def gathered(answers: Sequence[bool]) -> np.ndarray:
+    """The answers of every process, shape (processes, answers); to be asked by every process."""
+    here = np.array(answers, bool)
+    return here[None] if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(here))
 
 
 def is_first() -> bool:

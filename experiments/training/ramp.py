@@ -12,12 +12,9 @@ from typing import Any
 
 from experiments.training import plan as plans
 from experiments.training import processes
-from experiments.training.config import AUTO, TrainConfig
-from experiments.training.plan import Plan
+from experiments.training.config import TrainConfig
+from experiments.training.plan import FACTOR, Plan
 from experiments.training.preflight import StepMemory
-
-# Times the batch that the noise scale has to be, and that the batch becomes.
-FACTOR = 2
 
 
 def grown(plan: Plan, config: TrainConfig, step: int, scale: float) -> Plan:
@@ -30,19 +27,20 @@ def grown(plan: Plan, config: TrainConfig, step: int, scale: float) -> Plan:
       scale: the running gradient noise scale, in examples; nan: not known.
 
     Returns:
-      The same plan where there is no automatic ramp, the warmup or the last epoch is not over, or the batch is large
-      enough. Of several processes the first decides.
+      The same plan where there is no automatic ramp, the warmup is not over or the last epoch is, or the batch is large
+      enough. Of several processes the first has the noise scale that counts, and all must have room.
     """
-    if config.batch_ramp != AUTO or step < plan.warmup_steps or step >= plan.total_steps:
+    if plan.largest is None or step < plan.warmup_steps or step >= plan.total_steps:
         return plan
     size = FACTOR * plan.batch_size
-    if not processes.agreed(size <= scale and size <= (plan.largest or 0)):
+    answers = processes.gathered([size <= scale, size <= plan.largest])
+    if not (answers[0, 0] and answers[:, 1].all()):
         return plan
     return plans.grow(plan, config, plan.locate(step - 1).epoch + 1)
 
 
 def within_memory(plan: Plan, memory: StepMemory) -> Plan:
-    """The plan with a ramp that stops where twice the memory of the present step would be too much."""
+    """The plan with a ramp that stops where the memory of the present step, and as much again, would be too much."""
     if plan.largest is None or None in memory or FACTOR * (memory.needed or 0) <= (memory.limit or 0):
         return plan
     return plan._replace(largest=min(plan.largest, plan.batch_size))

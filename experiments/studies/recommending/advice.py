@@ -1,13 +1,14 @@
 """The setting that follows from the measurements, what it predicts, what binds, and how sure it is."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from experiments.studies.convergence import CONFIDENCE, rounded
-from experiments.studies.recommending.target import best_runs, fit_of, scaled_rate
-from experiments.studies.scaling import DRAWS, StepTimeFit, fit_step_time, interval_of
+from experiments.studies.recommending.curves import Curves, curves_of
+from experiments.studies.recommending.target import best_runs, scaled_rate
+from experiments.studies.scaling import interval_of
 from experiments.studies.smoothness import CONSTANT
 from experiments.training.plan import FEWEST_UPDATES
 
@@ -17,42 +18,6 @@ REACH = 4
 AS_GOOD = 1.1
 # Epochs that a recommended run may take, of those that are predicted.
 EPOCHS = 2
-# Each of the fits draws by a seed of its own, so that their draws are independent.
-STEPS_SEED, TIME_SEED, NOISE_SEED = 0, 1, 2
-# Of a normal distribution, half the width of 95% in standard deviations.
-NORMAL_95 = 1.96
-
-
-class Curves(NamedTuple):
-    """Updates to a target, min_steps + min_examples / B, and seconds of computing of an update, overhead + B / R.
-
-    Attributes:
-      steps: what is most likely, then draws: shape (1 + draws, 2), of min_steps and min_examples. Without a target
-        their ratio is what is known, and the first is 1.
-      time: the fit of the time of an update.
-      source: what the first rests on: "runs" or "noise".
-      has_target: whether updates are more than a ratio.
-    """
-
-    steps: np.ndarray
-    time: StepTimeFit
-    source: str
-    has_target: bool
-
-    def updates(self, batch_size: float) -> np.ndarray:
-        """Of the most likely curve and of the draws, shape (1 + draws,)."""
-        return self.steps[:, 0] + self.steps[:, 1] / batch_size
-
-    def update_seconds(self, batch_size: float) -> np.ndarray:
-        """Of an update, likewise."""
-        draws = self.time.draws
-        overhead = np.append(self.time.overhead, draws["overhead"])
-        return overhead + batch_size / np.append(self.time.throughput, draws["throughput"])
-
-    def critical(self) -> np.ndarray:
-        """The critical batch size, likewise."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(self.steps[:, 0] > 0, self.steps[:, 1] / self.steps[:, 0], np.inf)
 
 
 def advise(evidence: dict[str, Any]) -> dict[str, Any] | None:
@@ -65,7 +30,7 @@ def advise(evidence: dict[str, Any]) -> dict[str, Any] | None:
       None where the measurements do not tell. Else, as JSON holds it: `batch_size`, `per_device`,
       `accumulation_steps`, `learning_rate`, `optimizer`, `warmup_epochs`, `span`; `predictions` at half, one and two
       times the batch size, and `candidates`, the same of all that were considered; `critical_batch_size` and `knee`,
-      each with its interval; `binds` and `loosen`, as text; `certainty`, the share of bootstrap draws in which the
+      each with its interval; `binds` and `loosen`, as text; `certainty`, the share of the draws in which the
       batch size is within a tenth of the fastest; `source` of the updates, "runs" or "noise"; `options` of
       `experiments.train`.
     """
@@ -124,43 +89,6 @@ def _options(evidence: dict[str, Any], curves: Curves, batch_size: int, rate: fl
         every = next((run["evaluate_every"] * run["batch_size"] for run in evidence["runs"]), 0)
         options["evaluate_every"] = max(1, round(every / batch_size))
     return options
-
-
-def curves_of(evidence: dict[str, Any]) -> Curves | None:
-    """The curves, from runs to the target or, with too few of them, by the gradient noise; None: neither is there."""
-    points = evidence["step_time"]
-    if len(points) < 3 or len({size for size, _ in points}) < 2:
-        return None
-    time = fit_step_time(*zip(*points, strict=True), seed=TIME_SEED)
-    fit = fit_of(evidence["runs"], seed=STEPS_SEED)
-    if fit is not None:
-        steps = np.stack([fit.draws["min_steps"], fit.draws["min_examples"]], axis=1)
-        return Curves(np.vstack([[fit.min_steps, fit.min_examples], steps]), time, "runs", has_target=True)
-    noise = _noise_scale(evidence)
-    if noise is None:
-        return None
-    reached = [run for run in best_runs(evidence["runs"]) if run["reached"]]
-    # The least number of updates, so that the curve goes through the run that is there.
-    run = min(reached, key=lambda r: r["updates"], default=None)
-    least = np.ones_like(noise) if run is None else run["updates"] / (1 + noise / run["batch_size"])
-    return Curves(np.stack([least, least * noise], axis=1), time, "noise", has_target=run is not None)
-
-
-def _noise_scale(evidence: dict[str, Any]) -> np.ndarray | None:
-    """The noise scale and draws of it, shape (1 + DRAWS,): log-normal about the median of the windows of a run.
-
-    As wide as the widest interval of a window, or as the windows lie apart if that is more: which moment of a run
-    counts is not known. None: a window has no interval, or the gradient was not told from noise in half of them.
-    """
-    windows = [] if evidence["noise"] is None else evidence["noise"]["windows"]
-    scale = float(np.median([w["scale"] for w in windows])) if windows else math.inf
-    bounded = [w for w in windows if 0 < w["interval"][0] <= w["interval"][1] < math.inf]
-    if not math.isfinite(scale) or not bounded:
-        return None
-    wide = max(math.log(w["interval"][1] / w["interval"][0]) / (2 * NORMAL_95) for w in bounded)
-    apart = float(np.std(np.log([w["scale"] for w in windows if math.isfinite(w["scale"])])))
-    draws = np.random.default_rng(NOISE_SEED).standard_normal(DRAWS)
-    return np.exp(np.append(0.0, draws) * max(wide, apart)) * scale
 
 
 class _Limits:
@@ -227,8 +155,11 @@ def _rate(evidence: dict[str, Any], batch_size: int, critical: float) -> float:
     """The best rate at a batch size: between two that were tuned by the power of the batch size, else scaled."""
     best = {run["batch_size"]: run["rate"] for run in best_runs(evidence["runs"]) if run["reached"]}
     if not best:
-        screening = evidence["screening"]
-        best = {screening["batch_size"]: min(screening["losses"], key=lambda pair: pair[1])[0]}
+        # What diverged on the way to the target was not seen to in a short run.
+        bounds = [(run["batch_size"], run["rate"]) for run in evidence["runs"] if run["diverged"]]
+        entries = [e for e in evidence["race"] if all(e[0] != size or e[1] < rate for size, rate in bounds)]
+        size, rate, _ = min(entries or evidence["race"], key=lambda entry: entry[2])
+        best = {size: rate}
     if batch_size in best:
         return best[batch_size]
     sizes = sorted(best)

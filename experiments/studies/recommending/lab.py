@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.studies import smoothness
+from experiments.studies import convergence, smoothness
 from experiments.studies.convergence import Data
 from experiments.studies.jobs import Job, Runner
 from experiments.training.noise_probe import SHARD_SIZE, SHARDS
@@ -112,9 +112,9 @@ class Lab:
         """The row of a job, as `Runner.run` gives it."""
         return self._runner.run(job)
 
-    def losses(self, job: Job) -> list[float]:
-        """The loss of every update of a job that has been run; none if it failed."""
-        return self._noted(job, "losses", smoothness.losses)
+    def evaluations(self, job: Job) -> list[list[float]]:
+        """The evaluations on the way of a job that has been run, as `convergence.evaluations` gives them."""
+        return self._noted(job, "evaluations", convergence.evaluations)
 
     def noise(self, job: Job) -> list[list[float]]:
         """Its measurements of the gradient noise, as `smoothness.noise` gives them; none if it failed."""

@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 
 from experiments._errors import UsageError
-from experiments.studies.convergence import SEARCH_SEED, rounded
+from experiments.studies.convergence import SEARCH_SEED
 from experiments.studies.jobs import Job
+from experiments.studies.recommending.curves import USUAL_CRITICAL, noise_scale
 from experiments.studies.recommending.lab import Costs, Lab, Problem, costs_of
 from experiments.studies.recommending.memory import fit_memory, largest_batch
+from experiments.studies.recommending.race import Race, Start
 from experiments.studies.recommending.target import (
     LEAST_STEPS,
     TargetSearch,
     constant_options,
+    first_line,
     size_near,
     step_seconds,
 )
@@ -30,20 +33,10 @@ FIRST_SIZE, STEP, LINEAR, FEWEST_SIZES = 8, 4, 3.0, 3
 TIMED_STEPS, TIMED_EXAMPLES = 300, 8_000
 # Parameters hardly move, where only time and memory are looked at.
 TINY_RATE = 1e-6
-# Of the budget: a short run by which rates are compared; the run that tries the largest batch; the run whose noise is
-# measured where there is no target.
-SCREENING, CONFIRMATION, NOISE = 0.015, 0.15, 0.1
-# Of a run that is compared by its losses: of a small training set these say nothing after that, and an epoch ends with
-# an evaluation.
-MOST_EPOCHS = 10
-# Of the losses of a short run, the last that are averaged.
-TAIL = 0.25
-# Rates that a search begins with are so far apart, and so often it goes on beyond its edge.
-COARSE, MOST_EXTENSIONS = 4.0, 4
+# Of the budget: the run that tries the largest batch; the run whose noise is measured where there is no target.
+CONFIRMATION, NOISE = 0.05, 0.1
 # Measurements of the noise along a run without a target.
 MEASUREMENTS = 16
-# Where the first runs are made: a critical batch size, before anything is known of it.
-SUPPOSED_CRITICAL = 300.0
 
 
 def measure(lab: Lab, problem: Problem) -> dict[str, Any]:
@@ -52,8 +45,8 @@ def measure(lab: Lab, problem: Problem) -> dict[str, Any]:
     Returns:
       What was found, as JSON holds it. `step_time`: points [batch size, seconds of computing of an update]. `memory`:
       the line through compiled programs, the `limit`, the `largest` batch that fits and how a run near it went.
-      `screening`: the losses of short runs by rate. `noise`: windows of a run. `runs`: to the target. `not_measured`:
-      what is missing, and why.
+      `race`: [batch size, rate, loss] of short runs of equal time. `noise`: windows of a run. `runs`: to the target.
+      `not_measured`: what is missing, and why.
 
     Raises:
       UsageError: not even the smallest batch can be trained on.
@@ -70,7 +63,7 @@ def measure(lab: Lab, problem: Problem) -> dict[str, Any]:
         "optimizer": problem.optimizer,
         "step_time": points,
         "memory": None,
-        "screening": None,
+        "race": [],
         "noise": None,
         "runs": [],
         "not_measured": missing,
@@ -88,17 +81,21 @@ def measure(lab: Lab, problem: Problem) -> dict[str, Any]:
     evidence["memory"] = _memory(lab, problem, timed, costs, missing)
     knee = fit.knee if fit is not None and 0 < fit.knee < math.inf else FIRST_SIZE
     limit = evidence["memory"]["largest"] if evidence["memory"] else None
-    start = size_near(math.sqrt(SUPPOSED_CRITICAL * knee), problem, limit)
-    losses = _screen(lab, problem, start, costs, missing)
-    if not losses:
+    start = size_near(math.sqrt(USUAL_CRITICAL * knee), problem, limit)
+    # One that was timed is compiled.
+    start = min((size for size, _ in points if size <= max(start, FIRST_SIZE)), key=lambda b: abs(math.log(b / start)))
+    rate = DEFAULT_BASE_RATES[problem.optimizer] * start / REFERENCE_BATCH_SIZE
+    begin = Race(lab, problem, costs, evidence)(start, rate, USUAL_CRITICAL, limit)
+    if begin is None:
         return evidence
-    evidence["screening"] = {"batch_size": start, "losses": [[rate, loss] for rate, loss in sorted(losses.items())]}
-    rate = _least(losses)
     if problem.target is None:
         missing.append("updates to a target: no --target_accuracy was given")
-        evidence["noise"] = _noise_alone(lab, problem, start, rate, costs, missing)
     else:
-        TargetSearch(lab, problem, costs, limit, evidence)(start, rate)
+        TargetSearch(lab, problem, costs, limit, evidence)(begin.batch_size, begin.rate)
+    if evidence["noise"] is None and not any(run["reached"] for run in evidence["runs"]):
+        evidence["noise"] = _noise_alone(lab, problem, begin, costs, missing)
+    if evidence["noise"] is not None and noise_scale(evidence) is None:
+        missing.append("the gradient noise scale: the gradient is not told from its noise, so the scale has no bound")
     return evidence
 
 
@@ -125,7 +122,7 @@ def _time(lab: Lab, problem: Problem, points: list[list[float]], missing: list[s
             if not rows:
                 # Of such a small batch it is no matter of size: a name, the data, the model.
                 raise UsageError(row["error"])
-            missing.append(f"the time of an update at {size:,} examples and more: {_first_line(row['error'])}")
+            missing.append(f"the time of an update at {size:,} examples and more: {first_line(row['error'])}")
             break
         rows.append(row)
         points.append([size, step_seconds(row)])
@@ -134,10 +131,6 @@ def _time(lab: Lab, problem: Problem, points: list[list[float]], missing: list[s
             break
         size *= STEP
     return rows
-
-
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0][:200] if text.strip() else "failed"
 
 
 def _between(points: list[list[float]], batch_size: float) -> float:
@@ -181,54 +174,11 @@ def _try_largest(lab: Lab, problem: Problem, largest: int, costs: Costs, missing
         missing.append("whether the largest batch runs: too little time is left to try")
         return None
     row = lab.run(_job(problem, f"largest-b{size}", size, 2, TINY_RATE))
-    return {"batch_size": size, "error": _first_line(row["error"]) if "error" in row else None}
+    return {"batch_size": size, "error": first_line(row["error"]) if "error" in row else None}
 
 
-def _screen(lab: Lab, problem: Problem, batch_size: int, costs: Costs, missing: list[str]) -> dict[float, float]:
-    """The mean of the last losses of short runs, by rate: three, then beyond the edge, then beside the best."""
-    affordable = SCREENING * lab.seconds / costs.update(batch_size)
-    epoch = problem.data.examples / batch_size
-    steps = max(LEAST_STEPS, round(min(affordable, MOST_EPOCHS * epoch)))
-    cost = costs.of(batch_size, steps, 1 + steps / epoch)
-    losses: dict[float, float] = {}
-
-    def run(rate: float) -> bool:
-        rate = rounded(rate)
-        if not lab.affords(cost):
-            missing.append(f"the rate {rate:g} in a short run: too little time is left")
-            return False
-        job = _job(problem, f"short-b{batch_size}-r{rate:.4g}", batch_size, steps, rate)
-        row = lab.run(job)
-        if "error" in row and not row["diverged"]:
-            missing.append(f"the rate {rate:g} in a short run: {_first_line(row['error'])}")
-            return False
-        values = lab.losses(job)
-        tail = values[-max(1, round(TAIL * len(values))) :]
-        losses[rate] = float(np.mean(tail)) if tail else math.inf
-        return True
-
-    first = DEFAULT_BASE_RATES[problem.optimizer] * batch_size / REFERENCE_BATCH_SIZE
-    within = all(run(first * factor) for factor in (1 / COARSE, 1.0, COARSE))
-    for _ in range(MOST_EXTENSIONS):
-        if not within or min(losses) < _least(losses) < max(losses):
-            break
-        within = run(_least(losses) * (COARSE if _least(losses) == max(losses) else 1 / COARSE))
-    if within and math.isfinite(losses[_least(losses)]):
-        best = _least(losses)
-        within = all(run(best * factor) for factor in (0.5, 2.0))
-    if losses and not any(map(math.isfinite, losses.values())):
-        missing.append(f"a rate: every one from {min(losses):g} to {max(losses):g} diverged")
-    return {rate: loss for rate, loss in losses.items() if math.isfinite(loss)}
-
-
-def _least(losses: dict[float, float]) -> float:
-    """The rate of the least loss; where all diverged, the least rate."""
-    return min(losses, key=lambda rate: (losses[rate], rate))
-
-
-def _noise_alone(
-    lab: Lab, problem: Problem, batch_size: int, rate: float, costs: Costs, missing: list[str]
-) -> dict[str, Any] | None:
+def _noise_alone(lab: Lab, problem: Problem, begin: Start, costs: Costs, missing: list[str]) -> dict[str, Any] | None:
+    batch_size, rate = begin
     if not problem.can_measure_noise:
         missing.append(f"the gradient noise scale: {problem.data.examples:,} examples are too few")
         return None
@@ -240,6 +190,6 @@ def _noise_alone(
     job = _job(problem, f"noise-b{batch_size}-r{rate:.4g}", batch_size, steps, rate, noise_every=steps // MEASUREMENTS)
     row = lab.run(job)
     if "error" in row:
-        missing.append(f"the gradient noise scale: {_first_line(row['error'])}")
+        missing.append(f"the gradient noise scale: {first_line(row['error'])}")
         return None
     return {"batch_size": batch_size, "windows": noise_windows(lab.noise(job))}

@@ -3,13 +3,10 @@
 import math
 from typing import Any
 
-import numpy as np
-
-from experiments._errors import UsageError
 from experiments.studies.convergence import RESOLUTION, SEARCH_SEED, rounded, updates_to_target
 from experiments.studies.jobs import Job
+from experiments.studies.recommending.curves import best_runs, noise_scale, steps_by
 from experiments.studies.recommending.lab import Costs, Lab, Problem
-from experiments.studies.scaling import ScalingFit, fit_steps_to_target, predict_steps
 from experiments.studies.smoothness import CONSTANT, noise_windows
 from experiments.training.plan import FEWEST_UPDATES
 
@@ -18,7 +15,7 @@ LEAST_STEPS = 10
 # Of the budget, what the first run may take; of that, what is kept for other batch sizes while rates are compared.
 FIRST_RUN, FOR_OTHERS = 0.35, 0.5
 # Of the time of an update's computing, what evaluations on the way may take, and measurements of the noise.
-EVALUATION_SHARE, NOISE_SHARE = 0.5, 0.1
+EVALUATION_SHARE, NOISE_SHARE = 0.2, 0.1
 # Batch sizes that are compared first are so far apart.
 APART = 4
 # A run at another batch size may take so many times the updates that are expected; with less time left, so many.
@@ -38,6 +35,11 @@ def size_near(batch_size: float, problem: Problem, limit: int | None = None) -> 
         most = min(most, limit)
     highest = math.floor(math.log2(max(1, most / problem.unit)))
     return problem.unit * 2 ** min(max(0, round(math.log2(max(batch_size, 1) / problem.unit))), highest)
+
+
+def first_line(text: str) -> str:
+    """Of an error, what fits on a line."""
+    return text.strip().splitlines()[0][:200] if text.strip() else "failed"
 
 
 def step_seconds(row: dict[str, Any]) -> float:
@@ -96,7 +98,6 @@ class TargetSearch:
         """
         self._lab, self._problem, self._costs, self._limit = lab, problem, costs, limit
         self._evidence, self._runs, self._missing = evidence, evidence["runs"], evidence["not_measured"]
-        self._noise_scale = math.inf
 
     def __call__(self, start: int, rate: float) -> None:
         """Searches from a batch size, and the best rate of short runs there."""
@@ -171,9 +172,8 @@ class TargetSearch:
         if run["updates"] >= LEAST_STEPS:
             self._evidence["step_time"].append([batch_size, run["step_seconds"]])
         if "noise_every" in job.options and (measured := self._lab.noise(job)):
-            self._evidence["noise"] = {"batch_size": batch_size, "windows": noise_windows(measured)}
             # Over the whole run, since all of it has to be gone through.
-            self._noise_scale = float(np.median([w["scale"] for w in self._evidence["noise"]["windows"]]))
+            self._evidence["noise"] = {"batch_size": batch_size, "windows": noise_windows(measured)}
         return run
 
     def _job(self, batch_size: int, rate: float, most: int, seed: int, noise: bool) -> Job:
@@ -210,7 +210,7 @@ class TargetSearch:
         return run["updates"] * self._costs.update(run["batch_size"])
 
     def _noise(self, otherwise: float) -> float:
-        return self._noise_scale if math.isfinite(self._noise_scale) else otherwise
+        return noise_scale(self._evidence) or otherwise
 
     def _next_size(self) -> int | None:
         """The batch size to be tried next; None: those that matter have been."""
@@ -224,15 +224,10 @@ class TargetSearch:
             beside = [size_near(size, self._problem, self._limit) for size in (start / APART, start * APART)]
             beside = [size for size in beside if size != start]
             return min(beside, key=lambda size: (1 + noise / size) * self._costs.update(size), default=None)
-        fit = fit_of(self._runs)
-        if fit is None:
-            # Two sizes and too few runs for a fit: the other side of the better one.
-            best = min(self._bests(), key=self._time)["batch_size"]
-            size = size_near(best * (APART if best == max(tried) else 1 / APART), self._problem, self._limit)
-        else:
-            grid = {size_near(self._problem.unit * 2.0**power, self._problem, self._limit) for power in range(24)}
-            inside = [size for size in grid if min(tried) / APART <= size <= max(tried) * APART]
-            size = min(inside, key=lambda b: predict_steps(fit, b) * self._costs.update(b))
+        least, examples = steps_by(noise_scale(self._evidence), best_runs(self._runs))[0]
+        grid = {size_near(self._problem.unit * 2.0**power, self._problem, self._limit) for power in range(24)}
+        inside = [size for size in grid if min(tried) / APART <= size <= max(tried) * APART]
+        size = min(inside, key=lambda b: (least + examples / b) * self._costs.update(b))
         return None if size in tried else size
 
     def _try_size(self, size: int) -> bool:
@@ -258,33 +253,3 @@ class TargetSearch:
         else:
             self._missing.append(f"another rate at batch size {size}: too little time is left")
         return True
-
-
-def best_runs(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of each batch size the runs at its best rate; where none reached the target, the one that went on longest."""
-    chosen = []
-    ended = [run for run in runs if not run["diverged"]]
-    for size in sorted({run["batch_size"] for run in ended}):
-        there = [run for run in ended if run["batch_size"] == size]
-        searched = [run for run in there if run["seed"] == SEARCH_SEED]
-        reached = [run for run in searched if run["reached"]]
-        if reached:
-            rate = min(reached, key=lambda run: run["updates"])["rate"]
-            chosen += [run for run in there if run["rate"] == rate]
-        elif searched:
-            chosen.append(max(searched, key=lambda run: run["updates"]))
-    return chosen
-
-
-def fit_of(runs: list[dict[str, Any]], seed: int = 0) -> ScalingFit | None:
-    """The fit of the updates to the target; None: there are too few runs for one."""
-    chosen = best_runs(runs)
-    try:
-        return fit_steps_to_target(
-            [run["batch_size"] for run in chosen],
-            [run["updates"] for run in chosen],
-            censored=[not run["reached"] for run in chosen],
-            seed=seed,
-        )
-    except UsageError:
-        return None

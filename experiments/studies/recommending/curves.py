@@ -1,0 +1,135 @@
+"""What is known of the updates to the target and of the time of an update, by batch size: the likeliest, and draws."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from experiments.studies.convergence import SEARCH_SEED
+from experiments.studies.scaling import DRAWS, StepTimeFit, fit_step_time
+
+# Each draws by a seed of its own, so that the draws are independent.
+STEPS_SEED, TIME_SEED = 0, 1
+# In standard deviations of the logarithm: of the critical batch size about the noise scale, which a whole run to a
+# target and a moment of it do not have in common; about a usual one where no noise scale is known; and of the updates
+# that a run needs about the curve, by its seed and because its rate was found among few.
+ABOUT_NOISE, ABOUT_USUAL, OF_A_RUN = math.log(2), math.log(6), 0.15
+USUAL_CRITICAL = 300.0
+# So many values are weighed of the critical batch size, and of the least updates at each; that many standard deviations
+# about the middle.
+VALUES, OFFSETS, FURTHEST = 401, 121, 6.0
+
+
+class Curves(NamedTuple):
+    """Updates to a target, min_steps + min_examples / B, and seconds of computing of an update, overhead + B / R.
+
+    Attributes:
+      steps: what is most likely, then draws: shape (1 + draws, 2), of min_steps and min_examples. Without a target
+        their ratio is what is known, and the first is 1.
+      time: the fit of the time of an update.
+      source: what the first rests on: "runs", at two batch sizes or more, or "noise".
+      has_target: whether updates are more than a ratio.
+    """
+
+    steps: np.ndarray
+    time: StepTimeFit
+    source: str
+    has_target: bool
+
+    def updates(self, batch_size: float) -> np.ndarray:
+        """Of the most likely curve and of the draws, shape (1 + draws,)."""
+        return self.steps[:, 0] + self.steps[:, 1] / batch_size
+
+    def update_seconds(self, batch_size: float) -> np.ndarray:
+        """Of an update, likewise."""
+        draws = self.time.draws
+        overhead = np.append(self.time.overhead, draws["overhead"])
+        return overhead + batch_size / np.append(self.time.throughput, draws["throughput"])
+
+    def critical(self) -> np.ndarray:
+        """The critical batch size, likewise."""
+        return self.steps[:, 1] / self.steps[:, 0]
+
+
+def curves_of(evidence: dict[str, Any]) -> Curves | None:
+    """The curves that follow from what was measured; None: neither runs to the target nor the noise say anything."""
+    points = evidence["step_time"]
+    if len(points) < 3 or len({size for size, _ in points}) < 2:
+        return None
+    time = fit_step_time(*zip(*points, strict=True), seed=TIME_SEED)
+    chosen = best_runs(evidence["runs"])
+    scale = noise_scale(evidence)
+    sizes = {run["batch_size"] for run in chosen if run["reached"]}
+    if scale is None and len(sizes) < 2:
+        return None
+    return Curves(steps_by(scale, chosen), time, "runs" if len(sizes) > 1 else "noise", has_target=bool(sizes))
+
+
+def noise_scale(evidence: dict[str, Any]) -> float | None:
+    """The noise scale along a run, the median of its windows; None: it is not known, or not told from infinity."""
+    windows = [] if evidence["noise"] is None else evidence["noise"]["windows"]
+    # A file has None for what is not finite.
+    scales = [math.inf if w["scale"] is None else w["scale"] for w in windows]
+    scale = float(np.median(scales)) if scales else math.inf
+    return scale if math.isfinite(scale) else None
+
+
+def steps_by(scale: float | None, runs: list[dict[str, Any]], seed: int = STEPS_SEED) -> np.ndarray:
+    """The least updates and the least examples to a target, S(B) = S_min + E_min / B, by few runs and the noise scale.
+
+    By Bayes' rule. Before the runs, log(E_min / S_min) is normal about the noise scale, and log S_min is flat. Of a
+    run, log S is normal about the curve; one that did not reach the target says that its S is larger than its updates.
+
+    Args:
+      scale: the gradient noise scale, in examples; None: not known.
+      runs: at a good rate: `batch_size`, `updates`, and whether the target was `reached`. Where none was, S_min is 1.
+      seed: of the draws.
+
+    Returns:
+      Shape (1 + draws, 2): what is most likely, then draws.
+
+    Example:
+      >>> runs = [{"batch_size": b, "updates": s, "reached": True} for b, s in ((50, 300), (200, 150), (800, 112))]
+      >>> (least, examples), *draws = steps_by(100.0, runs)
+      >>> round(least, -1), round(examples, -3)
+      (100, 10000)
+
+    Source: McCandlish et al., "An Empirical Model of Large-Batch Training", arXiv 1812.06162, 2018, section 2, for the
+    curve, whose ratio is the noise scale where all goes as it says.
+    """
+    middle, wide = (USUAL_CRITICAL, ABOUT_USUAL) if scale is None else (scale, ABOUT_NOISE)
+    # Log of the ratio, shape (values, 1).
+    ratio = math.log(middle) + wide * np.linspace(-FURTHEST, FURTHEST, VALUES)[:, None]
+    weight = -((ratio - math.log(middle)) ** 2) / (2 * wide**2)
+    reached = [run for run in runs if run["reached"]]
+    least = np.zeros_like(ratio)
+    if reached:
+        # About what the runs that reached the target say at each ratio, shape (values, offsets).
+        alone = [math.log(run["updates"]) - np.log1p(np.exp(ratio) / run["batch_size"]) for run in reached]
+        least = np.mean(alone, axis=0) + OF_A_RUN * np.linspace(-FURTHEST, FURTHEST, OFFSETS)
+        for run in runs:
+            expected = least + np.log1p(np.exp(ratio) / run["batch_size"])
+            off = (math.log(run["updates"]) - expected) / OF_A_RUN
+            weight = weight + (-(off**2) / 2 if run["reached"] else stats.norm.logsf(off))
+    probability = np.exp(weight - weight.max()).ravel()
+    drawn = np.random.default_rng(seed).choice(probability.size, DRAWS, p=probability / probability.sum())
+    row, column = np.unravel_index(np.append(np.argmax(probability), drawn), weight.shape)
+    first = np.exp(least[row, column])
+    return np.stack([first, first * np.exp(ratio[row, 0])], axis=1)
+
+
+def best_runs(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each batch size the runs at its best rate; where none reached the target, the one that went on longest."""
+    chosen = []
+    ended = [run for run in runs if not run["diverged"]]
+    for size in sorted({run["batch_size"] for run in ended}):
+        there = [run for run in ended if run["batch_size"] == size]
+        searched = [run for run in there if run["seed"] == SEARCH_SEED]
+        reached = [run for run in searched if run["reached"]]
+        if reached:
+            rate = min(reached, key=lambda run: run["updates"])["rate"]
+            chosen += [run for run in there if run["rate"] == rate]
+        elif searched:
+            chosen.append(max(searched, key=lambda run: run["updates"]))
+    return chosen

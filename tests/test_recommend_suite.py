@@ -1,0 +1,105 @@
+"""The table of recommendations beside grids, from files of a problem whose answer is known."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from experiments.benchmarking import recommend_suite
+from experiments.benchmarking.recommend_suite import AGAIN, FRESH_SEEDS, GRID, RECOMMENDATION, Cell, Problem
+from experiments.studies import jobs
+from experiments.studies.recommending.run import FILE
+
+PROBLEM = Problem({"dataset": "mnist"}, 0.98, (32, 64, 128), (0.01, 0.02), 5)
+
+
+def updates(batch_size, rate, seed=0):
+    """1000 (1 + 64 / B) at the rate 0.02, twice that at 0.01; a tenth more with each seed."""
+    return round(1000 * (1 + 64 / batch_size) * (1 if rate == 0.02 else 2) * (1 + 0.1 * (seed % 10)))
+
+
+def row(batch_size, rate, seed, reached=True, step=None):
+    made = updates(batch_size, rate, seed)
+    step = (batch_size + 64) / 1e4 if step is None else step
+    return {
+        "key": f"tuned-b{batch_size}-r{rate}-seed{seed}",
+        "options": {"batch_size": batch_size, "learning_rate": rate, "seed": seed, "data_dir": None},
+        "summary": {
+            "updates": made,
+            "seconds": {"compute": made * step, "in all": 10.0},
+            "target": {"reached_after_updates": made if reached else None},
+        },
+    }
+
+
+def prediction(batch_size, value):
+    return {"batch_size": batch_size, "updates": None if value is None else [value, 0.5 * value, 2.0 * value]}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    place = tmp_path / "known"
+    grid = [row(size, rate, seed) for seed in (0, 1) for size in (32, 64, 128) for rate in (0.01, 0.02)]
+    # One run on a machine that was busy: the median says what an update takes.
+    grid[1]["summary"]["seconds"]["compute"] *= 10
+    again = [row(64, 0.02, seed) for seed in FRESH_SEEDS] + [row(128, 0.01, seed) for seed in FRESH_SEEDS]
+    for name, rows in ((GRID, grid), (AGAIN, again)):
+        (place / name).mkdir(parents=True)
+        (place / name / jobs.FILE).write_text("".join(json.dumps(r) + "\n" for r in rows))
+    tried = {"batch_size": 128, "seed": 100, "rate": 0.01, "updates": 3000, "reached": True, "diverged": False}
+    advice = {"batch_size": 128, "learning_rate": 0.01}
+    advice["candidates"] = [prediction(64, 2100.0), prediction(128, 3000.0), prediction(32, None), prediction(16, 9.0)]
+    result = {"seconds": 6.0, "evidence": {"runs": [tried], "not_measured": []}, "advice": advice}
+    (place / RECOMMENDATION).mkdir()
+    (place / RECOMMENDATION / FILE).write_text(json.dumps(result))
+    return place
+
+
+def test_the_best_cell_and_the_ratio_are_those_of_the_law(folder):
+    found = recommend_suite.tabulate(PROBLEM, folder)
+    # Times are as 4 (1 + 64 / B) (B + 64): least at the batch size of 64.
+    assert Cell(found["best"]["batch_size"], found["best"]["rate"]) == Cell(64, 0.02)
+    assert found["recommended"]["batch_size"] == 128 and found["recommended"]["rate"] == 0.01
+    assert found["best"]["step_seconds"] == pytest.approx(128 / 1e4)
+    expected = 2 * (1 + 64 / 128) * (128 + 64) / ((1 + 64 / 64) * 128)
+    ratio, low, high = found["ratio"]
+    assert ratio == pytest.approx(expected, rel=1e-3) and low < ratio < high
+    # Both have the same spread over seeds, that of the logarithms of 1.1, 1.2 and 1.3.
+    deviation = np.std(np.log([1.1, 1.2, 1.3]), ddof=1) * math.sqrt(2 / 3)
+    assert math.log(high / ratio) == pytest.approx(2.776 * deviation, rel=0.01)
+    assert found["grid"] == {"cells": 6, "runs": 12, "seconds": 120.0}
+
+
+def test_predictions_are_compared_where_nothing_was_tried(folder):
+    found = recommend_suite.tabulate(PROBLEM, folder)["predictions"]
+    # The mean of both seeds at the better rate; 128 was tried, and of 16 the grid knows nothing.
+    assert [p["batch_size"] for p in found] == [64]
+    assert found[0]["measured"] == 2100 and found[0]["off"] == pytest.approx(0)
+
+
+def test_the_table_is_made_without_running_anything(folder, capsys, monkeypatch):
+    monkeypatch.setitem(recommend_suite.PROBLEMS, "known", PROBLEM)
+    monkeypatch.setattr(recommend_suite, "measure", lambda *_: pytest.fail("it runs something"))
+    (found,) = recommend_suite.run(["known"], folder=folder.parent)
+    said = capsys.readouterr().out
+    assert "the recommendation 0.1, 5.0% of it" in said and f"recommended / best: {found['ratio'][0]:.2f}" in said
+    (folder / AGAIN / jobs.FILE).write_text("")
+    with pytest.raises(pytest.fail.Exception, match="it runs something"):
+        recommend_suite.run(["known"], folder=folder.parent)
+
+
+def test_what_is_not_reached_and_what_is_not_recommended_stay_in_the_table(folder):
+    rows = [json.loads(line) for line in (folder / AGAIN / jobs.FILE).read_text().splitlines()]
+    rows[-1]["summary"]["target"]["reached_after_updates"] = None
+    (folder / AGAIN / jobs.FILE).write_text("".join(json.dumps(r) + "\n" for r in rows))
+    found = recommend_suite.tabulate(PROBLEM, folder)
+    assert found["ratio"] is None and found["recommended"]["seconds"] is None and found["best"]["seconds"]
+    assert "not reached by every seed" in "\n".join(recommend_suite.lines({"problem": "known", **found}))
+    path = folder / RECOMMENDATION / FILE
+    evidence = {"runs": [], "not_measured": ["all: too little time is left"]}
+    path.write_text(json.dumps({"seconds": 6.0, "evidence": evidence, "advice": None}))
+    found = recommend_suite.tabulate(PROBLEM, folder)
+    assert "recommended" not in found and found["predictions"] == []
+    said = "\n".join(recommend_suite.lines({"problem": "known", **found}))
+    assert "recommended: none; not measured: all: too little time is left" in said
