@@ -111,7 +111,8 @@ def test_neither_in_the_warmup_nor_by_a_scale_that_is_not_known():
     assert ramp.grown(sizes, config, 200, 31.9) == sizes
     assert ramp.grown(sizes, config, 200, 32).batch_size == 32
     without = TrainConfig(batch_size=16, epochs=4, schedule="constant", warmup_epochs=2)
-    assert ramp.grown(sizes, without, 200, math.inf) == sizes
+    fixed = plan.make(without, 1_600, 1)
+    assert ramp.grown(fixed, without, 200, math.inf) == fixed
 
 
 def test_it_stops_before_the_memory_does():

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from experiments.reporting import convergence as reporting_convergence
-from experiments.reporting import critical, study_sections
+from experiments.reporting import critical, smoothness, study_sections
 from experiments.reporting import step_time as step_time_report
 from experiments.studies import jobs
 
@@ -58,6 +58,16 @@ def test_the_rule_of_the_rate_is_told_as_finely_as_the_search_knows_it(tuned, sa
 def test_the_critical_batch_size_is_not_claimed_beyond_what_was_tried(fit, said):
     found = convergence_of([(16, 0.01, False), (1024, 0.1, False)], fit)
     assert re.search(said, critical._critical_answer(found))
+
+
+def test_one_window_of_noise_is_not_said_to_change():
+    sizes = [{"batch_size": size, "losses": [1.0, 2.0], "swing": 0.5} for size in (4, 16)]
+    window = {"update": 100, "loss": 0.25, "scale": 118.0, "interval": [77.0, 187.0]}
+    one = smoothness._answer({"sizes": sizes, "power": -0.5, "noise": [window]})
+    assert one.endswith("The noise scale is 118 (77 to 187) examples at a loss of 0.25; too few measurements to tell "
+                        "how it changes.")  # fmt: skip
+    two = smoothness._answer({"sizes": sizes, "power": -0.5, "noise": [window, {**window, "scale": 236.0}]})
+    assert "goes from 118 (77 to 187) to 236" in two
 
 
 def test_sizes_that_do_not_reach_the_target_are_named():

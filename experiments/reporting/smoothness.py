@@ -104,7 +104,13 @@ def _answer(found: dict[str, Any]) -> str:
     )
     if found["power"] is not None:
         text += f", with the power {found['power']:.2f} of the batch size (-0.5 is the square root of the examples)"
-    if found["noise"]:
+    if len(found["noise"]) == 1:
+        (only,) = found["noise"]
+        text += (
+            f". The noise scale is {number(only['scale'])} ({interval(only['interval'])}) examples at a loss of "
+            f"{number(only['loss'])}; too few measurements to tell how it changes"
+        )
+    elif found["noise"]:
         first, last = found["noise"][0], found["noise"][-1]
         text += (
             f". The noise scale goes from {number(first['scale'])} ({interval(first['interval'])}) to "

@@ -50,9 +50,9 @@ PRESETS = {
     "quick": Study(
         {"dataset": "digits"},
         time=step_time.Setting((60, 256, 264, 1024), examples=8_000, rounds=2),
-        smoothness=smoothness.Setting((6, 60, 240), 200, 64, 0.02, 300, 20),
-        convergence=convergence.Setting(0.85, (60, 240), (32, 128, 512), (0.01, 0.02, 0.04), 2, (0, 1)),
-        backwards=large_batch.Backwards(batch_size=2400, k=4, epochs=1, seeds=(0,), optimizers=("Nesterov",)),
+        smoothness=smoothness.Setting((6, 60, 240), 200, 64, 0.02, 320, 20),
+        convergence=convergence.Setting(0.9, (30, 120), (32, 128, 512), (0.01, 0.02, 0.04), 2, (0, 1)),
+        backwards=large_batch.Backwards(batch_size=2400, k=2, epochs=1, seeds=(0,), optimizers=("Nesterov",)),
         ladder=large_batch.Ladder(batch_size=2048, epochs=1, seeds=(0,), drop_remainder=True),
         generalisation=generalisation.Setting((64, 1024), epochs=1, steps=60, seeds=(0,)),
     ),

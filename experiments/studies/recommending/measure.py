@@ -83,7 +83,8 @@ def measure(lab: Lab, problem: Problem) -> dict[str, Any]:
     limit = evidence["memory"]["largest"] if evidence["memory"] else None
     start = size_near(math.sqrt(USUAL_CRITICAL * knee), problem, limit)
     # One that was timed is compiled.
-    start = min((size for size, _ in points if size <= max(start, FIRST_SIZE)), key=lambda b: abs(math.log(b / start)))
+    sizes: list[int] = [row["options"]["batch_size"] for row in timed]
+    start = min((size for size in sizes if size <= max(start, FIRST_SIZE)), key=lambda b: abs(math.log(b / start)))
     rate = DEFAULT_BASE_RATES[problem.optimizer] * start / REFERENCE_BATCH_SIZE
     begin = Race(lab, problem, costs, evidence)(start, rate, USUAL_CRITICAL, limit)
     if begin is None:
