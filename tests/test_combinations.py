@@ -38,7 +38,7 @@ DEFAULT = {"model": "tests.own:model"}
 NAMES = set(TrainConfig.__dataclass_fields__)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=24, deadline=None)
 @given(flags=st.fixed_dictionaries({}, optional=FLAGS), devices=st.sampled_from([1, 2, 4]))
 # The pairs that meet in one piece of code, whatever chance brings.
 @example(flags={"batch_size": 16, "accumulation_steps": 2, "span": 4}, devices=2)
