@@ -16,7 +16,7 @@ FLAGS = {
     "batch_size": st.sampled_from([1, 6, 8, 16, 24, 64, 65]),
     "accumulation_steps": st.sampled_from([1, 1, 2, 3]),
     "backwards_per_forward": st.sampled_from([1, 1, 2, 5]),
-    "batch_ramp": st.sampled_from([None, None, 32, 64, 1000]),
+    "batch_ramp": st.sampled_from([None, None, 32, 64, 1000, "auto"]),
     "span": st.sampled_from([None, None, 1, 4, 8, 48]),
     "norm": st.sampled_from(norms.NAMES),
     "optimizer": st.sampled_from(optimizers.NAMES),
