@@ -1,0 +1,85 @@
+"""What a recommendation rests on: the line of the memory, and Bayes' rule for few runs to a target."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from experiments._errors import UsageError
+from experiments.studies.recommending import memory
+from experiments.studies.recommending.curves import ABOUT_NOISE, OF_A_RUN, steps_by
+
+
+def runs(sizes, updates, reached=None):
+    reached = [True] * len(sizes) if reached is None else reached
+    return [{"batch_size": b, "updates": s, "reached": r} for b, s, r in zip(sizes, updates, reached, strict=True)]
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    scale=st.floats(20, 2_000),
+    off=st.floats(1 / 6, 6),
+    least=st.floats(50, 5_000),
+    sizes=st.lists(st.sampled_from([8, 32, 128, 512, 2048]), min_size=4, max_size=5, unique=True),
+)
+def test_runs_outweigh_the_noise_scale_where_there_are_enough(scale, off, least, sizes):
+    """Without noise of their own: ten runs at each of four sizes, or more, leave little of what was thought before."""
+    sizes, truth = sorted(sizes) * 10, off * scale
+    (found, examples), *draws = steps_by(scale, runs(sizes, [least * (1 + truth / size) for size in sizes]))
+    for size in set(sizes):
+        assert found + examples / size == pytest.approx(least * (1 + truth / size), rel=0.1)
+    if min(sizes) < truth / 4 and max(sizes) > 4 * truth:
+        assert examples / found == pytest.approx(truth, rel=0.2)
+    assert np.shape(draws)[1] == 2
+
+
+def test_the_intervals_hold_what_was_drawn():
+    """By Bayes' rule: of problems drawn as is thought before the runs, 95% lie in intervals of 95%."""
+    random = np.random.default_rng(0)
+    inside = []
+    for _ in range(300):
+        truth, least = 300 * math.exp(random.normal(0, ABOUT_NOISE)), math.exp(random.uniform(4, 8))
+        sizes = random.choice([16, 64, 256, 1024], random.integers(1, 4))
+        updates = least * (1 + truth / sizes) * np.exp(random.normal(0, OF_A_RUN, len(sizes)))
+        # A third of the runs are cut short.
+        most = updates * np.where(random.random(len(sizes)) < 1 / 3, random.uniform(0.3, 1, len(sizes)), 2)
+        if np.all(most < updates):
+            continue
+        steps = steps_by(300.0, runs(sizes.tolist(), np.minimum(updates, most).tolist(), (updates <= most).tolist()))
+        low, high = np.quantile(steps[1:, 0] + steps[1:, 1] / 100, [0.025, 0.975])
+        inside.append(low <= least * (1 + truth / 100) <= high)
+    assert 0.92 <= np.mean(inside) <= 0.98
+    # Without runs, what was thought before.
+    before = steps_by(300.0, [])
+    assert before[0].tolist() == pytest.approx([1, 300])
+    assert np.std(np.log(before[1:, 1])) == pytest.approx(ABOUT_NOISE, rel=0.1)
+
+
+def test_a_run_that_was_cut_short_makes_its_size_look_worse():
+    at_64 = runs([64], [1_000])
+    free = steps_by(2_000.0, at_64)[0]
+    cut = steps_by(2_000.0, at_64 + runs([1024], [400], [False]))[0]
+    # By the noise scale 92 updates were to be expected there.
+    assert free[0] + free[1] / 1024 < 100 and cut[0] + cut[1] / 1024 > 300
+
+
+@settings(deadline=None)
+@given(fixed=st.integers(10**5, 10**9), slope=st.integers(10**3, 10**7), limit=st.integers(10**9, 10**11))
+def test_the_largest_batch_fits_and_the_next_does_not(fixed, slope, limit):
+    sizes = [8, 32, 128, 512]
+    line = memory.fit_memory(sizes, [fixed + slope * size for size in sizes])
+    assert (line.fixed, line.per_example) == pytest.approx((fixed, slope), rel=1e-6) and line.error < 1e-6
+    largest = memory.largest_batch(line, limit, 8)
+    room = memory.USABLE * limit
+    assert largest % 8 == 0
+    assert largest == 0 or fixed + slope * largest <= room * (1 + 1e-5)
+    assert fixed + slope * (largest + 8) >= room * (1 - 1e-5)
+
+
+def test_memory_that_does_not_grow_is_refused():
+    with pytest.raises(UsageError, match="do not grow"):
+        memory.fit_memory([8, 32], [1000, 900])
+    with pytest.raises(UsageError, match="at least two batch sizes"):
+        memory.fit_memory([8, 8], [1000, 1000])
