@@ -73,7 +73,7 @@ def test_the_best_cell_and_the_ratio_are_those_of_the_law(folder):
 
 def test_predictions_are_compared_where_nothing_was_tried(folder):
     found = recommend_suite.tabulate(PROBLEM, folder)["predictions"]
-    # The mean of both seeds at the better rate; 128 was tried, and of 16 the grid knows nothing.
+    # The mean of both seeds, each at the rate that is better by the other; 128 was tried, and 16 is not in the grid.
     assert [p["batch_size"] for p in found] == [64]
     assert found[0]["measured"] == 2100 and found[0]["off"] == pytest.approx(0)
 

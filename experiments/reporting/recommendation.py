@@ -33,6 +33,7 @@ OUTCOME = {True: "reached", False: "not reached"}
 SOURCES = {
     "runs": "runs to the target",
     "noise": "the gradient noise scale, a weaker ground than runs to the target",
+    "usual": "runs to the target at one batch size and a usual critical batch size, which is a guess",
 }
 
 

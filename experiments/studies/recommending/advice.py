@@ -16,6 +16,8 @@ from experiments.training.plan import FEWEST_UPDATES
 REACH = 4
 # A batch size is as good as the best if its time is no longer than that many times the best one.
 AS_GOOD = 1.1
+# One that was tried is preferred to a better one that was not, up to that.
+PREFERRED = 1.05
 # Epochs that a recommended run may take, of those that are predicted.
 EPOCHS = 2
 
@@ -40,7 +42,12 @@ def advise(evidence: dict[str, Any]) -> dict[str, Any] | None:
     problem = _Limits(evidence)
     sizes = problem.candidates()
     times = np.array([_seconds(problem, curves, size) for size in sizes])
-    place = int(np.argmin(times[:, 0]))
+    # Of those that are as good, one that has reached the target: of the others neither time nor rate is known as well.
+    reached = {run["batch_size"] for run in evidence["runs"] if run["reached"]}
+    least = times[:, 0].min()
+    place = min(
+        range(len(sizes)), key=lambda i: (times[i, 0] > PREFERRED * least, sizes[i] not in reached, times[i, 0])
+    )
     batch_size = sizes[place]
     micro = problem.micro_batches(batch_size)
     critical = curves.critical()

@@ -14,7 +14,8 @@ STEPS_SEED, TIME_SEED = 0, 1
 # In standard deviations of the logarithm: of the critical batch size about the noise scale, which a whole run to a
 # target and a moment of it do not have in common; about a usual one where no noise scale is known; and of the updates
 # that a run needs about the curve, by its seed and because its rate was found among few.
-ABOUT_NOISE, ABOUT_USUAL, OF_A_RUN = math.log(2), math.log(6), 0.15
+# (Two seeds of a cell of the grids in docs/recommend lie about so far apart.)
+ABOUT_NOISE, ABOUT_USUAL, OF_A_RUN = math.log(2), math.log(6), 0.25
 USUAL_CRITICAL = 300.0
 # So many values are weighed of the critical batch size, and of the least updates at each; that many standard deviations
 # about the middle.
@@ -28,7 +29,8 @@ class Curves(NamedTuple):
       steps: what is most likely, then draws: shape (1 + draws, 2), of min_steps and min_examples. Without a target
         their ratio is what is known, and the first is 1.
       time: the fit of the time of an update.
-      source: what the first rests on: "runs", at two batch sizes or more, or "noise".
+      source: what the first rests on: "runs", at two batch sizes or more, "noise", or "usual", runs at one batch size
+        and what is usual elsewhere.
       has_target: whether updates are more than a ratio.
     """
 
@@ -61,9 +63,10 @@ def curves_of(evidence: dict[str, Any]) -> Curves | None:
     chosen = best_runs(evidence["runs"])
     scale = noise_scale(evidence)
     sizes = {run["batch_size"] for run in chosen if run["reached"]}
-    if scale is None and len(sizes) < 2:
+    if scale is None and not sizes:
         return None
-    return Curves(steps_by(scale, chosen), time, "runs" if len(sizes) > 1 else "noise", has_target=bool(sizes))
+    source = "runs" if len(sizes) > 1 else "usual" if scale is None else "noise"
+    return Curves(steps_by(scale, chosen), time, source, has_target=bool(sizes))
 
 
 def noise_scale(evidence: dict[str, Any]) -> float | None:
@@ -72,7 +75,7 @@ def noise_scale(evidence: dict[str, Any]) -> float | None:
     # A file has None for what is not finite.
     scales = [math.inf if w["scale"] is None else w["scale"] for w in windows]
     scale = float(np.median(scales)) if scales else math.inf
-    return scale if math.isfinite(scale) else None
+    return scale if 0 < scale < math.inf else None
 
 
 def steps_by(scale: float | None, runs: list[dict[str, Any]], seed: int = STEPS_SEED) -> np.ndarray:

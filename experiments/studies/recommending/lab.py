@@ -14,6 +14,9 @@ from experiments.studies.convergence import Data
 from experiments.studies.jobs import Job, Runner
 from experiments.training.noise_probe import SHARD_SIZE, SHARDS
 
+# Of the time that a run takes to start with a new program, that with one which is kept.
+REPEATED = 0.3
+
 
 class Problem(NamedTuple):
     """What a batch size is looked for.
@@ -57,31 +60,40 @@ class Costs(NamedTuple):
       update: of computing, by batch size.
       evaluation: of the evaluated splits.
       start: of what comes once, with compilation.
+      is_compiled: whether a batch size has been run, so that its program is there.
       devices: that share an update; the noise is measured on one of them.
     """
 
     update: Callable[[float], float]
     evaluation: float
     start: float
+    is_compiled: Callable[[float], bool]
     devices: int
 
     def of(self, batch_size: float, updates: float, evaluations: float = 1, measurements: float = 0, shard=0) -> float:
         """Of a run: its updates, evaluations and measurements of the noise, in shards of so many examples."""
         noise = measurements * self.measurement(shard or SHARD_SIZE)
-        return self.start + updates * self.update(batch_size) + evaluations * self.evaluation + noise
+        start = self.start * (REPEATED if self.is_compiled(batch_size) else 1)
+        return start + updates * self.update(batch_size) + evaluations * self.evaluation + noise
 
     def measurement(self, shard_size: int) -> float:
-        """Of the noise."""
-        return self.devices * self.update(SHARDS * shard_size)
+        """Of the noise: one device takes the gradient of a shard after the other."""
+        return SHARDS * self.update(self.devices * shard_size)
 
 
-def costs_of(rows: Sequence[dict[str, Any]], problem: Problem, update: Callable[[float], float]) -> Costs:
+def costs_of(
+    rows: Sequence[dict[str, Any]],
+    problem: Problem,
+    update: Callable[[float], float],
+    is_compiled: Callable[[float], bool],
+) -> Costs:
     """The costs of runs to come, by those of runs that are there.
 
     Args:
       rows: of runs that ended, each of which began with a program of its own.
       problem: what they trained.
       update: seconds of computing of an update, by batch size.
+      is_compiled: whether a batch size has been run.
     """
     evaluations, starts = [], []
     for row in rows:
@@ -89,7 +101,7 @@ def costs_of(rows: Sequence[dict[str, Any]], problem: Problem, update: Callable[
         ends = max(1, math.ceil(updates * row["options"]["batch_size"] / problem.data.examples))
         evaluations.append(seconds.get("evaluate", 0.0) / ends)
         starts.append(sum(seconds.get(name, 0.0) for name in ("start", "compile", "checkpoint")))
-    return Costs(update, statistics.median(evaluations), statistics.median(starts), problem.devices)
+    return Costs(update, statistics.median(evaluations), statistics.median(starts), is_compiled, problem.devices)
 
 
 class Lab:
@@ -99,6 +111,7 @@ class Lab:
         self._runner, self._clock = runner, clock
         self.seconds = seconds
         self._started = clock()
+        self._compiled: set[float] = set()
 
     def spent(self) -> float:
         """Seconds since the lab was opened."""
@@ -108,8 +121,13 @@ class Lab:
         """Whether so many seconds are left."""
         return self.spent() + seconds <= self.seconds
 
+    def is_compiled(self, batch_size: float) -> bool:
+        """Whether a run has been asked for at a batch size, so that its program is kept."""
+        return batch_size in self._compiled
+
     def run(self, job: Job) -> dict[str, Any]:
         """The row of a job, as `Runner.run` gives it."""
+        self._compiled.add(job.options["batch_size"])
         return self._runner.run(job)
 
     def evaluations(self, job: Job) -> list[list[float]]:

@@ -16,6 +16,7 @@ from experiments.studies.recommending.lab import Costs, Lab, Problem, costs_of
 from experiments.studies.recommending.memory import fit_memory, largest_batch
 from experiments.studies.recommending.race import Race, Start
 from experiments.studies.recommending.target import (
+    FIRST_RUN,
     LEAST_STEPS,
     TargetSearch,
     constant_options,
@@ -26,15 +27,18 @@ from experiments.studies.recommending.target import (
 from experiments.studies.scaling import fit_step_time
 from experiments.studies.smoothness import noise_windows
 from experiments.training.config import DEFAULT_BASE_RATES, REFERENCE_BATCH_SIZE
+from experiments.training.plan import FEWEST_UPDATES
 
 # Batch sizes to be timed: from about the first on, each four times the last, until an update takes so many times
 # longer; at least three, if the training set has so many.
-FIRST_SIZE, STEP, LINEAR, FEWEST_SIZES = 8, 4, 3.0, 3
+FIRST_SIZE, STEP, LINEAR, FEWEST_SIZES = 16, 4, 2.5, 3
 TIMED_STEPS, TIMED_EXAMPLES = 300, 8_000
 # Parameters hardly move, where only time and memory are looked at.
 TINY_RATE = 1e-6
 # Of the budget: the run that tries the largest batch; the run whose noise is measured where there is no target.
 CONFIRMATION, NOISE = 0.05, 0.1
+# A batch is near the limit of the memory from that share of it on.
+NEAR = 0.25
 # Measurements of the noise along a run without a target.
 MEASUREMENTS = 16
 
@@ -77,16 +81,18 @@ def measure(lab: Lab, problem: Problem) -> dict[str, Any]:
     def update(batch_size: float) -> float:
         return _between(points, batch_size) if fit is None else fit.overhead + batch_size / fit.throughput
 
-    costs = costs_of(timed, problem, update)
+    costs = costs_of(timed, problem, update, lab.is_compiled)
     evidence["memory"] = _memory(lab, problem, timed, costs, missing)
-    knee = fit.knee if fit is not None and 0 < fit.knee < math.inf else FIRST_SIZE
+    knee = min(max(fit.knee if fit is not None else 0.0, FIRST_SIZE), problem.data.examples)
     limit = evidence["memory"]["largest"] if evidence["memory"] else None
     start = size_near(math.sqrt(USUAL_CRITICAL * knee), problem, limit)
     # One that was timed is compiled.
     sizes: list[int] = [row["options"]["batch_size"] for row in timed]
     start = min((size for size in sizes if size <= max(start, FIRST_SIZE)), key=lambda b: abs(math.log(b / start)))
     rate = DEFAULT_BASE_RATES[problem.optimizer] * start / REFERENCE_BATCH_SIZE
-    begin = Race(lab, problem, costs, evidence)(start, rate, USUAL_CRITICAL, limit)
+    # What the first run to the target may take is kept for it.
+    reserve = 0.0 if problem.target is None else FIRST_RUN * lab.seconds
+    begin = Race(lab, problem, costs, evidence, reserve)(start, rate, USUAL_CRITICAL, limit)
     if begin is None:
         return evidence
     if problem.target is None:
@@ -109,7 +115,9 @@ def _job(problem: Problem, key: str, batch_size: int, steps: int, rate: float, *
 def _time(lab: Lab, problem: Problem, points: list[list[float]], missing: list[str]) -> list[dict[str, Any]]:
     """Runs of rising batch size, whose compiled steps are timed and whose memory is known."""
     rows: list[dict[str, Any]] = []
-    size = problem.unit * max(1, FIRST_SIZE // problem.unit)
+    # Of a small training set smaller batches are timed, so that there are enough of them.
+    first = min(FIRST_SIZE, problem.data.examples // STEP ** (FEWEST_SIZES - 1))
+    size = problem.unit * 2 ** max(0, math.floor(math.log2(max(first, 1) / problem.unit)))
     last = 0.0
     while size <= problem.data.examples:
         if not lab.affords(last):
@@ -162,16 +170,19 @@ def _memory(
 
 
 def _try_largest(lab: Lab, problem: Problem, largest: int, costs: Costs, missing: list[str]) -> dict[str, Any] | None:
-    """A run of two updates near the limit, of memory or of the data, in the process that trains."""
-    size = min(largest, problem.data.examples) // problem.unit * problem.unit
+    """A run of two updates near the limit, in the process that trains; None if no batch that is of use comes near."""
+    most = problem.data.examples // FEWEST_UPDATES
+    if most < NEAR * largest:
+        return None
+    size = min(largest, most) // problem.unit * problem.unit
     if problem.unit != problem.devices and size:
         # Of whole spans over the devices.
         size = problem.unit * 2 ** int(math.log2(size // problem.unit))
     # Where that takes too long a smaller batch is tried, and the report says which.
     room = CONFIRMATION * lab.seconds
-    while size > FIRST_SIZE and costs.of(size, 2) > room:
+    while size > NEAR * largest and costs.of(size, 2) > room:
         size = size // 2 // problem.unit * problem.unit
-    if size < FIRST_SIZE or not lab.affords(costs.of(size, 2)):
+    if size == 0 or costs.of(size, 2) > room or not lab.affords(costs.of(size, 2)):
         missing.append("whether the largest batch runs: too little time is left to try")
         return None
     row = lab.run(_job(problem, f"largest-b{size}", size, 2, TINY_RATE))

@@ -15,7 +15,7 @@ SHARE = 0.02
 # At the first batch size, of a small training set: what is learnt by heart in more epochs says little.
 MOST_EPOCHS = 10
 # Evaluations on the way, and which of them count, of the way: their mean is less noisy than the last.
-EVALUATIONS, TAIL = 8, 0.7
+EVALUATIONS, TAIL = 4, 0.7
 # Rates at the first batch size are so far apart, and so often it goes on beyond their edge.
 COARSE, MOST_EXTENSIONS = 4.0, 4
 # Batch sizes are so far apart, and so many are tried.
@@ -40,7 +40,7 @@ class Race:
     (But that each has some updates, at least.)
     """
 
-    def __init__(self, lab: Lab, problem: Problem, costs: Costs, evidence: dict[str, Any]):
+    def __init__(self, lab: Lab, problem: Problem, costs: Costs, evidence: dict[str, Any], reserve: float):
         """Prepares a race.
 
         Args:
@@ -48,8 +48,9 @@ class Race:
           problem: to be solved.
           costs: of runs.
           evidence: so far; `race` gets an entry [batch size, rate, loss] for each run that did not diverge.
+          reserve: seconds to be kept for what comes after it.
         """
-        self._lab, self._problem, self._costs = lab, problem, costs
+        self._lab, self._problem, self._costs, self._reserve = lab, problem, costs, reserve
         self._missing = evidence["not_measured"]
         self._entries: list[list[float]] = evidence["race"]
         self._tried: dict[tuple[int, float], float] = {}
@@ -111,7 +112,8 @@ class Race:
         epoch = self._problem.data.examples / batch_size
         steps = max(LEAST_STEPS, round(self._seconds / self._costs.update(batch_size)))
         every = max(1, steps // EVALUATIONS)
-        if not self._lab.affords(self._costs.of(batch_size, steps, 1 + steps / every + steps / epoch)):
+        cost = self._costs.of(batch_size, steps, 1 + steps / every + steps / epoch)
+        if not self._lab.affords(cost + self._reserve):
             self._missing.append(f"{what}: too little time is left")
             return False
         options = {

@@ -27,7 +27,7 @@ def recommend(
     Args:
       options: of `TrainConfig`: data set, model and what else is the same for all runs.
       target: accuracy to reach; None: none is given.
-      minutes: that all of it may take.
+      minutes: that all of it may take, but for the loading of the data.
       folder: for rows and result.
       optimizer: of all runs.
 

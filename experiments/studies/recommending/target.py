@@ -20,6 +20,9 @@ EVALUATION_SHARE, NOISE_SHARE = 0.2, 0.1
 APART = 4
 # A run at another batch size may take so many times the updates that are expected; with less time left, so many.
 PATIENCE, IMPATIENCE = 2.5, 1.25
+# So often what the first run may take is halved before there is too little time for it. And by so much a lower rate has
+# to be better, for a still lower one to be tried: less is a matter of seeds.
+HALVINGS, BETTER = 2, 0.85
 # Rates beside one that was scaled from another batch size, and below the best of short runs, which like large rates:
 # what noise they leave matters at the end alone.
 FACTOR = 2.0
@@ -112,11 +115,13 @@ class TargetSearch:
         for seed in FINAL_SEEDS:
             # The fastest batch size first, while time is left.
             for run in sorted(self._bests(), key=self._time):
-                if self._affords(run["batch_size"], math.ceil(IMPATIENCE * run["updates"])):
-                    self._run(run["batch_size"], run["rate"], math.ceil(PATIENCE * run["updates"]), seed)
+                if most := self._allowed(run["batch_size"], run["updates"]):
+                    self._run(run["batch_size"], run["rate"], most, seed)
 
     def _first(self, batch_size: int, rate: float, most: int) -> bool:
         """The first batch size, at lower and lower rates while that takes fewer updates; whether any was enough."""
+        for _ in range(HALVINGS):
+            most = most if self._affords(batch_size, most) else most // 2
         if most < 1 or not self._affords(batch_size, most):
             self._missing.append("updates to the target: too little time is left for a run to it")
             return False
@@ -128,7 +133,7 @@ class TargetSearch:
                 self._missing.append(f"rates from {rate:g} down at batch size {batch_size}: too little time is left")
                 break
             run = self._run(batch_size, rate, limit, noise=self._evidence["noise"] is None)
-            if run is None or (best and not (run["reached"] and run["updates"] < best["updates"])):
+            if run is None or (best and not (run["reached"] and run["updates"] < BETTER * best["updates"])):
                 break
             if not run["reached"] and not run["diverged"] and number > 1:
                 break
@@ -141,6 +146,11 @@ class TargetSearch:
         )
         self._missing.append(f"updates to the target: not reached at batch size {batch_size}: {what}")
         return False
+
+    def _allowed(self, batch_size: int, expected: float) -> int:
+        """The updates that a run may take of which so many are expected; 0: too little time is left for it."""
+        allowed = (math.ceil(times * expected) for times in (PATIENCE, IMPATIENCE))
+        return next((most for most in allowed if self._affords(batch_size, most)), 0)
 
     def _affords(self, batch_size: int, updates: float, reserve: float = 0.0) -> bool:
         every = evaluate_every(self._problem, self._costs, batch_size)
@@ -209,37 +219,36 @@ class TargetSearch:
     def _time(self, run: dict[str, Any]) -> float:
         return run["updates"] * self._costs.update(run["batch_size"])
 
-    def _noise(self, otherwise: float) -> float:
-        return noise_scale(self._evidence) or otherwise
-
     def _next_size(self) -> int | None:
         """The batch size to be tried next; None: those that matter have been."""
         tried = self._tried()
         if len(tried) >= MOST_SIZES:
             return None
+        least, examples = self._curve()
         if len(tried) == 1:
             # On the side where the best one should be, by the noise; a factor away, for what a fit can tell.
             (start,) = tried
-            noise = self._noise(start)
             beside = [size_near(size, self._problem, self._limit) for size in (start / APART, start * APART)]
             beside = [size for size in beside if size != start]
-            return min(beside, key=lambda size: (1 + noise / size) * self._costs.update(size), default=None)
-        least, examples = steps_by(noise_scale(self._evidence), best_runs(self._runs))[0]
+            return min(beside, key=lambda b: (least + examples / b) * self._costs.update(b), default=None)
         grid = {size_near(self._problem.unit * 2.0**power, self._problem, self._limit) for power in range(24)}
         inside = [size for size in grid if min(tried) / APART <= size <= max(tried) * APART]
-        size = min(inside, key=lambda b: (least + examples / b) * self._costs.update(b))
+        there = [b for b in inside if b in tried or self._allowed(b, least + examples / b)]
+        size = min(there, key=lambda b: (least + examples / b) * self._costs.update(b))
         return None if size in tried else size
+
+    def _curve(self) -> tuple[float, float]:
+        """The least updates and the least examples, by what is known so far."""
+        least, examples = steps_by(noise_scale(self._evidence), best_runs(self._runs))[0]
+        return float(least), float(examples)
 
     def _try_size(self, size: int) -> bool:
         """Runs at another batch size, by the rate of the nearest one, and one beside it; whether the first was made."""
         near = min(self._bests(), key=lambda run: abs(math.log(run["batch_size"] / size)))
-        noise = self._noise(near["batch_size"])
-        expected = near["updates"] * (1 + noise / size) / (1 + noise / near["batch_size"])
-        rate = scaled_rate(near["rate"], near["batch_size"], size, noise)
-        most = math.ceil(PATIENCE * expected)
-        if not self._affords(size, most):
-            most = math.ceil(IMPATIENCE * expected)
-        if not self._affords(size, most):
+        least, examples = self._curve()
+        rate = scaled_rate(near["rate"], near["batch_size"], size, examples / least)
+        most = self._allowed(size, least + examples / size)
+        if not most:
             self._missing.append(f"updates to the target at batch size {size}: too little time is left")
             return False
         run = self._run(size, rate, most)
