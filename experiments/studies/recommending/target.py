@@ -26,6 +26,8 @@ HALVINGS, BETTER = 2, 0.85
 # Rates beside one that was scaled from another batch size, and below the best of short runs, which like large rates:
 # what noise they leave matters at the end alone.
 FACTOR = 2.0
+# Two rates whose logarithms differ by less are one.
+SAME = 0.1
 MOST_SIZES = 4
 MOST_RATES = 5
 FINAL_SEEDS = (0, 1)
@@ -86,7 +88,8 @@ class TargetSearch:
     """Adds runs to the target, and the noise of the first of them, to the evidence; and what is missing.
 
     The first batch size with rates from the best of short runs on downward; then others, about where the noise or the
-    fit so far says that the best one is, at a rate scaled by the noise and one beside it; then other seeds.
+    fit so far says that the best one is, at a rate scaled by the noise and one beside it; then rates in between at the
+    fastest; then other seeds.
     """
 
     def __init__(self, lab: Lab, problem: Problem, costs: Costs, limit: int | None, evidence: dict[str, Any]):
@@ -112,6 +115,7 @@ class TargetSearch:
             return
         while (size := self._next_size()) is not None and self._try_size(size):
             pass
+        self._refine()
         for seed in FINAL_SEEDS:
             # The fastest batch size first, while time is left.
             for run in sorted(self._bests(), key=self._time):
@@ -146,6 +150,16 @@ class TargetSearch:
         )
         self._missing.append(f"updates to the target: not reached at batch size {batch_size}: {what}")
         return False
+
+    def _refine(self) -> None:
+        """Rates between those that were tried, and above them, at the batch size that is fastest so far."""
+        size = min(self._bests(), key=self._time)["batch_size"]
+        for factor in (FACTOR, math.sqrt(FACTOR), 1 / math.sqrt(FACTOR)):
+            best = next(run for run in self._bests() if run["batch_size"] == size)
+            rate = rounded(best["rate"] * factor)
+            there = [run["rate"] for run in self._runs if run["batch_size"] == size]
+            if all(abs(math.log(rate / other)) > SAME for other in there) and self._affords(size, best["updates"]):
+                self._run(size, rate, best["updates"])
 
     def _allowed(self, batch_size: int, expected: float) -> int:
         """The updates that a run may take of which so many are expected; 0: too little time is left for it."""
