@@ -265,7 +265,7 @@ def command(*flags):
 def test_the_command_says_what_it_would_do_and_refuses_what_it_cannot():
     dry = command("--preset=quick", "--dry_run", "--parts=time,ladder", "--workdir=runs/none")
     assert dry.returncode == 0, dry.stderr
-    assert "--batch_size=4096" in dry.stdout and re.search(r"in all    about \d+ minutes", dry.stdout)
+    assert "--batch_size=1024" in dry.stdout and re.search(r"in all    about \d+ minutes", dry.stdout)
     assert not (ROOT / "runs" / "none").exists()
     for flags, message in (
         (["--preset=quik"], "unknown preset 'quik'; there are: mnist, mnist_full, quick. Did you mean 'quick'"),

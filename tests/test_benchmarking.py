@@ -108,6 +108,7 @@ def test_what_synchronising_costs_is_timed_beside_twice_and_not_at_all():
     assert all(c.backward for c in hlo.collectives(alone)), "what is left is the parameters' gradients"
 
 
+@pytest.mark.slow
 def test_a_resnet50_step_takes_one_collective_a_norm_and_less_memory():
     lowered = collectives.resnet50_step("batchnorm_jax", 32, reduce_gradients=False)
     assert lowered.as_text().count("stablehlo.all_reduce") == 2 * 53

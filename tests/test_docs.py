@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from experiments.benchmarking import recommend_suite
 from experiments.reporting import study_sections
 
 ROOT = Path(__file__).parent.parent
 STUDY = ROOT / "docs" / "batch_size_mnist"
+GRIDS = ROOT / "docs" / "recommend"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
@@ -73,9 +75,20 @@ def test_the_readme_says_what_the_committed_study_found():
         assert f"| {row} |" in readme, row
 
 
+def test_the_readme_has_the_table_of_the_committed_recommendations():
+    readme = (ROOT / "README.md").read_text()
+    done = [name for name in recommend_suite.PARTS if (GRIDS / name / recommend_suite.AGAIN).exists()]
+    assert done
+    rows = [
+        {"problem": name, **recommend_suite.tabulate(recommend_suite.PROBLEMS[name], GRIDS / name)} for name in done
+    ]
+    for line in recommend_suite.table(rows):
+        assert line in readme, line
+
+
 def test_the_committed_study_speaks_of_itself_alone():
     """No folder of whoever made it, and not much of it."""
-    files = list(STUDY.iterdir())
+    files = [*STUDY.iterdir(), *(path for path in GRIDS.rglob("*") if path.is_file())]
     assert {"report.html", "results.jsonl", "convergence.json"} <= {path.name for path in files}
     assert sum(path.stat().st_size for path in files) < 1.5e6
     for path in files:

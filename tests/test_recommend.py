@@ -314,7 +314,7 @@ def test_the_command_line_end_to_end(tmp_path):
     """On a data set of a moment, in processes of its own; the second time no run to the target is made again."""
     command_ = [
         sys.executable, "-m", "experiments.recommend", "--dataset=tests.own:larger", "--model=tests.own:model",
-        "--num_devices=1", "--target_accuracy=0.7", "--budget_minutes=1.5", f"--workdir={tmp_path}",
+        "--num_devices=1", "--target_accuracy=0.7", "--budget_minutes=0.8", f"--workdir={tmp_path}",
     ]  # fmt: skip
     first = subprocess.run(command_, capture_output=True, text=True, cwd=ROOT, check=False, timeout=600)
     assert first.returncode == 0, first.stderr

@@ -83,6 +83,9 @@ def test_the_table_is_made_without_running_anything(folder, capsys, monkeypatch)
     monkeypatch.setattr(recommend_suite, "measure", lambda *_: pytest.fail("it runs something"))
     (found,) = recommend_suite.run(["known"], folder=folder.parent)
     said = capsys.readouterr().out
+    best = "64 at 0.02: " + f"{found['best']['seconds']:.1f} s"
+    assert f"| known, 98.0% | {best} | 128 at 0.01: {found['recommended']['seconds']:.1f} s |" in said
+    assert "| 6 s of 120 s, 5.0% |" in said and "| known | 64 | 2,100 (1,050 to 4,200) | 2,100 | +0% |" in said
     assert "the recommendation 0.1, 5.0% of it" in said and f"recommended / best: {found['ratio'][0]:.2f}" in said
     (folder / AGAIN / jobs.FILE).write_text("")
     with pytest.raises(pytest.fail.Exception, match="it runs something"):

@@ -236,7 +236,14 @@ def test_validation_examples_are_taken_from_training():
 
 
 @pytest.mark.parametrize(
-    ("model", "size", "channels"), [("resnet18", 32, 3), ("resnet50", 32, 3), ("alexnet_bn", 63, 3), ("fcn", 16, 1)]
+    ("model", "size", "channels"),
+    [
+        ("resnet18", 32, 3),
+        # A minute and a half of compilation.
+        pytest.param("resnet50", 32, 3, marks=pytest.mark.slow),
+        ("alexnet_bn", 63, 3),
+        ("fcn", 16, 1),
+    ],
 )
 def test_every_model_takes_three_steps(model, size, channels):
     """From end to end, with a norm pooled over devices; `simple_cnn` does so in test_training."""

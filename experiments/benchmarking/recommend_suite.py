@@ -96,6 +96,7 @@ def run(parts: Sequence[str], *, folder: Path, data_dir: str | None = None) -> l
             measure(PROBLEMS[name], folder / name, data_dir)
         rows.append({"problem": name, **tabulate(PROBLEMS[name], folder / name)})
         print("\n".join(lines(rows[-1])), flush=True)
+    print("\n".join(["", *table(rows)]))
     return rows
 
 
@@ -308,3 +309,31 @@ def lines(row: dict[str, Any]) -> list[str]:
             f"{p['measured']:,.0f} measured, {p['off']:+.0%}"
         )
     return said
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The rows as a table in Markdown: batch size at rate, seconds to the target, their ratio; and predictions."""
+    head = ("problem", "best of the grid", "recommended", "its time over the best (95%)", "cost over the grid's")
+    body = [head, ("---",) * len(head)]
+    for row in rows:
+        grid, cost = row["grid"], row["recommendation"]["seconds"]
+        ratio = "not measured" if row["ratio"] is None else "{:.2f} ({:.2f} to {:.2f})".format(*row["ratio"])
+        spent = f"{cost:,.0f} s of {grid['seconds']:,.0f} s, {cost / grid['seconds']:.1%}"
+        what = f"{row['problem']}, {row['target']:.1%}"
+        body.append((what, _short(row["best"]), _short(row.get("recommended")), ratio, spent))
+    text = ["| " + " | ".join(cells) + " |" for cells in body]
+    head = ("problem", "batch size, not tried", "updates predicted (95%)", "measured", "off by")
+    body = [head, ("---",) * len(head)]
+    for row in rows:
+        for p in row["predictions"]:
+            value, low, high = p["predicted"]
+            predicted = f"{value:,.0f} ({low:,.0f} to {high:,.0f})"
+            body.append((row["problem"], str(p["batch_size"]), predicted, f"{p['measured']:,.0f}", f"{p['off']:+.0%}"))
+    return [*text, "", *("| " + " | ".join(cells) + " |" for cells in body)]
+
+
+def _short(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "none"
+    took = "not reached by every seed" if found["seconds"] is None else f"{found['seconds']:.1f} s"
+    return f"{found['batch_size']} at {found['rate']:g}: {took}"
