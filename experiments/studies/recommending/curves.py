@@ -95,8 +95,8 @@ def steps_by(scale: float | None, runs: list[dict[str, Any]], seed: int = STEPS_
     Example:
       >>> runs = [{"batch_size": b, "updates": s, "reached": True} for b, s in ((50, 300), (200, 150), (800, 112))]
       >>> (least, examples), *draws = steps_by(100.0, runs)
-      >>> round(least, -1), round(examples, -3)
-      (100.0, 10000.0)
+      >>> round(float(least)), round(float(examples), -2)
+      (100, 10000.0)
 
     Source: McCandlish et al., "An Empirical Model of Large-Batch Training", arXiv 1812.06162, 2018, section 2, for the
     curve, whose ratio is the noise scale where all goes as it says.
