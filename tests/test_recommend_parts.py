@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from experiments._errors import UsageError
 from experiments.studies.recommending import memory
-from experiments.studies.recommending.curves import ABOUT_NOISE, OF_A_RUN, steps_by
+from experiments.studies.recommending.curves import (
+    ABOUT_NOISE,
+    ABOUT_USUAL,
+    OF_A_RUN,
+    USUAL_CRITICAL,
+    Noise,
+    noise_of,
+    steps_by,
+)
 
 
 def runs(sizes, updates, reached=None):
@@ -27,7 +35,7 @@ def runs(sizes, updates, reached=None):
 def test_runs_outweigh_the_noise_scale_where_there_are_enough(scale, off, least, sizes):
     """Without noise of their own: ten runs at each of four sizes, or more, leave little of what was thought before."""
     sizes, truth = sorted(sizes) * 10, off * scale
-    (found, examples), *draws = steps_by(scale, runs(sizes, [least * (1 + truth / size) for size in sizes]))
+    (found, examples), *draws = steps_by(Noise(scale, 0.1), runs(sizes, [least * (1 + truth / size) for size in sizes]))
     for size in set(sizes):
         assert found + examples / size == pytest.approx(least * (1 + truth / size), rel=0.1)
     if min(sizes) < truth / 4 and max(sizes) > 4 * truth:
@@ -40,27 +48,67 @@ def test_the_intervals_hold_what_was_drawn():
     random = np.random.default_rng(0)
     inside = []
     for _ in range(300):
-        truth, least = 300 * math.exp(random.normal(0, ABOUT_NOISE)), math.exp(random.uniform(4, 8))
+        truth = USUAL_CRITICAL * math.exp(random.normal(0, ABOUT_USUAL))
+        # About the truth, since it is the truth that was drawn.
+        noise = Noise(truth * math.exp(random.normal(0, math.hypot(ABOUT_NOISE, 0.5))), 0.5)
+        least = math.exp(random.uniform(4, 8))
         sizes = random.choice([16, 64, 256, 1024], random.integers(1, 4))
         updates = least * (1 + truth / sizes) * np.exp(random.normal(0, OF_A_RUN, len(sizes)))
         # A third of the runs are cut short.
         most = updates * np.where(random.random(len(sizes)) < 1 / 3, random.uniform(0.3, 1, len(sizes)), 2)
         if np.all(most < updates):
             continue
-        steps = steps_by(300.0, runs(sizes.tolist(), np.minimum(updates, most).tolist(), (updates <= most).tolist()))
+        steps = steps_by(noise, runs(sizes.tolist(), np.minimum(updates, most).tolist(), (updates <= most).tolist()))
         low, high = np.quantile(steps[1:, 0] + steps[1:, 1] / 100, [0.025, 0.975])
         inside.append(low <= least * (1 + truth / 100) <= high)
     assert 0.92 <= np.mean(inside) <= 0.98
-    # Without runs, what was thought before.
-    before = steps_by(300.0, [])
-    assert before[0].tolist() == pytest.approx([1, 300])
-    assert np.std(np.log(before[1:, 1])) == pytest.approx(ABOUT_NOISE, rel=0.1)
+
+
+def test_a_noise_scale_counts_as_far_as_it_is_known():
+    """Without runs: normal about the usual, about a noise scale that is known, and between them else."""
+
+    def spread(noise):
+        steps = steps_by(noise, [])
+        return np.log(steps[0, 1] / steps[0, 0]), np.std(np.log(steps[1:, 1]))
+
+    for noise, middle, wide in (
+        (None, math.log(USUAL_CRITICAL), ABOUT_USUAL),
+        # The product of two normal densities, by hand.
+        (
+            Noise(5.0, 0.0),
+            (math.log(300) / 1.7918**2 + math.log(5) / 0.6931**2) / (1 / 1.7918**2 + 1 / 0.6931**2),
+            0.646,
+        ),
+        (Noise(5.0, 1e6), math.log(USUAL_CRITICAL), ABOUT_USUAL),
+    ):
+        # The likeliest of the values that are weighed.
+        assert spread(noise)[0] == pytest.approx(middle, abs=0.03)
+        assert spread(noise)[1] == pytest.approx(wide, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("scale", "interval", "spread"),
+    [
+        (500.0, [400.0, 700.0], math.log(7 / 4) / 3.92),
+        # As the bootstrap may have it.
+        (500.0, [510.0, 700.0], math.log(70 / 51) / 3.92),
+        (4354.0, [0.0, math.inf], None),
+        (4354.0, [200.0, None], None),
+        (None, [None, None], None),
+        (math.inf, [math.inf, math.inf], None),
+    ],
+)
+def test_a_noise_scale_without_bounds_is_not_known(scale, interval, spread):
+    """A scale of 4,354 from few measurements was once believed, and predictions were off by a factor of two."""
+    noise = noise_of({"noise": {"scale": scale, "interval": interval}})
+    assert noise is None if spread is None else noise == pytest.approx((scale, spread), rel=1e-3)
+    assert noise_of({"noise": None}) is None
 
 
 def test_a_run_that_was_cut_short_makes_its_size_look_worse():
     at_64 = runs([64], [1_000])
-    free = steps_by(2_000.0, at_64)[0]
-    cut = steps_by(2_000.0, at_64 + runs([1024], [400], [False]))[0]
+    free = steps_by(Noise(2_000.0, 0.1), at_64)[0]
+    cut = steps_by(Noise(2_000.0, 0.1), at_64 + runs([1024], [400], [False]))[0]
     # By the noise scale 92 updates were to be expected there.
     assert free[0] + free[1] / 1024 < 100 and cut[0] + cut[1] / 1024 > 300
 

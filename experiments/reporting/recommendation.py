@@ -109,8 +109,7 @@ def measured(evidence: dict[str, Any]) -> list[str]:
         shown = ", ".join(f"{size:,} at {rate:g}: {loss:.3g}" for size, rate, loss in sorted(race))
         texts.append(f"loss of short runs of equal time by batch size and rate: {shown}")
     if noise := evidence["noise"]:
-        shown = ", ".join(f"{_count(w['scale'])} ({_bounds(w['interval'])})" for w in noise["windows"])
-        texts.append(f"gradient noise scale along a run: {shown}")
+        texts.append(f"gradient noise scale over a run: {_count(noise['scale'])} ({_bounds(noise['interval'])})")
     return texts + [
         f"run: batch size {run['batch_size']:,}, rate {run['rate']:g}, seed {run['seed']}: "
         + ("diverged" if run["diverged"] else f"{OUTCOME[run['reached']]} after {run['updates']:,} updates")

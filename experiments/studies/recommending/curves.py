@@ -1,6 +1,7 @@
 """What is known of the updates to the target and of the time of an update, by batch size: the likeliest, and draws."""
 
 import math
+import statistics
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,18 +9,31 @@ from scipy import stats
 
 from experiments.studies.convergence import SEARCH_SEED
 from experiments.studies.scaling import DRAWS, StepTimeFit, fit_step_time
+from experiments.studies.smoothness import CONFIDENCE
 
 # Each draws by a seed of its own, so that the draws are independent.
 STEPS_SEED, TIME_SEED = 0, 1
-# In standard deviations of the logarithm: of the critical batch size about the noise scale, which a whole run to a
-# target and a moment of it do not have in common; about a usual one where no noise scale is known; and of the updates
-# that a run needs about the curve, by its seed and because its rate was found among few.
+# In standard deviations of the logarithm: of the critical batch size about the noise scale, which grows along a run,
+# even where that is measured well; about a usual one; and of the updates that a run needs about the curve, by its seed
+# and because its rate was found among few.
 # (Two seeds of a cell of the grids in docs/recommend lie about so far apart.)
 ABOUT_NOISE, ABOUT_USUAL, OF_A_RUN = math.log(2), math.log(6), 0.25
 USUAL_CRITICAL = 300.0
 # So many values are weighed of the critical batch size, and of the least updates at each; that many standard deviations
 # about the middle.
 VALUES, OFFSETS, FURTHEST = 401, 121, 6.0
+
+
+class Noise(NamedTuple):
+    """The gradient noise scale of a run.
+
+    Attributes:
+      scale: in examples.
+      spread: the standard deviation of its logarithm, by its interval.
+    """
+
+    scale: float
+    spread: float
 
 
 class Curves(NamedTuple):
@@ -61,31 +75,34 @@ def curves_of(evidence: dict[str, Any]) -> Curves | None:
         return None
     time = fit_step_time(*zip(*points, strict=True), seed=TIME_SEED)
     chosen = best_runs(evidence["runs"])
-    scale = noise_scale(evidence)
+    noise = noise_of(evidence)
     sizes = {run["batch_size"] for run in chosen if run["reached"]}
-    if scale is None and not sizes:
+    if noise is None and not sizes:
         return None
-    source = "runs" if len(sizes) > 1 else "usual" if scale is None else "noise"
-    return Curves(steps_by(scale, chosen), time, source, has_target=bool(sizes))
+    source = "runs" if len(sizes) > 1 else "usual" if noise is None else "noise"
+    return Curves(steps_by(noise, chosen), time, source, has_target=bool(sizes))
 
 
-def noise_scale(evidence: dict[str, Any]) -> float | None:
-    """The noise scale along a run, the median of its windows; None: it is not known, or not told from infinity."""
-    windows = [] if evidence["noise"] is None else evidence["noise"]["windows"]
+def noise_of(evidence: dict[str, Any]) -> Noise | None:
+    """The noise scale over a run; None: it was not measured, or its interval has no bound, so that it says nothing."""
+    if evidence["noise"] is None:
+        return None
+    scale, (low, high) = evidence["noise"]["scale"], evidence["noise"]["interval"]
     # A file has None for what is not finite.
-    scales = [math.inf if w["scale"] is None else w["scale"] for w in windows]
-    scale = float(np.median(scales)) if scales else math.inf
-    return scale if 0 < scale < math.inf else None
+    if None in (scale, low, high) or not (scale > 0 and 0 < low <= high < math.inf):
+        return None
+    return Noise(scale, math.log(high / low) / (2 * statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2)))
 
 
-def steps_by(scale: float | None, runs: list[dict[str, Any]], seed: int = STEPS_SEED) -> np.ndarray:
+def steps_by(noise: Noise | None, runs: list[dict[str, Any]], seed: int = STEPS_SEED) -> np.ndarray:
     """The least updates and the least examples to a target, S(B) = S_min + E_min / B, by few runs and the noise scale.
 
-    By Bayes' rule. Before the runs, log(E_min / S_min) is normal about the noise scale, and log S_min is flat. Of a
-    run, log S is normal about the curve; one that did not reach the target says that its S is larger than its updates.
+    By Bayes' rule. Before the runs, log(E_min / S_min) is normal about what is usual, and about the noise scale as far
+    as that is known; log S_min is flat. Of a run, log S is normal about the curve; one that did not reach the target
+    says that its S is larger than its updates.
 
     Args:
-      scale: the gradient noise scale, in examples; None: not known.
+      noise: the gradient noise scale; None: not known.
       runs: at a good rate: `batch_size`, `updates`, and whether the target was `reached`. Where none was, S_min is 1.
       seed: of the draws.
 
@@ -94,17 +111,22 @@ def steps_by(scale: float | None, runs: list[dict[str, Any]], seed: int = STEPS_
 
     Example:
       >>> runs = [{"batch_size": b, "updates": s, "reached": True} for b, s in ((50, 300), (200, 150), (800, 112))]
-      >>> (least, examples), *draws = steps_by(100.0, runs)
-      >>> round(float(least)), round(float(examples), -2)
-      (100, 10000.0)
+      >>> (least, examples), *draws = steps_by(Noise(100.0, spread=0.2), runs)
+      >>> round(float(least), -1), round(float(examples), -3)
+      (100.0, 10000.0)
 
     Source: McCandlish et al., "An Empirical Model of Large-Batch Training", arXiv 1812.06162, 2018, section 2, for the
     curve, whose ratio is the noise scale where all goes as it says.
     """
-    middle, wide = (USUAL_CRITICAL, ABOUT_USUAL) if scale is None else (scale, ABOUT_NOISE)
+    middle, wide = math.log(USUAL_CRITICAL), ABOUT_USUAL
+    if noise is not None:
+        about_noise = math.hypot(ABOUT_NOISE, noise.spread)
+        share = wide**2 / (wide**2 + about_noise**2)
+        middle += share * (math.log(noise.scale) - middle)
+        wide = about_noise * math.sqrt(share)
     # Log of the ratio, shape (values, 1).
-    ratio = math.log(middle) + wide * np.linspace(-FURTHEST, FURTHEST, VALUES)[:, None]
-    weight = -((ratio - math.log(middle)) ** 2) / (2 * wide**2)
+    ratio = middle + wide * np.linspace(-FURTHEST, FURTHEST, VALUES)[:, None]
+    weight = -((ratio - middle) ** 2) / (2 * wide**2)
     reached = [run for run in runs if run["reached"]]
     least = np.zeros_like(ratio)
     if reached:

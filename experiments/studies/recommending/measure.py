@@ -11,7 +11,7 @@ import numpy as np
 from experiments._errors import UsageError
 from experiments.studies.convergence import SEARCH_SEED
 from experiments.studies.jobs import Job
-from experiments.studies.recommending.curves import USUAL_CRITICAL, noise_scale
+from experiments.studies.recommending.curves import USUAL_CRITICAL, noise_of
 from experiments.studies.recommending.lab import Costs, Lab, Problem, costs_of
 from experiments.studies.recommending.memory import fit_memory, largest_batch
 from experiments.studies.recommending.race import Race, Start
@@ -49,7 +49,7 @@ def measure(lab: Lab, problem: Problem) -> dict[str, Any]:
     Returns:
       What was found, as JSON holds it. `step_time`: points [batch size, seconds of computing of an update]. `memory`:
       the line through compiled programs, the `limit`, the `largest` batch that fits and how a run near it went.
-      `race`: [batch size, rate, loss] of short runs of equal time. `noise`: windows of a run. `runs`: to the target.
+      `race`: [batch size, rate, loss] of short runs of equal time. `noise`: over a run. `runs`: to the target.
       `not_measured`: what is missing, and why.
 
     Raises:
@@ -101,8 +101,10 @@ def measure(lab: Lab, problem: Problem) -> dict[str, Any]:
         TargetSearch(lab, problem, costs, limit, evidence)(begin.batch_size, begin.rate)
     if evidence["noise"] is None and not any(run["reached"] for run in evidence["runs"]):
         evidence["noise"] = _noise_alone(lab, problem, begin, costs, missing)
-    if evidence["noise"] is not None and noise_scale(evidence) is None:
-        missing.append("the gradient noise scale: the gradient is not told from its noise, so the scale has no bound")
+    if evidence["noise"] is not None and noise_of(evidence) is None:
+        missing.append(
+            "the gradient noise scale: its measurements are too few, or too noisy, to bound it, so it is not used"
+        )
     return evidence
 
 
@@ -204,4 +206,5 @@ def _noise_alone(lab: Lab, problem: Problem, begin: Start, costs: Costs, missing
     if "error" in row:
         missing.append(f"the gradient noise scale: {first_line(row['error'])}")
         return None
-    return {"batch_size": batch_size, "windows": noise_windows(lab.noise(job))}
+    measured = lab.noise(job)
+    return noise_windows(measured, most=1)[0] if measured else None

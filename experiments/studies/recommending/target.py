@@ -5,7 +5,7 @@ from typing import Any
 
 from experiments.studies.convergence import RESOLUTION, SEARCH_SEED, rounded, updates_to_target
 from experiments.studies.jobs import Job
-from experiments.studies.recommending.curves import best_runs, noise_scale, steps_by
+from experiments.studies.recommending.curves import best_runs, noise_of, steps_by
 from experiments.studies.recommending.lab import Costs, Lab, Problem
 from experiments.studies.smoothness import CONSTANT, noise_windows
 from experiments.training.plan import FEWEST_UPDATES
@@ -14,8 +14,9 @@ from experiments.training.plan import FEWEST_UPDATES
 LEAST_STEPS = 10
 # Of the budget, what the first run may take; of that, what is kept for other batch sizes while rates are compared.
 FIRST_RUN, FOR_OTHERS = 0.35, 0.5
-# Of the time of an update's computing, what evaluations on the way may take, and measurements of the noise.
-EVALUATION_SHARE, NOISE_SHARE = 0.2, 0.1
+# Of the time of an update's computing, what evaluations on the way may take, and measurements of the noise, of which
+# fewer leave it without bounds.
+EVALUATION_SHARE, NOISE_SHARE = 0.2, 0.3
 # Batch sizes that are compared first are so far apart.
 APART = 4
 # A run at another batch size may take so many times the updates that are expected; with less time left, so many.
@@ -109,7 +110,7 @@ class TargetSearch:
         """Searches from a batch size, and the best rate of short runs there."""
         # By the budget, not by what is left of it, so that a search that goes on asks for the same runs.
         every = evaluate_every(self._problem, self._costs, start)
-        update = self._costs.update(start) + self._costs.evaluation / every
+        update = (1 + NOISE_SHARE) * self._costs.update(start) + self._costs.evaluation / every
         most = int(FIRST_RUN * self._lab.seconds / update)
         if not self._first(start, rate, most):
             return
@@ -124,9 +125,10 @@ class TargetSearch:
 
     def _first(self, batch_size: int, rate: float, most: int) -> bool:
         """The first batch size, at lower and lower rates while that takes fewer updates; whether any was enough."""
+        noise = NOISE_SHARE * self._costs.update(batch_size)
         for _ in range(HALVINGS):
-            most = most if self._affords(batch_size, most) else most // 2
-        if most < 1 or not self._affords(batch_size, most):
+            most = most if self._affords(batch_size, most, most * noise) else most // 2
+        if most < 1 or not self._affords(batch_size, most, most * noise):
             self._missing.append("updates to the target: too little time is left for a run to it")
             return False
         for number in range(MOST_RATES):
@@ -197,7 +199,7 @@ class TargetSearch:
             self._evidence["step_time"].append([batch_size, run["step_seconds"]])
         if "noise_every" in job.options and (measured := self._lab.noise(job)):
             # Over the whole run, since all of it has to be gone through.
-            self._evidence["noise"] = {"batch_size": batch_size, "windows": noise_windows(measured)}
+            self._evidence["noise"] = noise_windows(measured, most=1)[0]
         return run
 
     def _job(self, batch_size: int, rate: float, most: int, seed: int, noise: bool) -> Job:
@@ -253,7 +255,7 @@ class TargetSearch:
 
     def _curve(self) -> tuple[float, float]:
         """The least updates and the least examples, by what is known so far."""
-        least, examples = steps_by(noise_scale(self._evidence), best_runs(self._runs))[0]
+        least, examples = steps_by(noise_of(self._evidence), best_runs(self._runs))[0]
         return float(least), float(examples)
 
     def _try_size(self, size: int) -> bool:
