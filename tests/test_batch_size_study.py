@@ -225,14 +225,21 @@ def test_the_study_is_of_ones_own_data_and_fits_them(tmp_path):
     assert own.ladder.seeds == own.backwards.seeds == own.generalisation.seeds == own.convergence.seeds == (3,)
     data = settings.data_of(own)
     assert (data.examples, data.held_out) == (256 - 21, 21)
-    fitted = settings.fitted(own, data.examples)
+    fitted = settings.fitted(own, data.examples, batch_size.parts_of(own))
     assert fitted.convergence.tuned_sizes == fitted.generalisation.batch_sizes == (8, 64)
     assert fitted.ladder.batch_size == 32 and fitted.backwards.batch_size == 32
     assert max(fitted.time.batch_sizes) <= 235
     for part in batch_size.parts_of(fitted):
         assert batch_size.planned(fitted, part, data, jobs.Runner(tmp_path)), part
-    with pytest.raises(UsageError, match=r"10 examples are left .* give --batch_sizes"):
-        settings.fitted(own, 10)
+    for part, found in (
+        ("convergence", r"2 batch sizes, none larger than the 10 .* has \[8\]; give --batch_sizes"),
+        ("grid", ""),
+    ):
+        sizes = settings.changed(own, {}, batch_sizes=(8, 64) if part == "convergence" else (64,))
+        with pytest.raises(UsageError, match=f"{part} takes at least {found}"):
+            settings.fitted(sizes, 10, ["time", part])
+    # One batch size is enough for what compares none.
+    assert settings.fitted(settings.changed(own, {}, batch_sizes=(8,)), 235, ["grid", "ramp"]).ramp.batch_size == 8
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from experiments.studies import jobs
 from experiments.studies.convergence import SEARCH_SEED, Data
 from experiments.studies.jobs import Job
 from experiments.studies.recommending.advice import advise
+from experiments.studies.recommending.curves import OVERSTATED
 from experiments.studies.recommending.lab import Problem
 from experiments.studies.recommending.measure import measure
 from experiments.studies.recommending.run import finite
@@ -133,7 +134,8 @@ class Law:
     def noise(self, job: Job):
         count = self._rows[job.key].get("measurements", 0)
         rng = np.random.default_rng(1)
-        norm2, trace = 1 + 0.1 * rng.normal(size=count), self.critical * (1 + 0.1 * rng.normal(size=count))
+        norm2, trace = 1 + 0.1 * rng.normal(size=count), 1 + 0.1 * rng.normal(size=count)
+        trace *= OVERSTATED * self.critical
         return [[i, 1.0, *estimate] for i, estimate in enumerate(zip(norm2, trace, strict=True))]
 
 

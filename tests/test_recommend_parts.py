@@ -13,9 +13,11 @@ from experiments.studies.recommending.curves import (
     ABOUT_NOISE,
     ABOUT_USUAL,
     OF_A_RUN,
+    OVERSTATED,
     USUAL_CRITICAL,
     Noise,
     noise_of,
+    noise_over,
     steps_by,
 )
 
@@ -35,7 +37,9 @@ def runs(sizes, updates, reached=None):
 def test_runs_outweigh_the_noise_scale_where_there_are_enough(scale, off, least, sizes):
     """Without noise of their own: ten runs at each of four sizes, or more, leave little of what was thought before."""
     sizes, truth = sorted(sizes) * 10, off * scale
-    (found, examples), *draws = steps_by(Noise(scale, 0.1), runs(sizes, [least * (1 + truth / size) for size in sizes]))
+    (found, examples), *draws = steps_by(
+        Noise(OVERSTATED * scale, 0.1), runs(sizes, [least * (1 + truth / size) for size in sizes])
+    )
     for size in set(sizes):
         assert found + examples / size == pytest.approx(least * (1 + truth / size), rel=0.1)
     if min(sizes) < truth / 4 and max(sizes) > 4 * truth:
@@ -50,7 +54,7 @@ def test_the_intervals_hold_what_was_drawn():
     for _ in range(300):
         truth = USUAL_CRITICAL * math.exp(random.normal(0, ABOUT_USUAL))
         # About the truth, since it is the truth that was drawn.
-        noise = Noise(truth * math.exp(random.normal(0, math.hypot(ABOUT_NOISE, 0.5))), 0.5)
+        noise = Noise(OVERSTATED * truth * math.exp(random.normal(0, math.hypot(ABOUT_NOISE, 0.5))), 0.5)
         least = math.exp(random.uniform(4, 8))
         sizes = random.choice([16, 64, 256, 1024], random.integers(1, 4))
         updates = least * (1 + truth / sizes) * np.exp(random.normal(0, OF_A_RUN, len(sizes)))
@@ -75,7 +79,7 @@ def test_a_noise_scale_counts_as_far_as_it_is_known():
         (None, math.log(USUAL_CRITICAL), ABOUT_USUAL),
         # The product of two normal densities, by hand.
         (
-            Noise(5.0, 0.0),
+            Noise(17.5, 0.0),
             (math.log(300) / 1.7918**2 + math.log(5) / 0.6931**2) / (1 / 1.7918**2 + 1 / 0.6931**2),
             0.646,
         ),
@@ -105,10 +109,27 @@ def test_a_noise_scale_without_bounds_is_not_known(scale, interval, spread):
     assert noise_of({"noise": None}) is None
 
 
+def test_the_noise_over_a_run_is_the_median_with_its_interval():
+    """Of a scale that grows tenfold, measured with noise: the intervals hold the median, and nearly all bound it."""
+    random = np.random.default_rng(0)
+    truth = 100 * 10 ** np.linspace(0, 1, 16)
+    held, bounded = [], []
+    for _ in range(200):
+        norm2 = 1 / truth * (1 + 0.3 * random.normal(size=16))
+        found = noise_over(np.stack([truth, truth, norm2, np.ones(16)], axis=1).tolist())
+        held.append(found["interval"][0] <= math.sqrt(10) * 100 <= found["interval"][1])
+        bounded.append(noise_of({"noise": found}) is not None)
+    assert np.mean(held) >= 0.95 and np.mean(bounded) >= 0.95
+    # Too few for any interval; and half of them without a gradient.
+    few = noise_over([[1, 0.1, 0.02, 2.0]] * 3)
+    assert few["scale"] == 100 and few["measurements"] == 3 and noise_of({"noise": few}) is None
+    assert noise_of({"noise": noise_over([[1, 0.1, 0.02, 2.0], [1, 0.1, -0.02, 2.0]] * 8)}) is None
+
+
 def test_a_run_that_was_cut_short_makes_its_size_look_worse():
     at_64 = runs([64], [1_000])
-    free = steps_by(Noise(2_000.0, 0.1), at_64)[0]
-    cut = steps_by(Noise(2_000.0, 0.1), at_64 + runs([1024], [400], [False]))[0]
+    free = steps_by(Noise(7_000.0, 0.1), at_64)[0]
+    cut = steps_by(Noise(7_000.0, 0.1), at_64 + runs([1024], [400], [False]))[0]
     # By the noise scale 92 updates were to be expected there.
     assert free[0] + free[1] / 1024 < 100 and cut[0] + cut[1] / 1024 > 300
 

@@ -141,7 +141,7 @@ def run(study: Study, parts: Sequence[str], folder: Path) -> None:
       UsageError: the folder holds a study of other data or another model.
     """
     data = data_of(study)
-    study = fitted(study, data.examples)
+    study = fitted(study, data.examples, parts)
     _claim(folder, study)
     with Runner(folder) as runner:
         for part in (name for name in PARTS if name in parts):
@@ -219,7 +219,7 @@ def _tuned_so_far(study: Study, data: Data, runner: Runner) -> tuple[dict[int, f
 def describe(study: Study, parts: Sequence[str], folder: Path) -> list[str]:
     """Lines on what is left to run: the command of every run that is known, and about how long each part takes."""
     data = data_of(study)
-    study = fitted(study, data.examples)
+    study = fitted(study, data.examples, parts)
     runner = Runner(folder)
     lines, total = [], 0.0
     for part in (name for name in PARTS if name in parts):

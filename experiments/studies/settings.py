@@ -15,6 +15,8 @@ from experiments.training import plan
 HELD_OUT = 12
 # Of an epoch, at the very large batches of ladder and backwards.
 FEWEST_UPDATES = 7
+# A curve is fitted to the first; of the others a comparison is as large as one likes.
+FEWEST_SIZES = {"convergence": 2, "grid": 1, "generalisation": 1}
 # If no norm is asked for: batch statistics of one image are none, and the batch size should act by the gradient alone.
 PLAIN = {"norm": "none"}
 
@@ -164,11 +166,11 @@ def with_held_out(options: dict[str, Any]) -> Data:
     return Data(options, dataset.train.size - held_out, held_out)
 
 
-def fitted(study: Study, examples: int) -> Study:
+def fitted(study: Study, examples: int, parts: Sequence[str]) -> Study:
     """The study without batch sizes that a training set does not have, or has in too few updates to tell anything.
 
     Raises:
-      UsageError: too few are left.
+      UsageError: too few are left for one of the parts.
     """
     runs, minima = study.convergence, study.generalisation
 
@@ -192,9 +194,12 @@ def fitted(study: Study, examples: int) -> Study:
             batch_size=min(study.ramp.batch_size, examples // (plan.FACTOR * plan.FEWEST_UPDATES) // 8 * 8 or 1)
         ),
     )
-    if len(found.convergence.tuned_sizes) < 2 or not found.generalisation.batch_sizes:
-        raise UsageError(
-            f"{examples} examples are left to train on, and of the batch sizes {runs.tuned_sizes} and "
-            f"{minima.batch_sizes} too few are smaller; give --batch_sizes"
-        )
+    tuned = found.convergence.tuned_sizes
+    left = {"convergence": tuned, "grid": tuned, "generalisation": found.generalisation.batch_sizes if tuned else ()}
+    for part in parts:
+        if part in left and len(left[part]) < FEWEST_SIZES[part]:
+            raise UsageError(
+                f"{part} takes at least {FEWEST_SIZES[part]} batch sizes, none larger than the {examples} examples "
+                f"that are left to train on, and has {list(left[part])}; give --batch_sizes, or leave it out by --parts"
+            )
     return found

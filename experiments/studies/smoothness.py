@@ -121,8 +121,8 @@ def analyse(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"sizes": sizes, "power": power, "noise": windows, "noise_batch_size": size, "confidence": CONFIDENCE}
 
 
-def noise_windows(measured: Sequence[Sequence[float]], most: int = WINDOWS) -> list[dict[str, Any]]:
-    """The noise scale in some windows of a run, at most so many, from its measurements as `noise` gives them.
+def noise_windows(measured: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
+    """The noise scale in some windows of a run, from its measurements as `noise` gives them.
 
     Returns:
       Of each window the middle `update`, the mean `loss`, the `scale` in examples and its `interval`.
@@ -130,7 +130,7 @@ def noise_windows(measured: Sequence[Sequence[float]], most: int = WINDOWS) -> l
     found = []
     if not measured:
         return found
-    for part in np.array_split(np.array(measured, float), min(most, max(1, len(measured) // LEAST_BLOCKS))):
+    for part in np.array_split(np.array(measured, float), min(WINDOWS, max(1, len(measured) // LEAST_BLOCKS))):
         steps, losses, norm2, trace = part.T
         scale = trace.mean() / norm2.mean() if norm2.mean() > 0 else math.inf
         try:

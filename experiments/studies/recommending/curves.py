@@ -2,19 +2,22 @@
 
 import math
 import statistics
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from experiments.studies.convergence import SEARCH_SEED
+from experiments.studies.convergence import CONFIDENCE, SEARCH_SEED
 from experiments.studies.scaling import DRAWS, StepTimeFit, fit_step_time
-from experiments.studies.smoothness import CONFIDENCE
 
 # Each draws by a seed of its own, so that the draws are independent.
 STEPS_SEED, TIME_SEED = 0, 1
-# In standard deviations of the logarithm: of the critical batch size about the noise scale, which grows along a run,
-# even where that is measured well; about a usual one; and of the updates that a run needs about the curve, by its seed
+# The noise scale of a run is usually so many times the critical batch size: 2 to 8 times, by the averages that
+# McCandlish et al. give for MNIST, SVHN, CIFAR-10 and ImageNet.
+OVERSTATED = 3.5
+# In standard deviations of the logarithm: of the critical batch size about what a noise scale says that is measured
+# well, by the same averages; about a usual one; and of the updates that a run needs about the curve, by its seed
 # and because its rate was found among few.
 # (Two seeds of a cell of the grids in docs/recommend lie about so far apart.)
 ABOUT_NOISE, ABOUT_USUAL, OF_A_RUN = math.log(2), math.log(6), 0.25
@@ -25,7 +28,7 @@ VALUES, OFFSETS, FURTHEST = 401, 121, 6.0
 
 
 class Noise(NamedTuple):
-    """The gradient noise scale of a run.
+    """The gradient noise scale of a run, the median of its measurements.
 
     Attributes:
       scale: in examples.
@@ -83,8 +86,29 @@ def curves_of(evidence: dict[str, Any]) -> Curves | None:
     return Curves(steps_by(noise, chosen), time, source, has_target=bool(sizes))
 
 
+def noise_over(measured: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """The noise scale over a run: it grows on the way, so that this is the median, with the interval of a median.
+
+    Args:
+      measured: [step, loss, squared norm of the gradient, trace of its covariance] of each measurement.
+
+    Returns:
+      `scale`, in examples, its `interval`, and the number of `measurements`. An end of the interval is not finite where
+      they are too few, or too noisy, to bound it.
+
+    Example:
+      >>> found = noise_over([[step, 1.0, 1.0, 100.0 + step] for step in range(9)])
+      >>> found["scale"], found["interval"], found["measurements"]
+      (104.0, [101.0, 107.0], 9)
+    """
+    # A gradient that is not told from its noise: no batch is large enough.
+    scales = [trace / norm2 if norm2 > 0 else math.inf for _, _, norm2, trace in measured]
+    low, high = stats.quantile_test(scales, p=0.5).confidence_interval(CONFIDENCE)
+    return {"scale": statistics.median(scales), "interval": [float(low), float(high)], "measurements": len(scales)}
+
+
 def noise_of(evidence: dict[str, Any]) -> Noise | None:
-    """The noise scale over a run; None: it was not measured, or its interval has no bound, so that it says nothing."""
+    """The noise scale that was measured; None: it was not, or its interval has no bound, so that it says nothing."""
     if evidence["noise"] is None:
         return None
     scale, (low, high) = evidence["noise"]["scale"], evidence["noise"]["interval"]
@@ -97,9 +121,9 @@ def noise_of(evidence: dict[str, Any]) -> Noise | None:
 def steps_by(noise: Noise | None, runs: list[dict[str, Any]], seed: int = STEPS_SEED) -> np.ndarray:
     """The least updates and the least examples to a target, S(B) = S_min + E_min / B, by few runs and the noise scale.
 
-    By Bayes' rule. Before the runs, log(E_min / S_min) is normal about what is usual, and about the noise scale as far
-    as that is known; log S_min is flat. Of a run, log S is normal about the curve; one that did not reach the target
-    says that its S is larger than its updates.
+    By Bayes' rule. Before the runs, log(E_min / S_min) is normal about what is usual, and about a part of the noise
+    scale, as far as that is known; log S_min is flat. Of a run, log S is normal about the curve; one that did not reach
+    the target says that its S is larger than its updates.
 
     Args:
       noise: the gradient noise scale; None: not known.
@@ -111,18 +135,18 @@ def steps_by(noise: Noise | None, runs: list[dict[str, Any]], seed: int = STEPS_
 
     Example:
       >>> runs = [{"batch_size": b, "updates": s, "reached": True} for b, s in ((50, 300), (200, 150), (800, 112))]
-      >>> (least, examples), *draws = steps_by(Noise(100.0, spread=0.2), runs)
+      >>> (least, examples), *draws = steps_by(Noise(350.0, spread=0.2), runs)
       >>> round(float(least), -1), round(float(examples), -3)
       (100.0, 10000.0)
 
     Source: McCandlish et al., "An Empirical Model of Large-Batch Training", arXiv 1812.06162, 2018, section 2, for the
-    curve, whose ratio is the noise scale where all goes as it says.
+    curve, whose ratio is the noise scale where all goes as it says, and for how far it does not.
     """
     middle, wide = math.log(USUAL_CRITICAL), ABOUT_USUAL
     if noise is not None:
         about_noise = math.hypot(ABOUT_NOISE, noise.spread)
         share = wide**2 / (wide**2 + about_noise**2)
-        middle += share * (math.log(noise.scale) - middle)
+        middle += share * (math.log(noise.scale / OVERSTATED) - middle)
         wide = about_noise * math.sqrt(share)
     # Log of the ratio, shape (values, 1).
     ratio = middle + wide * np.linspace(-FURTHEST, FURTHEST, VALUES)[:, None]

@@ -11,7 +11,7 @@ import numpy as np
 from experiments._errors import UsageError
 from experiments.studies.convergence import SEARCH_SEED
 from experiments.studies.jobs import Job
-from experiments.studies.recommending.curves import USUAL_CRITICAL, noise_of
+from experiments.studies.recommending.curves import USUAL_CRITICAL, noise_of, noise_over
 from experiments.studies.recommending.lab import Costs, Lab, Problem, costs_of
 from experiments.studies.recommending.memory import fit_memory, largest_batch
 from experiments.studies.recommending.race import Race, Start
@@ -25,7 +25,6 @@ from experiments.studies.recommending.target import (
     step_seconds,
 )
 from experiments.studies.scaling import fit_step_time
-from experiments.studies.smoothness import noise_windows
 from experiments.training.config import DEFAULT_BASE_RATES, REFERENCE_BATCH_SIZE
 from experiments.training.plan import FEWEST_UPDATES
 
@@ -207,4 +206,4 @@ def _noise_alone(lab: Lab, problem: Problem, begin: Start, costs: Costs, missing
         missing.append(f"the gradient noise scale: {first_line(row['error'])}")
         return None
     measured = lab.noise(job)
-    return noise_windows(measured, most=1)[0] if measured else None
+    return noise_over(measured) if measured else None

@@ -5,9 +5,9 @@ from typing import Any
 
 from experiments.studies.convergence import RESOLUTION, SEARCH_SEED, rounded, updates_to_target
 from experiments.studies.jobs import Job
-from experiments.studies.recommending.curves import best_runs, noise_of, steps_by
+from experiments.studies.recommending.curves import best_runs, noise_of, noise_over, steps_by
 from experiments.studies.recommending.lab import Costs, Lab, Problem
-from experiments.studies.smoothness import CONSTANT, noise_windows
+from experiments.studies.smoothness import CONSTANT
 from experiments.training.plan import FEWEST_UPDATES
 
 # A run of so many is timed.
@@ -199,7 +199,7 @@ class TargetSearch:
             self._evidence["step_time"].append([batch_size, run["step_seconds"]])
         if "noise_every" in job.options and (measured := self._lab.noise(job)):
             # Over the whole run, since all of it has to be gone through.
-            self._evidence["noise"] = noise_windows(measured, most=1)[0]
+            self._evidence["noise"] = noise_over(measured)
         return run
 
     def _job(self, batch_size: int, rate: float, most: int, seed: int, noise: bool) -> Job:
