@@ -197,6 +197,23 @@ def test_a_race_is_one_of_equal_time(examples):
     assert (first["batch_size"], first["rate"]) == (size, rate)
 
 
+def test_short_runs_say_on_which_side_the_next_batch_size_is():
+    """A noise scale far above the critical batch size asked for a large one once, which took the time of all others."""
+
+    class Misleading(Law):
+        def noise(self, job):
+            return [[step, loss, norm2, 50 * trace] for step, loss, norm2, trace in super().noise(job)]
+
+    law = Misleading(critical=300.0, minutes=20)
+    evidence, _ = answer(law)
+    assert evidence["noise"]["scale"] > 10_000
+    race, sizes = {}, list(dict.fromkeys(run["batch_size"] for run in evidence["runs"]))
+    for size, _, loss in evidence["race"]:
+        race[size] = min(loss, race.get(size, math.inf))
+    assert {sizes[0] // 4, 4 * sizes[0]} <= set(race)
+    assert sizes[1] == min(sizes[0] // 4, 4 * sizes[0], key=lambda size: race[size]) < sizes[0]
+
+
 def test_without_a_target_noise_and_knee_decide():
     law = Law(critical=400.0)
     evidence, advice = answer(law, target=None)

@@ -21,6 +21,8 @@ OVERSTATED = 3.5
 # and because its rate was found among few.
 # (Two seeds of a cell of the grids in docs/recommend lie about so far apart.)
 ABOUT_NOISE, ABOUT_USUAL, OF_A_RUN = math.log(2), math.log(6), 0.25
+# And where no run reached the target, because none of the rates may have been a good one.
+OF_A_RATE = math.log(2)
 USUAL_CRITICAL = 300.0
 # So many values are weighed of the critical batch size, and of the least updates at each; that many standard deviations
 # about the middle.
@@ -123,7 +125,7 @@ def steps_by(noise: Noise | None, runs: list[dict[str, Any]], seed: int = STEPS_
 
     By Bayes' rule. Before the runs, log(E_min / S_min) is normal about what is usual, and about a part of the noise
     scale, as far as that is known; log S_min is flat. Of a run, log S is normal about the curve; one that did not reach
-    the target says that its S is larger than its updates.
+    the target says that its S is larger than its updates, and less surely so where no rate reached it.
 
     Args:
       noise: the gradient noise scale; None: not known.
@@ -152,6 +154,7 @@ def steps_by(noise: Noise | None, runs: list[dict[str, Any]], seed: int = STEPS_
     ratio = middle + wide * np.linspace(-FURTHEST, FURTHEST, VALUES)[:, None]
     weight = -((ratio - middle) ** 2) / (2 * wide**2)
     reached = [run for run in runs if run["reached"]]
+    tuned = {run["batch_size"] for run in reached}
     least = np.zeros_like(ratio)
     if reached:
         # About what the runs that reached the target say at each ratio, shape (values, offsets).
@@ -159,7 +162,8 @@ def steps_by(noise: Noise | None, runs: list[dict[str, Any]], seed: int = STEPS_
         least = np.mean(alone, axis=0) + OF_A_RUN * np.linspace(-FURTHEST, FURTHEST, OFFSETS)
         for run in runs:
             expected = least + np.log1p(np.exp(ratio) / run["batch_size"])
-            off = (math.log(run["updates"]) - expected) / OF_A_RUN
+            spread = OF_A_RUN if run["batch_size"] in tuned else math.hypot(OF_A_RUN, OF_A_RATE)
+            off = (math.log(run["updates"]) - expected) / spread
             weight = weight + (-(off**2) / 2 if run["reached"] else stats.norm.logsf(off))
     probability = np.exp(weight - weight.max()).ravel()
     drawn = np.random.default_rng(seed).choice(probability.size, DRAWS, p=probability / probability.sum())

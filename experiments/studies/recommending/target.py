@@ -242,16 +242,27 @@ class TargetSearch:
             return None
         least, examples = self._curve()
         if len(tried) == 1:
-            # On the side where the best one should be, by the noise; a factor away, for what a fit can tell.
+            # On the side where the best one should be; a factor away, for what a fit can tell.
             (start,) = tried
             beside = [size_near(size, self._problem, self._limit) for size in (start / APART, start * APART)]
             beside = [size for size in beside if size != start]
+            race = self._race()
+            # The race compares times; the noise says little of these.
+            if all(size in race for size in beside):
+                return min(beside, key=lambda b: race[b], default=None)
             return min(beside, key=lambda b: (least + examples / b) * self._costs.update(b), default=None)
         grid = {size_near(self._problem.unit * 2.0**power, self._problem, self._limit) for power in range(24)}
         inside = [size for size in grid if min(tried) / APART <= size <= max(tried) * APART]
         there = [b for b in inside if b in tried or self._allowed(b, least + examples / b)]
         size = min(there, key=lambda b: (least + examples / b) * self._costs.update(b))
         return None if size in tried else size
+
+    def _race(self) -> dict[int, float]:
+        """The least loss of short runs of equal time, by batch size."""
+        least: dict[int, float] = {}
+        for size, _, loss in self._evidence["race"]:
+            least[size] = min(loss, least.get(size, math.inf))
+        return least
 
     def _curve(self) -> tuple[float, float]:
         """The least updates and the least examples, by what is known so far."""
