@@ -231,13 +231,13 @@ def test_the_study_is_of_ones_own_data_and_fits_them(tmp_path):
     assert max(fitted.time.batch_sizes) <= 235
     for part in batch_size.parts_of(fitted):
         assert batch_size.planned(fitted, part, data, jobs.Runner(tmp_path)), part
-    for part, found in (
-        ("convergence", r"2 batch sizes, none larger than the 10 .* has \[8\]; give --batch_sizes"),
-        ("grid", ""),
+    with pytest.raises(
+        UsageError, match=r"convergence at least 2 must be .* the 10 examples .* are \[8\]; give --batch_si"
     ):
-        sizes = settings.changed(own, {}, batch_sizes=(8, 64) if part == "convergence" else (64,))
-        with pytest.raises(UsageError, match=f"{part} takes at least {found}"):
-            settings.fitted(sizes, 10, ["time", part])
+        settings.fitted(own, 10, ["time", "convergence"])
+    for part in ("grid", "generalisation"):
+        with pytest.raises(UsageError, match=rf"{part} at least 1 must be .* the 7 examples .* are \[\]"):
+            settings.fitted(own, 7, [part])
     # One batch size is enough for what compares none.
     assert settings.fitted(settings.changed(own, {}, batch_sizes=(8,)), 235, ["grid", "ramp"]).ramp.batch_size == 8
 

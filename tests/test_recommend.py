@@ -19,7 +19,7 @@ from experiments.studies import jobs
 from experiments.studies.convergence import SEARCH_SEED, Data
 from experiments.studies.jobs import Job
 from experiments.studies.recommending.advice import advise
-from experiments.studies.recommending.curves import OVERSTATED
+from experiments.studies.recommending.curves import OVERSTATED, noise_of
 from experiments.studies.recommending.lab import Problem
 from experiments.studies.recommending.measure import measure
 from experiments.studies.recommending.run import finite
@@ -180,7 +180,7 @@ def test_the_budget_holds_and_what_is_missing_is_said(minutes, target, least):
     if advice is None:
         assert "No recommendation" in text
     else:
-        assert evidence["noise"] or any(run["reached"] for run in evidence["runs"])
+        assert noise_of(evidence) or any(run["reached"] for run in evidence["runs"])
 
 
 @pytest.mark.parametrize("examples", [55_000, 5_000])
@@ -195,6 +195,31 @@ def test_a_race_is_one_of_equal_time(examples):
     size, rate, _ = min(evidence["race"], key=lambda entry: entry[2])
     first = evidence["runs"][0]
     assert (first["batch_size"], first["rate"]) == (size, rate)
+
+
+def test_noise_that_few_measurements_do_not_bound_is_measured_again():
+    """By the next run; and what stays unknown is said."""
+
+    class Late(Law):
+        def noise(self, job):
+            first = job.key == next(job.key for job in self.jobs if "noise_every" in job.options)
+            return super().noise(job)[:3] if first else super().noise(job)
+
+    law = Late(minutes=20)
+    evidence, _ = answer(law)
+    measured = [job for job in law.jobs if "noise_every" in job.options]
+    assert len(measured) == 2 and evidence["noise"]["measurements"] >= 6 and noise_of(evidence)
+    assert not any("noise" in what for what in evidence["not_measured"])
+
+    class Never(Law):
+        def noise(self, job):
+            return []
+
+    evidence, advice = answer(Never(minutes=20))
+    assert evidence["noise"] is None and advice["batch_size"]
+    assert (
+        sum("the gradient noise scale: its measurements are too few" in what for what in evidence["not_measured"]) == 1
+    )
 
 
 def test_short_runs_say_on_which_side_the_next_batch_size_is():

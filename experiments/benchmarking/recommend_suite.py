@@ -95,7 +95,9 @@ def run(parts: Sequence[str], *, folder: Path, data_dir: str | None = None) -> l
         if not _is_done(PROBLEMS[name], folder / name):
             measure(PROBLEMS[name], folder / name, data_dir)
         rows.append({"problem": name, **tabulate(PROBLEMS[name], folder / name)})
-    print("\n".join(table(rows)))
+        print("\n".join([*table(rows[-1:]), ""]), flush=True)
+    if len(rows) > 1:
+        print("\n".join(table(rows)))
     return rows
 
 

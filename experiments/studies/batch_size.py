@@ -109,7 +109,8 @@ def _generalisation(study: Study, data: Data, runner: Runner) -> Outcome:
 
 def _minima(study: Study, data: Data, tuned: dict[int, float]) -> list[Job]:
     setting = study.convergence
-    rate = generalisation.rate_by(tuned, setting.rates[len(setting.rates) // 2], setting.tuned_sizes[0])
+    first, *_ = setting.tuned_sizes or study.generalisation.batch_sizes
+    rate = generalisation.rate_by(tuned, setting.rates[len(setting.rates) // 2], first)
     return generalisation.jobs(data.options, study.generalisation, rate)
 
 
@@ -138,7 +139,8 @@ def run(study: Study, parts: Sequence[str], folder: Path) -> None:
     """Runs what has not been run, and keeps what each part's report needs in `PART.json`.
 
     Raises:
-      UsageError: the folder holds a study of other data or another model.
+      UsageError: the folder holds a study of other data or another model, or a part has too few batch sizes that the
+        data allow.
     """
     data = data_of(study)
     study = fitted(study, data.examples, parts)

@@ -195,11 +195,12 @@ def fitted(study: Study, examples: int, parts: Sequence[str]) -> Study:
         ),
     )
     tuned = found.convergence.tuned_sizes
-    left = {"convergence": tuned, "grid": tuned, "generalisation": found.generalisation.batch_sizes if tuned else ()}
+    left = {"convergence": tuned, "grid": tuned, "generalisation": found.generalisation.batch_sizes}
     for part in parts:
         if part in left and len(left[part]) < FEWEST_SIZES[part]:
             raise UsageError(
-                f"{part} takes at least {FEWEST_SIZES[part]} batch sizes, none larger than the {examples} examples "
-                f"that are left to train on, and has {list(left[part])}; give --batch_sizes, or leave it out by --parts"
+                f"of the batch sizes of {part} at least {FEWEST_SIZES[part]} must be no larger than the {examples} "
+                f"examples that are left to train on, and are {list(left[part])}; give --batch_sizes, or leave it out "
+                "by --parts"
             )
     return found

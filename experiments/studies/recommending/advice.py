@@ -33,7 +33,7 @@ def advise(evidence: dict[str, Any]) -> dict[str, Any] | None:
       `accumulation_steps`, `learning_rate`, `optimizer`, `warmup_epochs`, `span`; `predictions` at half, one and two
       times the batch size, and `candidates`, the same of all that were considered; `critical_batch_size` and `knee`,
       each with its interval; `binds` and `loosen`, as text; `certainty`, the share of the draws in which the
-      batch size is within a tenth of the fastest; `source` of the updates, "runs" or "noise"; `options` of
+      batch size is within a tenth of the fastest; `source` of the updates, as in `Curves`; `options` of
       `experiments.train`.
     """
     curves = curves_of(evidence)

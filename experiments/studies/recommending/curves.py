@@ -48,8 +48,8 @@ class Curves(NamedTuple):
       steps: what is most likely, then draws: shape (1 + draws, 2), of min_steps and min_examples. Without a target
         their ratio is what is known, and the first is 1.
       time: the fit of the time of an update.
-      source: what the first rests on: "runs", at two batch sizes or more, "noise", or "usual", runs at one batch size
-        and what is usual elsewhere.
+      source: what the first rests on: "runs", at two batch sizes or more, "noise", with runs at one batch size if there
+        are any, or "usual", runs at one batch size and what is usual elsewhere.
       has_target: whether updates are more than a ratio.
     """
 
@@ -91,6 +91,8 @@ def curves_of(evidence: dict[str, Any]) -> Curves | None:
 def noise_over(measured: Sequence[Sequence[float]]) -> dict[str, Any]:
     """The noise scale over a run: it grows on the way, so that this is the median, with the interval of a median.
 
+    (Of ratios of single measurements, which lie too high where the scale is far above the examples of one.)
+
     Args:
       measured: [step, loss, squared norm of the gradient, trace of its covariance] of each measurement.
 
@@ -110,14 +112,15 @@ def noise_over(measured: Sequence[Sequence[float]]) -> dict[str, Any]:
 
 
 def noise_of(evidence: dict[str, Any]) -> Noise | None:
-    """The noise scale that was measured; None: it was not, or its interval has no bound, so that it says nothing."""
+    """The noise scale that was measured; None: it was not, or is not known to better than what is usual."""
     if evidence["noise"] is None:
         return None
     scale, (low, high) = evidence["noise"]["scale"], evidence["noise"]["interval"]
     # A file has None for what is not finite.
     if None in (scale, low, high) or not (scale > 0 and 0 < low <= high < math.inf):
         return None
-    return Noise(scale, math.log(high / low) / (2 * statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2)))
+    spread = math.log(high / low) / (2 * statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2))
+    return Noise(scale, spread) if spread < ABOUT_USUAL else None
 
 
 def steps_by(noise: Noise | None, runs: list[dict[str, Any]], seed: int = STEPS_SEED) -> np.ndarray:

@@ -38,8 +38,9 @@ TINY_RATE = 1e-6
 CONFIRMATION, NOISE = 0.05, 0.1
 # A batch is near the limit of the memory from that share of it on.
 NEAR = 0.25
-# Measurements of the noise along a run without a target.
+# Measurements of the noise along a run without a target, at least.
 MEASUREMENTS = 16
+NOISE_SCALE = "the gradient noise scale"
 
 
 def measure(lab: Lab, problem: Problem) -> dict[str, Any]:
@@ -48,8 +49,8 @@ def measure(lab: Lab, problem: Problem) -> dict[str, Any]:
     Returns:
       What was found, as JSON holds it. `step_time`: points [batch size, seconds of computing of an update]. `memory`:
       the line through compiled programs, the `limit`, the `largest` batch that fits and how a run near it went.
-      `race`: [batch size, rate, loss] of short runs of equal time. `noise`: over a run. `runs`: to the target.
-      `not_measured`: what is missing, and why.
+      `race`: [batch size, rate, loss] of short runs of equal time. `noise`: what `curves.noise_over` gives. `runs`: to
+      the target. `not_measured`: what is missing, and why.
 
     Raises:
       UsageError: not even the smallest batch can be trained on.
@@ -98,11 +99,11 @@ def measure(lab: Lab, problem: Problem) -> dict[str, Any]:
         missing.append("updates to a target: no --target_accuracy was given")
     else:
         TargetSearch(lab, problem, costs, limit, evidence)(begin.batch_size, begin.rate)
-    if evidence["noise"] is None and not any(run["reached"] for run in evidence["runs"]):
-        evidence["noise"] = _noise_alone(lab, problem, begin, costs, missing)
-    if evidence["noise"] is not None and noise_of(evidence) is None:
+    if noise_of(evidence) is None and not any(run["reached"] for run in evidence["runs"]):
+        evidence["noise"] = _noise_alone(lab, problem, begin, costs, missing) or evidence["noise"]
+    if noise_of(evidence) is None and not any(what.startswith(NOISE_SCALE) for what in missing):
         missing.append(
-            "the gradient noise scale: its measurements are too few, or too noisy, to bound it, so it is not used"
+            f"{NOISE_SCALE}: its measurements are too few, or too noisy, to say much of it, so it is not used"
         )
     return evidence
 
@@ -193,17 +194,18 @@ def _try_largest(lab: Lab, problem: Problem, largest: int, costs: Costs, missing
 def _noise_alone(lab: Lab, problem: Problem, begin: Start, costs: Costs, missing: list[str]) -> dict[str, Any] | None:
     batch_size, rate = begin
     if not problem.can_measure_noise:
-        missing.append(f"the gradient noise scale: {problem.data.examples:,} examples are too few")
+        missing.append(f"{NOISE_SCALE}: {problem.data.examples:,} examples are too few")
         return None
     steps = max(2 * MEASUREMENTS, round(NOISE * lab.seconds / costs.update(batch_size)))
+    every = steps // MEASUREMENTS
     evaluations = 1 + steps * batch_size / problem.data.examples
-    if not lab.affords(costs.of(batch_size, steps, evaluations, MEASUREMENTS, problem.shard_size)):
-        missing.append("the gradient noise scale: too little time is left")
+    if not lab.affords(costs.of(batch_size, steps, evaluations, steps // every, problem.shard_size)):
+        missing.append(f"{NOISE_SCALE}: too little time is left")
         return None
-    job = _job(problem, f"noise-b{batch_size}-r{rate:.4g}", batch_size, steps, rate, noise_every=steps // MEASUREMENTS)
+    job = _job(problem, f"noise-b{batch_size}-r{rate:.4g}", batch_size, steps, rate, noise_every=every)
     row = lab.run(job)
     if "error" in row:
-        missing.append(f"the gradient noise scale: {first_line(row['error'])}")
+        missing.append(f"{NOISE_SCALE}: {first_line(row['error'])}")
         return None
     measured = lab.noise(job)
     return noise_over(measured) if measured else None

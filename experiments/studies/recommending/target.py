@@ -16,7 +16,7 @@ LEAST_STEPS = 10
 FIRST_RUN, FOR_OTHERS = 0.35, 0.5
 # Of the time of an update's computing, what evaluations on the way may take, and measurements of the noise, of which
 # fewer leave it without bounds.
-EVALUATION_SHARE, NOISE_SHARE = 0.2, 0.3
+EVALUATION_SHARE, NOISE_SHARE = 0.2, 0.4
 # Batch sizes that are compared first are so far apart.
 APART = 4
 # A run at another batch size may take so many times the updates that are expected; with less time left, so many.
@@ -73,24 +73,25 @@ def evaluate_every(problem: Problem, costs: Costs, batch_size: int) -> int:
     return max(1, min(round(max(finest, affordable)), epoch))
 
 
-def scaled_rate(rate: float, batch_size: float, other: float, noise_scale: float) -> float:
-    """A rate at another batch size: in proportion to it well below the noise scale, the same well above.
+def scaled_rate(rate: float, batch_size: float, other: float, critical: float) -> float:
+    """A rate at another batch size: in proportion to it well below the critical batch size, the same well above.
 
     Example:
-      >>> scaled_rate(0.1, 100, 200, noise_scale=1e9), scaled_rate(0.1, 100, 200, noise_scale=1e-3)
+      >>> scaled_rate(0.1, 100, 200, critical=1e9), scaled_rate(0.1, 100, 200, critical=1e-3)
       (0.2, 0.1)
 
-    Source: McCandlish et al., "An Empirical Model of Large-Batch Training", arXiv 1812.06162, 2018, equation 2.6.
+    Source: McCandlish et al., "An Empirical Model of Large-Batch Training", arXiv 1812.06162, 2018, equation 2.6, with
+    the critical batch size that is measured in place of the noise scale.
     """
-    return rounded(rate * (1 + noise_scale / batch_size) / (1 + noise_scale / other))
+    return rounded(rate * (1 + critical / batch_size) / (1 + critical / other))
 
 
 class TargetSearch:
     """Adds runs to the target, and the noise of the first of them, to the evidence; and what is missing.
 
-    The first batch size with rates from the best of short runs on downward; then others, about where the noise or the
-    fit so far says that the best one is, at a rate scaled by the noise and one beside it; then rates in between at the
-    fastest; then other seeds.
+    The first batch size with rates from the best of short runs on downward; then others, on the side that short runs
+    favour and then about where the curve so far says that the best one is, at a rate scaled by that and one beside it;
+    then rates in between at the fastest; then other seeds.
     """
 
     def __init__(self, lab: Lab, problem: Problem, costs: Costs, limit: int | None, evidence: dict[str, Any]):
@@ -110,7 +111,7 @@ class TargetSearch:
         """Searches from a batch size, and the best rate of short runs there."""
         # By the budget, not by what is left of it, so that a search that goes on asks for the same runs.
         every = evaluate_every(self._problem, self._costs, start)
-        update = (1 + NOISE_SHARE) * self._costs.update(start) + self._costs.evaluation / every
+        update = self._costs.update(start) + self._noise_seconds(start) + self._costs.evaluation / every
         most = int(FIRST_RUN * self._lab.seconds / update)
         if not self._first(start, rate, most):
             return
@@ -125,7 +126,7 @@ class TargetSearch:
 
     def _first(self, batch_size: int, rate: float, most: int) -> bool:
         """The first batch size, at lower and lower rates while that takes fewer updates; whether any was enough."""
-        noise = NOISE_SHARE * self._costs.update(batch_size)
+        noise = self._noise_seconds(batch_size)
         for _ in range(HALVINGS):
             most = most if self._affords(batch_size, most, most * noise) else most // 2
         if most < 1 or not self._affords(batch_size, most, most * noise):
@@ -135,10 +136,11 @@ class TargetSearch:
             best = self._best(batch_size)
             limit = best["updates"] if best else most
             reserve = FOR_OTHERS * FIRST_RUN * self._lab.seconds if best else 0.0
+            reserve += limit * self._noise_seconds(batch_size)
             if number and not self._affords(batch_size, limit, reserve):
                 self._missing.append(f"rates from {rate:g} down at batch size {batch_size}: too little time is left")
                 break
-            run = self._run(batch_size, rate, limit, noise=self._evidence["noise"] is None)
+            run = self._run(batch_size, rate, limit, noise=noise_of(self._evidence) is None)
             if run is None or (best and not (run["reached"] and run["updates"] < BETTER * best["updates"])):
                 break
             if not run["reached"] and not run["diverged"] and number > 1:
@@ -162,6 +164,11 @@ class TargetSearch:
             there = [run["rate"] for run in self._runs if run["batch_size"] == size]
             if all(abs(math.log(rate / other)) > SAME for other in there) and self._affords(size, best["updates"]):
                 self._run(size, rate, best["updates"])
+
+    def _noise_seconds(self, batch_size: int) -> float:
+        """Of measuring the noise, for each update of a run that does it; nothing once it is known."""
+        needed = self._problem.can_measure_noise and noise_of(self._evidence) is None
+        return NOISE_SHARE * self._costs.update(batch_size) if needed else 0.0
 
     def _allowed(self, batch_size: int, expected: float) -> int:
         """The updates that a run may take of which so many are expected; 0: too little time is left for it."""
@@ -216,8 +223,8 @@ class TargetSearch:
         }
         if noise:
             measured = costs.measurement(problem.shard_size) / NOISE_SHARE / costs.update(batch_size)
-            # A multiple, where the loss is logged.
-            options["noise_every"] = every * max(1, round(measured / every))
+            # Where the loss is logged.
+            options["noise_every"] = options["log_every"] = max(1, math.ceil(measured))
         return Job(f"target-b{batch_size}-r{rate:.4g}-seed{seed}-most{most}", options)
 
     def _best(self, batch_size: int) -> dict[str, Any] | None:
