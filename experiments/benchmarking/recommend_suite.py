@@ -33,7 +33,7 @@ PEERS = ()
 GRID, RECOMMENDATION, AGAIN = "grid", "recommendation", "again"
 # Of the time of the grid, what a recommendation may take.
 SHARE = 0.1
-FRESH_SEEDS = (11, 12, 13)
+FRESH_SEEDS = (11, 12, 13, 14, 15, 16)
 # Of the most epochs of a grid's cell, how many a run with a fresh seed may take.
 PATIENCE = 2
 

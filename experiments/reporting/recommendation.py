@@ -32,7 +32,7 @@ ZERO = ("warmup_epochs", "weight_decay", "label_smoothing")
 OUTCOME = {True: "reached", False: "not reached"}
 SOURCES = {
     "runs": "runs to the target",
-    "noise": "the gradient noise scale, a weaker ground than runs to the target",
+    "noise": "the gradient noise scale, a weaker ground than runs to the target at several batch sizes",
     "usual": "runs to the target at one batch size and a usual critical batch size, which is a guess",
 }
 
