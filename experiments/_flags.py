@@ -9,6 +9,9 @@ from absl import app, flags, logging
 
 from experiments._errors import UsageError
 
+# For absl a flag belongs to the module that defines it, and --help is of the module that runs: of which these are.
+flags.disclaim_key_flags()
+
 _DEFINE = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool}
 
 

@@ -1,17 +1,21 @@
 """The README's Python runs as it stands there, and its commands are on one line each, as CI reads them."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments.training import loop
 from experiments.training.checkpoint_evaluation import evaluate_checkpoint
 from experiments.training.config import TrainConfig
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -26,6 +30,24 @@ def test_the_python_examples_run():
     names = {}
     exec(functions, names)
     np.testing.assert_allclose(names["moments"].mean, [3.0, 4.0])
+
+
+@pytest.mark.parametrize(
+    ("module", "flags"),
+    [
+        ("train", ["--batch_size", "--preset", "--workdir"]),
+        ("recommend", ["--dataset", "--target_accuracy", "--json"]),
+        ("evaluate", ["--checkpoint"]),
+    ],
+)
+def test_help_lists_every_flag(module, flags):
+    """Also those that are made from a dataclass, in a module that absl takes to be theirs."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"experiments.{module}", "--help"],
+        capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    for flag in flags:
+        assert re.search(rf"^  {flag}\b|^  --\[no\]{flag[2:]}\b", done.stdout, re.MULTILINE), done.stdout
 
 
 def test_the_commands_are_where_ci_looks():
