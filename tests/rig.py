@@ -55,3 +55,14 @@ def _updates(plan, feed):
         position = plan.locate(step)
         yield from feed.updates(position, step)
         step = position.last_step
+
+
+def loss_and_gradients(model, variables, images, mask=None, mutable=("batch_stats",)):
+    """Of the squared logits of the examples that count, with the updated statistics."""
+
+    def loss(params):
+        y, updates = model.apply({**variables, "params": params}, images, train=True, mask=mask, mutable=list(mutable))
+        counted = y if mask is None else jnp.where(jnp.expand_dims(mask, range(1, y.ndim)), y, 0)
+        return jnp.sum(counted**2), updates
+
+    return jax.value_and_grad(loss, has_aux=True)(variables["params"])
