@@ -1,11 +1,9 @@
-"""Which batch size: against problems whose answer is known, with little time, and from the command line."""
+"""Which batch size: against problems whose answer is known, and with little time."""
 
 import dataclasses
 import json
 import math
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,6 @@ from hypothesis import strategies as st
 
 from experiments.reporting import recommendation_lines
 from experiments.reporting.recommendation import command
-from experiments.studies import jobs
 from experiments.studies.convergence import SEARCH_SEED, Data
 from experiments.studies.jobs import Job
 from experiments.studies.recommending.advice import advise
@@ -352,39 +349,3 @@ def test_a_search_that_goes_on_asks_for_the_same_runs():
     first = [run["key"] for run in before["runs"] if run["batch_size"] == size and run["seed"] == SEARCH_SEED]
     assert [run["key"] for run in after["runs"] if run["key"] in first] == first
     assert {run["key"] for run in after["runs"]} & {job.key for job in law.jobs[:made]} >= set(first)
-
-
-def test_the_command_line_end_to_end(tmp_path):
-    """On a data set of a moment, in processes of its own; the second time no run to the target is made again."""
-    command_ = [
-        sys.executable, "-m", "experiments.recommend", "--dataset=tests.own:larger", "--model=tests.own:model",
-        "--num_devices=1", "--target_accuracy=0.7", "--budget_minutes=0.8", f"--workdir={tmp_path}",
-    ]  # fmt: skip
-    first = subprocess.run(command_, capture_output=True, text=True, cwd=ROOT, check=False, timeout=600)
-    assert first.returncode == 0, first.stderr
-    assert "measured  " in first.stdout and (tmp_path / "report.html").exists()
-    before = {row["key"]: row for row in jobs.read(tmp_path / jobs.FILE)}
-    again = subprocess.run([*command_, "--json"], capture_output=True, text=True, cwd=ROOT, check=False, timeout=600)
-    result = json.loads(again.stdout)
-    # Each says when it was made, so that a row that was made again would differ.
-    assert {row["key"]: row for row in jobs.read(tmp_path / jobs.FILE)}.items() >= before.items()
-    # How far a budget goes is the machine's matter.
-    assert result["evidence"]["step_time"]
-    if result["advice"] is not None:
-        assert TrainConfig(**result["advice"]["options"]).batch_size == result["advice"]["batch_size"]
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--budget_minutes=0"], "--budget_minutes must be positive, not 0"),
-        (["--target_accuracy=98"], "--target_accuracy is a share of 1, such as 0.98, not 98"),
-        (["--model=simple_cn"], "Did you mean 'simple_cnn'"),
-    ],
-)
-def test_bad_flags_are_refused(flags, message, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.recommend", f"--workdir={tmp_path}", *flags],
-        capture_output=True, text=True, cwd=ROOT, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr

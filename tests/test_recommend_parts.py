@@ -35,8 +35,8 @@ def runs(sizes, updates, reached=None):
     sizes=st.lists(st.sampled_from([8, 32, 128, 512, 2048]), min_size=4, max_size=5, unique=True),
 )
 def test_runs_outweigh_the_noise_scale_where_there_are_enough(scale, off, least, sizes):
-    """Without noise of their own: ten runs at each of four sizes, or more, leave little of what was thought before."""
-    sizes, truth = sorted(sizes) * 10, off * scale
+    """Without noise of their own: thirty runs at each of four sizes or more leave little of what was thought before."""
+    sizes, truth = sorted(sizes) * 30, off * scale
     (found, examples), *draws = steps_by(
         Noise(OVERSTATED * scale, 0.1), runs(sizes, [least * (1 + truth / size) for size in sizes])
     )
@@ -123,7 +123,7 @@ def test_the_noise_over_a_run_is_the_median_with_its_interval():
 
 
 def test_a_run_that_was_cut_short_makes_its_size_look_worse():
-    """By the noise scale 92 updates were to be expected at 1,024: after 400 without the target that is no longer so."""
+    """By the noise scale some 100 updates were to be expected at 1,024, and not after 400 without the target."""
     at_64, noise = runs([64], [1_000]), Noise(7_000.0, 0.1)
 
     def at_1024(*more):
@@ -132,8 +132,8 @@ def test_a_run_that_was_cut_short_makes_its_size_look_worse():
 
     untuned = at_1024(runs([1024], [400], [False]))
     # More so at a rate that has reached it, with another seed.
-    assert at_1024() < 100 < 1.3 * at_1024() < untuned
-    assert at_1024(runs([1024], [390]), runs([1024], [400], [False])) > 2 * untuned
+    assert at_1024() < 120 < 1.3 * at_1024() < untuned
+    assert at_1024(runs([1024], [390]), runs([1024], [400], [False])) > 1.5 * untuned
 
 
 @settings(deadline=None)

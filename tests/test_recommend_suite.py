@@ -6,12 +6,13 @@ import math
 import numpy as np
 import pytest
 
-from experiments.benchmarking import recommend_suite
+from experiments._errors import UsageError
+from experiments.benchmarking import recommend_suite, recommend_table
 from experiments.benchmarking.recommend_suite import AGAIN, FRESH_SEEDS, GRID, RECOMMENDATION, Cell, Problem
 from experiments.studies import jobs
 from experiments.studies.recommending.run import FILE
 
-PROBLEM = Problem({"dataset": "mnist"}, 0.98, (32, 64, 128), (0.01, 0.02), 5)
+PROBLEM = Problem({"dataset": "mnist", "norm": "batch"}, 0.98, (32, 64, 128), (0.01, 0.02), 5)
 
 
 def updates(batch_size, rate, seed=0):
@@ -24,7 +25,15 @@ def row(batch_size, rate, seed, reached=True, step=None):
     step = (batch_size + 64) / 1e4 if step is None else step
     return {
         "key": f"tuned-b{batch_size}-r{rate}-seed{seed}",
-        "options": {"batch_size": batch_size, "learning_rate": rate, "seed": seed, "data_dir": None},
+        "options": {
+            "dataset": "mnist",
+            "norm": "batch",
+            "data_dir": None,
+            "target_accuracy": 0.98,
+            "batch_size": batch_size,
+            "learning_rate": rate,
+            "seed": seed,
+        },
         "summary": {
             "updates": made,
             "seconds": {"compute": made * step, "in all": 10.0},
@@ -34,15 +43,24 @@ def row(batch_size, rate, seed, reached=True, step=None):
 
 
 def prediction(batch_size, value):
-    return {"batch_size": batch_size, "updates": None if value is None else [value, 0.5 * value, 2.0 * value]}
+    def ends(middle):
+        return None if value is None else [middle, 0.5 * middle, 2.0 * middle]
+
+    return {"batch_size": batch_size, "updates": ends(value), "seconds": ends(0.02 * (value or 0))}
 
 
 @pytest.fixture
 def folder(tmp_path):
     place = tmp_path / "known"
     grid = [row(size, rate, seed) for seed in (0, 1) for size in (32, 64, 128) for rate in (0.01, 0.02)]
-    # One run on a machine that was busy: the median says what an update takes.
-    grid[1]["summary"]["seconds"]["compute"] *= 10
+    # On another day the machine was busy, at times very busy.
+    for one, slower in zip(grid, (2, 10, 2, 2, 3, 2) * 2, strict=True):
+        one["summary"]["seconds"]["compute"] *= slower
+    # Runs to another target, and without a norm, are not the problem's.
+    for options in ({"target_accuracy": 0.5}, {"norm": "none"}):
+        other = row(32, 0.01, 0)
+        grid.append({**other, "key": f"other-{options}", "options": other["options"] | options})
+        grid[-1]["summary"]["target"]["reached_after_updates"] = 1
     again = [row(64, 0.02, seed) for seed in FRESH_SEEDS] + [row(128, 0.01, seed) for seed in FRESH_SEEDS]
     for name, rows in ((GRID, grid), (AGAIN, again)):
         (place / name).mkdir(parents=True)
@@ -50,7 +68,8 @@ def folder(tmp_path):
     tried = {"batch_size": 128, "seed": 100, "rate": 0.01, "updates": 3000, "reached": True, "diverged": False}
     advice = {"batch_size": 128, "learning_rate": 0.01}
     advice["candidates"] = [prediction(64, 2100.0), prediction(128, 3000.0), prediction(32, None), prediction(16, 9.0)]
-    result = {"seconds": 6.0, "evidence": {"runs": [tried], "not_measured": []}, "advice": advice}
+    evidence = {"runs": [tried], "not_measured": [], "target": 0.98, "options": {"dataset": "mnist", "norm": "batch"}}
+    result = {"seconds": 6.0, "evidence": evidence, "advice": advice}
     (place / RECOMMENDATION).mkdir()
     (place / RECOMMENDATION / FILE).write_text(json.dumps(result))
     return place
@@ -87,6 +106,7 @@ def test_the_table_is_made_without_running_anything(folder, capsys, monkeypatch)
     assert (
         "| known, 98.0% | 64 at 0.02: 34.3 s, 2,678 updates of 12.8 ms | 128 at 0.01: 77.1 s, 4,017 updates of" in said
     )
+    assert "| 60.0 s (30.0 to 120.0) |" in said
     assert "| 6 s of 120 s, 5.0% |" in said and "| known | 64 | 2,100 (1,050 to 4,200) | 2,100 | +0% |" in said
     assert "| {:.2f} ({:.2f} to {:.2f}) |".format(*found["ratio"]) in said
     (folder / AGAIN / jobs.FILE).write_text("")
@@ -100,11 +120,17 @@ def test_what_is_not_reached_and_what_is_not_recommended_stay_in_the_table(folde
     (folder / AGAIN / jobs.FILE).write_text("".join(json.dumps(r) + "\n" for r in rows))
     found = recommend_suite.tabulate(PROBLEM, folder)
     assert found["ratio"] is None and found["recommended"]["seconds"] is None and found["best"]["seconds"]
-    assert "not reached by every seed" in "\n".join(recommend_suite.table([{"problem": "known", **found}]))
+    assert "not reached by every seed" in "\n".join(recommend_table.table([{"problem": "known", **found}]))
     path = folder / RECOMMENDATION / FILE
-    evidence = {"runs": [], "not_measured": ["all: too little time is left"]}
-    path.write_text(json.dumps({"seconds": 6.0, "evidence": evidence, "advice": None}))
+    result = json.loads(path.read_text())
+    result["evidence"] |= {"runs": [], "not_measured": ["all: too little time is left"]}
+    path.write_text(json.dumps({**result, "advice": None}))
     found = recommend_suite.tabulate(PROBLEM, folder)
     assert "recommended" not in found and found["predictions"] == []
-    said = "\n".join(recommend_suite.table([{"problem": "known", **found}]))
+    said = "\n".join(recommend_table.table([{"problem": "known", **found}]))
     assert "| none; not measured: all: too little time is left" in said
+
+
+def test_a_recommendation_of_another_problem_is_not_taken_for_this_one(folder):
+    with pytest.raises(UsageError, match=r"of another problem, with the target 0.98 .* take another --workdir"):
+        recommend_suite.tabulate(PROBLEM._replace(target=0.97), folder)

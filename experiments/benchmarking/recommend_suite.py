@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from experiments._errors import UsageError
+from experiments.benchmarking.recommend_table import table
 from experiments.studies import jobs
 from experiments.studies.convergence import CONFIDENCE, Setting, grid_jobs, tuned_job, updates_to_target
 from experiments.studies.jobs import Runner, read
@@ -109,16 +111,17 @@ def measure(problem: Problem, folder: Path, data_dir: str | None = None) -> None
     with Runner(folder / GRID) as runner:
         grid = runner.run_all(grid_jobs(data, setting))
     place = folder / RECOMMENDATION
-    if not (place / FILE).exists():
+    result = _result(problem, folder)
+    if result is None:
         # From nothing, in one go and with all of its compilation, so that its cost is all there.
         shutil.rmtree(place, ignore_errors=True)
         with (
             tempfile.TemporaryDirectory() as compiled,
             _environment(JAX_COMPILATION_CACHE_DIR=compiled, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.3"),
         ):
-            recommend(options, target=problem.target, minutes=SHARE * _cost(grid) / 60, folder=place)
+            result = recommend(options, target=problem.target, minutes=SHARE * _cost(grid) / 60, folder=place)
     with Runner(folder / AGAIN) as runner:
-        for cell in _compared(grid, _advice(folder)).values():
+        for cell in _compared(grid, result["advice"]).values():
             longer = setting._replace(max_epochs=PATIENCE * setting.max_epochs)
             runner.run_all(tuned_job(data, longer, cell.batch_size, cell.rate, seed) for seed in FRESH_SEEDS)
 
@@ -140,41 +143,61 @@ def _environment(**values: str) -> Iterator[None]:
 
 def tabulate(problem: Problem, folder: Path) -> dict[str, Any]:
     """The row of a problem, from the files of its folder."""
-    grid, again = _rows(folder / GRID), _rows(folder / AGAIN)
-    result = json.loads((folder / RECOMMENDATION / FILE).read_text())
+    grid, again = _rows(problem, folder / GRID), _rows(problem, folder / AGAIN)
+    result = _result(problem, folder)
+    if result is None:
+        raise UsageError(f"{folder / RECOMMENDATION} holds no {FILE}")
     cells = _compared(grid, result["advice"])
     fresh = {which: [row for row in again if _cell(row) == cell] for which, cell in cells.items()}
+    found = compare(cells, fresh)
+    if advice := result["advice"]:
+        (of_it,) = (p for p in advice["candidates"] if p["batch_size"] == advice["batch_size"])
+        found["recommended"]["predicted"] = of_it["seconds"]
     return {
         "target": problem.target,
         "grid": {"cells": len(_cells(grid)), "runs": len(grid), "seconds": _cost(grid)},
         "recommendation": {"seconds": result["seconds"], "not_measured": result["evidence"]["not_measured"]},
-        **compare(cells, fresh, _step_seconds([*grid, *again])),
+        **found,
         "predictions": predictions(result, grid),
     }
 
 
 def _is_done(problem: Problem, folder: Path) -> bool:
-    grid = _rows(folder / GRID)
+    grid = _rows(problem, folder / GRID)
     cells = {Cell(*pair) for pair in itertools.product(problem.batch_sizes, problem.rates)}
     if not set(itertools.product(cells, problem.seeds)) <= _seeds(grid):
         return False
-    if not (folder / RECOMMENDATION / FILE).exists():
+    result = _result(problem, folder)
+    if result is None:
         return False
-    compared = _compared(grid, _advice(folder)).values()
-    return set(itertools.product(compared, FRESH_SEEDS)) <= _seeds(_rows(folder / AGAIN))
+    compared = _compared(grid, result["advice"]).values()
+    return set(itertools.product(compared, FRESH_SEEDS)) <= _seeds(_rows(problem, folder / AGAIN))
 
 
 def _seeds(rows: Sequence[dict[str, Any]]) -> set[tuple[Cell, int]]:
     return {(_cell(row), row["options"]["seed"]) for row in rows}
 
 
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    """The runs of a folder that ended, if only by a loss that diverged."""
-    return [row for row in read(folder / jobs.FILE) if "summary" in row or row.get("diverged")]
+def _rows(problem: Problem, folder: Path) -> list[dict[str, Any]]:
+    """The problem's runs of a folder that ended, if only by a loss that diverged."""
+    asked = {**problem.options, "target_accuracy": problem.target}.items()
+    ended = [row for row in read(folder / jobs.FILE) if "summary" in row or row.get("diverged")]
+    return [row for row in ended if asked <= row["options"].items()]
 
 
-def _advice(folder: Path) -> dict[str, Any] | None:
-    return json.loads((folder / RECOMMENDATION / FILE).read_text())["advice"]
+def _result(problem: Problem, folder: Path) -> dict[str, Any] | None:
+    """The recommendation that a folder holds."""
+    path = folder / RECOMMENDATION / FILE
+    if not path.exists():
+        return None
+    result = json.loads(path.read_text())
+    evidence = result["evidence"]
+    if evidence["target"] != problem.target or not problem.options.items() <= evidence["options"].items():
+        raise UsageError(
+            f"{path} is of another problem, with the target {evidence['target']} and {evidence['options']}; "
+            "take another --workdir, or remove it"
+        )
+    return result
 
 
 def _compared(grid: Sequence[dict[str, Any]], advice: dict[str, Any] | None) -> dict[str, Cell]:
@@ -217,13 +240,13 @@ def best_cell(grid: Sequence[dict[str, Any]], seconds: dict[int, float]) -> Cell
     )[0]
 
 
-def compare(
-    cells: dict[str, Cell], again: dict[str, list[dict[str, Any]]], seconds: dict[int, float]
-) -> dict[str, Any]:
+def compare(cells: dict[str, Cell], again: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """The cells with their updates and times to the target, and the ratio of recommended to best with its interval.
 
-    The ratio is that of geometric means; its interval is Welch's, of the logarithms of the updates.
+    The ratio is that of geometric means; its interval is Welch's, of the logarithms of the updates. The time of an
+    update is the median of the runs that are compared, for those of the grid may be of another hour.
     """
+    seconds = _step_seconds([row for rows in again.values() for row in rows])
     found: dict[str, Any] = {}
     logs = {}
     for which, cell in cells.items():
@@ -280,54 +303,3 @@ def _at_the_best_rate(rates: list[list[float]]) -> float:
         return min(rates, key=lambda updates: sum(updates[s] for s in seeds if s != seed))[seed]
 
     return statistics.mean(map(left_out, seeds))
-
-
-def table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The rows as two tables in Markdown: batch size at rate, time to the target, their ratio; and predictions."""
-    settings = []
-    for row in rows:
-        spent, grid = row["recommendation"]["seconds"], row["grid"]["seconds"]
-        settings.append(
-            (
-                f"{row['problem']}, {row['target']:.1%}",
-                _short(row["best"]),
-                _short(row["recommended"]) if "recommended" in row else _why_none(row),
-                "not measured" if row["ratio"] is None else "{:.2f} ({:.2f} to {:.2f})".format(*row["ratio"]),
-                f"{spent:,.0f} s of {grid:,.0f} s, {spent / grid:.1%}",
-            )
-        )
-    predicted = [
-        (
-            row["problem"],
-            f"{p['batch_size']}",
-            "{:,.0f} ({:,.0f} to {:,.0f})".format(*p["predicted"]),
-            f"{p['measured']:,.0f}",
-            f"{p['off']:+.0%}",
-        )
-        for row in rows
-        for p in row["predictions"]
-    ]
-    return [
-        *_markdown(
-            ("problem", "best of the grid", "recommended", "its time over the best (95%)", "cost over the grid's"),
-            settings,
-        ),
-        "",
-        *_markdown(("problem", "batch size, not tried", "updates predicted (95%)", "measured", "off by"), predicted),
-    ]
-
-
-def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body)]
-
-
-def _short(found: dict[str, Any]) -> str:
-    setting = f"{found['batch_size']} at {found['rate']:g}"
-    if found["seconds"] is None:
-        return f"{setting}: not reached by every seed"
-    updates = found["seconds"] / found["step_seconds"]
-    return f"{setting}: {found['seconds']:.1f} s, {updates:,.0f} updates of {1e3 * found['step_seconds']:.1f} ms"
-
-
-def _why_none(row: dict[str, Any]) -> str:
-    return f"none; not measured: {'; '.join(row['recommendation']['not_measured'])}"

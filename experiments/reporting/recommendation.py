@@ -66,7 +66,9 @@ def settings(advice: dict[str, Any], evidence: dict[str, Any]) -> list[tuple[str
     """The setting, what binds and how sure it is, each with a name."""
     parts = "" if advice["accumulation_steps"] == 1 else f" x {advice['accumulation_steps']} accumulation"
     norm = evidence["options"].get("norm", "batch")
-    span = "the whole batch" if advice["span"] is None else f"{advice['span']} examples"
+    micro = advice["batch_size"] // advice["accumulation_steps"]
+    span = "the whole batch" if micro == advice["batch_size"] else f"each micro-batch of {micro:,}"
+    span = span if advice["span"] is None else f"{advice['span']} examples"
     critical, knee = advice["critical_batch_size"], advice["knee"]
     return [
         (
@@ -109,7 +111,10 @@ def measured(evidence: dict[str, Any]) -> list[str]:
         shown = ", ".join(f"{size:,} at {rate:g}: {loss:.3g}" for size, rate, loss in sorted(race))
         texts.append(f"loss of short runs of equal time by batch size and rate: {shown}")
     if noise := evidence["noise"]:
-        texts.append(f"gradient noise scale over a run: {_count(noise['scale'])} ({_bounds(noise['interval'])})")
+        texts.append(
+            f"gradient noise scale, median of {noise['measurements']} along a run: {_count(noise['scale'])} "
+            f"({_bounds(noise['interval'])})"
+        )
     return texts + [
         f"run: batch size {run['batch_size']:,}, rate {run['rate']:g}, seed {run['seed']}: "
         + ("diverged" if run["diverged"] else f"{OUTCOME[run['reached']]} after {run['updates']:,} updates")
@@ -193,7 +198,7 @@ def write_recommendation_page(folder: str | Path) -> Path:
             table(HEAD, predictions(advice)),
             figure(
                 recommendation_figure(folder),
-                "Shaded: the interval (95%) of the prediction. Runs are shown at any rate.",
+                "Shaded: where a run should end (95%). Runs are shown at any rate.",
             ),
         ]
     parts += ["<h2>Measured</h2><ul>", *(f"<li>{html.escape(text)}</li>" for text in measured(evidence)), "</ul>"]

@@ -26,11 +26,15 @@ def main() -> None:
     # What a run prints is not an answer.
     os.dup2(2, 1)
     logging.set_verbosity(logging.WARNING)
-    # Once for all: a CPU is divided before its first use, and a run takes as many of its parts as divide the batch.
-    devices.set_up(int(sys.argv[1]) if len(sys.argv) > 1 else None)
+    is_set_up = False
     for line in sys.stdin:
         print(f"\n{line}", end="", flush=True)
         try:
+            if not is_set_up:
+                # Once for all: a CPU is divided before its first use, and a run takes as many of its parts as divide
+                # the batch.
+                devices.set_up(int(sys.argv[1]) if len(sys.argv) > 1 else None)
+                is_set_up = True
             answer = _answer(json.loads(line))
         # Whatever it is, the next job may do better.
         except Exception as error:

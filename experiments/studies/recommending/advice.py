@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.studies.convergence import CONFIDENCE, rounded
-from experiments.studies.recommending.curves import Curves, curves_of
+from experiments.studies.recommending.curves import OF_A_RUN, Curves, curves_of
 from experiments.studies.recommending.target import best_runs, scaled_rate
 from experiments.studies.scaling import interval_of
 from experiments.studies.smoothness import CONSTANT
@@ -18,6 +18,8 @@ REACH = 4
 AS_GOOD = 1.1
 # One that was tried is preferred to a better one that was not, up to that.
 PREFERRED = 1.05
+# Of the draws of what a run's seed does.
+RUN_SEED = 2
 # Epochs that a recommended run may take, of those that are predicted.
 EPOCHS = 2
 
@@ -31,10 +33,10 @@ def advise(evidence: dict[str, Any]) -> dict[str, Any] | None:
     Returns:
       None where the measurements do not tell. Else, as JSON holds it: `batch_size`, `per_device`,
       `accumulation_steps`, `learning_rate`, `optimizer`, `warmup_epochs`, `span`; `predictions` at half, one and two
-      times the batch size, and `candidates`, the same of all that were considered; `critical_batch_size` and `knee`,
-      each with its interval; `binds` and `loosen`, as text; `certainty`, the share of the draws in which the
-      batch size is within a tenth of the fastest; `source` of the updates, as in `Curves`; `options` of
-      `experiments.train`.
+      times the batch size, with the intervals of a single run, and `candidates`, the same of all that were considered;
+      `critical_batch_size` and `knee`, each with its interval; `binds` and `loosen`, as text; `certainty`, the share of
+      the draws in which the batch size is within a tenth of the fastest; `source` of the updates, as in `Curves`;
+      `options` of `experiments.train`.
     """
     curves = curves_of(evidence)
     if curves is None:
@@ -107,14 +109,14 @@ class _Limits:
         tried = [run["batch_size"] for run in evidence["runs"] if not run["diverged"]]
         self.tried = tried or [size for size, _ in evidence["step_time"]]
         # Its statistics are corrected by those of the batch before, not of the micro-batch.
-        self._cuts = evidence["options"].get("norm") != "renorm"
+        self.cuts = evidence["options"].get("norm") != "renorm"
 
     def candidates(self) -> list[int]:
         """Powers of two times the unit, about the batch sizes that were tried."""
         most = max(self.unit, min(self.examples // FEWEST_UPDATES, REACH * max(self.tried)))
         sizes = [self.unit * 2**k for k in range((most // self.unit).bit_length())]
         about = [size for size in sizes if size >= min(self.tried) / REACH] or sizes[-1:]
-        return [size for size in about if self.fits(size) or self._cuts] or sizes[:1]
+        return [size for size in about if self.fits(size) or self.cuts] or sizes[:1]
 
     def fits(self, batch_size: float) -> bool:
         """Whether memory has room for a batch as a whole."""
@@ -151,7 +153,10 @@ def _prediction(evidence: dict[str, Any], problem: _Limits, curves: Curves, batc
         "seconds": None,
     }
     if curves.has_target:
-        updates, seconds = curves.updates(batch_size), _seconds(problem, curves, batch_size)
+        # A run is about the curve, and its seed says where.
+        scatter = np.exp(np.random.default_rng(RUN_SEED).normal(0, OF_A_RUN, len(curves.steps)))
+        scatter[0] = 1
+        updates, seconds = scatter * curves.updates(batch_size), scatter * _seconds(problem, curves, batch_size)
         found["updates"] = [float(updates[0]), *_interval(updates[1:])]
         found["epochs"] = [end * batch_size / examples for end in found["updates"]]
         found["seconds"] = [float(seconds[0]), *_interval(seconds[1:])]
@@ -184,7 +189,8 @@ def _binding(evidence: dict[str, Any], problem: _Limits, curves: Curves, batch_s
     whole = curves.updates(batch_size)[0] * curves.update_seconds(batch_size)[0]
     without = curves.updates(twice)[0] * curves.update_seconds(twice)[0]
     if not problem.fits(batch_size) or (not problem.fits(twice) and without < whole):
-        return "memory", "a half-precision --dtype or more devices; --accumulation_steps makes up for it in part"
+        cut = "; --accumulation_steps makes up for it in part" if problem.cuts else ""
+        return "memory", f"a half-precision --dtype or more devices{cut}"
     if without < whole and twice > evidence["examples"] // FEWEST_UPDATES:
         return "data", "more examples: an epoch should have some updates"
     if without < whole:

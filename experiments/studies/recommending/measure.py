@@ -76,6 +76,11 @@ def measure(lab: Lab, problem: Problem) -> dict[str, Any]:
     if len(timed) < 2:
         missing.append("all that rests on the time of an update: fewer than two batch sizes could be timed")
         return evidence
+    if len(points) < FEWEST_SIZES and not missing:
+        missing.append(
+            f"the knee: of batch sizes that {problem.unit} divides, only {len(points)} could be timed on "
+            f"{problem.data.examples:,} examples"
+        )
     fit = fit_step_time(*zip(*points, strict=True)) if len(points) >= FEWEST_SIZES else None
 
     def update(batch_size: float) -> float:
@@ -102,10 +107,13 @@ def measure(lab: Lab, problem: Problem) -> dict[str, Any]:
     if noise_of(evidence) is None and not any(run["reached"] for run in evidence["runs"]):
         evidence["noise"] = _noise_alone(lab, problem, begin, costs, missing) or evidence["noise"]
     if noise_of(evidence) is None and not any(what.startswith(NOISE_SCALE) for what in missing):
-        missing.append(
-            f"{NOISE_SCALE}: its measurements are too few, or too noisy, to say much of it, so it is not used"
-        )
+        why = "its measurements are too few, or too noisy, to say much of it, so it is not used"
+        missing.append(f"{NOISE_SCALE}: {why if problem.can_measure_noise else _too_few(problem)}")
     return evidence
+
+
+def _too_few(problem: Problem) -> str:
+    return f"{problem.data.examples:,} examples are too few"
 
 
 def _job(problem: Problem, key: str, batch_size: int, steps: int, rate: float, **changes: Any) -> Job:
@@ -154,6 +162,9 @@ def _memory(
 ) -> dict[str, Any] | None:
     found = [(row["options"]["batch_size"], row["summary"]["memory"]) for row in rows]
     analysed = [(size, memory) for size, memory in found if memory and memory["needed"] is not None]
+    if not analysed:
+        missing.append("memory: this backend does not say what a compiled program needs")
+        return None
     try:
         line = fit_memory([size for size, _ in analysed], [memory["needed"] for _, memory in analysed])
     except UsageError as error:
@@ -194,7 +205,7 @@ def _try_largest(lab: Lab, problem: Problem, largest: int, costs: Costs, missing
 def _noise_alone(lab: Lab, problem: Problem, begin: Start, costs: Costs, missing: list[str]) -> dict[str, Any] | None:
     batch_size, rate = begin
     if not problem.can_measure_noise:
-        missing.append(f"{NOISE_SCALE}: {problem.data.examples:,} examples are too few")
+        missing.append(f"{NOISE_SCALE}: {_too_few(problem)}")
         return None
     steps = max(2 * MEASUREMENTS, round(NOISE * lab.seconds / costs.update(batch_size)))
     every = steps // MEASUREMENTS

@@ -12,6 +12,7 @@ from experiments.studies.recommending.advice import advise
 from experiments.studies.recommending.lab import Lab, Problem, count_devices
 from experiments.studies.recommending.measure import measure
 from experiments.studies.settings import with_held_out
+from experiments.training.config import TrainConfig
 
 # Beside `results.jsonl`, which has the runs.
 FILE = "recommendation.json"
@@ -36,17 +37,25 @@ def recommend(
       the same as in `recommendation.json` in the folder, where what is not finite is null.
 
     Raises:
-      UsageError: the budget or the target is out of range, or the data set is too small.
+      UsageError: the budget, the target or an option is out of range, or the data set is too small.
     """
     if not 0 < minutes < math.inf:
-        raise UsageError(f"--budget_minutes must be positive, not {minutes:g}")
+        raise UsageError(f"--budget_minutes must be positive and finite, such as 10, not {minutes:g}")
     if target is not None and not 0 < target <= 1:
         raise UsageError(f"--target_accuracy is a share of 1, such as 0.98, not {target:g}")
+    # Refuses what no run takes, before one is started.
+    TrainConfig(**options, optimizer=optimizer)
     data = with_held_out(options)
     with Runner(folder) as runner:
         lab = Lab(runner, 60 * minutes)
         devices = runner.ask(count_devices, options.get("num_devices"))
-        problem = Problem(data, target, devices["count"], optimizer)
+        problem = Problem(data, target, options.get("num_devices") or devices["count"], optimizer)
+        if problem.unit > data.examples:
+            span, loosen = options.get("span"), "--span" if "span" in options else "--num_devices"
+            raise UsageError(
+                f"{problem.devices} devices and --span={span} need batches of {problem.unit:,} examples, and "
+                f"{data.examples:,} are there to train on; take a smaller {loosen}"
+            )
         evidence = {**measure(lab, problem), "kind": devices["kind"]}
     result = {"minutes": minutes, "seconds": lab.spent(), "evidence": evidence, "advice": advise(evidence)}
     aside = folder / f"{FILE}.tmp"

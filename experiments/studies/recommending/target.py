@@ -187,7 +187,7 @@ class TargetSearch:
         row = self._lab.run(job)
         diverged = row.get("diverged", False)
         if "error" in row and not diverged:
-            self._missing.append(f"batch size {batch_size} at rate {rate:g}: {row['error']}")
+            self._missing.append(f"batch size {batch_size} at rate {rate:g}: {first_line(row['error'])}")
             return None
         run = {
             "key": job.key,
