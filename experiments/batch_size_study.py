@@ -62,9 +62,16 @@ def main() -> None:
             print(line)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "command.txt").write_text(shlex.join(["python", "-m", "experiments.batch_size_study", *sys.argv[1:]]))
+    note_command(folder, shlex.join(["python", "-m", "experiments.batch_size_study", *sys.argv[1:]]))
     batch_size.run(study, parts, folder)
     print(f"report      {write_study_page(folder)}")
+
+
+def note_command(folder: Path, command: str) -> None:
+    """Adds a command to those that made a study: its parts may be asked for one after the other."""
+    made = folder / "command.txt"
+    commands = made.read_text().splitlines() if made.exists() else []
+    made.write_text("".join(f"{line}\n" for line in dict.fromkeys([*commands, command])))
 
 
 def _numbers(name: str, kind: type) -> tuple | None:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from experiments._errors import UsageError
+from experiments.batch_size_study import note_command
 from experiments.reporting import study_sections, write_study_page
 from experiments.studies import (
     batch_size,
@@ -54,9 +55,14 @@ def test_every_question_is_answered_from_the_files_alone(study):
     rows = jobs.read(study / jobs.FILE)
     assert [row["error"] for row in rows if "error" in row] == []
     assert [section.number for section in study_sections(study)] == [1, 2, 3, 4, 5, 6, 7, 8]
-    (study / "command.txt").write_text("python -m experiments.batch_size_study --preset=tiny")
+    made = [
+        "python -m experiments.batch_size_study --preset=tiny",
+        "python -m experiments.batch_size_study --parts=ramp",
+    ]
+    for command in [*made, *made]:
+        note_command(study, command)
     text = write_study_page(study).read_text()
-    assert text.count("<figure") == 8 and "--preset=tiny" in text
+    assert text.count("<figure") == 8 and f"<pre>{made[0]}\n{made[1]}\n</pre>" in text
     assert not re.search(r"(src|href)=.?http|@import|url\((?!#)", text), "the page needs something beside it"
     found = json.loads((study / "convergence.json").read_text())
     for row in rows:
