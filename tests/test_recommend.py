@@ -312,8 +312,14 @@ def test_memory_that_binds_is_named_and_accumulation_makes_up_for_it():
     assert advice["binds"] == "memory"
     assert advice["per_device"] * 2 * advice["accumulation_steps"] == advice["batch_size"]
     assert advice["per_device"] * 2 <= 256
+    assert "accumulation" in advice["loosen"]
+    for parts, text in ((1, "the whole batch"), (2, f"each micro-batch of {advice['batch_size'] // 2}")):
+        cut = {**advice, "accumulation_steps": parts}
+        result = {"evidence": {**evidence, "kind": "cpu"}, "advice": cut, "seconds": 60.0, "minutes": 60}
+        assert f"statistics over {text}" in "\n".join(recommendation_lines(result))
     evidence["options"] = {**evidence["options"], "norm": "renorm"}
-    assert advise(evidence)["accumulation_steps"] == 1
+    whole = advise(evidence)
+    assert whole["accumulation_steps"] == 1 and "accumulation" not in whole["loosen"]
 
 
 def test_of_a_target_that_is_not_reached_noise_speaks():
