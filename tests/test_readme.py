@@ -1,5 +1,6 @@
 """The README's Python runs as it stands there, and its commands are on one line each, as CI reads them."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -35,7 +36,7 @@ def test_the_python_examples_run():
 @pytest.mark.parametrize(
     ("module", "flags"),
     [
-        ("train", ["--batch_size", "--preset", "--workdir"]),
+        ("train", ["--preset", *(f"--{field.name}" for field in dataclasses.fields(TrainConfig))]),
         ("recommend", ["--dataset", "--target_accuracy", "--json"]),
         ("evaluate", ["--checkpoint"]),
     ],

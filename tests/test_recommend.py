@@ -319,7 +319,8 @@ def test_memory_that_binds_is_named_and_accumulation_makes_up_for_it():
         assert f"statistics over {text}" in "\n".join(recommendation_lines(result))
     evidence["options"] = {**evidence["options"], "norm": "renorm"}
     whole = advise(evidence)
-    assert whole["accumulation_steps"] == 1 and "accumulation" not in whole["loosen"]
+    assert whole["accumulation_steps"] == 1
+    assert whole["binds"] == "memory" and "accumulation" not in whole["loosen"]
 
 
 def test_of_a_target_that_is_not_reached_noise_speaks():

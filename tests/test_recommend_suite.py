@@ -131,6 +131,11 @@ def test_what_is_not_reached_and_what_is_not_recommended_stay_in_the_table(folde
     assert "| none; not measured: all: too little time is left" in said
 
 
-def test_a_recommendation_of_another_problem_is_not_taken_for_this_one(folder):
+def test_a_recommendation_of_another_problem_is_not_taken_for_this_one(folder, monkeypatch):
     with pytest.raises(UsageError, match=r"of another problem, with the target 0.98 .* take another --workdir"):
         recommend_suite.tabulate(PROBLEM._replace(target=0.97), folder)
+    rows = (folder / GRID / jobs.FILE).read_text()
+    monkeypatch.setattr(recommend_suite, "Runner", lambda *_: pytest.fail("it runs something"))
+    with pytest.raises(UsageError, match="of another problem"):
+        recommend_suite.measure(PROBLEM._replace(target=0.97), folder)
+    assert (folder / GRID / jobs.FILE).read_text() == rows

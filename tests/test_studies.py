@@ -8,6 +8,7 @@ import pytest
 from experiments._errors import UsageError
 from experiments.reporting import write_study_page
 from experiments.studies import convergence, jobs, large_batch
+from experiments.studies.recommending.lab import count_devices
 from experiments.training import devices
 from experiments.training.config import TrainConfig
 from tests import own
@@ -57,6 +58,14 @@ def test_a_run_that_takes_its_process_with_it_costs_its_row_alone(tmp_path):
     (first, second), (third,) = run_all([fatal, good], tmp_path), run_all([jobs.Job("none", TINY)], tmp_path)
     assert first["error"] == f"its process ended with exit status 7; see {tmp_path / 'worker.log'}"
     assert second["summary"]["updates"] == third["summary"]["updates"] == 2
+
+
+def test_devices_that_cannot_be_set_up_are_an_answer(tmp_path):
+    """And not the end of the process, which would leave no more than its exit status."""
+    with jobs.Runner(tmp_path) as runner:
+        with pytest.raises(UsageError, match="--num_devices must be at least 1, not 0"):
+            runner.ask(count_devices, 0)
+        assert runner.ask(count_devices, 3)["count"] == 3
 
 
 def test_a_loss_that_is_not_finite_is_a_result_and_stays(tmp_path, capsys):

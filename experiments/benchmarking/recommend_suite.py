@@ -105,13 +105,14 @@ def run(parts: Sequence[str], *, folder: Path, data_dir: str | None = None) -> l
 
 def measure(problem: Problem, folder: Path, data_dir: str | None = None) -> None:
     """Runs what a problem lacks: its grid, then the recommendation, then both settings with fresh seeds."""
+    # Of another problem it is refused before a row is added.
+    result = _result(problem, folder)
     options = problem.options | ({"data_dir": data_dir} if data_dir else {})
     data = with_held_out(options)
     setting = Setting(problem.target, (), problem.batch_sizes, problem.rates, problem.max_epochs, problem.seeds)
     with Runner(folder / GRID) as runner:
         grid = runner.run_all(grid_jobs(data, setting))
     place = folder / RECOMMENDATION
-    result = _result(problem, folder)
     if result is None:
         # From nothing, in one go and with all of its compilation, so that its cost is all there.
         shutil.rmtree(place, ignore_errors=True)

@@ -198,7 +198,9 @@ def write_recommendation_page(folder: str | Path) -> Path:
             table(HEAD, predictions(advice)),
             figure(
                 recommendation_figure(folder),
-                "Shaded: where a run should end (95%). Runs are shown at any rate.",
+                "Shaded: where a run should end (95%). Runs are shown at any rate."
+                if advice["candidates"][0]["seconds"]
+                else "Shaded: the interval (95%) of the time of an update.",
             ),
         ]
     parts += ["<h2>Measured</h2><ul>", *(f"<li>{html.escape(text)}</li>" for text in measured(evidence)), "</ul>"]

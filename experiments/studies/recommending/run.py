@@ -49,12 +49,14 @@ def recommend(
     with Runner(folder) as runner:
         lab = Lab(runner, 60 * minutes)
         devices = runner.ask(count_devices, options.get("num_devices"))
+        # Of all that are there a run may take some.
         problem = Problem(data, target, options.get("num_devices") or devices["count"], optimizer)
         if problem.unit > data.examples:
-            span, loosen = options.get("span"), "--span" if "span" in options else "--num_devices"
+            span = options.get("span")
+            by, loosen = (f" and --span={span}", "--span") if span else ("", "--num_devices")
             raise UsageError(
-                f"{problem.devices} devices and --span={span} need batches of {problem.unit:,} examples, and "
-                f"{data.examples:,} are there to train on; take a smaller {loosen}"
+                f"{problem.devices} devices{by} need batches of {problem.unit:,} examples, and {data.examples:,} are "
+                f"there to train on; take a smaller {loosen}"
             )
         evidence = {**measure(lab, problem), "kind": devices["kind"]}
     result = {"minutes": minutes, "seconds": lab.spent(), "evidence": evidence, "advice": advise(evidence)}
