@@ -140,10 +140,11 @@ def steps_by(noise: Noise | None, runs: list[dict[str, Any]], seed: int = STEPS_
       Shape (1 + draws, 2): what is most likely, then draws.
 
     Example:
+      >>> # The runs lie on 100 + 10,000 / B. What is usual, and the noise scale, draw the three of them a little.
       >>> runs = [{"batch_size": b, "updates": s, "reached": True} for b, s in ((50, 300), (200, 150), (800, 112))]
       >>> (least, examples), *draws = steps_by(Noise(350.0, spread=0.2), runs)
-      >>> round(float(least), -1), round(float(examples), -3)
-      (100.0, 10000.0)
+      >>> round(float(least)), round(float(examples), -2)
+      (96, 10700.0)
 
     Source: McCandlish et al., "An Empirical Model of Large-Batch Training", arXiv 1812.06162, 2018, section 2, for the
     curve, whose ratio is the noise scale where all goes as it says, and for how far it does not.
