@@ -3,142 +3,27 @@
 import dataclasses
 import json
 import math
+import re
 import shlex
+import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.reporting import recommendation_lines
+from experiments.reporting import recommendation_lines, write_recommendation_page
 from experiments.reporting.recommendation import command
-from experiments.studies.convergence import SEARCH_SEED, Data
-from experiments.studies.jobs import Job
+from experiments.studies.convergence import SEARCH_SEED
 from experiments.studies.recommending.advice import advise
-from experiments.studies.recommending.curves import OVERSTATED, noise_of
-from experiments.studies.recommending.lab import Problem
+from experiments.studies.recommending.curves import noise_of
 from experiments.studies.recommending.measure import measure
 from experiments.studies.recommending.run import finite
 from experiments.training import plan
 from experiments.training.config import TrainConfig
+from tests.law import Law, answer
 
 ROOT = Path(__file__).parent.parent
-
-
-class Law:
-    """A problem of which everything is known, and a lab that runs it on a clock of its own.
-
-    Updates to the target S_min (1 + B_crit / B) at the best rate, more at others; seconds of an update t0 + B / R. The
-    best rate is that of the theory, in proportion to 1 / (1 + B_crit / B), and a far larger one diverges. A run starts
-    and compiles, evaluates as often as it is told, and measures noise.
-    """
-
-    start, again, evaluation = 3.0, 1.0, 0.3
-
-    def __init__(
-        self,
-        least=600,
-        critical=300.0,
-        overhead=1e-3,
-        throughput=1e4,
-        *,
-        minutes=4.0,
-        spread=0.0,
-        most=None,
-        rate=0.3,
-        longest=math.inf,
-        per_example=10**5,
-    ):
-        self.least, self.critical, self.overhead, self.throughput = least, critical, overhead, throughput
-        self.seconds, self.spread, self.most, self.rate = 60 * minutes, spread, most, rate
-        # Updates after which a rate above a quarter of the best one diverges.
-        self.longest, self.per_example = longest, per_example
-        self.now, self.jobs, self._rows = 0.0, [], {}
-
-    def problem(self, target: float | None = 0.98, examples=55_000, devices=2, **options):
-        options = {"dataset": "mnist", "model": "simple_cnn", **options}
-        return Problem(Data(options, examples, examples // 11), target, devices)
-
-    def best_rate(self, batch_size):
-        return self.rate / (1 + self.critical / batch_size)
-
-    def updates(self, batch_size, rate=None):
-        off = math.log2((rate or self.best_rate(batch_size)) / self.best_rate(batch_size))
-        return self.least * (1 + self.critical / batch_size) * (1 + 0.3 * off**2)
-
-    def update_seconds(self, batch_size):
-        return self.overhead + batch_size / self.throughput
-
-    def time(self, batch_size, rate=None):
-        return self.updates(batch_size, rate) * self.update_seconds(batch_size)
-
-    def best_time(self):
-        return min(self.time(2 * 2**k) for k in range(12))
-
-    def spent(self):
-        return self.now
-
-    def is_compiled(self, batch_size):
-        return any(job.options["batch_size"] == batch_size for job in self.jobs)
-
-    def affords(self, seconds):
-        return self.now + seconds <= self.seconds
-
-    def run(self, job: Job):
-        if job.key in self._rows:
-            assert self._rows[job.key]["options"] == job.options
-            return self._rows[job.key]
-        start = self.again if self.is_compiled(job.options["batch_size"]) else self.start
-        self.jobs.append(job)
-        config = TrainConfig(**job.options)
-        plan.make(config, 55_000, 2)
-        size, rate, most = (job.options[name] for name in ("batch_size", "learning_rate", "steps"))
-        row = {"key": job.key, "options": job.options}
-        noise = np.random.default_rng(len(self.jobs)).normal(0, self.spread, 2)
-        fragile = most > self.longest and rate > self.best_rate(size) / 4
-        self.now += start
-        if self.most is not None and size > self.most:
-            row |= {"error": "its process ended with exit status -9\nand more", "diverged": False}
-        elif rate > 8 * self.best_rate(size) or fragile:
-            row |= {"error": "the loss is nan", "diverged": True}
-        else:
-            needed = round(self.updates(size, rate) * math.exp(noise[0]))
-            made = min(most, needed) if config.target_accuracy else most
-            compute = made * self.update_seconds(size) * math.exp(noise[1] / 10)
-            evaluations = 1 + made // (config.evaluate_every or 10**9)
-            measurements = made // config.noise_every if config.noise_every else 0
-            self.now += compute + evaluations * self.evaluation + measurements * 32 * self.update_seconds(2 * 64)
-            row["needed"] = needed
-            row["summary"] = {
-                "updates": made,
-                "seconds": {"compute": compute, "start": start, "evaluate": evaluations * self.evaluation},
-                "target": {"reached_after_updates": needed if needed <= most else None}
-                if config.target_accuracy
-                else None,
-                "memory": {"needed": 10**8 + self.per_example * size, "limit": 24 * 2**30},
-            }
-            row["measurements"] = measurements
-        self._rows[job.key] = row
-        return row
-
-    def evaluations(self, job: Job):
-        """The loss falls as a power of the updates, to 0.1 at the target."""
-        row, every = self._rows[job.key], job.options["evaluate_every"]
-        at = range(every, job.options["steps"] + 1, every) if "summary" in row else ()
-        return [[step, 0.0, 0.1 * (step / row["needed"]) ** -0.5] for step in at]
-
-    def noise(self, job: Job):
-        count = self._rows[job.key].get("measurements", 0)
-        rng = np.random.default_rng(1)
-        norm2, trace = 1 + 0.1 * rng.normal(size=count), 1 + 0.1 * rng.normal(size=count)
-        trace *= OVERSTATED * self.critical
-        return [[i, 1.0, *estimate] for i, estimate in enumerate(zip(norm2, trace, strict=True))]
-
-
-def answer(law: Law, **changes):
-    evidence = measure(law, law.problem(**changes))
-    return evidence, advise(evidence)
 
 
 @settings(max_examples=8, deadline=None)
@@ -356,3 +241,28 @@ def test_a_search_that_goes_on_asks_for_the_same_runs():
     first = [run["key"] for run in before["runs"] if run["batch_size"] == size and run["seed"] == SEARCH_SEED]
     assert [run["key"] for run in after["runs"] if run["key"] in first] == first
     assert {run["key"] for run in after["runs"]} & {job.key for job in law.jobs[:made]} >= set(first)
+
+
+def test_predictions_fit_a_terminal():
+    """A column for each size."""
+    path = ROOT / "docs" / "recommend" / "mnist" / "recommendation"
+    result = json.loads((path / "recommendation.json").read_text())
+    lines = recommendation_lines(result)
+    sizes = [f"{prediction['batch_size']:,}" for prediction in result["advice"]["predictions"]]
+    (head,) = (i for i, line in enumerate(lines) if line.split() == ["batch", "size", *sizes])
+    rows = lines[head : lines.index("", head)]
+    assert len(rows) == 7 and max(map(len, rows)) <= 100
+    assert [cell in "\n".join(rows) for cell in ("an update", "computing to the target", "memory")] == [True] * 3
+
+
+def test_the_page_has_the_line_and_the_table(tmp_path):
+    """A browser breaks the line to copy between flags only."""
+    shutil.copy(ROOT / "docs" / "recommend" / "mnist" / "recommendation" / "recommendation.json", tmp_path)
+    result = json.loads((tmp_path / "recommendation.json").read_text())
+    page = write_recommendation_page(tmp_path).read_text()
+    (pre,) = re.findall(r"<pre>(.*?)</pre>", page)
+    assert re.sub(r"<[^>]*>", "", pre) == command(result["advice"])
+    assert "<span>--batch_size=256</span>" in pre
+    for prediction in result["advice"]["predictions"]:
+        assert f'<th class="n">{prediction["batch_size"]:,}</th>' in page
+    assert "of 2.09 minutes were spent" in page

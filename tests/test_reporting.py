@@ -35,6 +35,13 @@ def test_the_page_says_what_the_files_say_and_needs_nothing_beside_it(tmp_path):
     assert not re.search(r'(?:src|href)="(?!#)', re.sub(r'xlink:href="#[^"]*"', "", page))
 
 
+def test_of_the_same_files_the_page_is_the_same(tmp_path):
+    """So that a page that is kept in a repository changes where what it says does."""
+    write_run(tmp_path)
+    page = write_page(tmp_path).read_text()
+    assert "<svg" in page and write_page(tmp_path).read_text() == page
+
+
 def test_the_curves_hold_every_row(tmp_path):
     write_run(tmp_path)
     loss, accuracy, rate = training_curves(tmp_path).axes

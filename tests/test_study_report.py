@@ -1,5 +1,6 @@
 """The sentences of the batch-size study's report, from results that are made up."""
 
+import itertools
 import json
 import math
 import re
@@ -7,7 +8,7 @@ import re
 import pytest
 
 from experiments.reporting import convergence as reporting_convergence
-from experiments.reporting import critical, smoothness, study_sections
+from experiments.reporting import critical, section, smoothness, study_sections
 from experiments.reporting import step_time as step_time_report
 from experiments.studies import jobs
 
@@ -115,3 +116,16 @@ def test_runs_that_are_not_finite_stay_in_the_ladder(tmp_path):
     assert five.answer == "With SGD, 10 updates a forward pass: 80.00% and rate x10: not finite."
     assert "from 0.00% (naive) to 90.50% (Nesterov again)" in six.answer and "“warmup”, +90.00 points" in six.answer
     assert "not finite" in "".join(six.parts)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.03, 1.3), (150, 1_600), (1e-6, 10), (1e-9, 1e9)])
+def test_a_logarithmic_axis_has_room_for_its_labels(low, high):
+    drawing, (axes,) = section.canvas()
+    axes.plot([1, 2], [low, high])
+    section.logarithmic(axes, "loss")
+    ends = axes.get_ylim()
+    labelled = [tick for tick in axes.get_yticks() if ends[0] <= tick <= ends[1]]
+    assert 3 <= len(labelled) <= 12
+    drawing.canvas.draw()
+    boxes = [label.get_window_extent() for label in axes.get_yticklabels() if label.get_text()]
+    assert all(a.y1 <= b.y0 for a, b in itertools.pairwise(boxes))

@@ -2,8 +2,10 @@
 
 import html
 import io
+import re
 from collections.abc import Iterable, Sequence
 
+import matplotlib
 from matplotlib.figure import Figure
 
 _STYLE = """
@@ -14,7 +16,8 @@ table { border-collapse: collapse; } td, th { padding: .25rem .8rem .25rem 0; te
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 td.n { white-space: nowrap; } tr { border-bottom: 1px solid #e3e7ee; }
 code, pre { font-size: .85rem; background: #f4f6f9; } pre { padding: .7rem; overflow-x: auto; white-space: pre-wrap; }
-.scroll { overflow-x: auto; }
+pre span { white-space: nowrap; }
+.scroll { overflow-x: auto; margin: .8rem 0; }
 @media print { figure, tr { break-inside: avoid; } h2 { break-after: avoid; } .scroll { overflow: visible; } }
 """
 
@@ -28,10 +31,17 @@ def document(title: str, parts: Iterable[str]) -> str:
     )
 
 
+def commands(text: str) -> str:
+    """Commands to copy, one a line, which a narrow page breaks between words, and not at the dashes of a flag."""
+    return "<pre>" + re.sub(r"\S+", lambda word: f"<span>{html.escape(word[0])}</span>", text) + "</pre>"
+
+
 def figure(drawing: Figure, caption: str) -> str:
     """A drawing inside the page, with what it shows."""
     text = io.StringIO()
-    drawing.savefig(text, format="svg")
+    # No date, and no random names of shapes: of the same files the page is the same.
+    with matplotlib.rc_context({"svg.hashsalt": caption}):
+        drawing.savefig(text, format="svg", metadata={"Date": None})
     svg = text.getvalue()
     # Not much larger than it was drawn, however wide the page.
     most = f"{1.4 * drawing.get_figwidth():.1f}in"

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from experiments.reporting.curves import read_study
-from experiments.reporting.document import document, figure, table
+from experiments.reporting.document import commands, document, figure, table
 
 CONFIDENCE = 0.95
 REFERENCE, LOCAL = "synchronised", "local"
@@ -175,8 +175,7 @@ def write_norm_study_page(folder: str | Path) -> Path:
         ]
     ended = [row for row in rows.values() if "summary" in row]
     if ended:
-        command = html.escape(ended[0]["command"])
-        parts += ["<h2>Made by</h2>", f"<pre>{command}</pre><p>and likewise for each run</p>"]
+        parts += ["<h2>Made by</h2>", commands(ended[0]["command"]), "<p>and likewise for each run</p>"]
     path = Path(folder) / "report.html"
     path.write_text(document("Which statistics to normalise by", parts))
     return path

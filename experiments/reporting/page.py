@@ -6,7 +6,7 @@ from pathlib import Path
 
 from experiments._errors import UsageError
 from experiments.reporting.curves import read_rows, training_curves
-from experiments.reporting.document import document, figure, table
+from experiments.reporting.document import commands, document, figure, table
 
 
 def write_page(workdir: str | Path) -> Path:
@@ -53,7 +53,7 @@ def write_page(workdir: str | Path) -> Path:
         f"<h2>Where the time went{_starts(summary)}</h2>",
         table(("spent on", "seconds"), [(name, f"{value:.1f}") for name, value in summary["seconds"].items()]),
         "<h2>Made by</h2>",
-        f"<pre>{html.escape(summary['command'])}</pre>",
+        commands(summary["command"]),
         f"<p>{html.escape(summary['devices'])}; "
         + html.escape(", ".join(f"{k} {v}" for k, v in summary["versions"].items()))
         + "</p>",

@@ -56,13 +56,11 @@ def _cells(label: str, rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
 
 
 def _answer(cells: Sequence[tuple[str, ...]]) -> str:
-    return (
-        "; ".join(
-            f"{label}: {mean}% after {updates} updates and {seconds} s of computing"
-            for label, _, mean, _, _, updates, seconds, _ in cells
-        )
-        + "; the same number of epochs."
-    )
+    found = [
+        f"{label}: {mean}% after {updates} updates and {seconds} s of computing"
+        for label, _, mean, _, _, updates, seconds, _ in cells
+    ]
+    return f"In the same number of epochs, {'; '.join(found)}."
 
 
 def _ways(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

@@ -11,21 +11,14 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments._errors import UsageError
-from experiments.reporting.document import document, figure, table
+from experiments.reporting.document import commands, document, figure, table
 from experiments.reporting.section import COLOUR, GREY, SECOND, canvas, interval, logarithmic, number, sizes_axis
 
 FILE = "recommendation.json"
 # Beyond this a bound says nothing.
 MOST = 1e7
-HEAD = (
-    "batch size",
-    "an update",
-    "updates an epoch (left out)",
-    "updates",
-    "epochs",
-    "computing to the target",
-    "memory",
-)
+# Of all three numbers of a cell, said once.
+UNITS = (" ms", " s", " min")
 NOTHING = "No recommendation: what is missing would decide it."
 # Of these options 0 is not the default.
 ZERO = ("warmup_epochs", "weight_decay", "label_smoothing")
@@ -46,12 +39,15 @@ def recommendation_lines(result: dict[str, Any]) -> list[str]:
     evidence, advice = result["evidence"], result["advice"]
     found = [f"measured  {text}" for text in measured(evidence)]
     found += [f"missing   {text}" for text in evidence["not_measured"]]
-    found.append(f"spent     {result['seconds'] / 60:.1f} of {result['minutes']:g} minutes")
+    found.append(f"spent     {_spent(result)}")
     if advice is None:
         return [*found, "", NOTHING]
-    rows = (HEAD, *predictions(advice))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEAD))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    rows = predictions(advice)
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = [
+        "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))])
+        for name, *cells in rows
+    ]
     facts = [f"{name:<10}{text}" for name, text in settings(advice, evidence)]
     return [*found, "", *facts, "", *lines, "", command(advice)]
 
@@ -123,19 +119,20 @@ def measured(evidence: dict[str, Any]) -> list[str]:
 
 
 def predictions(advice: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The rows of a table at half, one and two times the batch size."""
-    return [
-        (
-            f"{p['batch_size']:,}",
-            _with_bounds(p["step_seconds"], _seconds),
-            f"{p['updates_per_epoch']:,} ({p['dropped']:.1%})",
-            _with_bounds(p["updates"], _count),
-            _with_bounds(p["epochs"], _count),
-            _with_bounds(p["seconds"], _seconds),
-            "not known" if p["memory"] is None else f"{p['memory'] / 2**30:.2f} GiB",
-        )
+    """The rows of a table with a column for half, one and two times the batch size, first the sizes themselves."""
+    columns = [
+        {
+            "batch size": f"{p['batch_size']:,}",
+            "an update": _with_bounds(p["step_seconds"], _seconds),
+            "updates an epoch (left out)": f"{p['updates_per_epoch']:,} ({p['dropped']:.1%})",
+            "updates": _with_bounds(p["updates"], _count),
+            "epochs": _with_bounds(p["epochs"], _count),
+            "computing to the target": _with_bounds(p["seconds"], _seconds),
+            "memory": "not known" if p["memory"] is None else f"{p['memory'] / 2**30:.2f} GiB",
+        }
         for p in advice["predictions"]
     ]
+    return [(name, *(column[name] for column in columns)) for name in columns[0]]
 
 
 def recommendation_figure(folder: str | Path) -> Figure:
@@ -191,11 +188,12 @@ def write_recommendation_page(folder: str | Path) -> Path:
     if advice is None:
         parts = [f"<p><strong>{NOTHING}</strong></p>"]
     else:
+        head, *rows = predictions(advice)
         parts = [
-            f"<pre>{html.escape(command(advice))}</pre>",
-            table(("what", ""), settings(advice, evidence)).replace('class="n"', ""),
+            commands(command(advice)),
+            table(("setting", ""), settings(advice, evidence)).replace('class="n"', ""),
             "<h2>Predicted</h2>",
-            table(HEAD, predictions(advice)),
+            table(head, rows),
             figure(
                 recommendation_figure(folder),
                 "Shaded: where a run should end (95%). Runs are shown at any rate."
@@ -207,7 +205,7 @@ def write_recommendation_page(folder: str | Path) -> Path:
     if evidence["not_measured"]:
         parts += ["<h2>Missing</h2><ul>"]
         parts += [*(f"<li>{html.escape(text)}</li>" for text in evidence["not_measured"]), "</ul>"]
-    parts.append(f"<p>{result['seconds'] / 60:.1f} of {result['minutes']:g} minutes were spent.</p>")
+    parts.append(f"<p>{_spent(result)} were spent.</p>")
     path = Path(folder) / "report.html"
     path.write_text(document("Which batch size?", parts))
     return path
@@ -220,11 +218,19 @@ def _read(folder: str | Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+def _spent(result: dict[str, Any]) -> str:
+    return f"{result['seconds'] / 60:.1f} of {number(result['minutes'])} minutes"
+
+
 def _with_bounds(values: Sequence[float | None] | None, say: Callable[[float | None], str]) -> str:
     if values is None:
         return "not measured"
-    middle, low, high = values
-    return f"{say(middle)} ({say(low)} to {say(high)})"
+    texts, shared = [say(value) for value in values], ""
+    for unit in UNITS:
+        if all(text.endswith(unit) for text in texts):
+            texts, shared = [text.removesuffix(unit) for text in texts], unit
+    middle, low, high = texts
+    return f"{middle} ({low} to {high}){shared}"
 
 
 # What is not finite is null in the file.

@@ -93,10 +93,18 @@ def sizes_axis(axes: Axes, sizes: Sequence[float]) -> None:
     axes.xaxis.minorticks_off()
 
 
+class _Decades(LogLocator):
+    """1, 2, 5 and 10, or powers of ten alone where the numbers between them would lie over each other."""
+
+    def tick_values(self, vmin: float, vmax: float):
+        self.set_params(subs=(1, 2, 5) if vmax < 1e3 * vmin else (1,))
+        return super().tick_values(vmin, vmax)
+
+
 def logarithmic(axes: Axes, label: str) -> None:
     """A logarithmic axis upward, with plain numbers."""
     axes.set(yscale="log", ylabel=label)
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    axes.yaxis.set_major_locator(_Decades(numticks=MOST_TICKS))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
     axes.yaxis.set_minor_formatter(NullFormatter())
 

@@ -121,8 +121,8 @@ def _answer(found: dict[str, Any]) -> str:
         ends, last = interval(fit["intervals"]["knee"]), found["sizes"][-1]["batch_size"]
         if first["batch_size"] <= fit["knee"] <= last:
             text += (
-                f"Half of an update is overhead at {number(fit['knee'])} ({ends}), and well beyond that a larger batch "
-                "does not make an epoch faster. "
+                f"Half of an update is overhead at a batch of {number(fit['knee'])} ({ends}), and well beyond that "
+                "a larger batch does not make an epoch faster. "
             )
         else:
             where = "below" if fit["knee"] < first["batch_size"] else "above"

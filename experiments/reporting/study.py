@@ -7,7 +7,7 @@ from pathlib import Path
 from experiments.reporting.convergence import convergence_sections
 from experiments.reporting.critical import critical_sections
 from experiments.reporting.curves import read_study
-from experiments.reporting.document import document, table
+from experiments.reporting.document import commands, document, table
 from experiments.reporting.generalisation import generalisation_sections
 from experiments.reporting.large_batch import large_batch_sections
 from experiments.reporting.ramp import ramp_sections
@@ -69,7 +69,7 @@ def _made_by(rows: dict, command: str) -> list[str]:
     )
     parts = ["<h2>Made by</h2>"]
     if command:
-        parts.append(f"<pre>{html.escape(command)}</pre>")
+        parts.append(commands(command))
     parts.append(
         f"<p>{len(ended)} training runs, "
         + "; ".join(f"{html.escape(model)} on {html.escape(dataset)}" for dataset, model in facts)
@@ -83,7 +83,7 @@ def _made_by(rows: dict, command: str) -> list[str]:
         shown = shlex.join(
             ["python", "-m", "experiments.train", *(f"--{name}={value}" for name, value in given.items())]
         )
-        parts.append(f"<pre>{html.escape(shown)}</pre>")
+        parts.append(commands(shown))
     if failed:
         parts += ["<p>Runs without a result:</p>", table(("run", "error"), [(r["key"], r["error"]) for r in failed])]
     return parts
