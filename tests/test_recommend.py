@@ -104,6 +104,18 @@ def test_noise_that_few_measurements_do_not_bound_is_measured_again():
     )
 
 
+def test_time_that_is_left_measures_the_noise_of_a_target_that_is_reached_too_soon():
+    """Runs to it had two measurements, which bound nothing, while half of the budget was left."""
+    law = Law(least=40, minutes=5)
+    evidence, _ = answer(law)
+    runs = [job for job in law.jobs if "noise_every" in job.options]
+    assert noise_of(evidence) and not any("noise" in what for what in evidence["not_measured"])
+    # Along a run to the target, and not beyond it: the scale grows.
+    first = next(run for run in evidence["runs"] if run["reached"])
+    assert runs[-1].key.startswith("noise-") and runs[-1].options["steps"] == first["updates"]
+    assert law.now < law.seconds
+
+
 def test_short_runs_say_on_which_side_the_next_batch_size_is():
     """A noise scale far above the critical batch size asked for a large one once, which took the time of all others."""
 

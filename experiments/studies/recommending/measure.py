@@ -34,11 +34,11 @@ FIRST_SIZE, STEP, LINEAR, FEWEST_SIZES = 16, 4, 2.5, 3
 TIMED_STEPS, TIMED_EXAMPLES = 300, 8_000
 # Parameters hardly move, where only time and memory are looked at.
 TINY_RATE = 1e-6
-# Of the budget: the run that tries the largest batch; the run whose noise is measured where there is no target.
+# Of the budget: the run that tries the largest batch; the run whose noise is measured where none reached a target.
 CONFIRMATION, NOISE = 0.05, 0.1
 # A batch is near the limit of the memory from that share of it on.
 NEAR = 0.25
-# Measurements of the noise along a run without a target, at least.
+# Measurements of the noise along a run that is made for them, at least.
 MEASUREMENTS = 16
 NOISE_SCALE = "the gradient noise scale"
 
@@ -104,8 +104,13 @@ def measure(lab: Lab, problem: Problem) -> dict[str, Any]:
         missing.append("updates to a target: no --target_accuracy was given")
     else:
         TargetSearch(lab, problem, costs, limit, evidence)(begin.batch_size, begin.rate)
-    if noise_of(evidence) is None and not any(run["reached"] for run in evidence["runs"]):
-        evidence["noise"] = _noise_alone(lab, problem, begin, costs, missing) or evidence["noise"]
+    if noise_of(evidence) is None:
+        # Along a run to the target where one is known, since the scale grows after it.
+        reached = next((run for run in evidence["runs"] if run["reached"]), None)
+        along, length = begin, None
+        if reached is not None:
+            along, length = Start(reached["batch_size"], reached["rate"]), reached["updates"]
+        evidence["noise"] = _noise_alone(lab, problem, along, length, costs, missing) or evidence["noise"]
     if noise_of(evidence) is None and not any(what.startswith(NOISE_SCALE) for what in missing):
         why = "its measurements are too few, or too noisy, to say much of it, so it is not used"
         missing.append(f"{NOISE_SCALE}: {why if problem.can_measure_noise else _too_few(problem)}")
@@ -202,13 +207,16 @@ def _try_largest(lab: Lab, problem: Problem, largest: int, costs: Costs, missing
     return {"batch_size": size, "error": first_line(row["error"]) if "error" in row else None}
 
 
-def _noise_alone(lab: Lab, problem: Problem, begin: Start, costs: Costs, missing: list[str]) -> dict[str, Any] | None:
-    batch_size, rate = begin
+def _noise_alone(
+    lab: Lab, problem: Problem, along: Start, length: int | None, costs: Costs, missing: list[str]
+) -> dict[str, Any] | None:
+    """The noise along a run of so many updates, or, where `length` is None, of a share of the budget."""
+    batch_size, rate = along
     if not problem.can_measure_noise:
         missing.append(f"{NOISE_SCALE}: {_too_few(problem)}")
         return None
-    steps = max(2 * MEASUREMENTS, round(NOISE * lab.seconds / costs.update(batch_size)))
-    every = steps // MEASUREMENTS
+    steps = length or max(2 * MEASUREMENTS, round(NOISE * lab.seconds / costs.update(batch_size)))
+    every = max(1, steps // MEASUREMENTS)
     evaluations = 1 + steps * batch_size / problem.data.examples
     if not lab.affords(costs.of(batch_size, steps, evaluations, steps // every, problem.shard_size)):
         missing.append(f"{NOISE_SCALE}: too little time is left")
