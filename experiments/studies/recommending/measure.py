@@ -112,13 +112,10 @@ def measure(lab: Lab, problem: Problem) -> dict[str, Any]:
             along, length = Start(reached["batch_size"], reached["rate"]), reached["updates"]
         evidence["noise"] = _noise_alone(lab, problem, along, length, costs, missing) or evidence["noise"]
     if noise_of(evidence) is None and not any(what.startswith(NOISE_SCALE) for what in missing):
-        why = "its measurements are too few, or too noisy, to say much of it, so it is not used"
-        missing.append(f"{NOISE_SCALE}: {why if problem.can_measure_noise else _too_few(problem)}")
+        missing.append(
+            f"{NOISE_SCALE}: its measurements are too few, or too noisy, to say much of it, so it is not used"
+        )
     return evidence
-
-
-def _too_few(problem: Problem) -> str:
-    return f"{problem.data.examples:,} examples are too few"
 
 
 def _job(problem: Problem, key: str, batch_size: int, steps: int, rate: float, **changes: Any) -> Job:
@@ -213,7 +210,7 @@ def _noise_alone(
     """The noise along a run of so many updates, or, where `length` is None, of a share of the budget."""
     batch_size, rate = along
     if not problem.can_measure_noise:
-        missing.append(f"{NOISE_SCALE}: {_too_few(problem)}")
+        missing.append(f"{NOISE_SCALE}: {problem.data.examples:,} examples are too few")
         return None
     steps = length or max(2 * MEASUREMENTS, round(NOISE * lab.seconds / costs.update(batch_size)))
     every = max(1, steps // MEASUREMENTS)
