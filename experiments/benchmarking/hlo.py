@@ -8,7 +8,45 @@ _COLLECTIVE = re.compile(
     r"= (?P<shape>\(.*?\)|\S+) "
     r"(?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?P<start>-start)?\("
 )
-_ARRAY = re.compile(r"(?P<dtype>[a-z]+\d+)\[(?P<sizes>[\d,]*)\]")
+_ARRAY = re.compile(r"\b(?P<dtype>pred|[a-z]+\d\w*)\[(?P<sizes>[\d,]*)\](?P<layout>\{[^}]*\})?")
+
+
+class Array(NamedTuple):
+    """The type of one array in a program's text.
+
+    Attributes:
+      elements: how many numbers it has.
+      bits: of each of them.
+      layout: the order of its axes, tiles and memory space as the text has them; empty where it has none.
+    """
+
+    elements: int
+    bits: int
+    layout: str = ""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the elements, without the padding of tiles."""
+        return self.elements * self.bits // 8
+
+
+def arrays(text: str) -> list[Array]:
+    """The arrays of a type in a program's text, those of a tuple in their order.
+
+    Example:
+      >>> [(a.elements, a.bytes) for a in arrays("(bf16[8,64]{1,0:T(8,128)(2,1)}, pred[3]{0}, f32[])")]
+      [(512, 1024), (3, 3), (1, 4)]
+    """
+    return [
+        Array(math.prod(int(s) for s in a["sizes"].split(",") if s), _bits(a["dtype"]), a["layout"] or "")
+        for a in _ARRAY.finditer(text)
+    ]
+
+
+def _bits(dtype: str) -> int:
+    """Bits of an element: the first number in the name, as in bf16 and f8e4m3fn; a pred takes a byte."""
+    digits = re.search(r"\d+", dtype)
+    return int(digits[0]) if digits else 8
 
 
 class Collective(NamedTuple):
@@ -18,11 +56,13 @@ class Collective(NamedTuple):
       kind: "all-reduce", "all-gather" and so on.
       elements: how many numbers its result has, in all arrays of a combined one.
       backward: it belongs to the backward pass.
+      bytes: of its result.
     """
 
     kind: str
     elements: int
     backward: bool
+    bytes: int
 
 
 def collectives(compiled: Any) -> list[Collective]:
@@ -35,11 +75,12 @@ def collectives(compiled: Any) -> list[Collective]:
     for line in compiled.as_text().splitlines():
         match = _COLLECTIVE.search(line)
         if match:
-            sizes = [math.prod(int(s) for s in a["sizes"].split(",") if s) for a in _ARRAY.finditer(match["shape"])]
+            parts = arrays(match["shape"])
             # The start of an asynchronous one also returns what goes in; only an all-reduce is in its own place.
-            half = match["start"] and match["kind"] != "all-reduce"
-            elements = sum(sizes[len(sizes) // 2 :] if half else sizes)
-            found.append(Collective(match["kind"], elements, "transpose(" in line))
+            if match["start"] and match["kind"] != "all-reduce":
+                parts = parts[len(parts) // 2 :]
+            elements, size = sum(a.elements for a in parts), sum(a.bytes for a in parts)
+            found.append(Collective(match["kind"], elements, "transpose(" in line, size))
     return found
 
 
