@@ -47,6 +47,8 @@ class ResNet(nn.Module):
       zero_last_scale: each block starts as the identity, by a zero scale of its last norm (with no norm, a zero kernel
         of its last convolution).
       dtype: of the computation; parameters and outputs are float32.
+      block_policy: a policy of `jax.checkpoint`; the backward pass computes each block again but for what it saves.
+        None: what each operation needs is saved.
 
     Source: He et al., "Deep Residual Learning", arXiv 1512.03385, 2015; the last norm of a block starts with scale
     zero, as in Goyal et al., arXiv 1706.02677, 2017, section 5.1.
@@ -60,6 +62,7 @@ class ResNet(nn.Module):
     small_images: bool | None = None
     zero_last_scale: bool = True
     dtype: jnp.dtype = jnp.dtype("float32")
+    block_policy: Callable[..., Any] | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
@@ -115,7 +118,12 @@ class ResNet(nn.Module):
             x = nn.max_pool(x, (3, 3), (2, 2), padding=padding)
         for stage, blocks in enumerate(self.stage_sizes):
             for i in range(blocks):
-                x = block(x, self.width * 2**stage, 2 if stage > 0 and i == 0 else 1)
+                width, stride = self.width * 2**stage, 2 if stage > 0 and i == 0 else 1
+                if self.block_policy is None:
+                    x = block(x, width, stride)
+                else:
+                    again = lambda _, x, width=width, stride=stride: block(x, width, stride)  # noqa: E731
+                    x = nn.remat(again, policy=self.block_policy)(self, x)
         return nn.Dense(self.num_classes, dtype=jnp.float32)(jnp.mean(x, axis=(1, 2), dtype=jnp.float32))
 
 
