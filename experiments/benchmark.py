@@ -1,25 +1,32 @@
 """Speed, memory and exactness beside peers: `python -m experiments.benchmark --suite=norm`, `train` or `fold`.
 
-And recommendations beside exhaustive grids: `--suite=recommend`.
+The norm also as compiled for accelerators that are not here: `--suite=norm --topology=v5e:2x2`. And recommendations
+beside exhaustive grids: `--suite=recommend`.
 """
 
-import json
-import platform
 import sys
-from importlib import metadata
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
 from experiments import _flags, reporting
-from experiments._errors import unknown_name
-from experiments.benchmarking import fold_suite, recommend_suite, train_suite
+from experiments._errors import UsageError, unknown_name
+from experiments.benchmarking import fold_suite, recommend_suite, result, train_suite
 from experiments.benchmarking.norm import layers, suite
+from experiments.benchmarking.topology import jobs
+from experiments.benchmarking.topology import suite as topology_suite
 
 FLAGS = flags.FLAGS
-PARTS = {"train": train_suite.PARTS, "norm": suite.PARTS, "fold": fold_suite.PARTS, "recommend": recommend_suite.PARTS}
-PEERS = {"train": train_suite.PEERS, "norm": layers.PEERS, "fold": fold_suite.PEERS, "recommend": recommend_suite.PEERS}
-PACKAGES = ("jax", "jaxlib", "flax", "torch", "dm-haiku", "equinox")
+TOPOLOGY = "norm with a topology"
+# The parts and the peers of each suite.
+SUITES = {
+    "train": (train_suite.PARTS, train_suite.PEERS),
+    "norm": (suite.PARTS, layers.PEERS),
+    TOPOLOGY: (topology_suite.PARTS, tuple(jobs.VARIANTS)),
+    "fold": (fold_suite.PARTS, fold_suite.PEERS),
+    "recommend": (recommend_suite.PARTS, recommend_suite.PEERS),
+}
 
 
 def define_flags() -> None:
@@ -31,7 +38,7 @@ def define_flags() -> None:
         "before and after norms are folded; 'recommend', batch sizes that are recommended, beside exhaustive grids: "
         "some two hours, and what --workdir holds is not run again.",
     )
-    parts = "; ".join(f"{name}: {', '.join(known)}" for name, known in PARTS.items())
+    parts = "; ".join(f"{name}: {', '.join(known)}" for name, (known, _) in SUITES.items())
     flags.DEFINE_list("parts", None, f"Of a suite. Default: all. {parts}.")
     flags.DEFINE_list("peers", None, "What to measure beside. Default: all; those not installed are left out.")
     flags.DEFINE_list("batch_sizes", ["6", "60", "600", "6000"], "Of the train suite: global batch sizes.")
@@ -41,44 +48,59 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("dataset", "digits", "Of the train suite; 'mnist' has the same shapes and sizes.")
     flags.DEFINE_string("data_dir", None, "TFDS data directory. Default: TFDS's own.")
+    flags.DEFINE_string(
+        "topology",
+        None,
+        "Compile the norm suite for accelerators that are not here, and read the programs: 'v5e:2x2', 'v5p:2x2x1', "
+        "'v6e:16x16', 'v4:2x2x1', 'tpu7x:2x2x1', 'h100:8'. --peers names the rows, ours included. Each row of a "
+        "ResNet-50 takes minutes.",
+    )
+    flags.DEFINE_integer("per_device_batch_size", 128, "Images per device of the ResNet-50 of --topology.")
+    flags.DEFINE_integer("image_size", 224, "Height and width of these images.")
+    flags.DEFINE_enum(
+        "remat", jobs.REMAT[0], jobs.REMAT, "What the policy is applied to in the ResNet-50 of --topology."
+    )
     flags.DEFINE_string("workdir", "runs/benchmark", "Folder for the results.")
 
 
 def main() -> None:
     """Parses the flags, measures, writes SUITE.json, and for the norm SUITE.svg."""
-    if FLAGS.suite not in PEERS:
-        raise unknown_name("suite", FLAGS.suite, PEERS)
-    peers = PEERS[FLAGS.suite] if FLAGS.peers is None else FLAGS.peers
-    parts = PARTS[FLAGS.suite] if FLAGS.parts is None else FLAGS.parts
-    for kind, names, known in (("peer", peers, PEERS[FLAGS.suite]), ("part", parts, PARTS[FLAGS.suite])):
-        for name in names:
-            if name not in known:
-                raise unknown_name(kind, name, known)
-    if FLAGS.suite == "norm":
-        rows = suite.run(parts, peers=peers, rounds=FLAGS.rounds, seconds=FLAGS.seconds or 0.5)
-    elif FLAGS.suite == "fold":
-        rows = fold_suite.run(parts, rounds=FLAGS.rounds, seconds=FLAGS.seconds or 1.0)
-    elif FLAGS.suite == "recommend":
-        rows = recommend_suite.run(parts, folder=Path(FLAGS.workdir), data_dir=FLAGS.data_dir)
-    else:
-        sizes = [int(b) for b in FLAGS.batch_sizes]
-        data = {"dataset": FLAGS.dataset, "data_dir": FLAGS.data_dir}
-        rows = train_suite.measure(parts, sizes, **data, peers=peers, rounds=FLAGS.rounds, seconds=FLAGS.seconds or 2.0)
-    path = Path(FLAGS.workdir) / f"{FLAGS.suite}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    command = "python -m experiments.benchmark " + " ".join(sys.argv[1:])
-    made_by = {"command": command, "python": platform.python_version(), **_versions()}
-    path.write_text(json.dumps({"made_by": made_by, "rows": rows}, indent=2) + "\n")
+    if FLAGS.suite not in set(SUITES) - {TOPOLOGY}:
+        raise unknown_name("suite", FLAGS.suite, set(SUITES) - {TOPOLOGY})
+    if FLAGS.topology and FLAGS.suite != "norm":
+        raise UsageError(f"--topology is of --suite=norm; got --suite={FLAGS.suite}")
+    name = TOPOLOGY if FLAGS.topology else FLAGS.suite
+    known_parts, known_peers = SUITES[name]
+    parts = known_parts if FLAGS.parts is None else FLAGS.parts
+    peers = known_peers if FLAGS.peers is None else FLAGS.peers
+    for kind, given, known in (("peer", peers, known_peers), ("part", parts, known_parts)):
+        for one in given:
+            if one not in known:
+                raise unknown_name(kind, one, known)
+    rows = _measure(name, parts, peers)
+    file = f"norm-{FLAGS.topology.replace(':', '-')}" if FLAGS.topology else FLAGS.suite
+    path = result.write(rows, Path(FLAGS.workdir) / f"{file}.json", sys.argv[1:])
     print(f"written to {path}")
     if FLAGS.suite == "norm":
         picture = path.with_suffix(".svg")
-        reporting.norm_figure(path).savefig(picture)
+        draw = reporting.topology_figure if FLAGS.topology else reporting.norm_figure
+        draw(path).savefig(picture)
         print(f"and {picture}")
 
 
-def _versions() -> dict[str, str]:
-    installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
-    return {name: installed[name] for name in PACKAGES if name in installed}
+def _measure(name: str, parts: Sequence[str], peers: Sequence[str]):
+    if name == TOPOLOGY:
+        options = topology_suite.Options(FLAGS.per_device_batch_size, FLAGS.image_size, FLAGS.remat)
+        return topology_suite.run(FLAGS.topology, parts, peers, options)
+    if name == "norm":
+        return suite.run(parts, peers=peers, rounds=FLAGS.rounds, seconds=FLAGS.seconds or 0.5)
+    if name == "fold":
+        return fold_suite.run(parts, rounds=FLAGS.rounds, seconds=FLAGS.seconds or 1.0)
+    if name == "recommend":
+        return recommend_suite.run(parts, folder=Path(FLAGS.workdir), data_dir=FLAGS.data_dir)
+    sizes = [int(b) for b in FLAGS.batch_sizes]
+    data = {"dataset": FLAGS.dataset, "data_dir": FLAGS.data_dir}
+    return train_suite.measure(parts, sizes, **data, peers=peers, rounds=FLAGS.rounds, seconds=FLAGS.seconds or 2.0)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from experiments.reporting.recommendation import (
 from experiments.reporting.smoothness import smoothness_figure
 from experiments.reporting.step_time import time_figure
 from experiments.reporting.study import study_sections, write_study_page
+from experiments.reporting.topology import topology_figure
 
 __all__ = [
     "accuracy_figure",
@@ -33,6 +34,7 @@ __all__ = [
     "smoothness_figure",
     "study_sections",
     "time_figure",
+    "topology_figure",
     "training_curves",
     "write_norm_study_page",
     "write_page",

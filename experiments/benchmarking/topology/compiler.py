@@ -1,0 +1,84 @@
+"""Compiles jobs in another process, so that the environment and the jax of this one stay as they are."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from typing import Any
+
+from experiments.benchmarking.topology import targets
+from experiments.benchmarking.topology.jobs import Figures, Job
+
+
+class Compiler:
+    """A process that compiles for one target. Use it as a context.
+
+    Where the compiler ends its process, that job fails, and the next one gets a new process.
+    """
+
+    def __init__(self, target: targets.Target):
+        """Starts nothing yet.
+
+        Args:
+          target: to compile for; without its compiler every job says how to install it.
+        """
+        self._target = target
+        self._missing = targets.missing(target)
+        self._process: Any = None  # A subprocess.Popen, whose pipes a type checker takes to be missing.
+        self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed by __exit__)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._end()
+        self._log.close()
+
+    def figures(self, job: Job) -> Figures | str:
+        """The figures of a job's program, or in a sentence why there are none."""
+        if self._missing:
+            return self._missing
+        answer = self._ask(json.dumps({"kind": type(job).__name__, "job": asdict(job)}))
+        if "figures" in answer:
+            return Figures(**answer["figures"])
+        return f"not compiled: {_first_sentence(answer['error'])}"
+
+    def _ask(self, line: str) -> dict[str, Any]:
+        process = self._process = self._process or self._start()
+        try:
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if answer:
+            return json.loads(answer)
+        self._end()
+        self._log.seek(0)
+        last = [text for text in self._log.read().splitlines() if text.strip()][-1:]
+        return {"error": f"its process ended with exit status {process.returncode} {' '.join(last)}".rstrip()}
+
+    def _start(self) -> Any:
+        return subprocess.Popen(
+            [sys.executable, "-m", "experiments.benchmarking.topology.worker"],
+            env={**os.environ, **self._target.environment},
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+        )
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.stdin.close()
+            self._process.stdout.close()
+            self._process.wait()
+        self._process = None
+
+
+def _first_sentence(error: str) -> str:
+    """An error's first line, without the trace that a compiler appends."""
+    return re.split(r"\n|\s+Largest program allocations", error.strip())[0][:300]

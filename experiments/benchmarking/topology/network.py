@@ -1,0 +1,79 @@
+"""A ResNet-50's train step, lowered for devices that are not here."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from experiments.benchmarking.topology.jobs import AXIS, VARIANTS, Figures, NetworkJob, policy, read
+from experiments.models.resnet import resnet50
+
+CLASSES = 1000
+
+
+def figures(job: NetworkJob, mesh: Mesh) -> Figures:
+    """The figures of a ResNet-50's train step under `shard_map(check_vma=True)`.
+
+    Args:
+      job: what to compile.
+      mesh: over the devices to compile for.
+    """
+    step, arguments = train_step(job, mesh)
+    return read(step.lower(*arguments))
+
+
+def train_step(job: NetworkJob, mesh: Mesh) -> tuple[Any, tuple[Any, ...]]:
+    """The jitted step and its arguments' shapes: state (donated), images and labels, to the new state and the loss."""
+    variant, dtype = VARIANTS[job.variant], jnp.dtype("bfloat16")
+    options: dict[str, Any] = {}
+    if variant.policy and job.remat == "block":
+        options["block_policy"] = policy()
+    model = resnet50(
+        num_classes=CLASSES,
+        norm=partial(variant.norm, momentum=0.9, dtype=dtype, axis_name=AXIS),
+        dtype=dtype,
+        **options,
+    )
+    optimizer = optax.sgd(0.1, momentum=0.9)
+
+    def apply(params, stats, images):
+        variables = {"params": params, "batch_stats": stats}
+        logits, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        return logits, updates.get("batch_stats", {})
+
+    if variant.policy and job.remat == "whole":
+        apply = jax.checkpoint(apply, policy=policy())
+
+    def step(state, images, labels):
+        params, stats, momentum = state
+
+        def loss(params):
+            logits, new_stats = apply(params, stats, images)
+            local = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            # The gradient of a mean over devices is reduced over them by itself.
+            return lax.pmean(local, AXIS), new_stats
+
+        (value, new_stats), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        changes, momentum = optimizer.update(gradients, momentum, params)
+        return (optax.apply_updates(params, changes), new_stats, momentum), value
+
+    replicated, cut = PartitionSpec(), PartitionSpec(AXIS)
+    mapped = jax.shard_map(
+        step, mesh=mesh, in_specs=(replicated, cut, cut), out_specs=(replicated, replicated), check_vma=True
+    )
+
+    def sharded(shape, dtype, spec):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+    image = (job.image_size, job.image_size, 3)
+    made = jax.eval_shape(lambda k: model.init(k, jnp.zeros((1, *image), dtype), train=False), jax.random.key(0))
+    params, stats = made["params"], made.get("batch_stats", {})
+    state = (params, stats, jax.eval_shape(optimizer.init, params))
+    state = jax.tree.map(lambda a: sharded(a.shape, a.dtype, replicated), state)
+    examples = mesh.size * job.batch_size
+    images, labels = sharded((examples, *image), dtype, cut), sharded((examples,), jnp.int32, cut)
+    return jax.jit(mapped, donate_argnums=0), (state, images, labels)

@@ -1,0 +1,56 @@
+"""The rows of a topology, as lines of a table."""
+
+from experiments.benchmarking.topology.jobs import Figures, LayerJob, NetworkJob
+from experiments.benchmarking.topology.rows import Ratio, Row
+
+_FUSIONS = {"": "norm", "relu": "norm, ReLU", "residual": "norm + residual, ReLU"}
+_RATIO = f"{'of Flax':>9}"
+_COLUMNS = f"{'Mcycles':>9}{_RATIO}{'GB moved':>10}{_RATIO}{'temp MiB':>11}{_RATIO}{'collectives':>20}"
+
+
+def layer_head(where: str) -> str:
+    """The lines above layers."""
+    return (
+        f"One layer, forward and backward, bfloat16, per device, compiled for {where}\n{'':74}{'passes':>8}{_COLUMNS}"
+    )
+
+
+def layer_line(row: Row[LayerJob]) -> str:
+    """One layer."""
+    name = f"{','.join(map(str, row.job.shape)):18}{_FUSIONS[row.job.fusion]}"
+    if row.figures is None:
+        return f"{name:42}{row.title:32}  {row.note}"
+    return f"{name:42}{row.title:32}{row.figures.passes or 0:8.1f}{_numbers(row.figures, row.ratio)}"
+
+
+def network_head(where: str, batch_size: int, image_size: int) -> str:
+    """The lines above networks."""
+    images = f"{batch_size} images of {image_size} px"
+    return (
+        f"\nResNet-50 train step, bfloat16, {images} per device, per device, compiled for {where}\n"
+        f"{'':32}{_COLUMNS}  largest batch"
+    )
+
+
+def network_line(row: Row[NetworkJob]) -> str:
+    """One network."""
+    if row.figures is None:
+        return f"{row.title:32}  {row.note}"
+    line = f"{row.title:32}{_numbers(row.figures, row.ratio)}"
+    if row.largest is None:
+        return line
+    return f"{line}  {row.largest.examples or 'unknown'} ({row.largest.how})"
+
+
+def _numbers(figures: Figures, ratio: Ratio | None) -> str:
+    cycles = "-" if figures.cycles is None else f"{figures.cycles / 1e6:.2f}"
+    collectives = f"{figures.collectives} of {figures.collective_bytes / 2**10:,.0f} KiB"
+    return (
+        f"{cycles:>9}{_of(ratio, 'cycles')}{figures.bytes / 1e9:>10.2f}{_of(ratio, 'bytes')}"
+        f"{figures.temporary / 2**20:>11,.1f}{_of(ratio, 'temporary')}{collectives:>20}"
+    )
+
+
+def _of(ratio: Ratio | None, name: str) -> str:
+    value = None if ratio is None else getattr(ratio, name)
+    return f"{'-' if value is None else f'{value:.2f}':>9}"

@@ -1,0 +1,156 @@
+"""The accelerators that programs are compiled for: what each is called, what it holds and what compiles for it."""
+
+import importlib.util
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments._errors import UsageError, unknown_name
+
+EXTRA = "pip install -e '.[topology]'"
+# The host's backend is the CPU: the accelerator is a compiler here and nothing else.
+_HOST = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+# libtpu asks a metadata server which host this is, unless it is told; any kind of TPU will do, as the topology names
+# the one that is compiled for. Several processes may load it, since none of them holds a device.
+_TPU = {
+    **_HOST,
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+_GPUS_PER_HOST = 8
+_LIBTPU = "what libtpu 0.0.42.1 states when it refuses a program"
+
+
+@dataclass(frozen=True)
+class Chip:
+    """An accelerator.
+
+    Attributes:
+      title: its full name.
+      platform: "tpu" or "cuda".
+      memory_bytes: for programs on one device.
+      memory_source: where that figure is from.
+      options: for `get_topology_desc`, besides the platform and the shape.
+    """
+
+    title: str
+    platform: str
+    memory_bytes: int
+    memory_source: str
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+def _gib(value: float) -> int:
+    return int(value * 2**30)
+
+
+CHIPS: dict[str, Chip] = {
+    # One device per chip, as JAX runs it; without the option there would be one per core.
+    "v4": Chip("TPU v4", "tpu", _gib(30.5), f"two cores of 15.25 GiB: {_LIBTPU}", {"chip_config_name": "megacore"}),
+    "v5e": Chip("TPU v5e", "tpu", _gib(15.75), _LIBTPU),
+    "v5p": Chip("TPU v5p", "tpu", _gib(95.74), _LIBTPU),
+    "v6e": Chip("TPU v6e", "tpu", _gib(31.25), _LIBTPU),
+    # Two devices per chip.
+    "tpu7x": Chip("TPU7x, each device half a chip", "tpu", _gib(94.75), _LIBTPU),
+    # By default JAX takes three quarters of it.
+    "h100": Chip("NVIDIA H100 80GB HBM3", "cuda", 84_942_979_072, "device_memory_size in h100.txtpb: all of it"),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Devices to compile for.
+
+    Attributes:
+      name: as given: "v5e:2x2", "h100:4".
+      chip: a key of `CHIPS`.
+      shape: chips along each axis of a TPU's torus; the number of GPUs.
+    """
+
+    name: str
+    chip: str
+    shape: tuple[int, ...]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables that a process needs before it imports jax."""
+        return dict(_TPU if CHIPS[self.chip].platform == "tpu" else _HOST)
+
+
+def parse(name: str) -> Target:
+    """The devices of a name.
+
+    Args:
+      name: "v5e:4x4" and the like for TPUs; "h100" or "h100:16" for NVIDIA H100s, eight per host.
+
+    Raises:
+      UsageError: there is no such chip, or no such number of them.
+
+    Example:
+      >>> parse("v5e:2x4").shape, parse("h100").shape
+      ((2, 4), (1,))
+    """
+    chip, _, shape = name.partition(":")
+    if chip not in CHIPS:
+        raise unknown_name("topology", chip, CHIPS, hint=" Examples: v5e:2x2, v5p:2x2x1, h100:4.")
+    if CHIPS[chip].platform == "cuda":
+        count = int(shape) if shape.isdecimal() else 0 if shape else 1
+        if count < 1 or (count > _GPUS_PER_HOST and count % _GPUS_PER_HOST):
+            raise UsageError(
+                f"topology {name!r}: {chip}:N needs a number from 1 to {_GPUS_PER_HOST}, or a multiple of it; got "
+                f"{shape!r}. For example {chip}:{_GPUS_PER_HOST}."
+            )
+        return Target(name, chip, (count,))
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", shape):
+        raise UsageError(f"topology {name!r}: chips along each axis are needed; got {shape!r}. For example {chip}:2x2.")
+    return Target(name, chip, tuple(int(n) for n in shape.split("x")))
+
+
+def missing(target: Target) -> str | None:
+    """Says how to install the compiler of a target; None where it is installed."""
+    package, modules = "libtpu", ("libtpu",)
+    if CHIPS[target.chip].platform == "cuda":
+        package, modules = "jax-cuda12-plugin", ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
+    if any(map(_is_installed, modules)):
+        return None
+    return f"not compiled: {package} is not installed; in an environment of its own: {EXTRA}"
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def mesh(target: Target, axis_name: str) -> Any:
+    """A mesh over all devices of a target, in a process whose environment is the target's.
+
+    Args:
+      target: whose compiler is installed.
+      axis_name: of the mesh's one axis.
+    """
+    # Not before the environment is set.
+    import numpy as np
+    from jax.experimental import topologies
+    from jax.sharding import AxisType, Mesh
+
+    chip = CHIPS[target.chip]
+    options: dict[str, Any] = dict(chip.options)
+    if chip.platform == "cuda":
+        (count,) = target.shape
+        per_host = min(count, _GPUS_PER_HOST)
+        options["topology"] = f"1x{count // per_host}x{per_host}"
+        options["target_config"] = Path(__file__).with_name(f"{target.chip}.txtpb").read_text()
+        name = target.chip
+    else:
+        name = target.name
+        if any(n % 2 for n in target.shape[:2]):
+            # Hosts have 2 x 2 chips, unless the shape does not allow it.
+            options["chips_per_host_bounds"] = [1, 1, 1]
+    described = topologies.get_topology_desc(platform=chip.platform, topology_name=name, **options)
+    return Mesh(np.array(described.devices), (axis_name,), axis_types=(AxisType.Auto,))
