@@ -54,6 +54,12 @@ setup(
         "prepare": [*EXPERIMENTS, "tensorflow>=2.17"],
         "benchmark": [*EXPERIMENTS, "dm-haiku>=0.0.13", "equinox>=0.13", "torch>=2.4"],
         "notebooks": NOTEBOOKS,
+        # JAX's own extras choose the libtpu and the plugin that fit its version. Without the CUDA libraries of
+        # `jax[cuda12]`, of which compiling needs none.
+        "topology": [
+            *EXPERIMENTS,
+            "jax[tpu,cuda12-local]>=0.10.2; sys_platform == 'linux' and platform_machine == 'x86_64'",
+        ],
         "test": TEST,
         "dev": [*TEST, *NOTEBOOKS, "pre-commit>=3.7", "pyright>=1.1.400", "ruff>=0.9"],
     },
