@@ -126,8 +126,8 @@ def test_a_topology_that_cannot_be_is_refused(name, message):
 
 
 def test_ratios_and_the_line_through_two_batches():
-    flax = jobs.Figures(8.0, 100, None, None, 0, 100, 4, 10, 40, 1.0)
-    ours = dataclasses.replace(flax, bytes=50, collectives=2)
+    flax = jobs.Figures(8.0, 100, None, None, 2, 1000, 4, 10, 40, 1.0)
+    ours = dataclasses.replace(flax, bytes=50, temporary=1, collectives=2)
     assert dataclasses.asdict(ratio(ours, flax)) == {
         "cycles": None,
         "bytes": 0.5,
@@ -135,6 +135,7 @@ def test_ratios_and_the_line_through_two_batches():
         "total": 1.0,
         "collectives": 0.5,
     }
+    assert ratio(ours, dataclasses.replace(flax, temporary=10)).temporary == 0.1
     assert on_line((10, 300), (20, 500), memory=1000).examples == 45
     assert on_line((10, 300), (20, 300), memory=1000).examples is None
 

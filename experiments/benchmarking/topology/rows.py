@@ -7,11 +7,13 @@ from experiments.benchmarking.topology.jobs import Figures, LayerJob, NetworkJob
 
 AnyJob = TypeVar("AnyJob", LayerJob, NetworkJob)
 RATIOS = ("cycles", "bytes", "temporary", "total", "collectives")
+# Flax's temporary memory is compared with where it is at least this part of all its memory: a layer's is next to none.
+COMPARABLE_SHARE = 0.01
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """Figures divided by those of Flax's row; None where either has none or Flax's is zero."""
+    """Figures divided by those of Flax's row; None where either has none, or Flax's are too small to compare with."""
 
     cycles: float | None
     bytes: float | None
@@ -59,6 +61,8 @@ def ratio(figures: Figures, flax: Figures) -> Ratio:
 
     def divided(name: str) -> float | None:
         a, b = getattr(figures, name), getattr(flax, name)
+        if name == "temporary" and b < COMPARABLE_SHARE * flax.total:
+            return None
         return a / b if a is not None and b else None
 
     return Ratio(**{name: divided(name) for name in RATIOS})

@@ -5,14 +5,13 @@ from experiments.benchmarking.topology.rows import Ratio, Row
 
 _FUSIONS = {"": "norm", "relu": "norm, ReLU", "residual": "norm + residual, ReLU"}
 _RATIO = f"{'of Flax':>9}"
-_COLUMNS = f"{'Mcycles':>9}{_RATIO}{'GB moved':>10}{_RATIO}{'temp MiB':>11}{_RATIO}{'collectives':>20}"
+_COLUMNS = f"{'Mcycles':>9}{_RATIO}{'GB moved':>10}{_RATIO}{'temp MiB':>11}{_RATIO}{'total MiB':>11}{'collectives':>20}"
 
 
 def layer_head(where: str) -> str:
     """The lines above layers."""
-    return (
-        f"One layer, forward and backward, bfloat16, per device, compiled for {where}\n{'':74}{'passes':>8}{_COLUMNS}"
-    )
+    title = f"One layer, forward and backward, bfloat16, figures of one device, compiled for {where}"
+    return f"{title}\n{'':74}{'passes':>8}{_COLUMNS}"
 
 
 def layer_line(row: Row[LayerJob]) -> str:
@@ -27,7 +26,7 @@ def network_head(where: str, batch_size: int, image_size: int) -> str:
     """The lines above networks."""
     images = f"{batch_size} images of {image_size} px"
     return (
-        f"\nResNet-50 train step, bfloat16, {images} per device, per device, compiled for {where}\n"
+        f"\nResNet-50 train step, bfloat16, {images} per device, figures of one device, compiled for {where}\n"
         f"{'':32}{_COLUMNS}  largest batch"
     )
 
@@ -47,7 +46,7 @@ def _numbers(figures: Figures, ratio: Ratio | None) -> str:
     collectives = f"{figures.collectives} of {figures.collective_bytes / 2**10:,.0f} KiB"
     return (
         f"{cycles:>9}{_of(ratio, 'cycles')}{figures.bytes / 1e9:>10.2f}{_of(ratio, 'bytes')}"
-        f"{figures.temporary / 2**20:>11,.1f}{_of(ratio, 'temporary')}{collectives:>20}"
+        f"{figures.temporary / 2**20:>11,.1f}{_of(ratio, 'temporary')}{figures.total / 2**20:>11,.1f}{collectives:>20}"
     )
 
 
