@@ -113,6 +113,11 @@ def vary_like(value: jax.Array, *references: jax.Array | None) -> jax.Array:
     return lax.pcast(value, tuple(missing), to="varying") if missing else value
 
 
+def varies_beyond(value: jax.Array, reference: jax.Array) -> bool:
+    """Whether `value` varies over a manual axis that `reference` does not vary over."""
+    return not _varying(value) <= _varying(reference)
+
+
 def unstack(stacked: jax.Array) -> list[jax.Array]:
     """The rows of an array. Transposes to one concatenation, where indexing would to as many sums of padded arrays."""
     return [jnp.squeeze(row, 0) for row in lax.split(stacked, [1] * stacked.shape[0], axis=0)]

@@ -1,4 +1,12 @@
-"""Normalising by the statistics of a batch, corrected or not, and the derivative rule of it."""
+"""Normalising by the statistics of a batch, corrected or not, on one seam: local sums, one collective, an affine step.
+
+    sums        of a device's positions         `_reductions`, with a derivative rule
+    collective  of the sums, or of moments      `_collectives`, plain JAX
+    statistics  from the pooled sums            `_statistics`, with a derivative rule
+    y           affine in x - mean              here, with a derivative rule
+
+Everything between the rules is plain JAX on vectors of one number per feature, the collectives included.
+"""
 
 from functools import partial
 from typing import NamedTuple
@@ -6,25 +14,27 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from batchnorm_jax._activations import Activation, is_relu, undo
-from batchnorm_jax._collectives import Pool, fused_sum, pool_size, unstack, vary_like
-from batchnorm_jax._moments import apart, expand, positions, real_dtype, statistics_dtype, sum_positions
-from batchnorm_jax._statistics import Statistics, by_moments, by_sums
-
-_STATISTICS = {"psum": by_sums, "all_gather": by_moments}
+from batchnorm_jax._collectives import Pool, fused_sum, pool_size, unstack, vary_like, varies_beyond
+from batchnorm_jax._moments import expand, positions, statistics_dtype
+from batchnorm_jax._reductions import Kept, Reader, apart, deviation, from_real_parts, real_parts, tangent_sums
+from batchnorm_jax._statistics import BY_COLLECTIVE, Statistics, moved_by
 
 # Added to |scale| where y is to be inverted, as InPlace-ABN does (arXiv 1712.02616, section 3).
 SCALE_FLOOR = 1e-5
+# Names, for checkpoint policies, of what a norm needs to be computed again: its input, and its statistics.
+INPUT_NAME, STATISTICS_NAME = "batch_norm_input", "batch_norm_statistics"
 
 
 def effective_scale(scale: jax.Array | None, save_for_backward: str) -> jax.Array | None:
-    """What multiplies in the place of `scale`: |scale| + 1e-5 where y is to be inverted."""
+    """Returns the scale that is applied: |scale| + 1e-5 where y is to be inverted."""
     return scale if scale is None or save_for_backward == "input" else jnp.abs(scale) + SCALE_FLOOR
 
 
 class Correction(NamedTuple):
-    """What turns the batch's statistics towards known ones: x_hat becomes r x_hat + d.
+    """Known statistics towards which those of the batch are turned: x_hat becomes r x_hat + d.
 
     Attributes:
       mean: shape (*features), the known mean.
@@ -40,7 +50,7 @@ class Correction(NamedTuple):
 
 
 class Spec(NamedTuple):
-    """What is known when the function is traced."""
+    """Static options of one call."""
 
     features: tuple[int, ...]
     epsilon: float
@@ -51,179 +61,178 @@ class Spec(NamedTuple):
     dtype: jnp.dtype
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def normalize_by_batch(spec: Spec, x, scale, bias, mask, shift, residual, correction) -> tuple[jax.Array, Statistics]:
-    """Y in the dtype of the spec, and the statistics of the batch. What is given is checked, spans are cut."""
+def normalize_by_batch(
+    spec: Spec, x, scale, bias, mask, shift, residual, correction: Correction | None
+) -> tuple[jax.Array, Statistics]:
+    """Returns y, in the dtype of the spec, and the statistics of the batch.
+
+    Inputs are validated and cut into spans already; no gradient flows into shift and correction.
+    """
+    x = checkpoint_name(x, INPUT_NAME)
     count = None if mask is not None else pool_size(spec.pool) * positions(x.shape, spec.features)
-    statistics = _STATISTICS[spec.collective](x, mask, shift, features=spec.features, count=count, pool=spec.pool)
-    if correction is not None:
-        scale, bias = _corrected(_ratio_and_distance(spec, statistics, correction), scale, bias)
-    y = _pre_activation(spec, x, statistics, scale, bias, residual)
-    if spec.activation is not None:
-        y = spec.activation(y)
-    return y.astype(spec.dtype), statistics
+    constant_x = lax.stop_gradient(x)
+    found = BY_COLLECTIVE[spec.collective](constant_x, mask, shift, features=spec.features, count=count, pool=spec.pool)
+    found = jax.tree.map(lambda a: checkpoint_name(a, STATISTICS_NAME), lax.stop_gradient(found))
+
+    # The derivative is taken of x in the dtype of the statistics, so that its two parts, by way of the statistics and
+    # not, are added before they are rounded; what is kept for it is x in its own dtype.
+    wide = x.astype(statistics_dtype(x.dtype))
+    kept = Kept(x, found.reference, found.offset)
+    undone = None
+    if spec.save_for_backward == "output":
+        undone = partial(undo, spec.activation)
+        kept = _kept_output(
+            spec,
+            wide,
+            kept,
+            mask,
+            *lax.stop_gradient(_gain_and_constant(spec, found, found, scale, bias, correction, wide)),
+        )
+    sums = fused_sum(tangent_sums(spec.features, undone, wide, kept, mask), spec.pool)
+    statistics = moved_by(found, sums)
+
+    gain, constant = _gain_and_constant(spec, statistics, found, scale, bias, correction, wide)
+    alive = None if mask is None else jnp.broadcast_to(found.count > 0, found.var.shape)
+    return _affine(spec, wide, kept, gain, constant, residual, mask, alive), statistics
 
 
-def _ratio_and_distance(spec: Spec, statistics: Statistics, correction: Correction):
-    """Batch renormalization's r and d."""
-    known = jnp.sqrt(correction.var.astype(statistics.var.dtype) + spec.epsilon)
-    r = jnp.clip(jnp.sqrt(statistics.var + spec.epsilon) / known, 1 / correction.r_max, correction.r_max)
-    d = (statistics.reference - correction.mean.astype(known.dtype) + statistics.offset) / known
-    # Constants for derivatives, those of the derivative too.
-    return lax.stop_gradient((r, jnp.clip(d, -correction.d_max, correction.d_max)))
+def _kept_output(spec: Spec, wide, kept: Kept, mask, gain, constant) -> Kept:
+    """Returns y, to be kept in the place of x: with a derivative that gives x - mean that of x, which it has."""
+    input_spec = spec._replace(save_for_backward="input")
+    return Kept(_affine(input_spec, wide, kept, gain, constant, None, mask, None), gain, constant)
 
 
-def _corrected(ratio_and_distance, scale, bias):
-    """Scale (r x_hat + d) + bias, as another scale and bias of x_hat. Linear, so it maps their tangents too."""
-    r, d = ratio_and_distance
-    scale = jnp.ones_like(r) if scale is None else scale.astype(r.dtype)
-    return scale * r, scale * d if bias is None else scale * d + bias.astype(d.dtype)
+def _gain_and_constant(
+    spec: Spec, statistics: Statistics, found: Statistics, scale, bias, correction: Correction | None, x
+) -> list[jax.Array]:
+    """Returns the vectors of y = gain u + constant, u = x - mean as a constant: they have all of its derivative.
 
-
-def _pre_activation(spec: Spec, x, statistics: Statistics, scale, bias, residual):
-    """Scale (x - mean) / s + bias + residual, as a multiple of x - reference and a number a feature."""
-    dtype = statistics_dtype(x.dtype)
-    wide = partial(expand, features=spec.features, ndim=x.ndim)
-    gain = _gain(spec, statistics, scale)
-    constant = -gain * statistics.offset
-    if bias is not None:
-        constant = constant + bias
-    y = wide(gain) * (x.astype(dtype) - wide(statistics.reference)) + wide(constant)
-    return y if residual is None else y + residual.astype(dtype)
-
-
-def _gain(spec: Spec, statistics: Statistics, scale):
+    The constant's value is the bias: the mean's drift away from itself is 0 but for derivatives.
+    """
     inv = lax.rsqrt(statistics.var + spec.epsilon)
-    return inv if scale is None else inv * scale.astype(inv.dtype)
-
-
-# The derivative. With x_hat = (x - mean) / s, s = sqrt(var + epsilon), g = scale / s, and sums over every device:
-#
-#     d mean = sum m dx / n                        =: t0
-#     d var  = sum m 2 (x - mean) dx / n           =: 2 s t1,   t1 = sum m x_hat dx / n
-#     d y    = g (dx - t0 - x_hat t1) + x_hat d scale + d bias
-#            = g dx + x_hat (d scale - g t1) + (d bias - g t0)
-#
-# which is linear in (dx, d scale, d bias), so JAX transposes it. For a cotangent w of y that gives
-#
-#     dx = g (w - m (sum w + x_hat sum w x_hat) / n),   d bias = sum w,   d scale = sum w x_hat
-#
-# with one psum of the pair (sum w, sum w x_hat), because of how the tangent is written:
-#
-# - where psum transposes to psum (pmap, shard_map with check_vma=False), the pair (t0, t1) is one psum, and the
-#   parameters' gradients stay local, as the caller expects there;
-# - where it transposes to a cast (check_vma=True), the psum comes from casting the pair (d bias - g t0,
-#   d scale - g t1) to varying, once; the parameters' gradients come out of that same psum.
-#
-# x_hat is never formed: it is p u - q with u = x - reference (or, where y alone is kept, u = y with its
-# activation undone), p and q numbers a feature, so that the sums are of dx and u dx.
-#
-# The checkpoint makes the backward pass keep x in its own dtype and vectors of one number a feature, and compute
-# the rest again, in place of keeping float32 arrays of the size of x.
-@normalize_by_batch.defjvp
-def _normalize_by_batch_jvp(spec: Spec, primals, tangents):
-    x, scale, bias, mask, _, residual, correction = primals
-    y, statistics = normalize_by_batch(spec, *primals)
-    dx, dscale, dbias, _, _, dresidual, _ = tangents
+    drift = statistics.offset - found.offset
+    if any(varies_beyond(parameter, inv) for parameter in (scale, bias) if parameter is not None):
+        inv, drift = _vary_together(inv, drift, x)
+    gain = inv if scale is None else inv * scale.astype(inv.dtype)
+    constant = jnp.zeros_like(drift) if bias is None else bias.astype(drift.dtype)
     if correction is not None:
-        towards = _ratio_and_distance(spec, statistics, correction)
-        scale, bias = _corrected(towards, scale, bias)
-        if dscale is not None:
-            dscale, dbias = _corrected(towards, dscale, dbias)
-    keeps_y = spec.save_for_backward == "output" or (is_relu(spec.activation) and residual is not None)
-    saved = _Saved(
-        x=None if spec.save_for_backward == "output" else x,
-        y=y if keeps_y else None,
-        residual=residual if spec.activation is not None and not keeps_y else None,
-        scale=scale,
-        bias=bias if spec.activation is not None or spec.save_for_backward == "output" else None,
-        mask=mask,
-        statistics=statistics,
-    )
-    linear = jax.checkpoint(partial(_tangent, spec))
-    dy, doffset, dvar = linear(saved, (dx, dscale, dbias, dresidual))
-    unmoved = jax.tree.map(jnp.zeros_like, statistics)
-    return (y, statistics), (dy, unmoved._replace(offset=doffset, var=dvar))
+        r, d = _ratio_and_distance(spec, found, correction)
+        constant = constant + (d if scale is None else d * scale.astype(d.dtype))
+        gain = gain * r
+    return apart(_vary_together(gain, constant - gain * drift, x))
+
+
+def _vary_together(real: jax.Array, other: jax.Array, x) -> list[jax.Array]:
+    """Casts two vectors to varying as `x` does, as one array: their transpose is one psum and not two."""
+    if not varies_beyond(x, real) and not varies_beyond(x, other):
+        return [real, other]
+    real, *parts = unstack(vary_like(jnp.stack([real, *real_parts(other)]), x))
+    return [real, from_real_parts(parts)]
+
+
+def _ratio_and_distance(spec: Spec, found: Statistics, correction: Correction):
+    """Returns batch renormalization's r and d, constants for derivatives."""
+    known = jnp.sqrt(correction.var.astype(found.var.dtype) + spec.epsilon)
+    r = jnp.clip(jnp.sqrt(found.var + spec.epsilon) / known, 1 / correction.r_max, correction.r_max)
+    d = (found.reference - correction.mean.astype(known.dtype) + found.offset) / known
+    return r, jnp.clip(d, -correction.d_max, correction.d_max)
+
+
+# The derivative. With u = x - mean, a constant's distance from x, w the cotangent of y and v = activation'(...) w:
+#
+#     y      = activation(gain u + constant + residual)
+#     d y    = activation'(...) (gain dx + u d gain + d constant + d residual)
+#
+# which is linear in the tangents, so JAX transposes it: d gain gets sum u v, d constant sum v, and dx gain v. Those two
+# sums are local. They become the gradients of scale and bias, and by way of mean and var those of x:
+#
+#     dx = gain (v - m (sum v + x_hat sum v x_hat) / n),   d bias = sum v,   d scale = sum v x_hat,   x_hat = u / s
+#
+# with one psum of the pair:
+#
+# - where psum transposes to psum (pmap, shard_map with check_vma=False), that of `tangent_sums`' pair is transposed,
+#   and the parameters' gradients stay local, as the caller expects there;
+# - where it transposes to a cast (check_vma=True), the psum comes from `_vary_together`, which casts gain and constant
+#   at once; the parameters' gradients come out of that same psum.
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _affine(spec: Spec, x, kept: Kept, gain, constant, residual, mask, alive) -> jax.Array:
+    """Returns activation(gain u + constant + residual), in the dtype of the spec.
+
+    Args:
+      spec: the options.
+      x: the input, in the dtype of the statistics.
+      kept: what the backward pass keeps of it, and how that gives u = x - mean.
+      gain: shape (*features).
+      constant: shape (*features).
+      residual: None, or of the shape of x.
+      mask: None, or booleans of the rank of x.
+      alive: None, or booleans of shape (*features): False where no position counts, and y has no derivative.
+    """
+    del alive
+    if spec.save_for_backward == "output":
+        return kept.array
+    u = deviation(None, Kept(x, kept.first, kept.second), None, spec.features)
+    y = _pre_activation(spec, u, gain, constant, residual)
+    y = (y if spec.activation is None else spec.activation(y)).astype(spec.dtype)
+    # Of nothing but y, and compiled to it: its tangent depends on the mask, and vmap must see that y does.
+    return y if mask is None else jnp.where(mask, y, y)
+
+
+def _pre_activation(spec: Spec, u, gain, constant, residual):
+    wide = partial(expand, features=spec.features, ndim=u.ndim)
+    y = wide(gain) * u + wide(constant)
+    return y if residual is None else y + residual.astype(y.dtype)
 
 
 class _Saved(NamedTuple):
-    """What the backward pass keeps: arrays of the size of `x` only where the mode needs them."""
+    """What the backward pass keeps: arrays of the size of x only where the mode needs them."""
 
-    x: jax.Array | None
+    kept: Kept
     y: jax.Array | None
     residual: jax.Array | None
-    scale: jax.Array | None
-    bias: jax.Array | None
+    gain: jax.Array
+    constant: jax.Array | None
     mask: jax.Array | None
-    statistics: Statistics
+    alive: jax.Array | None
 
 
-def _tangent(spec: Spec, saved: _Saved, tangents):
-    dx, dscale, dbias, dresidual = tangents
-    mask, statistics = saved.mask, saved.statistics
-    dtype, real = statistics_dtype(dx.dtype), real_dtype(dx.dtype)
+@_affine.defjvp
+def _affine_jvp(spec: Spec, primals, tangents):
+    _, kept, gain, constant, residual, mask, alive = primals
+    dx, _, dgain, dconstant, dresidual, _, _ = tangents
+    y = _affine(spec, *primals)
+    # y says what the derivative of a ReLU is, and the next layer keeps it anyway.
+    keeps_y = is_relu(spec.activation) and residual is not None
+    saved = _Saved(
+        kept=kept,
+        y=y if keeps_y else None,
+        residual=residual if spec.activation is not None and not keeps_y else None,
+        gain=gain,
+        constant=constant if spec.activation is not None and not keeps_y else None,
+        mask=mask,
+        alive=alive,
+    )
+    linear = jax.checkpoint(partial(_affine_tangent, spec), prevent_cse=False)
+    return y, linear(saved, dx, dgain, dconstant, dresidual)
+
+
+def _affine_tangent(spec: Spec, saved: _Saved, dx, dgain, dconstant, dresidual):
+    undone = None if spec.save_for_backward == "input" else partial(undo, spec.activation)
     wide = partial(expand, features=spec.features, ndim=dx.ndim)
-    gain = _gain(spec, statistics, saved.scale)
-    inv = lax.rsqrt(statistics.var + spec.epsilon)
-    if saved.x is not None:
-        p, q = inv, inv * statistics.offset
-    else:
-        p = 1 / (jnp.ones_like(inv) if saved.scale is None else saved.scale.astype(real))
-        q = jnp.zeros_like(p) if saved.bias is None else p * saved.bias.astype(dtype)
-
-    def centred(values, reference):
-        if saved.x is not None:
-            u = values.astype(dtype) - wide(reference)
-        else:
-            u = undo(spec.activation, values.astype(dtype))
-        # A position that does not count may hold a NaN, which even a zero cotangent would hand on.
-        return u if mask is None else jnp.where(mask | jnp.isfinite(u), u, 0)
-
-    first = (saved.x if saved.x is not None else saved.y, statistics.reference)
-    second = (apart(first[0]), apart(first[1]))
-    dx = dx.astype(dtype)
-    counted = dx if mask is None else jnp.where(mask, dx, 0)
-    moved = [sum_positions(counted, spec.features), sum_positions(_product(centred(*first), counted), spec.features)]
-    if jnp.iscomplexobj(dx):
-        moved = [moved[0].real, moved[0].imag, moved[1]]
-    *sums, dot = fused_sum(list(apart(tuple(moved))), spec.pool)
-    per_position = 1 / jnp.maximum(statistics.count, 1)
-    t0 = (lax.complex(*sums) if len(sums) == 2 else sums[0]) * per_position
-    t1 = p * dot * per_position - _product(q, t0)
-
-    zero = jnp.zeros_like(inv)
-    slope = (zero if dscale is None else dscale.astype(real)) - gain * t1
-    constant = (zero if dbias is None else dbias.astype(dtype)) - gain * t0 - q * slope
-    parts = [constant.real, constant.imag] if jnp.iscomplexobj(constant) else [constant]
-    # One array, cast to varying once. `apart` is for its transpose: the sums that make the array.
-    *parts, slope = apart(tuple(unstack(vary_like(jnp.stack([*parts, p * slope]), dx))))
-    constant = lax.complex(*parts) if len(parts) == 2 else parts[0]
-    dy = wide(vary_like(gain, dx)) * dx + centred(*second) * wide(slope) + wide(constant)
-
-    if mask is not None:
-        # Where nothing counts, the moments are constants and y means nothing.
-        alive = jnp.broadcast_to(statistics.count > 0, inv.shape)
-        dy = jnp.where(wide(alive), dy, 0)
+    gain = saved.gain
+    if saved.alive is not None:
+        gain, dgain, dconstant = (jnp.where(saved.alive, a, 0) for a in (gain, dgain, dconstant))
+    u = deviation(undone, apart(saved.kept, Reader.AFFINE_TANGENT), saved.mask, spec.features)
+    dy = wide(gain) * dx + u * wide(dgain) + wide(dconstant)
     if dresidual is not None:
-        dy = dy + dresidual.astype(dtype)
-    return _through_activation(spec, saved, dy).astype(spec.dtype), t0, 2 * t1 / inv
-
-
-def _through_activation(spec: Spec, saved: _Saved, dy):
-    """The activation's derivative times `dy`."""
+        dy = dy + dresidual.astype(dy.dtype)
     if spec.activation is None:
-        return dy
-    if saved.y is not None and is_relu(spec.activation):
-        return jnp.where(saved.y > 0, dy, 0)
+        return dy.astype(spec.dtype)
     if saved.y is not None:
-        pre = undo(spec.activation, saved.y.astype(dy.dtype))
-    else:
-        pre = _pre_activation(spec, saved.x, saved.statistics, saved.scale, saved.bias, saved.residual)
+        # In the dtype of the result, in which the residual's cotangent is written.
+        return jnp.where(saved.y > 0, dy.astype(spec.dtype), 0)
+    u = deviation(undone, apart(saved.kept, Reader.ACTIVATION_TANGENT), saved.mask, spec.features)
+    pre = _pre_activation(spec, u, saved.gain, saved.constant, saved.residual)
     if saved.mask is not None:
         pre = jnp.where(saved.mask | jnp.isfinite(pre), pre, 0)
-    return jax.jvp(spec.activation, (pre,), (dy,))[1]
-
-
-def _product(a, b):
-    """Re(conj(a) b): the real inner product of complex numbers, number by number."""
-    return a.real * b.real + a.imag * b.imag if jnp.iscomplexobj(b) else a * b
+    return jax.jvp(spec.activation, (pre,), (dy,))[1].astype(spec.dtype)

@@ -3,7 +3,7 @@
 import math
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -212,25 +212,9 @@ def squared_modulus(x: jax.Array) -> jax.Array:
     return lax.square(x.real) + lax.square(x.imag) if jnp.iscomplexobj(x) else lax.square(x)
 
 
-def sum_positions(values: jax.Array, features: tuple[int, ...]) -> jax.Array:
-    """The sum over every axis that is not a feature."""
-    return jnp.sum(values, axis=tuple(i for i in range(values.ndim) if i not in features))
-
-
 def row_of_greatest(rows: jax.Array, weights: jax.Array) -> jax.Array:
     """For each feature the row, along axis 0, of the first greatest weight."""
     chosen = jnp.argmax(weights, axis=0)[None]
     number = lax.broadcasted_iota(chosen.dtype, rows.shape, 0)
     # A select and a sum: a gather along a feature that is sharded is refused.
     return jnp.sum(jnp.where(number == chosen, rows, 0), axis=0)
-
-
-def apart(value: Any) -> Any:
-    """The same value, which XLA's CPU compiler does not see to be the same; None stays None.
-
-    Where several sums and results are made of x - K, it would make one array of it, of the size of x, write it and
-    read it again. Elsewhere it fuses them into one pass over x, and must see that they share it.
-    """
-    if value is None or jax.default_backend() != "cpu":
-        return value
-    return lax.optimization_barrier(value)

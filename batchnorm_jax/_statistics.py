@@ -1,26 +1,33 @@
-"""The statistics that a batch is normalised by, pooled with one collective: of sums, or of moments."""
+"""The statistics that a batch is normalised by, pooled with one collective, and their derivative."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from batchnorm_jax._collectives import Pool, fused_gather, fused_sum
+from batchnorm_jax._collectives import Pool, fused_gather, fused_sum, vary_like
 from batchnorm_jax._moments import (
-    apart,
     count_mask,
-    expand,
     positions,
     real_dtype,
     row_of_greatest,
     squared_modulus,
     statistics_dtype,
+)
+from batchnorm_jax._reductions import (
+    apart,
+    from_real_parts,
+    inner_product,
+    real_parts,
     sum_positions,
+    sums_about,
+    sums_about_guess_and_zero,
 )
 
 
 class Statistics(NamedTuple):
-    """What the pooled positions have in common. Their mean is reference + offset.
+    """Pooled mean, variance and count. The mean is reference + offset.
 
     The mean is kept in two parts since one float32 cannot hold it: at 1e5 deviations from zero its last digit is
     a hundredth of a deviation, and (x - reference) - offset is right to the last digit of x.
@@ -39,51 +46,59 @@ class Statistics(NamedTuple):
 
 
 def by_sums(x, mask, shift, *, features: tuple[int, ...], count: int | None, pool: Pool) -> Statistics:
-    """One psum of sum m (x - K) and sum m |x - K|^2, and of sum m where a mask decides it.
+    """Pools sums about the shift and about 0 in one psum, and takes for each feature those that keep more digits.
+
+    The sums about K are sum m (x - K) and sum m |x - K|^2; where a mask decides the count, sum m comes with them. The
+    variance loses a factor of 1 + |mean - K|^2 / var of its accuracy, so the K that is nearer to the mean is the
+    better one. The shift is a guess, such as a running mean: it may be that of other data, or not finite. About 0 the
+    result is what it would be without a guess. To look first whether the guess is good would take a second collective.
 
     Args:
       x: the input.
       mask: None, or booleans of the rank of `x`.
-      shift: K, of shape (*features), or None for 0.
+      shift: of shape (*features), or None for 0.
       features: the feature axes.
-      count: how many positions the pool has, if there is no mask.
-      pool: who is pooled.
+      count: the number of positions of the pool, if there is no mask.
+      pool: the devices whose positions are pooled.
     """
     dtype, real = statistics_dtype(x.dtype), real_dtype(x.dtype)
-    reference = None if shift is None else shift.astype(dtype)
-
-    def deviation(x, reference):
-        d = x.astype(dtype)
-        if reference is not None:
-            d = d - expand(reference, features, x.ndim)
-        # A select, not a product: a position that does not count may hold a NaN.
-        return d if mask is None else jnp.where(mask, d, 0)
-
-    first = (apart(x), apart(reference))
-    second = (apart(first[0]), apart(first[1]))
-    sum1 = sum_positions(deviation(*first), features)
-    sum2 = sum_positions(squared_modulus(deviation(*second)), features)
-    parts = [sum1.real, sum1.imag, sum2] if jnp.iscomplexobj(x) else [sum1, sum2]
-    # XLA's CPU compiler would fuse the sums into the vector that is sent, and do them one element at a time.
-    parts = list(apart(tuple(parts)))
+    guess = None if shift is None else shift.astype(dtype)
+    own = positions(x.shape, features) if mask is None else count_mask(mask, x.shape, features, real)
+    if guess is None:
+        parts = sums_about(x, mask, None, features)
+    else:
+        x = vary_like(x, guess)
+        local = pool.axis_name is not None
+        parts = sums_about_guess_and_zero(x, mask, guess, jnp.asarray(own, real), features, local=local)
     if mask is not None:
-        parts.append(count_mask(mask, x.shape, features, real))
+        parts.append(own)
     sums = fused_sum(parts, pool)
     number = jnp.asarray(count, real) if mask is None else sums.pop()
     per_position = 1 / jnp.maximum(number, 1)
-    *mean, square = (s * per_position for s in sums)
-    offset = jax.lax.complex(*mean) if jnp.iscomplexobj(x) else mean[0]
+    means = [total * per_position for total in sums]
+    about_zero = means if guess is None else means[len(means) // 2 :]
+    *mean, square = about_zero
+    offset = from_real_parts(mean)
+    reference = jnp.zeros_like(offset)
+    if guess is not None:
+        *mean, square_about_guess = means[: len(means) // 2]
+        offset_from_guess = from_real_parts(mean)
+        # Not so where any of the three is not finite: a comparison with a NaN is false.
+        near = jnp.isfinite(guess) & (squared_modulus(offset_from_guess) <= squared_modulus(offset))
+        reference = jnp.where(near, guess, reference)
+        offset = jnp.where(near, offset_from_guess, offset)
+        square = jnp.where(near, square_about_guess, square)
     var = jnp.maximum(0, square - squared_modulus(offset))
     if mask is not None:
         var = jnp.where(number > 0, var, 1)
-    return Statistics(jnp.zeros_like(offset) if reference is None else reference, offset, var, number)
+    return Statistics(reference, offset, var, number)
 
 
 def by_moments(x, mask, shift, *, features: tuple[int, ...], count: int | None, pool: Pool) -> Statistics:
-    """Each participant's moments about its own mean, one all_gather of them, and Chan's rule.
+    """Pools each device's moments about its own mean, with one all_gather of them and Chan's rule.
 
-    The arguments are those of `by_sums`. It costs a second pass over `x`, and a gather that grows with the
-    number of participants.
+    The arguments are those of `by_sums`; the shift is the mean where no position counts. It costs a second pass over
+    `x`, and a gather that grows with the number of devices.
     """
     dtype, real = statistics_dtype(x.dtype), real_dtype(x.dtype)
     if mask is None:
@@ -91,27 +106,18 @@ def by_moments(x, mask, shift, *, features: tuple[int, ...], count: int | None, 
     else:
         own = count_mask(mask, x.shape, features, real)
     per_position = 1 / jnp.maximum(own, 1)
-
-    def counted(values):
-        return values if mask is None else jnp.where(mask, values, 0)
-
-    center = sum_positions(counted(x.astype(dtype)), features) * per_position
-
-    def deviation(x, center):
-        return counted(x.astype(dtype) - expand(center, features, x.ndim))
-
-    first = (apart(x), apart(center))
-    second = (apart(first[0]), apart(first[1]))
-    rest = sum_positions(deviation(*first), features) * per_position
-    square = sum_positions(squared_modulus(deviation(*second)), features) - own * squared_modulus(rest)
-    parts = [center.real, center.imag, rest.real, rest.imag] if jnp.iscomplexobj(x) else [center, rest]
-    parts = list(apart((*parts, square)))
+    counted = x.astype(dtype) if mask is None else jnp.where(mask, x.astype(dtype), 0)
+    center = sum_positions(counted, features) * per_position
+    *rest, square = sums_about(apart(x), mask, apart(center), features)
+    rest = from_real_parts([part * per_position for part in rest])
+    square = square - own * squared_modulus(rest)
+    parts = [*real_parts(center), *real_parts(rest), square]
     rows = fused_gather(parts if mask is None else [*parts, own], pool)
     counts = jnp.full(rows[0].shape[:1], own) if mask is None else rows.pop()
     *means, squares = rows
-    centers, rests = (jax.lax.complex(*means[:2]), jax.lax.complex(*means[2:])) if jnp.iscomplexobj(x) else means
+    centers, rests = (from_real_parts(half) for half in (means[: len(means) // 2], means[len(means) // 2 :]))
 
-    # Chan's rule, about the mean of a participant that has the most positions: some may have none.
+    # Chan's rule, about the mean of a device that has the most positions: some may have none.
     number = jnp.sum(counts, axis=0) if mask is not None else jnp.asarray(count, real)
     weights = (
         counts.reshape(counts.shape + (1,) * (squares.ndim - counts.ndim))
@@ -125,6 +131,36 @@ def by_moments(x, mask, shift, *, features: tuple[int, ...], count: int | None, 
     var = jnp.maximum(0, var + jnp.sum(weights * squared_modulus(offsets - offset[None]), axis=0))
     if mask is not None:
         nowhere = jnp.zeros_like(reference) if shift is None else shift.astype(dtype)
-        reference = jnp.where(number > 0, reference, nowhere)
+        reference = jnp.where(number > 0, reference, jnp.where(jnp.isfinite(nowhere), nowhere, 0))
         var = jnp.where(number > 0, var, 1)
     return Statistics(reference, offset, var, number)
+
+
+BY_COLLECTIVE = {"psum": by_sums, "all_gather": by_moments}
+
+
+# The derivative. With u = x - mean and sums over every device:
+#
+#     d mean = t0,   d var = 2 (t1 - <offset - center, t0>),   t0 = sum m dx / n,   t1 = sum m <u, dx> / n
+#
+# where <a, b> = Re(conj(a) b), and center is the offset as a constant, so that u is a constant's distance from x and
+# the last term is zero but for the second derivative. The two sums are a device's own, in `tangent_sums`; a plain psum
+# adds them up; `moved_by` turns them into tangents. No rule holds a collective: JAX runs a rule when it
+# differentiates, which may be outside of what binds the axis.
+@jax.custom_jvp
+def moved_by(found: Statistics, sums: list[jax.Array]) -> Statistics:
+    """Returns `found`, whose derivative is that of `sums`, pooled `tangent_sums` (whose value is zero)."""
+    del sums
+    return found
+
+
+@moved_by.defjvp
+def _moved_by_jvp(primals, tangents):
+    found, sums = primals
+    out = moved_by(found, sums)
+    per_position = 1 / jnp.maximum(found.count, 1)
+    *t0, t1 = (tangent * per_position for tangent in tangents[1])
+    t0 = from_real_parts(t0)
+    drift = out.offset - lax.stop_gradient(found.offset)
+    unmoved = jax.tree.map(jnp.zeros_like, out)
+    return out, unmoved._replace(offset=t0, var=2 * (t1 - inner_product(drift, t0)))
