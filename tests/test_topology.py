@@ -28,7 +28,9 @@ ON_CHIP = """HloModule jit_step, is_scheduled=true
 
 ENTRY %main (x: bf16[10,100]) -> bf16[10,100] {
   %x = bf16[10,100]{1,0:T(8,128)(2,1)} parameter(0)
-  %sum = f32[100]{0:T(128)S(1)} fusion(%x), kind=kLoop, calls=%fused_sum, backend_config={"estimated_cycles":"70"}
+  %alias = bf16[10,100]{1,0:T(8,128)(2,1)} bitcast(%x)
+  %kept = bf16[10,100]{1,0:T(8,128)(2,1)} opt-barrier(%alias)
+  %sum = f32[100]{0:T(128)S(1)} fusion(%kept), kind=kLoop, calls=%fused_sum, backend_config={"estimated_cycles":"70"}
   %copy-start = (bf16[10,100]{1,0:T(8,128)(2,1)S(1)}, bf16[10,100]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%x)
   %all-reduce = f32[100]{0:T(128)S(1)} all-reduce(%sum), replica_groups={{0,1}}, to_apply=%add
   %copy-done = bf16[10,100]{1,0:T(8,128)(2,1)S(1)} copy-done(%copy-start)
@@ -258,3 +260,28 @@ def test_a_small_layer_is_compiled_for_devices_that_are_not_here(topology):
             # Two sums of each feature forward, two backward, float32.
             assert (row["collective_elements"], row["collective_bytes"]) == (4 * 128, 16 * 128)
     assert rows["flax", ""]["ratio"]["bytes"] == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--suite=norm", "--topology=h100:12"], "or a multiple of it; got '12'"),
+        (["--suite=norm", "--topology=h100", "--parts=speed"], "unknown part 'speed'"),
+        (["--suite=fold", "--topology=h100"], "--topology is of --suite=norm"),
+    ],
+)
+def test_the_command_refuses_what_it_cannot_do(flags, message, tmp_path):
+    command = [sys.executable, "-m", "experiments.benchmark", f"--workdir={tmp_path}", *flags]
+    ended = subprocess.run(command, text=True, capture_output=True, check=False)
+    assert (ended.returncode, list(tmp_path.iterdir())) == (2, [])
+    assert message in ended.stderr
+
+
+def test_the_command_writes_what_it_compiled_and_draws_it(tmp_path):
+    """The policy is of networks, so that of the layers there is no row to compile."""
+    flags = ["--suite=norm", "--topology=h100:8", "--parts=layers", "--peers=policy", f"--workdir={tmp_path}"]
+    subprocess.run([sys.executable, "-m", "experiments.benchmark", *flags], check=True, capture_output=True)
+    written = json.loads((tmp_path / "norm-h100-8.json").read_text())
+    assert written["made_by"]["command"].endswith(" ".join(flags)) and "jax" in written["made_by"]
+    assert written["rows"]["topology"] == "h100:8" and written["rows"]["layers"] == []
+    assert "<svg" in (tmp_path / "norm-h100-8.svg").read_text()

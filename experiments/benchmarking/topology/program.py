@@ -84,7 +84,12 @@ class Program:
         Args:
           branch: chooses among the cycles of a conditional's branches: `max` or `min`.
         """
-        return self._sum(self._entry, lambda i: sum(map(int, _CYCLES.findall(i.line)[:1])), branch)
+
+        def estimated(instruction: Instruction) -> int:
+            found = _CYCLES.search(instruction.line)
+            return int(found[1]) if found else 0
+
+        return self._sum(self._entry, estimated, branch)
 
     def bytes(self, at_least: int = 0) -> int:
         """Bytes that instructions read from the main memory and write to it; of a conditional, its largest branch.

@@ -50,7 +50,7 @@ def _gib(value: float) -> int:
 
 CHIPS: dict[str, Chip] = {
     # One device per chip, as JAX runs it; without the option there would be one per core.
-    "v4": Chip("TPU v4", "tpu", _gib(30.5), f"two cores of 15.25 GiB: {_LIBTPU}", {"chip_config_name": "megacore"}),
+    "v4": Chip("TPU v4", "tpu", _gib(30.75), _LIBTPU, {"chip_config_name": "megacore"}),
     "v5e": Chip("TPU v5e", "tpu", _gib(15.75), _LIBTPU),
     "v5p": Chip("TPU v5p", "tpu", _gib(95.74), _LIBTPU),
     "v6e": Chip("TPU v6e", "tpu", _gib(31.25), _LIBTPU),
