@@ -3,7 +3,7 @@
     sums        of a device's positions         `_reductions`, with a derivative rule
     collective  of the sums, or of moments      `_collectives`, plain JAX
     statistics  from the pooled sums            `_statistics`, with a derivative rule
-    y           affine in x - mean              here, with a derivative rule
+    y           affine in x - reference         here, with a derivative rule
 
 Everything between the rules is plain JAX on vectors of one number per feature, the collectives included.
 """
@@ -77,7 +77,7 @@ def normalize_by_batch(
     # The derivative is taken of x in the dtype of the statistics, so that its two parts, by way of the statistics and
     # not, are added before they are rounded; what is kept for it is x in its own dtype.
     wide = x.astype(statistics_dtype(x.dtype))
-    kept = Kept(x, found.reference, found.offset)
+    kept = Kept(x, (found.reference,))
     undone = None
     if spec.save_for_backward == "output":
         undone = partial(undo, spec.activation)
@@ -91,35 +91,31 @@ def normalize_by_batch(
     sums = fused_sum(tangent_sums(spec.features, undone, wide, kept, mask), spec.pool)
     statistics = moved_by(found, sums)
 
-    gain, constant = _gain_and_constant(spec, statistics, found, scale, bias, correction, wide)
+    gain, constant = _gain_and_constant(spec, statistics, scale, bias, correction, wide)
     alive = None if mask is None else jnp.broadcast_to(found.count > 0, found.var.shape)
     return _affine(spec, wide, kept, gain, constant, residual, mask, alive), statistics
 
 
 def _kept_output(spec: Spec, wide, kept: Kept, mask, gain, constant) -> Kept:
-    """Returns y, to be kept in the place of x: with a derivative that gives x - mean that of x, which it has."""
+    """Returns y, to be kept in the place of x: differentiated at a fixed gain and constant, so that u moves as x does."""
     input_spec = spec._replace(save_for_backward="input")
-    return Kept(_affine(input_spec, wide, kept, gain, constant, None, mask, None), gain, constant)
+    return Kept(_affine(input_spec, wide, kept, gain, constant, None, mask, None), (gain, constant))
 
 
 def _gain_and_constant(
-    spec: Spec, statistics: Statistics, found: Statistics, scale, bias, correction: Correction | None, x
+    spec: Spec, statistics: Statistics, scale, bias, correction: Correction | None, x
 ) -> list[jax.Array]:
-    """Returns the vectors of y = gain u + constant, u = x - mean as a constant: they have all of its derivative.
-
-    The constant's value is the bias: the mean's drift away from itself is 0 but for derivatives.
-    """
-    inv = lax.rsqrt(statistics.var + spec.epsilon)
-    drift = statistics.offset - found.offset
+    """Returns the vectors of y = gain u + constant, with u = x - reference."""
+    inv, offset = lax.rsqrt(statistics.var + spec.epsilon), statistics.offset
     if any(varies_beyond(parameter, inv) for parameter in (scale, bias) if parameter is not None):
-        inv, drift = _vary_together(inv, drift, x)
+        inv, offset = _vary_together(inv, offset, x)
     gain = inv if scale is None else inv * scale.astype(inv.dtype)
-    constant = jnp.zeros_like(drift) if bias is None else bias.astype(drift.dtype)
+    constant = jnp.zeros_like(offset) if bias is None else bias.astype(offset.dtype)
     if correction is not None:
-        r, d = _ratio_and_distance(spec, found, correction)
+        r, d = _ratio_and_distance(spec, statistics, correction)
         constant = constant + (d if scale is None else d * scale.astype(d.dtype))
         gain = gain * r
-    return apart(_vary_together(gain, constant - gain * drift, x))
+    return apart(_vary_together(gain, constant - gain * offset, x))
 
 
 def _vary_together(real: jax.Array, other: jax.Array, x) -> list[jax.Array]:
@@ -130,23 +126,24 @@ def _vary_together(real: jax.Array, other: jax.Array, x) -> list[jax.Array]:
     return [real, from_real_parts(parts)]
 
 
-def _ratio_and_distance(spec: Spec, found: Statistics, correction: Correction):
+def _ratio_and_distance(spec: Spec, statistics: Statistics, correction: Correction):
     """Returns batch renormalization's r and d, constants for derivatives."""
+    found = lax.stop_gradient(statistics)
     known = jnp.sqrt(correction.var.astype(found.var.dtype) + spec.epsilon)
     r = jnp.clip(jnp.sqrt(found.var + spec.epsilon) / known, 1 / correction.r_max, correction.r_max)
     d = (found.reference - correction.mean.astype(known.dtype) + found.offset) / known
     return r, jnp.clip(d, -correction.d_max, correction.d_max)
 
 
-# The derivative. With u = x - mean, a constant's distance from x, w the cotangent of y and v = activation'(...) w:
+# The derivative. With u = x - reference, w the cotangent of y and v = activation'(...) w:
 #
 #     y      = activation(gain u + constant + residual)
 #     d y    = activation'(...) (gain dx + u d gain + d constant + d residual)
 #
 # which is linear in the tangents, so JAX transposes it: d gain gets sum u v, d constant sum v, and dx gain v. Those two
-# sums are local. They become the gradients of scale and bias, and by way of mean and var those of x:
+# sums are local. They become the gradients of scale and bias, and by way of mean and var those of x. In all:
 #
-#     dx = gain (v - m (sum v + x_hat sum v x_hat) / n),   d bias = sum v,   d scale = sum v x_hat,   x_hat = u / s
+#     dx = gain (v - m (sum v + x_hat sum v x_hat) / n),   d bias = sum v,   d scale = sum v x_hat
 #
 # with one psum of the pair:
 #
@@ -161,7 +158,7 @@ def _affine(spec: Spec, x, kept: Kept, gain, constant, residual, mask, alive) ->
     Args:
       spec: the options.
       x: the input, in the dtype of the statistics.
-      kept: what the backward pass keeps of it, and how that gives u = x - mean.
+      kept: what the backward pass keeps of it, and how that gives u = x - reference.
       gain: shape (*features).
       constant: shape (*features).
       residual: None, or of the shape of x.
@@ -171,7 +168,7 @@ def _affine(spec: Spec, x, kept: Kept, gain, constant, residual, mask, alive) ->
     del alive
     if spec.save_for_backward == "output":
         return kept.array
-    u = deviation(None, Kept(x, kept.first, kept.second), None, spec.features)
+    u = deviation(None, Kept(x, kept.vectors), None, spec.features)
     y = _pre_activation(spec, u, gain, constant, residual)
     y = (y if spec.activation is None else spec.activation(y)).astype(spec.dtype)
     # Of nothing but y, and compiled to it: its tangent depends on the mask, and vmap must see that y does.

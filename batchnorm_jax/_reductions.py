@@ -146,21 +146,19 @@ def _one_cpu_device() -> bool:
 
 
 class Kept(NamedTuple):
-    """The array that the backward pass keeps, and two vectors that turn it into u = x - mean.
+    """The array that the backward pass keeps, and the vectors that turn it into u = x - reference.
 
     Attributes:
       array: x, or the result y.
-      first: the reference of the mean; for y the gain, y = activation(gain u + constant).
-      second: the offset of the mean; for y the constant.
+      vectors: for x the reference; for y the gain and the constant, y = activation(gain u + constant).
     """
 
     array: jax.Array
-    first: jax.Array
-    second: jax.Array
+    vectors: tuple[jax.Array, ...]
 
 
 def deviation(undo, kept: Kept, mask, features: tuple[int, ...]) -> jax.Array:
-    """Returns u = x - mean, in at least float32.
+    """Returns u = x - reference, in at least float32.
 
     Args:
       undo: None where x is kept; where y is, the inverse of the activation.
@@ -168,10 +166,9 @@ def deviation(undo, kept: Kept, mask, features: tuple[int, ...]) -> jax.Array:
       mask: where it is False, u is finite: what does not count may be a NaN, which even a zero cotangent would hand on.
       features: the feature axes.
     """
-    array, first, second = kept
-    wide = partial(expand, features=features, ndim=array.ndim)
-    array = array.astype(statistics_dtype(array.dtype))
-    u = (array - wide(first)) - wide(second) if undo is None else (undo(array) - wide(second)) / wide(first)
+    array = kept.array.astype(statistics_dtype(kept.array.dtype))
+    first, *second = (expand(vector, features, array.ndim) for vector in kept.vectors)
+    u = array - first if undo is None else (undo(array) - second[0]) / first
     return u if mask is None else jnp.where(mask | jnp.isfinite(u), u, 0)
 
 
@@ -190,7 +187,7 @@ def tangent_sums(features: tuple[int, ...], undo, x: jax.Array, kept: Kept, mask
     counted = x if mask is None else jnp.where(mask, x, 0)
     # Zero whatever is compared, and XLA leaves it out; but of the sharding of the sums' tangents, and mapped by vmap
     # and varying where these are, as JAX wants of a value and its tangent.
-    zeros = jnp.where(sum_positions(counted, features) == kept.first + kept.second, 0, jnp.zeros((), x.dtype))
+    zeros = jnp.where(sum_positions(counted, features) == sum(kept.vectors), 0, jnp.zeros((), x.dtype))
     return [*real_parts(zeros), zeros.real]
 
 

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from batchnorm_jax._collectives import Pool, fused_gather, fused_sum, vary_like
 from batchnorm_jax._moments import (
@@ -79,16 +78,18 @@ def by_sums(x, mask, shift, *, features: tuple[int, ...], count: int | None, poo
     about_zero = means if guess is None else means[len(means) // 2 :]
     *mean, square = about_zero
     offset = from_real_parts(mean)
-    reference = jnp.zeros_like(offset)
+    # About the mean itself, where 0 was the better one: x - 0 would be rounded like x in all that is made of it.
+    reference, offset, square_of_mean = offset, jnp.zeros_like(offset), squared_modulus(offset)
     if guess is not None:
         *mean, square_about_guess = means[: len(means) // 2]
         offset_from_guess = from_real_parts(mean)
         # Not so where any of the three is not finite: a comparison with a NaN is false.
-        near = jnp.isfinite(guess) & (squared_modulus(offset_from_guess) <= squared_modulus(offset))
+        near = jnp.isfinite(guess) & (squared_modulus(offset_from_guess) <= square_of_mean)
         reference = jnp.where(near, guess, reference)
         offset = jnp.where(near, offset_from_guess, offset)
         square = jnp.where(near, square_about_guess, square)
-    var = jnp.maximum(0, square - squared_modulus(offset))
+        square_of_mean = jnp.where(near, squared_modulus(offset_from_guess), square_of_mean)
+    var = jnp.maximum(0, square - square_of_mean)
     if mask is not None:
         var = jnp.where(number > 0, var, 1)
     return Statistics(reference, offset, var, number)
@@ -139,14 +140,12 @@ def by_moments(x, mask, shift, *, features: tuple[int, ...], count: int | None, 
 BY_COLLECTIVE = {"psum": by_sums, "all_gather": by_moments}
 
 
-# The derivative. With u = x - mean and sums over every device:
+# The derivative. With u = x - reference and sums over every device:
 #
-#     d mean = t0,   d var = 2 (t1 - <offset - center, t0>),   t0 = sum m dx / n,   t1 = sum m <u, dx> / n
+#     d mean = t0,   d var = 2 (t1 - <offset, t0>),   t0 = sum m dx / n,   t1 = sum m <u, dx> / n,   <a, b> = Re(conj(a) b)
 #
-# where <a, b> = Re(conj(a) b), and center is the offset as a constant, so that u is a constant's distance from x and
-# the last term is zero but for the second derivative. The two sums are a device's own, in `tangent_sums`; a plain psum
-# adds them up; `moved_by` turns them into tangents. No rule holds a collective: JAX runs a rule when it
-# differentiates, which may be outside of what binds the axis.
+# The two sums are a device's own, in `tangent_sums`; a plain psum adds them up; `moved_by` turns them into tangents. No
+# rule holds a collective: JAX runs a rule when it differentiates, which may be outside of what binds the axis.
 @jax.custom_jvp
 def moved_by(found: Statistics, sums: list[jax.Array]) -> Statistics:
     """Returns `found`, whose derivative is that of `sums`, pooled `tangent_sums` (whose value is zero)."""
@@ -161,6 +160,5 @@ def _moved_by_jvp(primals, tangents):
     per_position = 1 / jnp.maximum(found.count, 1)
     *t0, t1 = (tangent * per_position for tangent in tangents[1])
     t0 = from_real_parts(t0)
-    drift = out.offset - lax.stop_gradient(found.offset)
     unmoved = jax.tree.map(jnp.zeros_like, out)
-    return out, unmoved._replace(offset=t0, var=2 * (t1 - inner_product(drift, t0)))
+    return out, unmoved._replace(offset=t0, var=2 * (t1 - inner_product(out.offset, t0)))

