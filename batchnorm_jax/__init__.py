@@ -7,6 +7,7 @@ from batchnorm_jax._batch_norm import batch_norm
 from batchnorm_jax._inference import fold, normalize
 from batchnorm_jax._moments import Moments, conditioning, pool, update_running
 from batchnorm_jax._recalibrate import recalibrate
+from batchnorm_jax._remat import save_norm_inputs
 from batchnorm_jax._renorm import batch_renorm, relaxed_d_max, relaxed_r_max
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "recalibrate",
     "relaxed_d_max",
     "relaxed_r_max",
+    "save_norm_inputs",
     "update_running",
 ]
 __version__ = "0.1.0"

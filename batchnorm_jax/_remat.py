@@ -1,0 +1,47 @@
+"""A checkpoint policy: keep what goes into each norm, and compute the normalised values again."""
+
+from typing import Any
+
+import jax
+
+from batchnorm_jax._core import INPUT_NAME, STATISTICS_NAME
+
+_POLICY = jax.checkpoint_policies.save_only_these_names(INPUT_NAME, STATISTICS_NAME)
+
+
+def save_norm_inputs(primitive: Any, *arguments: Any, **parameters: Any) -> Any:
+    """Keeps the input and the statistics of every norm for the backward pass, and nothing else.
+
+    A policy for `jax.checkpoint`, `flax.linen.remat` and `flax.nnx.remat`. A convolution's output goes into its norm,
+    and what comes out, normalised and activated, goes into the next convolution, which needs it for the gradient of its
+    kernel. Both are kept by default: two arrays per convolution. With this policy the first alone is kept, and the
+    second is computed again from it in the backward pass, elementwise, with no collective and no convolution.
+
+    Any part without a norm is computed again whole, so leave out of the checkpointed function what is costly and has
+    none, such as attention. Put it around a block of layers or around the model.
+
+    Args:
+      primitive: what JAX asks about.
+      *arguments: its arguments.
+      **parameters: its parameters.
+
+    Returns:
+      Whether its result is kept.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax import linen as nn
+      >>> from batchnorm_jax import save_norm_inputs
+      >>> from batchnorm_jax.linen import BatchNorm
+      >>> class Block(nn.Module):
+      ...     @nn.compact
+      ...     def __call__(self, x):
+      ...         x = nn.Dense(4)(x)
+      ...         return nn.relu(BatchNorm(use_running_average=False)(x))
+      >>> block = nn.remat(Block, policy=save_norm_inputs)()
+      >>> variables = block.init(jax.random.key(0), jnp.ones((8, 3)))
+
+    Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174, 2016, section 4; Rota Bulo et
+    al., "In-Place Activated BatchNorm", arXiv 1712.02616, 2017, which computes the norm again for the same reason.
+    """
+    return _POLICY(primitive, *arguments, **parameters)
