@@ -11,7 +11,7 @@ from experiments import data
 from experiments._errors import UsageError
 from experiments.models.layout import CHWN, NHWC
 from experiments.models.normalised import normalised
-from experiments.training import loop, norms
+from experiments.training import loop, norms, run
 from experiments.training.config import TrainConfig
 from experiments.training.population import population_statistics
 from tests import rig
@@ -117,3 +117,42 @@ def test_statistics_are_refused_where_there_are_too_few_images():
 def test_an_unknown_norm_is_refused():
     with pytest.raises(UsageError, match=r"unknown norm 'renrom'.*Did you mean 'renorm'"):
         norms.make("renrom", 0.9)
+
+
+class Block(nn.Module):
+    """Two convolutions in bfloat16, each with a norm, around which the input goes."""
+
+    norm: object
+
+    @nn.compact
+    def __call__(self, x, train):
+        y = nn.Conv(8, (3, 3), dtype=jnp.bfloat16)(x)
+        y = normalised(self.norm, y, train=train, activation=nn.relu)
+        y = nn.Conv(8, (3, 3), dtype=jnp.bfloat16)(y)
+        return normalised(self.norm, y, train=train, activation=nn.relu, residual=x)
+
+
+@pytest.mark.parametrize("norm", [name for name in norms.NAMES if name != "none"])
+def test_a_norm_gives_the_dtype_of_the_computation(norm):
+    """In bfloat16, before anything casts it."""
+    config = TrainConfig(norm=norm, dtype="bfloat16", model="resnet18")
+    block = Block(run.make_model(config, 3, 0.9).norm)
+    x = jnp.ones((2, 6, 6, 8), jnp.bfloat16)
+    _, variables = jax.eval_shape(
+        lambda: block.init_with_output(jax.random.key(0), x, train=False, capture_intermediates=True)
+    )
+    given = [a for a in jax.tree.leaves(variables["intermediates"]) if a.ndim == 4]
+    assert len(given) == 5 and {a.dtype for a in given} == {jnp.dtype("bfloat16")}
+
+
+def test_no_activation_is_kept_in_float32():
+    """For the backward pass of training in bfloat16."""
+    block = Block(norms.make("local", 0.9, dtype=jnp.bfloat16))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 6, 8)), jnp.bfloat16)
+    variables = block.init(jax.random.key(0), x, train=True)
+
+    def apply(params, x):
+        return block.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])[0]
+
+    kept = [a for a in jax.tree.leaves(jax.vjp(apply, variables["params"], x)[1]) if a.size == x.size]
+    assert len(kept) >= 4 and {a.dtype for a in kept} == {jnp.dtype("bfloat16")}

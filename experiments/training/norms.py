@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,7 +25,9 @@ RENORM_PAPER_STEPS = 130_000
 MOST_GROUPS = 32
 
 
-def make(name: str, momentum: float, span: int | None = None, total_steps: int = 1) -> Callable[..., Any] | None:
+def make(
+    name: str, momentum: float, span: int | None = None, total_steps: int = 1, dtype: Any = None
+) -> Callable[..., Any] | None:
     """The norm that a model is given: a factory as `models.normalised.NormFactory`, or None.
 
     Args:
@@ -38,6 +41,8 @@ def make(name: str, momentum: float, span: int | None = None, total_steps: int =
       momentum: of the running statistics.
       span: of 'batch': examples normalised together; None: all.
       total_steps: of the training, over which the limits of 'renorm' are widened as over that of its paper.
+      dtype: of the result, the computation's; None: what the input and the float32 parameters promote to, which is
+        float32 for an input in bfloat16 and takes the memory of it.
 
     Returns:
       A factory: options of `batchnorm_jax.linen.BatchNorm`, such as `axis`, `activation` and `scale_init`, to a norm.
@@ -53,19 +58,20 @@ def make(name: str, momentum: float, span: int | None = None, total_steps: int =
     if name == "none":
         return None
     if name == "group":
-        return plain(_group)
+        return plain(partial(_group, dtype=dtype))
     if name == "renorm":
         scale = RENORM_PAPER_STEPS / total_steps
         return lambda **options: BatchRenorm(
             momentum=momentum,
+            dtype=dtype,
             r_max=lambda step: relaxed_r_max(scale * step),
             d_max=lambda step: relaxed_d_max(scale * step),
             **options,
         )
     if name == "frozen":
-        return lambda **options: _by_running_average(BatchNorm(momentum=momentum, **options))
+        return lambda **options: _by_running_average(BatchNorm(momentum=momentum, dtype=dtype, **options))
     axis_name = AXIS if name == "batch" else None
-    return lambda **options: BatchNorm(momentum=momentum, axis_name=axis_name, span=span, **options)
+    return lambda **options: BatchNorm(momentum=momentum, axis_name=axis_name, span=span, dtype=dtype, **options)
 
 
 def _by_running_average(norm: BatchNorm) -> Callable[..., jax.Array]:

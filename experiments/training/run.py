@@ -63,11 +63,12 @@ class Run(NamedTuple):
 
 def make_model(config: TrainConfig, num_classes: int, momentum: float, total_steps: int = 1) -> Any:
     """The model of a configuration, its norms' running statistics with the given momentum."""
+    dtype = jnp.dtype(config.dtype)
     return models.create(
         config.model,
         num_classes=num_classes,
-        norm=norms.make(config.norm, momentum, config.span, total_steps),
-        dtype=jnp.dtype(config.dtype),
+        norm=norms.make(config.norm, momentum, config.span, total_steps, dtype),
+        dtype=dtype,
         zero_last_scale=config.zero_last_scale,
     )
 
