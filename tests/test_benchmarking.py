@@ -157,4 +157,5 @@ def test_an_asynchronous_gather_is_counted_by_its_result():
                 "  %c = f32[384]{0} all-gather-done(%a)\n"
             )
 
-    assert hlo.collectives(Compiled()) == [("all-gather", 384, False, 4 * 384), ("all-reduce", 12, True, 4 * 12)]
+    assert hlo.collectives(Compiled()) == [("all-gather", 384, False), ("all-reduce", 12, True)]
+    assert hlo.collective_bytes(Compiled()) == 4 * (384 + 12)

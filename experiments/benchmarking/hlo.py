@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 _COLLECTIVE = re.compile(
@@ -56,13 +57,11 @@ class Collective(NamedTuple):
       kind: "all-reduce", "all-gather" and so on.
       elements: how many numbers its result has, in all arrays of a combined one.
       backward: it belongs to the backward pass.
-      bytes: of its result.
     """
 
     kind: str
     elements: int
     backward: bool
-    bytes: int
 
 
 def collectives(compiled: Any) -> list[Collective]:
@@ -71,17 +70,25 @@ def collectives(compiled: Any) -> list[Collective]:
     Args:
       compiled: what `jax.jit(f).lower(...).compile()` returns.
     """
-    found = []
+    return [
+        Collective(kind, sum(a.elements for a in parts), "transpose(" in line)
+        for line, kind, parts in _collective_results(compiled)
+    ]
+
+
+def collective_bytes(compiled: Any) -> int:
+    """Bytes of the results of all collectives of a compiled program."""
+    return sum(a.bytes for _, _, parts in _collective_results(compiled) for a in parts)
+
+
+def _collective_results(compiled: Any) -> Iterator[tuple[str, str, list[Array]]]:
+    """The line, the kind and the result's arrays of each collective."""
     for line in compiled.as_text().splitlines():
-        match = _COLLECTIVE.search(line)
-        if match:
+        if match := _COLLECTIVE.search(line):
             parts = arrays(match["shape"])
             # The start of an asynchronous one also returns what goes in; only an all-reduce is in its own place.
-            if match["start"] and match["kind"] != "all-reduce":
-                parts = parts[len(parts) // 2 :]
-            elements, size = sum(a.elements for a in parts), sum(a.bytes for a in parts)
-            found.append(Collective(match["kind"], elements, "transpose(" in line, size))
-    return found
+            half = match["start"] and match["kind"] != "all-reduce"
+            yield line, match["kind"], parts[len(parts) // 2 :] if half else parts
 
 
 def memory(compiled: Any) -> dict[str, int]:

@@ -145,6 +145,6 @@ def read(lowered: Any, elements: int | None = None, bits: int = 16) -> Figures:
         total=memory["total"],
         collectives=len(found),
         collective_elements=sum(c.elements for c in found),
-        collective_bytes=sum(c.bytes for c in found),
+        collective_bytes=hlo.collective_bytes(compiled),
         seconds=round(seconds, 1),
     )
