@@ -36,14 +36,16 @@ def batch_norm(
 ) -> tuple[jax.Array, Moments]:
     """Normalises `x` by the mean and variance of all its positions, on every device of `axis_name`.
 
-    With m the mask, K the shift, and sums over every axis but `axis` and over `axis_name`:
+    With m the mask, K the shift or 0, and sums over every axis but `axis` and over `axis_name`:
 
         n = sum m,   S1 = sum m (x - K),   S2 = sum m |x - K|^2
         mean = K + S1/n,   var = max(0, S2/n - |S1/n|^2)
         y = activation(scale (x - mean) / sqrt(var + epsilon) + bias + residual)
 
-    The three sums travel in one psum (2 floats a feature; n is added only if there is a mask), and
-    the backward pass takes one psum of 2 floats a feature. Which examples are pooled:
+    K is the nearer to the mean for each feature, so a shift that is far off, or not finite, does no harm. The sums about
+    both travel in one psum (4 floats per feature, 2 where no shift is given; n is added only if there is a mask), and
+    the backward pass takes one psum of 2 floats per feature. Collectives stand outside of the derivative rules, so a
+    gradient may be taken outside of what binds the axis. Which examples are pooled:
 
     - inside `pmap`, `shard_map` or `vmap` with `axis_name`: those of every participant on that axis;
     - inside them without `axis_name`: each participant's own;
@@ -54,15 +56,15 @@ def batch_norm(
     where the caller reduces gradients; reduced under `shard_map(check_vma=True)` for a replicated parameter,
     as JAX requires. Forward mode, reverse mode and their compositions work.
 
-    More than one psum of 2 floats a feature (2 and 1 with a mask) each way is taken by:
+    Other collectives are taken by:
 
     - groups of devices under `shard_map(check_vma=True)`, over several axis names, or in `vmap`, where JAX has no
-      grouped psum: one psum of as many rows of 2 floats a feature as there are groups, and under check_vma=True in the
-      backward pass of one row more;
+      grouped psum: one psum of as many rows of floats as there are groups, and under check_vma=True in the backward
+      pass of one row more;
     - a span inside a device: no collective but one psum of the averaged moments, which XLA drops where they are not
       used; across devices: groups, and that psum; under `jit` with Explicit axes some small gathers;
-    - `collective="all_gather"`: forward one all_gather of 3 floats a feature; under `jit` two all-reduces;
-    - a mask that differs per feature, and complex input: 3 floats a feature;
+    - `collective="all_gather"`: forward one all_gather of 3 floats per feature; under `jit` two all-reduces;
+    - a mask that differs per feature: one float more; complex input: 3 floats about each K, and 3 backward;
     - one device, and `vmap`: nothing.
 
     Args:
@@ -73,14 +75,15 @@ def batch_norm(
       epsilon: added to the variance.
       mask: broadcastable to `x`, True where a position counts towards the statistics. Every position is normalised.
       shift: shape (*features), a guess of the mean, the same on every device, such as the running mean. The relative
-        error of the variance is a few eps (1 + (mean - shift)^2 / var), eps 6e-8. No gradient flows into it.
+        error of the variance is a few eps (1 + (mean - K)^2 / var), eps 6e-8, with K the shift or 0, whichever is nearer
+        to the mean: never more than with no shift. No gradient flows into it.
       axis_name: the name or names of the axes over which to pool.
       axis_index_groups: groups of equal size of the participants on `axis_name`, pooled each by itself.
       span: how many examples along axis 0 are normalised together, contiguous in the global order, whether inside a
         device or across several; None: all. The moments are then the mean over the spans of each one's mean and
         variance, and of its count.
-      collective: "psum", of sums about the shift; "all_gather", of each device's moments about its own mean: exact
-        however far the mean is from the shift, for a second pass over `x` and a gather that grows with the devices.
+      collective: "psum", of sums about K; "all_gather", of each device's moments about its own mean: exact however far
+        the mean is from K, for a second pass over `x` and a gather that grows with the devices.
       activation: an elementwise function, computed again in the backward pass: nothing of it is kept. It must not close
         over a value that is differentiated, such as a learned slope.
       residual: of the shape of `x`, added before the activation.

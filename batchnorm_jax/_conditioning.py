@@ -10,7 +10,7 @@ WARN_FROM = 1e5
 
 
 class ConditioningWarning(UserWarning):
-    """The mean is so far from the shift that the variance has lost digits."""
+    """The mean is so far from the running mean, and from 0, that the variance has lost digits."""
 
 
 def warn_of_conditioning(figure: jax.Array, name: str) -> None:
@@ -22,8 +22,8 @@ def _warn(name: str, figure) -> None:
     if figure >= WARN_FROM:
         distance = min(float(figure) ** 0.5, 1e9)
         warnings.warn(
-            f"{name}: the mean is {distance:.0f} standard deviations from the running mean, and the "
-            "variance has lost digits. Use collective='all_gather' (or use_fast_variance=False) for the first "
+            f"{name}: the mean is {distance:.0f} standard deviations from the running mean and at least as many from 0, "
+            "so the variance has lost digits. Use collective='all_gather' (or use_fast_variance=False) for the first "
             "steps, or bring the input nearer to zero",
             ConditioningWarning,
             stacklevel=2,

@@ -132,7 +132,10 @@ def _ratio_and_distance(spec: Spec, statistics: Statistics, correction: Correcti
     known = jnp.sqrt(correction.var.astype(found.var.dtype) + spec.epsilon)
     r = jnp.clip(jnp.sqrt(found.var + spec.epsilon) / known, 1 / correction.r_max, correction.r_max)
     d = (found.reference - correction.mean.astype(known.dtype) + found.offset) / known
-    return r, jnp.clip(d, -correction.d_max, correction.d_max)
+    d = jnp.clip(d, -correction.d_max, correction.d_max)
+    # Statistics that are not finite are not known: one bad batch would make every later result a NaN.
+    usable = jnp.isfinite(known) & jnp.isfinite(correction.mean)
+    return jnp.where(usable, r, 1), jnp.where(usable, d, 0)
 
 
 # The derivative. With u = x - reference, w the cotangent of y and v = activation'(...) w:

@@ -12,7 +12,7 @@ from batchnorm_jax._collectives import AxisName, is_bound
 from batchnorm_jax._conditioning import warn_of_conditioning
 from batchnorm_jax._core import effective_scale
 from batchnorm_jax._inference import normalize
-from batchnorm_jax._moments import Moments, conditioning, pool, update_running, widened
+from batchnorm_jax._moments import Moments, conditioning, nearer_shift, pool, update_running, widened
 from batchnorm_jax._renorm import batch_renorm
 
 
@@ -62,7 +62,7 @@ class Called(NamedTuple):
     Attributes:
       y: the result.
       running: the new running statistics; None where they stay as they are.
-      conditioning: how far the running mean was off; None where it was not asked for.
+      conditioning: how far the running mean and 0 were off; None where it was not asked for.
     """
 
     y: jax.Array
@@ -126,7 +126,7 @@ def call(
         else:
             y, moments = batch_renorm(x, *running, scale, bias, **limits._asdict(), **pooling, **common)
         if norm.check_conditioning and not initializing:
-            figure = conditioning(moments, running.mean)
+            figure = conditioning(moments, nearer_shift(moments, running.mean))
     if use_running_average:
         y = normalize(x, *running, effective_scale(scale, norm.save_for_backward), bias, **common)
     if moments is None or not update_stats:

@@ -122,21 +122,37 @@ def update_running(
 
 
 def conditioning(moments: Moments, shift: jax.Array) -> jax.Array:
-    """How far the shift was from the mean, the greatest over the features: max |mean - shift|^2 / var.
+    """Returns how far the shift was from the mean, the greatest over the features: max |mean - shift|^2 / var.
 
-    With `collective="psum"` the relative error of the variance is a few float32 roundings (6e-8) times 1 plus this
-    figure: at 1e2 about 2e-5, and from about 1e6 on the variance has no right digit left. (A few are about four; where
-    the compiler sums one number after another, as some do for few features, the square root of how many.)
+    With `collective="psum"` the relative error of the variance is a few float32 roundings (6e-8) times 1 plus the
+    figure of the shift or that of 0, whichever is smaller for the feature: at 1e2 about 2e-5, and from about 1e6 on the
+    variance has no right digit left. (A few are about four; where the compiler sums one number after another, as some
+    do for few features, the square root of how many.) A shift that is not finite counts as 0, as it does in the sums.
+
+    Args:
+      moments: of a batch.
+      shift: shape (*features), such as the running mean.
+
+    Returns:
+      One number, real; NaN where the moments are.
 
     Example:
       >>> import jax.numpy as jnp
       >>> float(conditioning(Moments(jnp.array([3.0]), jnp.array([1.0]), jnp.array(8)), jnp.array([0.0])))
       9.0
     """
-    distance = squared_modulus(moments.mean - shift.astype(moments.mean.dtype))
+    shift = shift.astype(moments.mean.dtype)
+    distance = squared_modulus(moments.mean - jnp.where(jnp.isfinite(shift), shift, 0))
     tiny = jnp.finfo(moments.var.dtype).tiny
-    figure = jnp.where(moments.count > 0, distance / jnp.maximum(moments.var, tiny), 0)
-    return jnp.max(jnp.where(distance > 0, figure, 0))
+    counts = (moments.count > 0) & (distance != 0)
+    return jnp.max(jnp.where(counts, distance / jnp.maximum(moments.var, tiny), 0))
+
+
+def nearer_shift(moments: Moments, shift: jax.Array) -> jax.Array:
+    """Returns the shift or 0, whichever is nearer to the mean of a feature: what the sums were taken about."""
+    shift = shift.astype(moments.mean.dtype)
+    near = squared_modulus(moments.mean - shift) <= squared_modulus(moments.mean)
+    return jnp.where(near & jnp.isfinite(shift), shift, 0)
 
 
 def feature_axes(axis: int | Sequence[int], ndim: int, *, caller: str) -> tuple[int, ...]:

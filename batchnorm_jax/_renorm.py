@@ -38,7 +38,7 @@ def batch_renorm(
 
     r and d are constants for derivatives. Within the limits y is what the running statistics give, so that training
     and evaluation see the same function although batches are small, while gradients still flow through mu and s. With
-    `r_max=1, d_max=0` it is `batch_norm`. It takes the collectives of `batch_norm`: one psum forward, one backward.
+    `r_max=1, d_max=0` it is `batch_norm`, and so it is for a feature whose running mean or variance is not finite. It takes the collectives of `batch_norm`: one psum forward, one backward.
 
     Args:
       x: floating point numbers, of any rank.
@@ -54,7 +54,7 @@ def batch_renorm(
       y, of the shape of `x`, and the `Moments` of the batch.
 
     Raises:
-      ValueError: `mean` or `var` has not the features' shape, a limit is out of range, the input is complex; and what
+      ValueError: `mean` or `var` has the wrong shape, a limit is out of range, the input is complex; and what
         `batch_norm` raises.
       TypeError: there is no such option.
 

@@ -170,17 +170,18 @@ C = 16
 ONE_EACH = [("all-reduce", 2 * C, False), ("all-reduce", 2 * C, True)]
 MASKED = [("all-reduce", 2 * C + 1, False), ("all-reduce", 2 * C, True)]
 GROUPS = {"axis_index_groups": [[0, 1, 2, 3], [4, 5, 6, 7]]}
+# About a shift, and about 0.
+SHIFTED = [("all-reduce", 4 * C, False), ("all-reduce", 2 * C, True)]
+SHIFTED_AND_MASKED = [("all-reduce", 4 * C + 1, False), ("all-reduce", 2 * C, True)]
+MAPPED = ("pmap", "shard_map", "shard_map_unchecked", "shard_map_two_axes", "jit", "jit_explicit")
 # A row for each of the two groups, and one for the parameters' gradients.
 ROWS = [("all-reduce", 2 * 2 * C, False), ("all-reduce", 3 * 2 * C, True)]
 COMPILED = {
-    **{
-        (t, "plain"): ({}, ONE_EACH)
-        for t in ("pmap", "shard_map", "shard_map_unchecked", "shard_map_two_axes", "jit", "jit_explicit")
-    },
-    **{
-        (t, "mask"): ({}, MASKED)
-        for t in ("pmap", "shard_map", "shard_map_unchecked", "shard_map_two_axes", "jit", "jit_explicit")
-    },
+    **{(t, "plain"): ({}, ONE_EACH) for t in MAPPED},
+    **{(t, "mask"): ({}, MASKED) for t in MAPPED},
+    **{(t, "shift"): ({}, SHIFTED) for t in MAPPED},
+    **{(t, "shift, mask"): ({}, SHIFTED_AND_MASKED) for t in MAPPED},
+    **{(t, "varying parameters"): ({}, SHIFTED) for t in ("shard_map", "shard_map_unchecked", "shard_map_two_axes")},
     ("shard_map", "relu, residual"): ({"activation": jax.nn.relu}, ONE_EACH),
     ("vmap", "plain"): ({}, []),
     ("one_device", "plain"): ({}, []),
@@ -205,24 +206,28 @@ def test_collectives_of_a_train_step(transform, variant):
     """Counted in compiled HLO, the gradients of x, scale and bias included, with their payloads."""
     options, want = COMPILED[transform, variant]
     x, w, scale, bias = draw(9, (8, 4, 3, 3, C), (C,), "float32")
-    sharded = [x, w] + ([jnp.asarray(mask_of("ragged", x.shape))] if variant == "mask" else [])
+    sharded = [x, w] + ([jnp.asarray(mask_of("ragged", x.shape))] if "mask" in variant else [])
     one = TRANSFORMS[transform]
 
     def local(axis_name, sharded, replicated):
         x, w, *mask = sharded
+        scale, bias, shift = replicated
+        arrays = {"residual": w} if "residual" in variant else {}
+        if "shift" in variant or "varying" in variant:
+            arrays["shift"] = shift
+        if "varying" in variant:
+            # As a trainer does that reduces gradients itself, later and all at once.
+            scale, bias = (a + 0 * w.ravel()[0] for a in (scale, bias))
 
         def loss(x, scale, bias):
-            residual = {"residual": w} if "residual" in variant else {}
-            y = batch_norm(x, scale, bias, axis_name=axis_name, mask=mask[0] if mask else None, **options, **residual)[
-                0
-            ]
+            y, _ = batch_norm(x, scale, bias, axis_name=axis_name, mask=mask[0] if mask else None, **options, **arrays)
             return jnp.sum(jnp.tanh(y) * w)
 
-        dx, dscale, dbias = jax.grad(loss, (0, 1, 2))(x, *replicated)
+        dx, dscale, dbias = jax.grad(loss, (0, 1, 2))(x, scale, bias)
         return dx, (dscale, dbias)
 
     arguments = [a.reshape(-1, *a.shape[2:]) for a in sharded] if one.whole else sharded
-    found = hlo.collectives(one.wrap(local, 8).lower(arguments, [scale, bias]).compile())
+    found = hlo.collectives(one.wrap(local, 8).lower(arguments, [scale, bias, bias]).compile())
     assert sorted(found) == sorted(want)
 
 
