@@ -102,12 +102,12 @@ def sums_about_guess_and_zero(
     GPUs and TPUs make all of them in one pass over `x`, and are waiting for memory: the second two cost nothing. On a
     CPU each sum is a pass of its own. There the sums about 0 are made from those about the guess while it is good for
     every feature, that is nearer to this device's mean than 0 is: then they lose no more than a few roundings, since
-    no term is larger than a few times the result. Where it is not, or not finite, they are summed.
+    no term is larger than a few times the result. Where it is not, they are summed.
 
     Args:
       x: the input.
       mask: None, or booleans of the rank of `x`.
-      guess: shape (*features).
+      guess: shape (*features), finite.
       count: how many positions count here.
       features: the feature axes.
       local: `x` is known to be on one device: to look at its mean takes no collective.
@@ -120,7 +120,6 @@ def sums_about_guess_and_zero(
     def summed_if_bad(x, mask, guess, count):
         *first, second = sums_about(x, mask, guess, features)
         total = from_real_parts(first)
-        # For a real n: |sum (x - K)| <= |sum x| where K is nearer to the mean than 0, and false where K is a NaN.
         total_about_zero = total + count * guess
         good = squared_modulus(total) <= squared_modulus(total_about_zero)
         second_about_zero = second + 2 * inner_product(guess, total) + count * squared_modulus(guess)

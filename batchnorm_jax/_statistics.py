@@ -61,7 +61,7 @@ def by_sums(x, mask, shift, *, features: tuple[int, ...], count: int | None, poo
       pool: the devices whose positions are pooled.
     """
     dtype, real = statistics_dtype(x.dtype), real_dtype(x.dtype)
-    guess = None if shift is None else shift.astype(dtype)
+    guess = None if shift is None else _usable(shift.astype(dtype), x, features)
     own = positions(x.shape, features) if mask is None else count_mask(mask, x.shape, features, real)
     if guess is None:
         parts = sums_about(x, mask, None, features)
@@ -83,8 +83,7 @@ def by_sums(x, mask, shift, *, features: tuple[int, ...], count: int | None, poo
     if guess is not None:
         *mean, square_about_guess = means[: len(means) // 2]
         offset_from_guess = from_real_parts(mean)
-        # Not so where any of the three is not finite: a comparison with a NaN is false.
-        near = jnp.isfinite(guess) & (squared_modulus(offset_from_guess) <= square_of_mean)
+        near = squared_modulus(offset_from_guess) <= square_of_mean
         reference = jnp.where(near, guess, reference)
         offset = jnp.where(near, offset_from_guess, offset)
         square = jnp.where(near, square_about_guess, square)
@@ -93,6 +92,11 @@ def by_sums(x, mask, shift, *, features: tuple[int, ...], count: int | None, poo
     if mask is not None:
         var = jnp.where(number > 0, var, 1)
     return Statistics(reference, offset, var, number)
+
+
+def _usable(guess: jax.Array, x: jax.Array, features: tuple[int, ...]) -> jax.Array:
+    """Returns the guess, and 0 where it, or the sum of its squares, is not finite."""
+    return jnp.where(jnp.isfinite(squared_modulus(guess) * positions(x.shape, features)), guess, 0)
 
 
 def by_moments(x, mask, shift, *, features: tuple[int, ...], count: int | None, pool: Pool) -> Statistics:
@@ -131,8 +135,8 @@ def by_moments(x, mask, shift, *, features: tuple[int, ...], count: int | None, 
     var = jnp.sum(squares, axis=0) / jnp.maximum(number, 1)
     var = jnp.maximum(0, var + jnp.sum(weights * squared_modulus(offsets - offset[None]), axis=0))
     if mask is not None:
-        nowhere = jnp.zeros_like(reference) if shift is None else shift.astype(dtype)
-        reference = jnp.where(number > 0, reference, jnp.where(jnp.isfinite(nowhere), nowhere, 0))
+        nowhere = jnp.zeros_like(reference) if shift is None else _usable(shift.astype(dtype), x, features)
+        reference = jnp.where(number > 0, reference, nowhere)
         var = jnp.where(number > 0, var, 1)
     return Statistics(reference, offset, var, number)
 

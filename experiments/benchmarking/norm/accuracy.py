@@ -26,19 +26,19 @@ def run(features: int = 256, positions: int = 4096) -> list[dict[str, Any]]:
     for ratio in RATIOS:
         x = _draw(ratio, features, positions)
         rows += [
-            {"what": f"mean/std {ratio:g}, no shift", "name": name, **_errors(x, layer)}
+            {"what": f"mean/std {ratio:g}, no shift", "name": name, **errors(x, layer)}
             for name, layer in {
                 "psum": lambda x: batch_norm(x, epsilon=EPSILON),
                 "all_gather": lambda x: batch_norm(x, epsilon=EPSILON, collective="all_gather"),
-                "flax": lambda x: _flax(x, use_fast_variance=True),
-                "flax_stable": lambda x: _flax(x, use_fast_variance=False),
+                "flax": lambda x: flax_layer(x, use_fast_variance=True),
+                "flax_stable": lambda x: flax_layer(x, use_fast_variance=False),
             }.items()
         ]
     for distance in DISTANCES:
         x = _draw(100.0, features, positions)
         shift = jnp.asarray(x.mean(0, dtype=np.float64) + distance, jnp.float32)
         layer = lambda x, shift=shift: batch_norm(x, epsilon=EPSILON, shift=shift)  # noqa: E731
-        rows.append({"what": f"mean/std 100, shift {distance} std off", "name": "psum", **_errors(x, layer)})
+        rows.append({"what": f"mean/std 100, shift {distance} std off", "name": "psum", **errors(x, layer)})
     return rows
 
 
@@ -46,7 +46,7 @@ def _draw(ratio: float, features: int, positions: int) -> np.ndarray:
     return (np.random.default_rng(0).normal(size=(positions, features)) + ratio).astype(np.float32)
 
 
-def _errors(x: np.ndarray, layer) -> dict[str, float]:
+def errors(x: np.ndarray, layer) -> dict[str, float]:
     y, moments = jax.jit(layer)(jnp.asarray(x))
     exact = x.astype(np.float64)
     mean, var = exact.mean(0), exact.var(0)
@@ -58,7 +58,7 @@ def _errors(x: np.ndarray, layer) -> dict[str, float]:
     return {"var": error(moments.var, var), "y": error(y, wanted)}
 
 
-def _flax(x: jax.Array, *, use_fast_variance: bool):
+def flax_layer(x: jax.Array, *, use_fast_variance: bool):
     norm = nn.BatchNorm(
         use_running_average=False,
         momentum=0.0,
