@@ -69,6 +69,9 @@ def normalize_by_batch(
     Inputs are validated and cut into spans already; no gradient flows into shift and correction.
     """
     x = checkpoint_name(x, INPUT_NAME)
+    # What a policy keeps goes into each checkpoint within once more, and comes out as a copy to be kept. A name that no
+    # policy knows is computed again, in the place of these copies, and costs nothing.
+    x = checkpoint_name(x, "batch_norm_input_again")
     count = None if mask is not None else pool_size(spec.pool) * positions(x.shape, spec.features)
     constant_x = lax.stop_gradient(x)
     found = BY_COLLECTIVE[spec.collective](constant_x, mask, shift, features=spec.features, count=count, pool=spec.pool)
@@ -81,13 +84,8 @@ def normalize_by_batch(
     undone = None
     if spec.save_for_backward == "output":
         undone = partial(undo, spec.activation)
-        kept = _kept_output(
-            spec,
-            wide,
-            kept,
-            mask,
-            *lax.stop_gradient(_gain_and_constant(spec, found, found, scale, bias, correction, wide)),
-        )
+        vectors = lax.stop_gradient(_gain_and_constant(spec, found, scale, bias, correction, wide))
+        kept = _kept_output(spec, wide, kept, mask, *vectors)
     sums = fused_sum(tangent_sums(spec.features, undone, wide, kept, mask), spec.pool)
     statistics = moved_by(found, sums)
 

@@ -47,6 +47,16 @@ def sum_positions(values: jax.Array, features: tuple[int, ...]) -> jax.Array:
     return jnp.sum(values, axis=tuple(i for i in range(values.ndim) if i not in features))
 
 
+def zeros_from(condition: jax.Array, dtype: Any) -> jax.Array:
+    """Returns zeros whatever the condition, which XLA leaves out.
+
+    But they are sharded as the condition, and mapped by vmap and varying where it is: JAX wants that of a value whose
+    tangent is.
+    """
+    zero = jnp.zeros((), dtype)
+    return jnp.where(condition, zero, zero)
+
+
 def real_parts(value: jax.Array) -> list[jax.Array]:
     """Splits a complex array into its real and imaginary parts, for a collective of real numbers."""
     return [value.real, value.imag] if jnp.iscomplexobj(value) else [value]
@@ -184,9 +194,7 @@ def tangent_sums(features: tuple[int, ...], undo, x: jax.Array, kept: Kept, mask
     """
     del undo
     counted = x if mask is None else jnp.where(mask, x, 0)
-    # Zero whatever is compared, and XLA leaves it out; but of the sharding of the sums' tangents, and mapped by vmap
-    # and varying where these are, as JAX wants of a value and its tangent.
-    zeros = jnp.where(sum_positions(counted, features) == sum(kept.vectors), 0, jnp.zeros((), x.dtype))
+    zeros = zeros_from(sum_positions(counted, features) == sum(kept.vectors), x.dtype)
     return [*real_parts(zeros), zeros.real]
 
 

@@ -22,6 +22,7 @@ from batchnorm_jax._reductions import (
     sum_positions,
     sums_about,
     sums_about_guess_and_zero,
+    zeros_from,
 )
 
 
@@ -79,7 +80,7 @@ def by_sums(x, mask, shift, *, features: tuple[int, ...], count: int | None, poo
     *mean, square = about_zero
     offset = from_real_parts(mean)
     # About the mean itself, where 0 was the better one: x - 0 would be rounded like x in all that is made of it.
-    reference, offset, square_of_mean = offset, jnp.zeros_like(offset), squared_modulus(offset)
+    reference, offset, square_of_mean = offset, zeros_from(offset == 0, offset.dtype), squared_modulus(offset)
     if guess is not None:
         *mean, square_about_guess = means[: len(means) // 2]
         offset_from_guess = from_real_parts(mean)
@@ -150,19 +151,22 @@ BY_COLLECTIVE = {"psum": by_sums, "all_gather": by_moments}
 #
 # The two sums are a device's own, in `tangent_sums`; a plain psum adds them up; `moved_by` turns them into tangents. No
 # rule holds a collective: JAX runs a rule when it differentiates, which may be outside of what binds the axis.
-@jax.custom_jvp
 def moved_by(found: Statistics, sums: list[jax.Array]) -> Statistics:
     """Returns `found`, whose derivative is that of `sums`, pooled `tangent_sums` (whose value is zero)."""
-    del sums
-    return found
+    offset, var = _moved_by(found.offset, found.var, found.count, sums)
+    return found._replace(offset=offset, var=var)
 
 
-@moved_by.defjvp
+@jax.custom_jvp
+def _moved_by(offset, var, count, sums):
+    del count, sums
+    return offset, var
+
+
+@_moved_by.defjvp
 def _moved_by_jvp(primals, tangents):
-    found, sums = primals
-    out = moved_by(found, sums)
-    per_position = 1 / jnp.maximum(found.count, 1)
-    *t0, t1 = (tangent * per_position for tangent in tangents[1])
+    offset, var = _moved_by(*primals)
+    per_position = 1 / jnp.maximum(primals[2], 1)
+    *t0, t1 = (tangent * per_position for tangent in tangents[3])
     t0 = from_real_parts(t0)
-    unmoved = jax.tree.map(jnp.zeros_like, out)
-    return out, unmoved._replace(offset=t0, var=2 * (t1 - inner_product(out.offset, t0)))
+    return (offset, var), (t0, 2 * (t1 - inner_product(offset, t0)))

@@ -116,3 +116,35 @@ TRANSFORMS = {
     "jit_explicit": Transform(_jit(AxisType.Explicit), whole=True, has_groups=False),
     "one_device": Transform(_one_device, whole=True, has_groups=False),
 }
+
+
+def _scanned(function):
+    """Twice the same, as the body of a scan whose carry is the sum."""
+
+    def run(*arguments):
+        def body(total, _):
+            return total + function(*arguments) / 2, None
+
+        return jax.lax.scan(body, jnp.zeros(()), jnp.arange(2))[0]
+
+    return run
+
+
+def _chosen(function):
+    """As the branch of a cond that is taken; that it is, is not known when the function is traced."""
+
+    def run(*arguments):
+        return jax.lax.cond(jnp.sum(arguments[0]) < 1e9, function, lambda *a: 0.0 * jnp.sum(a[0]), *arguments)
+
+    return run
+
+
+# Ways in which a function that binds an axis may stand inside of what is differentiated: of a function to a number.
+OUTSIDE = {
+    "plain": lambda function: function,
+    "jit": jax.jit,
+    "checkpoint": jax.checkpoint,
+    "scan": _scanned,
+    "cond": _chosen,
+    "jit of checkpoint": lambda function: jax.jit(jax.checkpoint(function)),
+}
