@@ -42,10 +42,10 @@ def batch_norm(
         mean = K + S1/n,   var = max(0, S2/n - |S1/n|^2)
         y = activation(scale (x - mean) / sqrt(var + epsilon) + bias + residual)
 
-    K is the nearer to the mean for each feature, so a shift that is far off, or not finite, does no harm. The sums about
-    both travel in one psum (4 floats per feature, 2 where no shift is given; n is added only if there is a mask), and
-    the backward pass takes one psum of 2 floats per feature. Collectives stand outside of the derivative rules, so a
-    gradient may be taken outside of what binds the axis. Which examples are pooled:
+    K is the nearer to the mean for each feature, so a shift that is far off, or not finite, does no harm. The sums
+    about both travel in one psum (4 floats per feature, 2 where no shift is given; n is added only if there is a mask),
+    and the backward pass takes one psum of 2 floats per feature. Collectives stand outside of the derivative rules, so
+    a gradient may be taken outside of what binds the axis. Which examples are pooled:
 
     - inside `pmap`, `shard_map` or `vmap` with `axis_name`: those of every participant on that axis;
     - inside them without `axis_name`: each participant's own;
@@ -75,8 +75,8 @@ def batch_norm(
       epsilon: added to the variance.
       mask: broadcastable to `x`, True where a position counts towards the statistics. Every position is normalised.
       shift: shape (*features), a guess of the mean, the same on every device, such as the running mean. The relative
-        error of the variance is a few eps (1 + (mean - K)^2 / var), eps 6e-8, with K the shift or 0, whichever is nearer
-        to the mean: never more than with no shift. No gradient flows into it.
+        error of the variance is a few eps (1 + (mean - K)^2 / var), eps 6e-8, with K the shift or 0, whichever is
+        nearer to the mean: never more than with no shift. No gradient flows into it.
       axis_name: the name or names of the axes over which to pool.
       axis_index_groups: groups of equal size of the participants on `axis_name`, pooled each by itself.
       span: how many examples along axis 0 are normalised together, contiguous in the global order, whether inside a
@@ -207,7 +207,9 @@ def pooled_norm(
             spans = {name: jnp.expand_dims(getattr(correction, name), 0) for name in ("mean", "var")}
             correction = correction._replace(**spans)
         arrays = cut_spans(plan.per_device, x, scale, bias, mask, shift, residual)
-        y, statistics = normalize_by_batch(Spec((0, *(f + 1 for f in features)), *options), *arrays, correction)
+        cut, scale, bias, mask, shift, residual = arrays
+        spec = Spec((0, *(f + 1 for f in features)), *options)
+        y, statistics = normalize_by_batch(spec, cut, scale, bias, mask, shift, residual, correction)
         y = y.reshape(x.shape)
     mean = statistics.reference + statistics.offset
     return y, average_over_spans(plan, Moments(mean, statistics.var, statistics.count))

@@ -22,9 +22,9 @@ def _warn(name: str, figure) -> None:
     if figure >= WARN_FROM:
         distance = min(float(figure) ** 0.5, 1e9)
         warnings.warn(
-            f"{name}: the mean is {distance:.0f} standard deviations from the running mean and at least as many from 0, "
-            "so the variance has lost digits. Use collective='all_gather' (or use_fast_variance=False) for the first "
-            "steps, or bring the input nearer to zero",
+            f"{name}: the mean is {distance:.0f} standard deviations from the running mean, and at least as many from "
+            "0, so the variance has lost digits. Use collective='all_gather' (or use_fast_variance=False) for the "
+            "first steps, or bring the input nearer to zero",
             ConditioningWarning,
             stacklevel=2,
         )

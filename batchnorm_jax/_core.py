@@ -17,7 +17,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from batchnorm_jax._activations import Activation, is_relu, undo
-from batchnorm_jax._collectives import Pool, fused_sum, pool_size, unstack, vary_like, varies_beyond
+from batchnorm_jax._collectives import Pool, fused_sum, pool_size, unstack, varies_beyond, vary_like
 from batchnorm_jax._moments import expand, positions, statistics_dtype
 from batchnorm_jax._reductions import Kept, Reader, apart, deviation, from_real_parts, real_parts, tangent_sums
 from batchnorm_jax._statistics import BY_COLLECTIVE, Statistics, moved_by
@@ -95,7 +95,10 @@ def normalize_by_batch(
 
 
 def _kept_output(spec: Spec, wide, kept: Kept, mask, gain, constant) -> Kept:
-    """Returns y, to be kept in the place of x: differentiated at a fixed gain and constant, so that u moves as x does."""
+    """Returns y, to be kept in the place of x.
+
+    It is differentiated at a fixed gain and constant, so that the u that is made of it moves as x does.
+    """
     input_spec = spec._replace(save_for_backward="input")
     return Kept(_affine(input_spec, wide, kept, gain, constant, None, mask, None), (gain, constant))
 

@@ -14,14 +14,20 @@ def save_norm_inputs(primitive: Any, *arguments: Any, **parameters: Any) -> Any:
 
     A policy for `jax.checkpoint`, `flax.linen.remat` and `flax.nnx.remat`. A convolution's output goes into its norm,
     and what comes out, normalised and activated, goes into the next convolution, which needs it for the gradient of its
-    kernel. Both are kept by default: two arrays per convolution. With this policy the first alone is kept, and the
-    second is computed again from it in the backward pass, elementwise, with no collective and no convolution.
+    kernel. JAX keeps both: two arrays per convolution. With this policy it keeps the first alone, and computes the
+    second from it again in the backward pass, elementwise, with no collective and no convolution.
 
-    Any part without a norm is computed again whole, so leave out of the checkpointed function what is costly and has
-    none, such as attention. Put it around a block of layers or around the model.
+    What that saves is the compiler's to say, which may have computed the second again anyway. A ResNet-50 train step in
+    bfloat16, batch 128 per device, compiled for four devices, against Flax's norm without the policy
+    (`experiments.benchmark --suite=norm --topology=...`): for a TPU v5e, around the whole model, 0.79 of its temporary
+    memory at 1.06 of its estimated cycles; around each block, 1.00 at 1.13. For an H100 it takes more, 1.15 times the
+    memory. Compile your own step and look at `memory_analysis()` before you rely on it.
+
+    A part without a norm is computed again whole, so leave out of the checkpointed function what is costly and has
+    none, such as attention.
 
     Args:
-      primitive: what JAX asks about.
+      primitive: the operation that JAX asks about.
       *arguments: its arguments.
       **parameters: its parameters.
 
@@ -41,7 +47,6 @@ def save_norm_inputs(primitive: Any, *arguments: Any, **parameters: Any) -> Any:
       >>> block = nn.remat(Block, policy=save_norm_inputs)()
       >>> variables = block.init(jax.random.key(0), jnp.ones((8, 3)))
 
-    Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174, 2016, section 4; Rota Bulo et
-    al., "In-Place Activated BatchNorm", arXiv 1712.02616, 2017, which computes the norm again for the same reason.
+    Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174, 2016, section 4.
     """
     return _POLICY(primitive, *arguments, **parameters)

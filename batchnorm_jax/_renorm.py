@@ -38,7 +38,8 @@ def batch_renorm(
 
     r and d are constants for derivatives. Within the limits y is what the running statistics give, so that training
     and evaluation see the same function although batches are small, while gradients still flow through mu and s. With
-    `r_max=1, d_max=0` it is `batch_norm`, and so it is for a feature whose running mean or variance is not finite. It takes the collectives of `batch_norm`: one psum forward, one backward.
+    `r_max=1, d_max=0` it is `batch_norm`, and so it is for a feature whose running mean or variance is not finite. It
+    takes the collectives of `batch_norm`: one psum forward, one backward.
 
     Args:
       x: floating point numbers, of any rank.

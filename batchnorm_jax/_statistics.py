@@ -63,13 +63,13 @@ def by_sums(x, mask, shift, *, features: tuple[int, ...], count: int | None, poo
     """
     dtype, real = statistics_dtype(x.dtype), real_dtype(x.dtype)
     guess = None if shift is None else _usable(shift.astype(dtype), x, features)
-    own = positions(x.shape, features) if mask is None else count_mask(mask, x.shape, features, real)
+    own = _count(x, mask, features)
     if guess is None:
         parts = sums_about(x, mask, None, features)
     else:
         x = vary_like(x, guess)
         local = pool.axis_name is not None
-        parts = sums_about_guess_and_zero(x, mask, guess, jnp.asarray(own, real), features, local=local)
+        parts = sums_about_guess_and_zero(x, mask, guess, own, features, local=local)
     if mask is not None:
         parts.append(own)
     sums = fused_sum(parts, pool)
@@ -95,6 +95,13 @@ def by_sums(x, mask, shift, *, features: tuple[int, ...], count: int | None, poo
     return Statistics(reference, offset, var, number)
 
 
+def _count(x: jax.Array, mask: jax.Array | None, features: tuple[int, ...]) -> jax.Array:
+    """Returns how many of this device's positions count, as `Moments.count`."""
+    if mask is None:
+        return jnp.asarray(positions(x.shape, features), real_dtype(x.dtype))
+    return count_mask(mask, x.shape, features, real_dtype(x.dtype))
+
+
 def _usable(guess: jax.Array, x: jax.Array, features: tuple[int, ...]) -> jax.Array:
     """Returns the guess, and 0 where it, or the sum of its squares, is not finite."""
     return jnp.where(jnp.isfinite(squared_modulus(guess) * positions(x.shape, features)), guess, 0)
@@ -107,10 +114,7 @@ def by_moments(x, mask, shift, *, features: tuple[int, ...], count: int | None, 
     `x`, and a gather that grows with the number of devices.
     """
     dtype, real = statistics_dtype(x.dtype), real_dtype(x.dtype)
-    if mask is None:
-        own = jnp.asarray(positions(x.shape, features), real)
-    else:
-        own = count_mask(mask, x.shape, features, real)
+    own = _count(x, mask, features)
     per_position = 1 / jnp.maximum(own, 1)
     counted = x.astype(dtype) if mask is None else jnp.where(mask, x.astype(dtype), 0)
     center = sum_positions(counted, features) * per_position
@@ -147,8 +151,9 @@ BY_COLLECTIVE = {"psum": by_sums, "all_gather": by_moments}
 
 # The derivative. With u = x - reference and sums over every device:
 #
-#     d mean = t0,   d var = 2 (t1 - <offset, t0>),   t0 = sum m dx / n,   t1 = sum m <u, dx> / n,   <a, b> = Re(conj(a) b)
+#     d mean = t0,   d var = 2 (t1 - <offset, t0>),   t0 = sum m dx / n,   t1 = sum m <u, dx> / n
 #
+# where <a, b> = Re(conj(a) b).
 # The two sums are a device's own, in `tangent_sums`; a plain psum adds them up; `moved_by` turns them into tangents. No
 # rule holds a collective: JAX runs a rule when it differentiates, which may be outside of what binds the axis.
 def moved_by(found: Statistics, sums: list[jax.Array]) -> Statistics:

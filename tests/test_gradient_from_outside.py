@@ -1,4 +1,4 @@
-"""The gradient taken outside of what binds the axis: through jit, checkpoint, scan and cond, and Flax's own of these."""
+"""The gradient taken outside of what binds the axis: through jit, checkpoint, scan, cond, and Flax's own of these."""
 
 import flax.linen as nn
 import jax

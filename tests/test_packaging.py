@@ -13,9 +13,10 @@ ROOT = Path(__file__).parent.parent
 # A module may import those of its own row and of the rows above it.
 LIBRARY = [
     {"_moments", "_activations", "_conditioning"},
-    {"_collectives"},
+    {"_collectives", "_reductions"},
     {"_spans", "_statistics", "_options"},
     {"_core"},
+    {"_remat"},
     {"_inference", "_batch_norm"},
     {"_renorm", "_recalibrate"},
     {"_layer"},

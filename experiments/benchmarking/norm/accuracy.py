@@ -47,6 +47,7 @@ def _draw(ratio: float, features: int, positions: int) -> np.ndarray:
 
 
 def errors(x: np.ndarray, layer) -> dict[str, float]:
+    """The normwise errors of the variance and of y that a layer without parameters gives of `x`, against float64."""
     y, moments = jax.jit(layer)(jnp.asarray(x))
     exact = x.astype(np.float64)
     mean, var = exact.mean(0), exact.var(0)
@@ -59,6 +60,7 @@ def errors(x: np.ndarray, layer) -> dict[str, float]:
 
 
 def flax_layer(x: jax.Array, *, use_fast_variance: bool):
+    """What Flax's layer without parameters gives of `x`, and its `Moments`."""
     norm = nn.BatchNorm(
         use_running_average=False,
         momentum=0.0,
