@@ -23,7 +23,7 @@ def topology_figure(path: str | Path) -> Figure:
     layers, networks = (_compiled(results.get(part, ())) for part in ("layers", "resnet50"))
     panels = [(_layers, layers)] if layers else []
     panels += [(_work, networks), (_memory, networks)] if networks else []
-    figure = Figure(figsize=(5.2 * max(1, len(panels)), 4.2), layout="constrained")
+    figure = Figure(figsize=(max(7.5, 5.2 * len(panels)), 4.2), layout="constrained")
     figure.suptitle(f"Compiled for {results['topology']} ({results['title']}), figures of one device", fontsize=11)
     for axes, (draw, rows) in zip(figure.subplots(1, max(1, len(panels)), squeeze=False)[0], panels, strict=False):
         draw(axes, rows)
