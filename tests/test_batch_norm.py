@@ -3,6 +3,7 @@
 from functools import partial
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -313,3 +314,21 @@ def test_sharded_features_on_an_explicit_mesh():
         got = jax.jit(gradients)(jax.device_put(x, P("data", None, "model")), *cut)
     for a, b in zip(got, want, strict=True):
         assert reference.normwise_error(a, b) < 1e-5
+
+
+@pytest.mark.parametrize("options", [{}, {"activation": jax.nn.relu}, {"collective": "all_gather"}])
+def test_what_differs_by_platform_is_chosen_when_the_program_is_lowered(options):
+    """Here, where the default backend is the CPU: a program for a TPU has nothing of the CPU's in it."""
+    x, w, scale, bias = draw(2, (8, 3), (3,), "float32")
+
+    def gradient(x, scale, bias):
+        return jax.grad(lambda *a: jnp.sum(w * batch_norm(*a, shift=jnp.ones(3), **options)[0]), (0, 1, 2))(
+            x, scale, bias
+        )
+
+    exported = {p: jax.export.export(jax.jit(gradient), platforms=[p])(x, scale, bias) for p in ("cpu", "tpu", "cuda")}
+    barriers = {platform: program.mlir_module().count("optimization_barrier") for platform, program in exported.items()}
+    assert barriers["cpu"] > 0 and barriers["tpu"] == barriers["cuda"] == 0
+    both = jax.export.export(jax.jit(gradient), platforms=["cpu", "tpu"])(x, scale, bias)
+    for got, want in zip(both.call(x, scale, bias), gradient(x, scale, bias), strict=True):
+        assert reference.normwise_error(got, want) < 1e-5
