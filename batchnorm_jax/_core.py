@@ -186,7 +186,7 @@ def _pre_activation(spec: Spec, u, gain, constant, residual):
 
 
 class _Saved(NamedTuple):
-    """What the backward pass keeps: arrays of the size of x only where the mode needs them."""
+    """Values kept for the backward pass: arrays of the size of x only where the mode needs them."""
 
     kept: Kept
     y: jax.Array | None

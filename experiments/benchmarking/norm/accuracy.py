@@ -60,7 +60,7 @@ def errors(x: np.ndarray, layer) -> dict[str, float]:
 
 
 def flax_layer(x: jax.Array, *, use_fast_variance: bool):
-    """What Flax's layer without parameters gives of `x`, and its `Moments`."""
+    """Returns y and the `Moments` of Flax's layer without parameters."""
     norm = nn.BatchNorm(
         use_running_average=False,
         momentum=0.0,

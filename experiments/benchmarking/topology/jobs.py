@@ -1,4 +1,4 @@
-"""What is compiled: one layer's train step, or a ResNet-50's, and the figures that are read from the program."""
+"""Jobs to compile, one layer's train step or a ResNet-50's, and the figures read from their programs."""
 
 import time
 from collections.abc import Callable
@@ -96,7 +96,7 @@ Job = LayerJob | NetworkJob
 
 @dataclass(frozen=True)
 class Figures:
-    """What an optimised program says.
+    """Figures read from an optimised program.
 
     Attributes:
       passes: reads and writes of arrays of at least the size of x, in such arrays; None for a network.
