@@ -9,6 +9,17 @@ import jax.numpy as jnp
 Activation = Callable[..., jax.Array]
 
 
+def static(activation: Activation | None) -> Activation | None:
+    """Returns the activation, in a function of its own where it has no hash, which a static argument needs."""
+    if activation is None:
+        return None
+    try:
+        hash(activation)
+    except TypeError:
+        return lambda x: activation(x)
+    return activation
+
+
 def is_relu(activation: Activation | None) -> bool:
     """Whether the sign of the result says what the derivative is."""
     return activation is jax.nn.relu

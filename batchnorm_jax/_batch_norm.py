@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
 
-from batchnorm_jax._activations import Activation
+from batchnorm_jax._activations import Activation, static
 from batchnorm_jax._collectives import AxisName, Pool, axis_size, check_groups, vary_like
 from batchnorm_jax._core import Correction, Spec, effective_scale, normalize_by_batch
 from batchnorm_jax._moments import Moments, check_mask
@@ -199,7 +199,7 @@ def pooled_norm(
 
     scale = effective_scale(scale, save_for_backward)
     shift, correction = lax.stop_gradient((shift, correction))
-    options = (epsilon, plan.statistics, collective, activation, save_for_backward, jnp.dtype(dtype))
+    options = (float(epsilon), plan.statistics, collective, static(activation), save_for_backward, jnp.dtype(dtype))
     if plan.per_device is None:
         y, statistics = normalize_by_batch(Spec(features, *options), x, scale, bias, mask, shift, residual, correction)
     else:

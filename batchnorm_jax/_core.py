@@ -61,6 +61,9 @@ class Spec(NamedTuple):
     dtype: jnp.dtype
 
 
+# Jitted for calls outside of jit, which would compile the parts of the derivative at each call; and layers of one shape
+# are traced once.
+@partial(jax.jit, static_argnums=0)
 def normalize_by_batch(
     spec: Spec, x, scale, bias, mask, shift, residual, correction: Correction | None
 ) -> tuple[jax.Array, Statistics]:

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from batchnorm_jax._conditioning import ConditioningWarning
 from batchnorm_jax.linen import BatchNorm
+from tests.compiling import compilations
 from tests.reference import normwise_error
 from tests.transforms import AXIS, make_mesh
 
@@ -139,14 +140,23 @@ def test_an_empty_batch_leaves_the_running_statistics():
         np.testing.assert_array_equal(updates["batch_stats"][name], variables["batch_stats"][name])
 
 
-def test_a_second_call_compiles_nothing():
+@pytest.mark.parametrize("wrap", [jax.jit, lambda function: function], ids=["jit", "no jit"])
+@pytest.mark.parametrize("differentiated", [False, True])
+def test_a_second_call_compiles_nothing(wrap, differentiated):
+    """Outside of jit too, as in a notebook, where each call would compile for longer than it runs."""
     x = draw((4, 3))
     module = BatchNorm(use_running_average=False)
     variables = module.init(jax.random.key(0), x)
-    step = jax.jit(lambda v, x: {**v, **module.apply(v, x, mutable=["batch_stats"])[1]})
-    variables = step(variables, x)
-    step(variables, x)
-    assert step._cache_size() == 1
+
+    def apply(variables, x):
+        y, updates = module.apply(variables, x, mutable=["batch_stats"])
+        return jnp.sum(jnp.sin(y)), {**variables, **updates}
+
+    step = wrap(jax.grad(apply, argnums=1, has_aux=True) if differentiated else apply)
+    _, variables = step(variables, x)
+    with compilations() as compiled:
+        step(variables, x)
+    assert compiled == []
 
 
 def test_abstract_evaluation():
