@@ -2,6 +2,7 @@
 
 import json
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -130,7 +131,7 @@ def test_a_fused_residual_network_is_the_plain_one():
 
     def run(norm):
         model = resnet18(num_classes=5, norm=norm, width=8, small_images=True)
-        variables = model.init(jax.random.key(0), images, train=False)
+        variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), images)
         # The last scales start at zero; with ones the blocks count.
         params = jax.tree.map(lambda a: jnp.where(a == 0, 0.5, a) if a.ndim == 1 else a, variables["params"])
 
@@ -138,7 +139,7 @@ def test_a_fused_residual_network_is_the_plain_one():
             variables_ = {**variables, "params": params}
             return jnp.sum(model.apply(variables_, images, train=True, mutable=["batch_stats"])[0] ** 2)
 
-        return jax.value_and_grad(loss)(params)
+        return jax.jit(jax.value_and_grad(loss))(params)
 
     fused, outside = run(memory.NORMS["batchnorm_jax"]), run(memory.NORMS["batchnorm_jax, not fused"])
     assert len(jax.tree.leaves(fused)) == len(jax.tree.leaves(outside))

@@ -177,7 +177,9 @@ def test_a_picture_has_a_panel_for_what_was_compiled(tmp_path, monkeypatch):
     path.write_text(json.dumps({"rows": results}))
     figure = topology_figure(path)
     figure.savefig(tmp_path / "norm.svg")
-    assert [len(axes.patches) for axes in figure.axes] == [20, 5, 5]
+    assert [len(axes.patches) for axes in figure.axes] == [20, 7, 7, 0]
+    # Every compiled program is the same here: pooling adds nothing.
+    assert {row["whole_seconds"] for row in results["pods"]} == {0.0}
 
 
 def test_where_a_compiler_ends_its_process_that_job_alone_fails(monkeypatch):
@@ -209,7 +211,7 @@ def mesh():
 
 
 @pytest.mark.parametrize("fusion", suite.FUSIONS)
-@pytest.mark.parametrize("variant", [v for v in jobs.VARIANTS if not jobs.VARIANTS[v].policy])
+@pytest.mark.parametrize("variant", [v for v in jobs.VARIANTS if suite.is_sensible(v, "relu")])
 def test_every_layer_lowers_under_checked_shard_map_with_a_collective_each_way(variant, fusion):
     job = LayerJob("cpu", variant, (2, 4, 4, 16), fusion)
     found = hlo.collectives(layers.lower(job, mesh()).compile())
@@ -230,6 +232,27 @@ def test_the_policy_is_applied_to_the_model_or_to_each_block(remat, monkeypatch)
     # In the backward pass each region that is computed again is an equation with its policy.
     again = str(step.trace(*arguments).jaxpr).count(saves_nothing.__name__)
     assert again == {"whole": 1, "block": 16}[remat]
+
+
+def count_psums(jaxpr):
+    count = 0
+    for equation in jaxpr.eqns:
+        count += equation.primitive.name.startswith("psum")
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "jaxpr")):
+            count += count_psums(getattr(value, "jaxpr", value)) if hasattr(value, "eqns") else 0
+    return count
+
+
+def test_norms_of_each_device_alone_reduce_nothing():
+    """The gradient of each parameter and the loss alone are reduced; pooled norms add at least one sum each."""
+    eight = mesh()
+    reduced = {}
+    for variant in ("plain", "span", "local"):
+        step, arguments = network.train_step(NetworkJob("cpu", variant, 1, 32), eight)
+        reduced[variant] = count_psums(step.trace(*arguments).jaxpr.jaxpr)
+        parameters = len(jax.tree.leaves(arguments[0][0]))
+    assert reduced["local"] == parameters + 1
+    assert reduced["plain"] == reduced["span"] >= reduced["local"] + 53
 
 
 def compiled_or_skipped(topology):

@@ -31,10 +31,10 @@ def digits():
 
 def test_the_trajectory_is_the_same_on_any_number_of_devices(digits, x64):
     """The default recipe at batch 512, in float64, where nothing but the pooling could make a difference."""
-    results = {n: first_steps(TrainConfig(batch_size=512), digits, 20, n, jnp.float64) for n in (1, 2, 4, 8)}
+    results = {n: first_steps(TrainConfig(batch_size=512), digits, 20, n, jnp.float64) for n in (1, 2, 8)}
     losses = {n: [row["loss"] for row in rows] for n, (_, rows) in results.items()}
     assert jax.tree.leaves(results[1][0].params)[0].dtype == jnp.float64
-    for n in (2, 4, 8):
+    for n in (2, 8):
         np.testing.assert_allclose(losses[n], losses[1], rtol=1e-6, err_msg=f"{n} devices")
     assert losses[1][-1] < 0.7 * losses[1][0]
 

@@ -9,12 +9,20 @@ from matplotlib.figure import Figure
 
 FLAX = "flax"
 FUSIONS = {"": "norm", "relu": "norm, ReLU", "residual": "norm + residual, ReLU"}
-COLOURS = {FLAX: "#7b8494", "plain": "#1764c0", "fused": "#6aa5e8", "policy": "#d2691e", "none": "#d5dae2"}
+COLOURS = {
+    FLAX: "#7b8494",
+    "plain": "#1764c0",
+    "fused": "#6aa5e8",
+    "policy": "#d2691e",
+    "span": "#2a9d8f",
+    "local": "#b07aa1",
+    "none": "#d5dae2",
+}
 BAR_HEIGHT = 0.8
 
 
 def topology_figure(path: str | Path) -> Figure:
-    """Layers and networks as ratios to Flax's, and the networks' temporary memory, a panel for each that is there.
+    """Layers and networks as ratios to Flax's, the networks' memory, and pooling by devices: a panel for each there is.
 
     Args:
       path: the result of `experiments.benchmark --suite=norm --topology=...`.
@@ -23,6 +31,8 @@ def topology_figure(path: str | Path) -> Figure:
     layers, networks = (_compiled(results.get(part, ())) for part in ("layers", "resnet50"))
     panels = [(_layers, layers)] if layers else []
     panels += [(_work, networks), (_memory, networks)] if networks else []
+    costs = results.get("pods", ())
+    panels += [(_pods, costs)] if costs else []
     figure = Figure(figsize=(max(7.5, 5.2 * len(panels)), 4.2), layout="constrained")
     figure.suptitle(f"Compiled for {results['topology']} ({results['title']}), figures of one device", fontsize=11)
     for axes, (draw, rows) in zip(figure.subplots(1, max(1, len(panels)), squeeze=False)[0], panels, strict=False):
@@ -87,6 +97,22 @@ def _memory(axes: Axes, rows) -> None:
     notes = {title: f"largest batch {examples}" for title, examples in largest.items() if examples}
     _bars(axes, rows, [row["figures"]["temporary"] / 2**30 for row in rows], "temporary", notes)
     axes.set(title="ResNet-50 train step: temporary memory", xlabel=f"GiB ({_case(rows)})")
+
+
+def _pods(axes: Axes, rows) -> None:
+    """What pooling adds to a step, by the number of devices: for the whole batch, and for spans."""
+    devices = [row["devices"] for row in rows]
+    for name, title, colour in (
+        ("whole_seconds", "the whole batch", COLOURS["plain"]),
+        ("span_seconds", f"spans of {devices[0]} devices", COLOURS["span"]),
+    ):
+        axes.plot(devices, [1e3 * row[name] for row in rows], marker="o", color=colour, label=title)
+    step = 1e3 * rows[0]["step_seconds"]
+    axes.set(title=f"What pooling adds to a step of {step:.3g} ms, computed", xlabel="devices", ylabel="ms per step")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(devices, [f"{n:,}" for n in devices], rotation=45)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, loc="upper left")
 
 
 def _bars(axes: Axes, rows, values: list[float], metric: str, notes: dict[str, str] | None = None) -> None:

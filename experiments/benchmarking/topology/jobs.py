@@ -29,12 +29,16 @@ class Variant:
       title: what a table calls it.
       norm: its factory, as `models.normalised.NormFactory`.
       policy: the backward pass computes again all but what `batchnorm_jax.save_norm_inputs` saves.
+      pooled: statistics are those of all devices' examples, or of a span of them; else of each device's.
+      span_devices: the number of devices whose examples are normalised together; None: all.
       has_norm: it is a norm, which a layer without ReLU can consist of.
     """
 
     title: str
     norm: NormFactory
     policy: bool = False
+    pooled: bool = True
+    span_devices: int | None = None
     has_norm: bool = True
 
 
@@ -43,6 +47,8 @@ VARIANTS: dict[str, Variant] = {
     "plain": Variant("ours, drop-in", plain(BatchNorm)),
     "fused": Variant("ours, ReLU and residual fused", BatchNorm),
     "policy": Variant("ours, drop-in, with the policy", plain(BatchNorm), policy=True),
+    "span": Variant("ours, spans of 8 devices", plain(BatchNorm), span_devices=8),
+    "local": Variant("ours, each device alone", plain(BatchNorm), pooled=False),
     # Without biases either: convolutions, ReLUs and sums alone.
     "none": Variant("no norm", plain(lambda **_: lambda x, **_: x), has_norm=False),
 }

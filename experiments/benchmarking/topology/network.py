@@ -32,9 +32,12 @@ def train_step(job: NetworkJob, mesh: Mesh) -> tuple[Any, tuple[Any, ...]]:
     options: dict[str, Any] = {}
     if variant.policy and job.remat == "block":
         options["block_policy"] = policy()
+    norm = partial(variant.norm, momentum=0.9, dtype=dtype, axis_name=AXIS if variant.pooled else None)
+    if variant.span_devices is not None:
+        norm = partial(norm, span=variant.span_devices * job.batch_size)
     model = resnet50(
         num_classes=CLASSES,
-        norm=partial(variant.norm, momentum=0.9, dtype=dtype, axis_name=AXIS),
+        norm=norm,
         dtype=dtype,
         **options,
     )
@@ -62,8 +65,10 @@ def train_step(job: NetworkJob, mesh: Mesh) -> tuple[Any, tuple[Any, ...]]:
         return (optax.apply_updates(params, changes), new_stats, momentum), value
 
     replicated, cut = PartitionSpec(), PartitionSpec(AXIS)
+    # Running statistics of each device's own examples differ between devices.
+    new_state = (replicated, replicated if variant.pooled else cut, replicated)
     mapped = jax.shard_map(
-        step, mesh=mesh, in_specs=(replicated, cut, cut), out_specs=(replicated, replicated), check_vma=True
+        step, mesh=mesh, in_specs=(replicated, cut, cut), out_specs=(new_state, replicated), check_vma=True
     )
 
     def sharded(shape, dtype, spec):

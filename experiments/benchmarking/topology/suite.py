@@ -1,15 +1,15 @@
 """Compiles the layers and networks for a topology and compares each with Flax's."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from experiments.benchmarking.topology import jobs, table, targets
+from experiments.benchmarking.topology import jobs, pods, table, targets
 from experiments.benchmarking.topology.compiler import Compiler
-from experiments.benchmarking.topology.jobs import FLAX, VARIANTS, LayerJob, NetworkJob
+from experiments.benchmarking.topology.jobs import FLAX, VARIANTS, Figures, LayerJob, NetworkJob
 from experiments.benchmarking.topology.rows import AnyJob, LargestBatch, Row, on_line, ratio
 
-LAYERS, NETWORK, LARGEST = PARTS = ("layers", "resnet50", "largest_batch")
+LAYERS, NETWORK, LARGEST, PODS = PARTS = ("layers", "resnet50", "largest_batch", "pods")
 # Of one device: an early and a late layer of ResNet-50, with the same number of elements.
 SHAPES = ((64, 56, 56, 256), (256, 14, 14, 1024))
 FUSIONS = ("", "relu", "residual")
@@ -41,7 +41,8 @@ def run(
 
     Args:
       topology: a name that `targets.parse` knows.
-      parts: names from `PARTS`; the largest batch includes ResNet-50 and compiles it at a second batch size.
+      parts: names from `PARTS`; the largest batch includes ResNet-50 and compiles it at a second batch size, and the
+        pods include it and compute from its rows.
       variants: keys of `VARIANTS`.
       options: of the networks.
       shapes: of one device's input to a layer, NHWC.
@@ -66,25 +67,43 @@ def run(
             results[LAYERS] = []
             for shape in shapes:
                 for fusion in FUSIONS:
-                    layers = [LayerJob(topology, v, shape, fusion) for v in variants if _is_sensible(v, fusion)]
-                    results[LAYERS] += _rows(compiler, layers, table.layer_line)
-        if NETWORK in parts or LARGEST in parts:
+                    layers = [LayerJob(topology, v, shape, fusion) for v in variants if is_sensible(v, fusion)]
+                    rows = _rows(compiler, layers, table.layer_line)
+                    results[LAYERS] += [asdict(row) for row in rows]
+        if {NETWORK, LARGEST, PODS} & set(parts):
             print(table.network_head(where, options.batch_size, options.image_size), flush=True)
             networks = [NetworkJob(topology, v, **asdict(options)) for v in variants]
             memory = chip.memory_bytes if LARGEST in parts else None
-            results[NETWORK] = _rows(compiler, networks, table.network_line, memory)
+            rows = _rows(compiler, networks, table.network_line, memory)
+            results[NETWORK] = [asdict(row) for row in rows]
+            if PODS in parts:
+                results[PODS] = _pods(target.chip, {row.job.variant: row.figures for row in rows})
     return results
 
 
-def _is_sensible(variant: str, fusion: str) -> bool:
+def _pods(chip: str, figures: Mapping[str, Figures | None]) -> list[dict[str, Any]]:
+    """What pooling costs by the number of devices, from the rows of a network; printed."""
+    whole, local = (figures.get(name) for name in (pods.WHOLE, pods.LOCAL))
+    if chip not in pods.SPEEDS or whole is None or local is None:
+        needed = f"the rows {pods.WHOLE} and {pods.LOCAL} of one of {', '.join(pods.SPEEDS)}"
+        print(f"\nWhat pooling costs by the number of devices is computed from {needed}.")
+        return []
+    costs = pods.costs(chip, whole, local)
+    print("\n".join(table.pods_lines(chip, costs)), flush=True)
+    return [asdict(cost) for cost in costs]
+
+
+def is_sensible(variant: str, fusion: str) -> bool:
     """Whether a layer of a variant is another program than those of the other variants."""
     chosen = VARIANTS[variant]
-    return not chosen.policy and (bool(fusion) or (chosen.has_norm and variant != "fused"))
+    if chosen.policy or chosen.span_devices or not chosen.pooled:
+        return False
+    return bool(fusion) or (chosen.has_norm and variant != "fused")
 
 
 def _rows(
     compiler: Compiler, chosen: Sequence[AnyJob], line: Callable[[Row[AnyJob]], str], memory: int | None = None
-) -> list[dict[str, Any]]:
+) -> list[Row[AnyJob]]:
     """The rows of jobs of one kind, which are compared with Flax's, the first of them."""
     rows = []
     flax = None
@@ -96,7 +115,7 @@ def _rows(
             row = replace(row, ratio=ratio(row.figures, flax))
         if row.figures and memory and isinstance(job, NetworkJob):
             row = replace(row, largest=_largest_batch(compiler, job, row.figures.total, memory))
-        rows.append(asdict(row))
+        rows.append(row)
         print(line(row), flush=True)
     return rows
 

@@ -1,5 +1,8 @@
 """The rows of a topology, as lines of a table."""
 
+from collections.abc import Sequence
+
+from experiments.benchmarking.topology import pods
 from experiments.benchmarking.topology.jobs import Figures, LayerJob, NetworkJob
 from experiments.benchmarking.topology.rows import Ratio, Row
 
@@ -53,3 +56,22 @@ def _numbers(figures: Figures, ratio: Ratio | None) -> str:
 def _of(ratio: Ratio | None, name: str) -> str:
     value = None if ratio is None else getattr(ratio, name)
     return f"{'-' if value is None else f'{value:.2f}':>9}"
+
+
+def pods_lines(chip: str, found: Sequence[pods.Cost]) -> list[str]:
+    """What pooling costs by the number of devices."""
+    first = found[0]
+    least = "at least " if pods.SPEEDS[chip].clock_hertz is None else ""
+    lines = [
+        "",
+        f"What pooling adds to a step: {first.all_reduces} all-reduces of {first.bytes / 2**10:,.0f} KiB in all; "
+        f"the rest takes {least}{1e3 * first.step_seconds:.1f} ms. Computed, not measured.",
+        f"{'devices':>9}{'whole batch, ms':>18}{'part of a step':>16}{f'spans of {pods.SPAN_DEVICES}, ms':>17}",
+    ]
+    for cost in found:
+        lines.append(
+            f"{cost.devices:>9,}{1e3 * cost.whole_seconds:>18.2f}{cost.share:>16.1%}{1e3 * cost.span_seconds:>17.2f}"
+        )
+    noticeable = pods.first_noticeable(list(found))
+    where = f"from {noticeable:,} devices on" if noticeable else "on none of these numbers of devices"
+    return [*lines, f"Pooling the whole batch takes more than {pods.NOTICEABLE:.0%} of a step {where}."]

@@ -1,0 +1,109 @@
+"""How long an all-reduce takes over the links of an accelerator, by published latencies and bandwidths.
+
+Sources:
+  TPUs: Austin et al., "How to Scale Your Model", https://jax-ml.github.io/scaling-book, 2025; part 2 for the links and
+    their bandwidth, part 3 for the time of a collective and the 1 us that each hop takes at least.
+  GPUs: the model by which NCCL chooses its algorithm, `ncclTopoTuneModel` in src/graph/tuning.cc of
+    https://github.com/NVIDIA/nccl, 2026: a tree, with the protocol for small messages, LL.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Torus:
+    """Chips on a grid, each linked to its neighbours.
+
+    Attributes:
+      axes: of the grid, 2 or 3.
+      largest: chips that these links connect.
+      wraps: whether an axis of a grid is closed to a ring.
+      link_bytes_per_second: of one link in one direction.
+      hop_seconds: from one chip to the next, at least.
+    """
+
+    axes: int
+    largest: int
+    wraps: Callable[[int, tuple[int, ...]], bool]
+    link_bytes_per_second: float
+    hop_seconds: float = 1e-6
+
+    def all_reduce_seconds(self, devices: int, size: float) -> float:
+        """The time of an all-reduce: that of a reduce-scatter and an all-gather, along one axis after another.
+
+        Args:
+          devices: a power of two.
+          size: bytes that each device gives.
+        """
+        grid = self.grid(devices)
+        hops, links = 0, 0
+        for n in grid:
+            ring = self.wraps(n, grid)
+            hops += n // 2 if ring else n - 1
+            links += 0 if n == 1 else 2 if ring else 1
+        if not links:
+            return 0.0
+        return 2 * max(hops * self.hop_seconds, size / (links * self.link_bytes_per_second))
+
+    def grid(self, devices: int) -> tuple[int, ...]:
+        """The grid of so many chips whose sides are most alike."""
+        doublings = devices.bit_length() - 1
+        if devices < 1 or 2**doublings != devices or devices > self.largest:
+            raise ValueError(f"devices must be a power of two up to {self.largest}; got {devices}")
+        return tuple(2 ** ((doublings + i) // self.axes) for i in range(self.axes))
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """GPUs in nodes, joined by NVLink within a node and by InfiniBand or Ethernet between nodes.
+
+    Attributes:
+      per_node: GPUs of a node.
+      largest: the number of GPUs up to which times are computed.
+      base_seconds: of any all-reduce.
+      link_seconds: of a step within a node.
+      network_seconds: of a step between nodes.
+      bytes_per_second: of small messages, within a node and between nodes.
+    """
+
+    per_node: int = 8
+    largest: int = 4096
+    base_seconds: float = 6.8e-6
+    link_seconds: float = 0.6e-6
+    network_seconds: float = 5.0e-6
+    bytes_per_second: tuple[float, float] = (141e9, 35e9)
+
+    def all_reduce_seconds(self, devices: int, size: float) -> float:
+        """The time of an all-reduce as a tree, which for small messages is as fast as a ring or faster.
+
+        Args:
+          devices: a node's or fewer, or as many as several nodes have.
+          size: bytes that each device gives.
+        """
+        if devices == 1:
+            return 0.0
+        nodes = max(1, devices // self.per_node)
+        steps = (devices // nodes - 1) * self.link_seconds + math.floor(math.log2(nodes)) * self.network_seconds
+        return self.base_seconds + 2 * steps + 2 * size / self.bytes_per_second[nodes > 1]
+
+
+Interconnect = Torus | Nodes
+
+
+def _full_axis(n: int, _: tuple[int, ...]) -> bool:
+    return n == 16
+
+
+def _whole_cubes(n: int, grid: tuple[int, ...]) -> bool:
+    """Optical switches close the axes of whole 4x4x4 cubes."""
+    return n > 1 and all(side % 4 == 0 for side in grid)
+
+
+INTERCONNECTS: dict[str, Interconnect] = {
+    "v5e": Torus(2, 256, _full_axis, 4.5e10),
+    "v5p": Torus(3, 4096, _whole_cubes, 9e10),
+    "v6e": Torus(2, 256, _full_axis, 9e10),
+    "h100": Nodes(),
+}

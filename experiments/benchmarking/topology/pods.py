@@ -1,0 +1,110 @@
+"""What pooling a norm's statistics costs per step, by the number of devices: computed, not measured.
+
+A ResNet-50 train step is compiled with pooled statistics and with those of each device alone. What the first has more
+of, all-reduces and their bytes, is what pooling adds; each is taken to stop the step for as long as
+`interconnect` says, since the next layer waits for it. The rest of the step takes what the compiler estimates in
+cycles (TPU), or at least the time in which its bytes cross the main memory (GPU).
+"""
+
+from dataclasses import dataclass
+
+from experiments.benchmarking.topology.interconnect import INTERCONNECTS
+from experiments.benchmarking.topology.jobs import Figures
+
+WHOLE, LOCAL = "plain", "local"
+SPAN_DEVICES = 8
+# A span is worth a thought where pooling the whole batch takes more than this part of a step.
+NOTICEABLE = 0.05
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a device works.
+
+    Attributes:
+      clock_hertz: of a TPU; its peak in bfloat16 divided by what its matrix units do per cycle.
+      memory_bytes_per_second: of a GPU's main memory.
+      source: where that is from.
+    """
+
+    clock_hertz: float | None
+    memory_bytes_per_second: float | None
+    source: str
+
+
+_CLOUD = "https://docs.cloud.google.com/tpu/docs"
+# A matrix unit of 128 x 128 multiplies and adds in each cell once per cycle.
+_UNIT = 2 * 128**2
+SPEEDS: dict[str, Speed] = {
+    "v5e": Speed(197e12 / (4 * _UNIT), None, f"197 TFLOP/s, 4 matrix units: {_CLOUD}/v5e"),
+    "v5p": Speed(459e12 / (8 * _UNIT), None, f"459 TFLOP/s, 2 cores of 4 matrix units: {_CLOUD}/v5p"),
+    "h100": Speed(None, 3.35e12, "3.35 TB/s: NVIDIA H100 SXM data sheet"),
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What pooling costs on a number of devices.
+
+    Attributes:
+      devices: that train together.
+      all_reduces: that pooling adds to a step.
+      bytes: that they reduce, of one device.
+      step_seconds: of a step without them.
+      whole_seconds: they take, where the whole batch is pooled.
+      span_seconds: they take, where spans of `SPAN_DEVICES` devices are.
+    """
+
+    devices: int
+    all_reduces: int
+    bytes: int
+    step_seconds: float
+    whole_seconds: float
+    span_seconds: float
+
+    @property
+    def share(self) -> float:
+        """Pooling the whole batch, as a part of a step without pooling."""
+        return self.whole_seconds / self.step_seconds
+
+
+def costs(chip: str, whole: Figures, local: Figures) -> list[Cost]:
+    """What pooling costs, from one span of devices to the most that the chip's links connect, by powers of two.
+
+    Args:
+      chip: a key of `SPEEDS`.
+      whole: of a step with pooled statistics.
+      local: of the same step with each device's own.
+
+    Example:
+      >>> step = Figures(None, 0, 15_000_000, None, 0, 0, collectives=1, collective_elements=0, collective_bytes=0,
+      ...     seconds=0)
+      >>> pooled = Figures(None, 0, 15_000_000, None, 0, 0, collectives=101, collective_elements=0,
+      ...     collective_bytes=400_000, seconds=0)
+      >>> cost = costs("v5e", pooled, step)[-1]
+      >>> cost.devices, round(1e3 * cost.step_seconds, 1), round(1e3 * cost.whole_seconds, 1)
+      (256, 10.0, 3.2)
+    """
+    links, number = INTERCONNECTS[chip], whole.collectives - local.collectives
+    size = whole.collective_bytes - local.collective_bytes
+
+    def seconds(devices: int) -> float:
+        return number * links.all_reduce_seconds(devices, size / number) if number else 0.0
+
+    found, devices = [], SPAN_DEVICES
+    while devices <= links.largest:
+        found.append(Cost(devices, number, size, _step(chip, whole), seconds(devices), seconds(SPAN_DEVICES)))
+        devices *= 2
+    return found
+
+
+def _step(chip: str, figures: Figures) -> float:
+    speed = SPEEDS[chip]
+    if speed.clock_hertz is not None:
+        return (figures.cycles or 0) / speed.clock_hertz
+    return figures.bytes / (speed.memory_bytes_per_second or 1)
+
+
+def first_noticeable(found: list[Cost]) -> int | None:
+    """The smallest number of devices on which pooling the whole batch takes more than `NOTICEABLE`; None: no number."""
+    return next((cost.devices for cost in found if cost.share > NOTICEABLE), None)
