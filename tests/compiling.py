@@ -1,4 +1,4 @@
-"""What JAX compiles while a block runs."""
+"""Counts the programs that JAX compiles while a block runs."""
 
 import contextlib
 from collections.abc import Iterator

@@ -49,3 +49,16 @@ from batchnorm_jax import batch_norm
 def test_errors_say_what_to_do(call, message):
     with pytest.raises(ValueError, match=message):
         call(jnp.ones((4, 3)))
+
+
+def test_an_activation_without_a_hash_and_an_epsilon_in_an_array_are_taken():
+    class Unhashable:
+        __hash__ = None
+
+        def __call__(self, x):
+            return jnp.tanh(x)
+
+    x = jnp.arange(6.0).reshape(3, 2)
+    got, _ = batch_norm(x, activation=Unhashable(), epsilon=jnp.float32(0.5))
+    want, _ = batch_norm(x, activation=jnp.tanh, epsilon=0.5)
+    assert jnp.array_equal(got, want)

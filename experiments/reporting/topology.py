@@ -100,7 +100,7 @@ def _memory(axes: Axes, rows) -> None:
 
 
 def _pods(axes: Axes, rows) -> None:
-    """What pooling adds to a step, by the number of devices: for the whole batch, and for spans."""
+    """Draws the time that pooling adds to a step by the number of devices, for the whole batch and for spans."""
     devices = [row["devices"] for row in rows]
     for name, title, colour in (
         ("whole_seconds", "the whole batch", COLOURS["plain"]),

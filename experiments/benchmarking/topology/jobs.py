@@ -17,6 +17,8 @@ from experiments.models.resnet import plain
 AXIS = "batch"
 FLAX = "flax"
 POLICY = "save_norm_inputs"
+# The span of the variant that has one.
+SPAN_DEVICES = 8
 # What the policy is applied to: the model, or each residual block.
 REMAT = ("whole", "block")
 
@@ -47,7 +49,7 @@ VARIANTS: dict[str, Variant] = {
     "plain": Variant("ours, drop-in", plain(BatchNorm)),
     "fused": Variant("ours, ReLU and residual fused", BatchNorm),
     "policy": Variant("ours, drop-in, with the policy", plain(BatchNorm), policy=True),
-    "span": Variant("ours, spans of 8 devices", plain(BatchNorm), span_devices=8),
+    "span": Variant(f"ours, spans of {SPAN_DEVICES} devices", plain(BatchNorm), span_devices=SPAN_DEVICES),
     "local": Variant("ours, each device alone", plain(BatchNorm), pooled=False),
     # Without biases either: convolutions, ReLUs and sums alone.
     "none": Variant("no norm", plain(lambda **_: lambda x, **_: x), has_norm=False),

@@ -1,4 +1,4 @@
-"""What pooling a norm's statistics costs per step, by the number of devices: computed, not measured.
+"""The cost per step of pooling a norm's statistics, by the number of devices: computed, not measured.
 
 A ResNet-50 train step is compiled with pooled statistics and with those of each device alone. What the first has more
 of, all-reduces and their bytes, is what pooling adds; each is taken to stop the step for as long as
@@ -9,10 +9,9 @@ cycles (TPU), or at least the time in which its bytes cross the main memory (GPU
 from dataclasses import dataclass
 
 from experiments.benchmarking.topology.interconnect import INTERCONNECTS
-from experiments.benchmarking.topology.jobs import Figures
+from experiments.benchmarking.topology.jobs import SPAN_DEVICES, Figures
 
 WHOLE, LOCAL = "plain", "local"
-SPAN_DEVICES = 8
 # A span is worth a thought where pooling the whole batch takes more than this part of a step.
 NOTICEABLE = 0.05
 
@@ -44,7 +43,7 @@ SPEEDS: dict[str, Speed] = {
 
 @dataclass(frozen=True)
 class Cost:
-    """What pooling costs on a number of devices.
+    """The cost of pooling on one number of devices.
 
     Attributes:
       devices: that train together.
@@ -69,7 +68,7 @@ class Cost:
 
 
 def costs(chip: str, whole: Figures, local: Figures) -> list[Cost]:
-    """What pooling costs, from one span of devices to the most that the chip's links connect, by powers of two.
+    """Returns the cost of pooling by powers of two, from one span of devices to all that the links connect.
 
     Args:
       chip: a key of `SPEEDS`.

@@ -82,7 +82,7 @@ def run(
 
 
 def _pods(chip: str, figures: Mapping[str, Figures | None]) -> list[dict[str, Any]]:
-    """What pooling costs by the number of devices, from the rows of a network; printed."""
+    """Prints and returns the cost of pooling by the number of devices, from the rows of a network."""
     whole, local = (figures.get(name) for name in (pods.WHOLE, pods.LOCAL))
     if chip not in pods.SPEEDS or whole is None or local is None:
         needed = f"the rows {pods.WHOLE} and {pods.LOCAL} of one of {', '.join(pods.SPEEDS)}"

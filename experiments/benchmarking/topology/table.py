@@ -59,7 +59,7 @@ def _of(ratio: Ratio | None, name: str) -> str:
 
 
 def pods_lines(chip: str, found: Sequence[pods.Cost]) -> list[str]:
-    """What pooling costs by the number of devices."""
+    """Returns the lines of a table of the cost of pooling by the number of devices."""
     first = found[0]
     least = "at least " if pods.SPEEDS[chip].clock_hertz is None else ""
     lines = [
