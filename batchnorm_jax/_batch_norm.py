@@ -91,7 +91,8 @@ def batch_norm(
         another activation also the residual. "output", keep y alone and undo the activation and the norm, so that
         `x` need not live: for no activation, `jax.nn.leaky_relu` and `jax.nn.elu`. In it |scale| + 1e-5 takes the
         place of scale, and a gradient is only as exact as y holds x: in bfloat16 that of a scale of 0.01 beside a
-        bias of 0.5 is 13% off. Not for networks whose scales go to zero.
+        bias of 0.5 is 13% off. Not for networks whose scales go to zero. "nothing", as "input", but inside
+        `jax.checkpoint` with the policy `save_norm_inputs` `x` is computed again, with the layer before it.
       dtype: of y; None: what `x`, `scale`, `bias` and `residual` promote to.
 
     Returns:

@@ -30,7 +30,7 @@ INPUT_NAME, STATISTICS_NAME = "batch_norm_input", "batch_norm_statistics"
 
 def effective_scale(scale: jax.Array | None, save_for_backward: str) -> jax.Array | None:
     """Returns the scale that is applied: |scale| + 1e-5 where y is to be inverted."""
-    return scale if scale is None or save_for_backward == "input" else jnp.abs(scale) + SCALE_FLOOR
+    return scale if scale is None or save_for_backward != "output" else jnp.abs(scale) + SCALE_FLOOR
 
 
 class Correction(NamedTuple):
@@ -71,7 +71,8 @@ def normalize_by_batch(
 
     Inputs are validated and cut into spans already; no gradient flows into shift and correction.
     """
-    x = checkpoint_name(x, INPUT_NAME)
+    if spec.save_for_backward != "nothing":
+        x = checkpoint_name(x, INPUT_NAME)
     # What a policy keeps goes into each checkpoint within once more, and comes out as a copy to be kept. A name that no
     # policy knows is computed again, in the place of these copies, and costs nothing.
     x = checkpoint_name(x, "batch_norm_input_again")
@@ -221,7 +222,7 @@ def _affine_jvp(spec: Spec, primals, tangents):
 
 
 def _affine_tangent(spec: Spec, saved: _Saved, dx, dgain, dconstant, dresidual):
-    undone = None if spec.save_for_backward == "input" else partial(undo, spec.activation)
+    undone = partial(undo, spec.activation) if spec.save_for_backward == "output" else None
     wide = partial(expand, features=spec.features, ndim=dx.ndim)
     gain = saved.gain
     if saved.alive is not None:

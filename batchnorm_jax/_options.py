@@ -13,7 +13,7 @@ from batchnorm_jax._activations import inverse
 from batchnorm_jax._moments import feature_axes
 
 COLLECTIVES = ("psum", "all_gather")
-SAVED = ("input", "output")
+SAVED = ("input", "output", "nothing")
 # What `synchronize` may give to a norm that exists: how it pools and averages, not what the model computes or keeps.
 OF_SYNCHRONIZE = (
     "axis_index_groups",
@@ -70,7 +70,7 @@ def check_options(*, collective, activation: Any, save_for_backward, has_residua
     ):
         if value not in known:
             raise ValueError(f"{caller}: {name}={value!r} is not known; give one of {', '.join(map(repr, known))}")
-    if save_for_backward == "input":
+    if save_for_backward != "output":
         return
     function: Any = activation
     if inverse(function) is None:

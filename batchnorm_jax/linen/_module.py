@@ -48,7 +48,7 @@ class BatchNorm(nn.Module):
       span: how many examples are normalised together; None: all.
       collective: "psum" or "all_gather", the accurate one.
       activation: an elementwise function of the result, computed again in the backward pass.
-      save_for_backward: "input" or "output".
+      save_for_backward: "input", "output" or "nothing": see `batchnorm_jax.batch_norm`.
       unbiased_running_var: average the variance that is divided by max(n - 1, 1), as PyTorch does.
       skip_nonfinite: leave the running statistics of a feature as they are where the batch's are not finite.
       update_stats: update the running statistics. None: the opposite of `use_running_average`.
@@ -166,10 +166,13 @@ class BatchNorm(nn.Module):
             diagnose(self, figure, "/".join(self.path) or "BatchNorm")
         return called.y
 
+    # Not wrapped: a wrapped method is a row of `nn.tabulate` and a call that interceptors see.
+    @nn.nowrap
     def _limits(self) -> Limits | None:
         """Those of a renormalization, of which there is none here."""
         return None
 
+    @nn.nowrap
     def _count_step(self) -> None:
         """The running statistics were updated."""
 
@@ -207,9 +210,11 @@ class BatchRenorm(BatchNorm):
         check_limits(self.r_max, self.d_max, caller="BatchRenorm")
         super().__post_init__()
 
+    @nn.nowrap
     def _limits(self) -> Limits:
         steps = self.variable("batch_stats", "steps", jnp.zeros, (), jnp.int32)
         return limits_at(self.r_max, self.d_max, steps.value)
 
+    @nn.nowrap
     def _count_step(self) -> None:
         self.put_variable("batch_stats", "steps", self.get_variable("batch_stats", "steps") + 1)

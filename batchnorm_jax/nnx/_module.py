@@ -50,7 +50,7 @@ class BatchNorm(nnx.Module):
       span: how many examples are normalised together; None: all.
       collective: "psum" or "all_gather", the accurate one.
       activation: an elementwise function of the result, computed again in the backward pass.
-      save_for_backward: "input" or "output".
+      save_for_backward: "input", "output" or "nothing": see `batchnorm_jax.batch_norm`.
       unbiased_running_var: average the variance that is divided by max(n - 1, 1), as PyTorch does.
       skip_nonfinite: leave the running statistics of a feature as they are where the batch's are not finite.
       update_stats: update the running statistics. None: the opposite of `use_running_average`.
