@@ -3,7 +3,7 @@
 import math
 import operator
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +113,7 @@ def update_running(
         keep = keep & jnp.isfinite(moments.mean) & jnp.isfinite(new_var)
 
     def averaged(running, batch):
-        dtype = jnp.promote_types(running.dtype, batch.dtype) if jnp.iscomplexobj(batch) else running.dtype
+        dtype = promoted(running, batch) if jnp.iscomplexobj(batch) else running.dtype
         # In half precision the product alone would round away what is added.
         running = running.astype(batch.dtype)
         return jnp.where(keep, momentum * running + (1 - momentum) * batch, running).astype(dtype)
@@ -207,9 +207,20 @@ def count_mask(mask: jax.Array, shape: tuple[int, ...], features: tuple[int, ...
     return count.reshape(()) if count.size == 1 else jnp.broadcast_to(count, tuple(shape[i] for i in features))
 
 
+def promoted(*given: Any) -> jnp.dtype:
+    """Returns the dtype that arrays or dtypes promote to, by JAX's standard rules.
+
+    It is for what the norm decides by itself, as that sums are taken in float32. Under
+    `jax_numpy_dtype_promotion="strict"` JAX refuses to say it, since users are to say it: what they are to say, the
+    dtype of a result, is asked of `jnp.result_type`.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*given)
+
+
 def statistics_dtype(dtype) -> jnp.dtype:
     """The dtype of sums and means: that of the input, but at least float32."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return promoted(dtype, jnp.float32)
 
 
 def real_dtype(dtype) -> jnp.dtype:
@@ -219,7 +230,7 @@ def real_dtype(dtype) -> jnp.dtype:
 
 def widened(x: jax.Array, dtype) -> jax.Array:
     """`x`, wide enough that a result of `dtype` is right to its last digit."""
-    wide = jnp.promote_types(statistics_dtype(x.dtype), dtype)
+    wide = promoted(statistics_dtype(x.dtype), dtype)
     return x if wide == statistics_dtype(x.dtype) else x.astype(wide)
 
 

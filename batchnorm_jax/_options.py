@@ -38,8 +38,8 @@ def check_synchronize(options: Iterable[str]) -> None:
             )
 
 
-def check_input(x: jax.Array, axis, *, caller: str) -> tuple[int, ...]:
-    """The feature axes of an input that can be normalised."""
+def check_input(x: jax.Array, axis, *, caller: str, may_be_empty: bool = False) -> tuple[int, ...]:
+    """Returns the feature axes of an input that can be normalised; by known statistics an empty one can be, too."""
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         raise ValueError(
             f"{caller}: the input must have a floating point or complex dtype, not {x.dtype}; "
@@ -48,8 +48,10 @@ def check_input(x: jax.Array, axis, *, caller: str) -> tuple[int, ...]:
     features = feature_axes(axis, x.ndim, caller=caller)
     if 0 in (x.shape[i] for i in features):
         raise ValueError(f"{caller}: the input of shape {x.shape} has no features on axis {axis}")
-    if x.size == 0:
-        raise ValueError(f"{caller}: the input of shape {x.shape} has no positions; give at least one example")
+    if x.size == 0 and not may_be_empty:
+        raise ValueError(
+            f"{caller}: the input of shape {x.shape} has no positions to take statistics of; give at least one example"
+        )
     return features
 
 

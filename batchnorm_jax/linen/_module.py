@@ -11,7 +11,7 @@ from flax import linen as nn
 from batchnorm_jax._activations import Activation
 from batchnorm_jax._collectives import AxisName
 from batchnorm_jax._layer import Limit, Limits, Running, call, diagnose, limits_at
-from batchnorm_jax._moments import feature_axes
+from batchnorm_jax._moments import feature_axes, promoted
 from batchnorm_jax._options import check_options
 from batchnorm_jax._renorm import check_limits, relaxed_d_max, relaxed_r_max
 
@@ -135,7 +135,7 @@ class BatchNorm(nn.Module):
         features = feature_axes(self.axis, x.ndim, caller=f"BatchNorm {self.name or ''}".strip())
         shape = tuple(x.shape[i] for i in features)
         stats_dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
-        mean_dtype = jnp.promote_types(stats_dtype, jnp.complex64) if jnp.iscomplexobj(x) else stats_dtype
+        mean_dtype = promoted(stats_dtype, jnp.complex64) if jnp.iscomplexobj(x) else stats_dtype
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, mean_dtype)
         var = self.variable("batch_stats", "var", jnp.ones, shape, stats_dtype)
         scale = self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None
