@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from batchnorm_jax._activations import inverse
+from batchnorm_jax._activations import inverse, recognised
 from batchnorm_jax._moments import feature_axes
 
 COLLECTIVES = ("psum", "all_gather")
@@ -75,7 +75,7 @@ def check_options(*, collective, activation: Any, save_for_backward, has_residua
     if save_for_backward == "input":
         return
     function: Any = activation
-    if inverse(function) is None:
+    if inverse(recognised(function)) is None:
         name = getattr(activation, "__name__", activation)
         raise ValueError(
             f"{caller}: save_for_backward='output' undoes the activation, which {name} does not allow; use none, "
