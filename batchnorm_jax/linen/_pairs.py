@@ -11,6 +11,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 from batchnorm_jax._inference import unknown_path
 from batchnorm_jax._moments import feature_axes
+from batchnorm_jax.linen._adapt import plain_class
 from batchnorm_jax.linen._flow import STORED_OF_LAYER, STORED_OF_NORM, Flow, follow, mark
 from batchnorm_jax.linen._module import BatchNorm, BatchRenorm
 
@@ -107,14 +108,6 @@ def check_pairs(seen: Trace, pairs: Iterable[tuple[str, str]]) -> list[tuple[See
             raise ValueError(f"fold: {objection}")
         chosen.append((seen.layers[layer], seen.norms[norm]))
     return chosen
-
-
-def plain_class(module: nn.Module) -> type:
-    """The class of a module, under what `nn.remat`, `nn.jit`, `nn.scan` and their like make of it."""
-    cls = type(module)
-    while cls.__module__ == "flax.linen.transforms":
-        cls = cls.__bases__[0]
-    return cls
 
 
 def _objection(seen: Trace, layer: str, norm: str) -> str:
