@@ -1,6 +1,7 @@
 """Normalising by fixed moments: what a trained model does, and how the layer before can do it as well."""
 
 import difflib
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -196,6 +197,18 @@ def unknown_path(kind: str, path: str, known: Iterable[str]) -> ValueError:
     closest = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
     hint = f"; did you mean {closest[0]!r}?" if closest else ""
     return ValueError(f"fold: no {kind} {path!r} can be folded; there are: {', '.join(known) or 'none'}{hint}")
+
+
+def warn_of_norms_that_stay(number: int, reasons: Sequence[str]) -> None:
+    """Warns of norms that were not folded where all that can be were asked for."""
+    if number:
+        more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
+        warnings.warn(
+            f"fold: {number} norm{'s' if number > 1 else ''} of the model stay{'' if number > 1 else 's'} as "
+            f"{'they are' if number > 1 else 'it is'}: {'; '.join(reasons[:5])}{more}. Give pairs to fold these alone",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _gain(var: jax.Array, scale: jax.Array | None, epsilon: float, wide: Any) -> jax.Array:

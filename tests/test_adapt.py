@@ -249,3 +249,29 @@ def test_recalibration_tells_of_a_norm_that_stays_beside_others():
         new = linen.recalibrate(model, variables, [x])
     assert jnp.array_equal(new["batch_stats"]["layers_1"]["mean"], jnp.zeros(4))
     linen.recalibrate(model, variables, [x], replace={Copied: None})
+
+
+@pytest.mark.parametrize("kind", ["copied", "own", "with setup"])
+def test_it_folds_where_it_is_said_how(kind):
+    x, model = draw(), Net(kind)
+    variables = linen.recalibrate(model, model.init(jax.random.key(0), x, True), [x], False, replace=REPLACE)
+    apply, folded = linen.fold(model, variables, None, x, False, replace=REPLACE)
+    assert "batch_stats" not in folded
+    np.testing.assert_allclose(apply(folded, x, False), model.apply(variables, x, False), atol=1e-5)
+    with pytest.raises(ValueError, match=r"fold: there is nothing to fold: norm \(.*\) keeps a mean and a variance"):
+        linen.fold(model, variables, None, x, False)
+
+
+def test_folding_tells_which_norms_stay_and_why():
+    rest = {"use_running_average": True}
+    layers = [nn.Dense(4), nn.BatchNorm(**rest), nn.tanh, nn.BatchNorm(**rest), nn.Dense(4), Copied(**rest)]
+    x, model = draw(), nn.Sequential(layers)
+    variables = model.init(jax.random.key(0), x)
+    why = r"fold: 2 norms .*: layers_5 \(Copied\) keeps .*'layers_3' is given does not come straight from"
+    with pytest.warns(UserWarning, match=why):
+        apply, folded = linen.fold(model, variables, None, x)
+    np.testing.assert_allclose(apply(folded, x), model.apply(variables, x), atol=1e-5)
+    with pytest.warns(UserWarning, match=r"fold: 1 norm .* stays as it is: .*'layers_3'"):
+        apply, folded = linen.fold(model, variables, None, x, replace=REPLACE)
+    np.testing.assert_allclose(apply(folded, x), model.apply(variables, x), atol=1e-5)
+    linen.fold(model, variables, [("layers_0", "layers_1")], x)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import jax
@@ -61,8 +61,35 @@ def called(context: nn.module.InterceptorContext) -> Any:
     return getattr(context.orig_method, "func", None)
 
 
+def replacer(rules: Mapping[type, Any], *, caller: str, folded: Container[str] | None = None) -> Callable[..., Any]:
+    """Returns an interceptor that runs the norms of `rules` as ours; `folded`: these alone, which have no variables."""
+
+    def intercept(next_function, args, kwargs, context: nn.module.InterceptorContext):
+        module = context.module
+        known = rules.get(plain_class(module)) is not None and module.scope is not None
+        if not known or (folded is not None and "/".join(module.path) not in folded):
+            return next_function(*args, **kwargs)
+        if context.method_name == "setup" and folded is not None:
+            return None  # It would ask for variables that are gone.
+        if not is_to_replace(context, rules):
+            return next_function(*args, **kwargs)
+        rule = rules[plain_class(module)]
+        norm, x, call = norm_instead(module, rule, args, kwargs, caller=caller, has_variables=folded is None)
+        return norm(x, **call)
+
+    return intercept
+
+
 def run_as_ours(module: Any, rule: Any, args: tuple, kwargs: dict[str, Any], *, caller: str, **options: Any) -> Any:
     """Calls our norm, with the options that `rule` gives, on the variables of a third party's."""
+    norm, x, call = norm_instead(module, rule, args, kwargs, caller=caller, has_variables=True, **options)
+    return norm(x, **call)
+
+
+def norm_instead(
+    module: Any, rule: Any, args: tuple, kwargs: dict[str, Any], *, caller: str, has_variables: bool, **options: Any
+) -> tuple[BatchNorm, jax.Array, dict[str, Any]]:
+    """Returns our norm on the variables of a third party's, its input and the rest of its call."""
     where = f"{'/'.join(module.path) or 'the model'} ({type(module).__name__})"
     own = _as_flax(module, *args, **kwargs) if rule is nn.BatchNorm else rule(module, *args, **kwargs)
     if not isinstance(own, Mapping):
@@ -83,13 +110,15 @@ def run_as_ours(module: Any, rule: Any, args: tuple, kwargs: dict[str, Any], *, 
     wanted = [("batch_stats", "mean"), ("batch_stats", "var")]
     wanted += [("params", name) for name, used in (("scale", norm.use_scale), ("bias", norm.use_bias)) if used]
     wanted += [("batch_stats", "steps")] if kind is BatchRenorm else []
-    if missing := [f"{collection}/{name}" for collection, name in wanted if not scope.has_variable(collection, name)]:
+    if has_variables and (
+        missing := [f"{collection}/{name}" for collection, name in wanted if not scope.has_variable(collection, name)]
+    ):
         raise ValueError(
             f"{caller}: {where} has no {missing[0]}, which batchnorm_jax.linen.{kind.__name__} keeps; give "
             "use_scale=False or use_bias=False where it learns none, or rename its variables"
         )
     x = args[0] if args else next(iter(kwargs.values()))
-    return norm(x, **call)
+    return norm, x, call
 
 
 def _as_flax(module: Any, x: jax.Array, use_running_average: bool | None = None, *, mask: Any = None) -> dict[str, Any]:
