@@ -1,6 +1,7 @@
 """Population statistics of a flax.nnx model."""
 
 import functools
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +12,7 @@ from batchnorm_jax import _recalibrate
 from batchnorm_jax._layer import Running, pool_calls, pooled_moments, pooled_over
 from batchnorm_jax._moments import feature_axes
 from batchnorm_jax.nnx._module import BatchNorm, BatchRenorm
-from batchnorm_jax.nnx._synchronize import become_ours, norms
+from batchnorm_jax.nnx._synchronize import become_ours, lookalikes, name_lookalikes, no_norms, norms
 
 
 def recalibrate(model: nnx.Module, batches: Iterable[Any], *args: Any, mode: str = "pooled", **kwargs: Any) -> None:
@@ -54,7 +55,9 @@ def recalibrate(model: nnx.Module, batches: Iterable[Any], *args: Any, mode: str
                 "normalises is not known"
             )
     if not own:
-        raise ValueError(f"recalibrate: {type(model).__name__} has no batch normalization")
+        raise no_norms(model, caller="recalibrate")
+    if left := lookalikes(model):
+        warnings.warn(f"recalibrate: {name_lookalikes(left)}", UserWarning, stacklevel=2)
     graph, state = nnx.split(model)
 
     @jax.jit
