@@ -77,7 +77,9 @@ def pool(moments: Moments, axis: int = 0) -> Moments:
     spread = var + squared_modulus(offset - shift[None])
     pooled = jnp.sum(jnp.where(weight > 0, weight * spread, 0), axis=0) / safe
     alive = total > 0
-    return Moments(jnp.where(alive, reference + shift, 0), jnp.where(alive, pooled, 1), jnp.sum(count, axis=0))
+    # Not as integers: 32 bits overflow at two thousand million positions, a data set of a few thousand photographs.
+    count = jnp.sum(count.astype(var.dtype), axis=0)
+    return Moments(jnp.where(alive, reference + shift, 0), jnp.where(alive, pooled, 1), count)
 
 
 def update_running(
@@ -104,7 +106,11 @@ def update_running(
 
     Returns:
       The new mean and variance, in the dtypes of the old, computed in that of the batch's.
+
+    Raises:
+      ValueError: the momentum is None, below 0 or above 1.
     """
+    check_momentum(momentum, caller="update_running")
     new_var = moments.var
     if unbiased:
         new_var = new_var * (moments.count / jnp.maximum(moments.count - 1, 1))
@@ -119,6 +125,20 @@ def update_running(
         return jnp.where(keep, momentum * running + (1 - momentum) * batch, running).astype(dtype)
 
     return averaged(mean, moments.mean), averaged(var, new_var)
+
+
+def check_momentum(momentum: Any, *, caller: str) -> None:
+    """Raises a ValueError for a momentum that is no share; an array's value may be known only in a run."""
+    if momentum is None:
+        raise ValueError(
+            f"{caller}: momentum=None, PyTorch's plain average over all batches, is not kept here; give a number of 0 "
+            "to 1, and take the exact statistics at the end with recalibrate"
+        )
+    if isinstance(momentum, bool | str) or (isinstance(momentum, int | float) and not 0 <= momentum <= 1):
+        raise ValueError(
+            f"{caller}: momentum={momentum!r} must be a number of 0 to 1, the share of the running statistics that is "
+            "kept (PyTorch's momentum is 1 minus this one)"
+        )
 
 
 def conditioning(moments: Moments, shift: jax.Array) -> jax.Array:

@@ -121,6 +121,24 @@ def _moments_of(moments_fn, variables, batches) -> Any:
     return total
 
 
+def of_batches(moments_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Returns the same function, which says what a batch is where a model fails on a tuple, as (images, labels)."""
+
+    def function(variables: Any, batch: Any) -> Any:
+        if not isinstance(batch, tuple | list):
+            return moments_fn(variables, batch)
+        try:
+            return moments_fn(variables, batch)
+        except Exception as error:
+            raise ValueError(
+                f"recalibrate: a batch is the first argument of the model's call, and this one is a "
+                f"{type(batch).__name__} of {len(batch)}, on which the model fails ({type(error).__name__}). If these "
+                "are (images, labels), give the images alone: recalibrate(..., [images for images, _ in batches])"
+            ) from error
+
+    return function
+
+
 def _has_no_examples(batch: Any) -> bool:
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch) if hasattr(leaf, "shape")]
     lengths = [shape[0] for shape in shapes if shape]

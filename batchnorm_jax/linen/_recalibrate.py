@@ -74,7 +74,7 @@ def recalibrate(
     Source: see `batchnorm_jax.recalibrate`.
     """
     function = jax.jit(moments_fn(model, *args, mode=mode, replace=replace, **kwargs))
-    return _recalibrate.recalibrate(function, variables, batches, mode=mode)
+    return _recalibrate.recalibrate(_recalibrate.of_batches(function), variables, batches, mode=mode)
 
 
 def moments_fn(

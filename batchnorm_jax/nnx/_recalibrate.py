@@ -70,7 +70,9 @@ def recalibrate(model: nnx.Module, batches: Iterable[Any], *args: Any, mode: str
         return {path: norm.recorded.get_value() for path, norm in found.items() if norm.recorded is not None}
 
     stats = {path: {"mean": norm.mean[...], "var": norm.var[...]} for path, norm in own.items()}
-    variables = _recalibrate.recalibrate(moments_fn, {"batch_stats": stats, "state": state}, batches, mode=mode)
+    variables = _recalibrate.recalibrate(
+        _recalibrate.of_batches(moments_fn), {"batch_stats": stats, "state": state}, batches, mode=mode
+    )
     for path, norm in own.items():
         norm.mean.set_value(variables["batch_stats"][path]["mean"])
         norm.var.set_value(variables["batch_stats"][path]["var"])

@@ -15,7 +15,11 @@ from batchnorm_jax.nnx._module import BatchNorm
 _PARAMETERS = inspect.signature(BatchNorm.__init__).parameters
 _OF_FLAX = inspect.signature(nnx.BatchNorm.__init__).parameters
 # What our norm has and Flax's lacks, with its defaults.
-_OURS = {name: parameter.default for name, parameter in _PARAMETERS.items() if name not in _OF_FLAX}
+_OURS = {
+    name: parameter.default
+    for name, parameter in _PARAMETERS.items()
+    if name not in _OF_FLAX and parameter.kind is inspect.Parameter.KEYWORD_ONLY
+}
 
 
 def synchronize(model: nnx.Module, *, axis_name: AxisName | None, **options: Any) -> list[str]:
