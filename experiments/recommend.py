@@ -14,6 +14,7 @@ from absl import flags
 from experiments import _flags
 from experiments.reporting import recommendation_lines, write_recommendation_page
 from experiments.studies.recommending.run import finite, recommend
+from experiments.training.terminal import say
 
 FLAGS = flags.FLAGS
 OPTIONS = ("dataset", "data_dir", "image_size", "model", "norm", "span", "dtype", "num_devices")
@@ -55,7 +56,7 @@ def main() -> None:
     if FLAGS.json:
         print(json.dumps(finite(result), indent=1))
     else:
-        print("\n".join([*recommendation_lines(result), "", f"report      {page}"]))
+        say("\n".join([*recommendation_lines(result), "", f"report    {page}"]))
 
 
 if __name__ == "__main__":

@@ -34,31 +34,31 @@ def width(stream: TextIO) -> int:
 
 
 def folded(text: str, columns: int) -> str:
-    """A text in lines that fit, broken between words, each but the first indented.
+    """A text in lines that fit, broken between words; a line that goes on is indented as what it belongs to.
 
     Example:
       >>> print(folded("note      of more than one line", 20))
       note      of more
                 than one
                 line
+      >>> print(folded("- a point of a list", 12))
+      - a point of
+        a list
     """
-    lines = []
-    for line in text.split("\n"):
-        # At least some words on a line, however narrow the terminal.
-        fits = max(columns, 2 * INDENT)
-        lines += [line] if len(line) <= fits else _broken(line, fits)
-    return "\n".join(lines)
+    return "\n".join(part for line in text.split("\n") for part in _broken(line, columns))
 
 
 def _broken(line: str, columns: int) -> list[str]:
+    label, point = re.match(r"\S+ {2,}$", line[:INDENT]), line.startswith("- ")
+    # A command is to be copied whole, so the terminal breaks it; and some words fit on a line of any terminal.
+    if len(line) <= columns or line.startswith("python ") or (label and columns < 2 * INDENT):
+        return [line]
     # Between fields, which two spaces part, where there are any.
     if re.search(r"\S  +\S", line[INDENT:]):
         line = re.sub(r"(?<=\S) (?=\S)", HARD_SPACE, line)
-    # A path is to be copied whole, so that one that is too long is left to the terminal.
-    broken = textwrap.wrap(
-        line, columns, subsequent_indent=" " * INDENT, break_long_words=False, break_on_hyphens=False
-    )
-    return [part.replace(HARD_SPACE, " ") for part in broken]
+    indent = " " * (INDENT if label else 2 * point)
+    broken = textwrap.wrap(line, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return [part.replace(HARD_SPACE, " ") for part in broken or [line]]
 
 
 def say(text: str) -> None:
