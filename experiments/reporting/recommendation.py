@@ -8,7 +8,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments._errors import UsageError
-from experiments.reporting.document import commands, document, figure, table
+from experiments.reporting.curves import read_study
+from experiments.reporting.document import commands, document, figure, made_on, table
 from experiments.reporting.recommendation_text import (
     command,
     headline,
@@ -18,7 +19,16 @@ from experiments.reporting.recommendation_text import (
     settings,
     spent,
 )
-from experiments.reporting.section import COLOUR, GREY, SECOND, canvas, logarithmic, sizes_axis
+from experiments.reporting.section import moments_of
+from experiments.reporting.style import (
+    COLOUR,
+    GREY,
+    SECOND,
+    canvas,
+    legend,
+    logarithmic,
+    sizes_axis,
+)
 
 FILE = "recommendation.json"
 EXPECT = "What to expect at half, one and two times this size; in brackets, where 19 of 20 runs should lie"
@@ -68,7 +78,7 @@ def recommendation_figure(folder: str | Path) -> Figure:
         middle, low, high = zip(*(c[name] for c in candidates), strict=True)
         # A band without a bound would hide the rest.
         high = [m * 10 if h is None else min(h, 10 * m) for h, m in zip(high, middle, strict=True)]
-        axes.fill_between(sizes, low, high, color=COLOUR, alpha=0.15)
+        axes.fill_between(sizes, low, high, color=COLOUR, alpha=0.15, linewidth=0, label="19 of 20 runs")
         axes.plot(sizes, middle, "-", color=COLOUR, linewidth=1.5, label="predicted")
     if name == "seconds":
         for reached, marker, text in ((True, "o", "run that reached it"), (False, "^", "run cut short")):
@@ -83,10 +93,10 @@ def recommendation_figure(folder: str | Path) -> Figure:
         axes.plot(*zip(*points, strict=True), "o", color=GREY, markersize=4, label="measured")
         sizes = [*sizes, *(size for size, _ in points)]
     if advice is not None:
-        axes.axvline(advice["batch_size"], color=SECOND, linewidth=1, label=f"recommended, {advice['batch_size']:,}")
+        axes.axvline(advice["batch_size"], color=SECOND, linewidth=1, label=f"recommended: {advice['batch_size']:,}")
     sizes_axis(axes, sizes)
     logarithmic(axes, label)
-    axes.legend(frameon=False, fontsize=8)
+    legend(axes)
     return drawing
 
 
@@ -98,12 +108,13 @@ def write_recommendation_page(folder: str | Path) -> Path:
     """
     result = _read(folder)
     evidence, advice = result["evidence"], result["advice"]
-    parts = [f"<p><strong>{html.escape(headline(result))}</strong></p>"]
+    rows = read_study(folder).values() if (Path(folder) / "results.jsonl").exists() else ()
+    parts = [made_on(moments_of(rows)), f"<p><strong>{html.escape(headline(result))}</strong></p>"]
     if advice is not None:
-        head, *rows = predictions(advice)
+        head, *cells = predictions(advice)
         parts += [
             commands(command(advice)),
-            table(("setting", ""), settings(advice, evidence)).replace('class="n"', ""),
+            table(("setting", ""), settings(advice, evidence), numbers=False),
             "<h2>Why</h2>",
             _list(reasons(advice)),
             figure(
@@ -114,7 +125,7 @@ def write_recommendation_page(folder: str | Path) -> Path:
             ),
             "<h2>What to expect</h2>",
             f"<p>{EXPECT}.</p>",
-            table(head, rows),
+            table(head, cells, wrap=True),
         ]
     parts += ["<h2>Measured</h2>", _list(measured(evidence))]
     if evidence["not_measured"]:

@@ -5,7 +5,8 @@ import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from experiments.reporting.section import interval, number
+from experiments.reporting.section import interval
+from experiments.reporting.style import number
 
 # Beyond this a bound says nothing.
 MOST = 1e7
