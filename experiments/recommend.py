@@ -30,9 +30,13 @@ def define_flags() -> None:
     flags.DEFINE_integer("span", None, "As for experiments.train.")
     flags.DEFINE_string("dtype", None, "As for experiments.train.")
     flags.DEFINE_integer("num_devices", None, "As for experiments.train.")
-    flags.DEFINE_enum("optimizer", "nesterov", ["nesterov", "sgd"], "Of all runs.")
-    flags.DEFINE_float("target_accuracy", None, "To be reached soon, such as 0.98. Default: none; no run goes to one.")
-    flags.DEFINE_float("budget_minutes", 10.0, "What measuring may take.")
+    flags.DEFINE_enum("optimizer", "nesterov", ["nesterov", "sgd"], "Optimizer of all runs.")
+    flags.DEFINE_float(
+        "target_accuracy",
+        None,
+        "Accuracy to reach as fast as possible, such as 0.98. Default: none.",
+    )
+    flags.DEFINE_float("budget_minutes", 10.0, "Time limit for measuring, in minutes.")
     flags.DEFINE_string("workdir", None, "Folder for the results. Default: runs/recommend-DATASET-MODEL.")
     flags.DEFINE_bool("json", False, "Print the result as JSON, and nothing else.")
 

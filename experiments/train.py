@@ -28,11 +28,16 @@ def define_flags() -> None:
     """Defines the flags; a program that only imports this module has none of them."""
     _flags.define(TrainConfig)
     names = ", ".join(sorted(presets.PRESETS))
+    flags.DEFINE_bool("list_presets", False, "Print the presets with result and source, and train nothing.")
     flags.DEFINE_string("preset", None, f"A published recipe, which flags beside it change: {names}.")
 
 
 def main() -> None:
     """Parses the flags, trains, prints the summary."""
+    if FLAGS.list_presets:
+        for name, preset in sorted(presets.PRESETS.items()):
+            say(f"{name}\n- result: {preset.result}\n- source: {preset.source}\n- time: {preset.time}")
+        return
     if FLAGS.preset in presets.PRESETS:
         preset = presets.PRESETS[FLAGS.preset]
         say(f"preset    {FLAGS.preset}: {preset.result}\nsource    {preset.source}")

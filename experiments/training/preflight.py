@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from experiments._errors import UsageError
 from experiments.training import norms, optimizers
 from experiments.training.config import REFERENCE_BATCH_SIZE, TrainConfig
-from experiments.training.plan import Plan
+from experiments.training.plan import Plan, wanted_warmup
 
 # Above this peak rate at the reference batch size Nesterov's momentum seldom converges without tuning.
 UNUSUAL_BASE_RATE = 1.0
@@ -39,6 +39,12 @@ def describe(config: TrainConfig, plan: Plan, devices: int, platform: str, proce
         lines.append(
             f"ramp      twice the batch, up to {plan.largest}, at the end of an epoch as soon as the running gradient "
             "noise scale is above that"
+        )
+    wanted = wanted_warmup(config, first.steps_per_epoch)
+    if wanted > plan.warmup_steps:
+        lines.append(
+            f"note      --warmup_epochs={config.warmup_epochs:g} is {wanted} updates, as long as the run or longer; "
+            f"shortened to {plan.warmup_steps} of its {plan.total_steps}"
         )
     return lines + [f"warning   {text}" for text in _warnings(config, plan, per_device)]
 
