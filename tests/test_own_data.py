@@ -55,6 +55,9 @@ def test_the_page_runs(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert float(re.findall(r"^test +100 +([\d.]+)%", said, re.MULTILINE)[-1]) > 90
     assert (tmp_path / "runs/mine/report.html").exists()
+    (events,) = (tmp_path / "runs/mine/tensorboard").iterdir()
+    # Curves alone, which TensorBoard shows as cards.
+    assert b"test/accuracy" in events.read_bytes() and not re.search(rb"/(epoch|examples)", events.read_bytes())
 
 
 @pytest.mark.parametrize("dtype", ["int64", "int16", "uint8", "uint64", "int32"])

@@ -95,7 +95,7 @@ def _warnings(config: TrainConfig, plan: Plan, per_device: int) -> list[str]:
             "itself, without a trust ratio"
         )
     if plan.total_steps < FEW_UPDATES and config.steps is None and config.optimizer != optimizers.FULL_BATCH:
-        texts.append(f"{plan.total_steps} updates are few; train longer, or take a smaller batch")
+        texts.append(f"only {plan.total_steps} updates; train longer, or take a smaller batch")
     if config.norm == "local" and per_device < 4:
         texts.append(
             f"local statistics of {per_device} examples are noisy; --norm=batch pools those of all devices, "
