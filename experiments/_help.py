@@ -1,4 +1,4 @@
-"""What `--help` prints: the flags in groups, each with its default and a line; and what `--version` prints."""
+"""The output of `--help`, flags in groups with a line and a default each, and that of `--version`."""
 
 import importlib.metadata
 import shutil

@@ -143,7 +143,7 @@ def test_nothing_lies_over_anything_else(drawing):
 
 
 def test_every_mark_is_explained(drawing):
-    """Of each look that there is, some line has a name; the names are in a legend."""
+    """Every line style in a figure is named in a legend."""
 
     def look(line):
         marker = line.get_marker() not in ("None", "", None) and line.get_marker()

@@ -61,6 +61,21 @@ def test_a_norm_that_saves_nothing_has_the_same_result_and_gradient(arrays):
             np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
 
 
+def test_last_norms_and_shortcuts_of_a_residual_network_in_parts_save_nothing(capsys):
+    """Two parts, with seven norms and the one of a shortcut: three of the eight need not keep their input."""
+    model = ResNet((2, 1), False, 2, plain(BatchNorm), width=4, part_policy=save_norm_inputs)
+    images = jnp.ones((2, 8, 8, 3))
+    variables = jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), variables)
+
+    def loss(params):
+        return jnp.sum(model.apply({**zeros, "params": params}, images, train=True, mutable=["batch_stats"])[0])
+
+    print_saved_residuals(loss, zeros["params"])
+    inputs = r"f32\[\d+,\d+,\d+,\d+\] output of jitted function 'normalize_by_batch'"
+    assert len(re.findall(inputs, capsys.readouterr().out)) == 5
+
+
 def test_a_residual_network_in_parts_has_the_same_parameters_and_gradient():
     """In parts of a stem and two blocks, and of one block with a shortcut of its own."""
     images = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), jnp.float32)

@@ -144,7 +144,7 @@ def synchronize(
 
 @dataclasses.dataclass
 class _Seen:
-    """What was called within a context.
+    """Record of the norms that were called within a context.
 
     Attributes:
       replaced: the path of each norm that was turned, once for each call.

@@ -172,7 +172,7 @@ def _is_frozen(layer: Any) -> bool:
 
 
 def _mode(layer: Any) -> dict[str, bool]:
-    """Which statistics a PyTorch layer uses and updates, as options: the table of `options_from_torch`."""
+    """Returns the options that say which statistics a PyTorch layer uses and updates."""
     if getattr(layer, "running_mean", None) is None and getattr(layer, "running_var", None) is None:
         return {"use_running_average": False, "update_stats": False}
     if _is_frozen(layer):

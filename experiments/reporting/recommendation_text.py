@@ -1,4 +1,4 @@
-"""What a recommendation says, in words for somebody who has read none of the papers."""
+"""The words of a recommendation, for somebody who has read none of the papers."""
 
 import math
 import shlex
@@ -96,7 +96,7 @@ def command(advice: dict[str, Any]) -> str:
 
 
 def settings(advice: dict[str, Any], evidence: dict[str, Any]) -> list[tuple[str, str]]:
-    """What the training command sets, each with a name."""
+    """Returns the settings of the training command by name."""
     parts = advice["accumulation_steps"]
     norm = evidence["options"].get("norm", "batch")
     micro = advice["batch_size"] // parts

@@ -80,7 +80,7 @@ def missed(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _misfit(found: dict[str, Any]) -> str:
-    """What the caption says of a fit that misses points, and where it does by most."""
+    """Returns the caption's words on a fit that misses points, and where it misses by most."""
     wrong, fit = missed(found), found["fit"]
     if not wrong:
         return ""

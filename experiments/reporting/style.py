@@ -44,7 +44,7 @@ def dress(axes: Axes) -> None:
 
 
 def legend(axes: Axes, title: str = "", columns: int | None = None) -> None:
-    """What the marks mean, above the panel, where it lies over nothing; under the panel's title, if it has one.
+    """Draws the legend above the panel, where it covers no data, and below the panel's title if it has one.
 
     Args:
       axes: the panel.
