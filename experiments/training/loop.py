@@ -22,7 +22,7 @@ from experiments.training.config import TrainConfig
 from experiments.training.fit import Fit
 from experiments.training.metrics import MetricsLog
 from experiments.training.noise_probe import noise_probe
-from experiments.training.population import population_statistics
+from experiments.training.population import population_statistics, where_recalibrated_differs
 from experiments.training.run import Run, prepare
 
 SUMMARY = "summary.json"
@@ -30,13 +30,15 @@ SUMMARY = "summary.json"
 FROZEN_EXAMPLES = 1_000
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
+def train(config: TrainConfig, *, check_statistics: bool = False) -> dict[str, Any]:
     """Trains and evaluates one model; results go under the configuration's workdir.
 
     A run that was stopped goes on from its newest checkpoint; one that is complete is not run again.
 
     Args:
       config: what to do.
+      check_statistics: evaluate at the end by statistics of training images too; where that changes an accuracy by
+        more than its sampling error, the summary has both.
 
     Returns:
       The summary, which `summary.json` in the workdir holds too: for each evaluated split its accuracy and loss, the
@@ -97,6 +99,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
         fit = Fit(config, run, feed, evaluate, checkpoints, log, clock, noise)
         state, results, reached = fit(state)
         summary = _summarise(config, run._replace(plan=fit.plan), int(state.step), results, reached, clock)
+        if check_statistics and config.norm != "frozen":
+            with clock("evaluate"):
+                other = where_recalibrated_differs(run, state, dataset, evaluate, results, config.span)
+            if other:
+                summary["recalibrated"] = other
         summary["first_step_ended"] = fit.first_step_ended
         summary["starts"] = fit.starts
         summary["memory"] = None if fit.memory is None else fit.memory._asdict()

@@ -23,6 +23,7 @@ from experiments.training import (
     steps,
 )
 from experiments.training import plan as plans
+from experiments.training.averaging import Momentum
 from experiments.training.config import TrainConfig
 from experiments.training.steps import Descent, Recipe, Source, TrainState
 
@@ -61,13 +62,13 @@ class Run(NamedTuple):
     eval_step: Callable
 
 
-def make_model(config: TrainConfig, num_classes: int, momentum: float, total_steps: int = 1) -> Any:
-    """The model of a configuration, its norms' running statistics with the given momentum."""
+def make_model(config: TrainConfig, num_classes: int, total_steps: int = 1) -> Any:
+    """The model of a configuration. The momentum of its norms is that of `averaging`, whatever their own is."""
     dtype = jnp.dtype(config.dtype)
     return models.create(
         config.model,
         num_classes=num_classes,
-        norm=norms.make(config.norm, momentum, config.span, total_steps, dtype),
+        norm=norms.make(config.norm, 0.0, config.span, total_steps, dtype),
         dtype=dtype,
         zero_last_scale=config.zero_last_scale,
     )
@@ -134,7 +135,7 @@ def prepare(
     _check_outputs(config, dataset)
     mesh = devices.make_mesh(chosen)
     recipe = make_recipe(config, dataset.num_classes, statistics)
-    evaluated = make_model(config, dataset.num_classes, config.running_momentum())
+    evaluated = make_model(config, dataset.num_classes)
     state = steps.init_state(evaluated, descent.optimizer(peak), dataset.train.image_shape, config.seed)
     state = devices.place(state, devices.replicated(mesh))
 
@@ -158,7 +159,7 @@ def prepare(
 
 def _check_outputs(config: TrainConfig, dataset: datasets.Dataset) -> None:
     """Refuses a model whose outputs are not those that the labels ask for, which would train on nonsense."""
-    model = make_model(config, dataset.num_classes, 0.9)
+    model = make_model(config, dataset.num_classes)
     first = dataset.train.read(np.arange(1))
     images = jax.ShapeDtypeStruct(first.images.shape, jnp.float32)
     made, _ = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, train=False), images)
@@ -175,15 +176,14 @@ def _compiler(
     config: TrainConfig, num_classes: int, batch_size: int, total_steps: int, descent: Descent, mesh, recipe: Recipe
 ):
     """What compiles the update of a configuration, at one batch size."""
-    momentum = config.running_momentum(batch_size)
+    momentum = Momentum(config.running_momentum(), config.running_momentum(batch_size))
     micro = config.accumulation_steps
     rate = config.peak_learning_rate
     # On the devices once for all: to bring a number there takes longer than a small step.
     peak = devices.place(np.float32(rate), devices.replicated(mesh))
     if config.optimizer == optimizers.FULL_BATCH:
         step = full_batch.full_batch_step(
-            # Momentum 0 gives the moments of a micro-batch.
-            make_model(config, num_classes, 0.0),
+            make_model(config, num_classes),
             descent.optimizer(rate),
             mesh,
             recipe,
@@ -195,8 +195,7 @@ def _compiler(
         )
     elif micro > 1:
         programs = accumulation.accumulated_step(
-            # As there.
-            make_model(config, num_classes, 0.0),
+            make_model(config, num_classes),
             descent,
             mesh,
             recipe,
@@ -206,11 +205,11 @@ def _compiler(
         )
         return lambda state, sources: _accumulated(programs, mesh, peak, state, sources)
     elif config.backwards_per_forward > 1:
-        model = make_model(config, num_classes, momentum, total_steps)
-        step = splitting.split_step(model, descent, mesh, recipe, config.backwards_per_forward)
+        model = make_model(config, num_classes, total_steps)
+        step = splitting.split_step(model, descent, mesh, recipe, config.backwards_per_forward, momentum)
     else:
-        model = make_model(config, num_classes, momentum, total_steps)
-        step = steps.train_step(model, descent, mesh, recipe)
+        model = make_model(config, num_classes, total_steps)
+        step = steps.train_step(model, descent, mesh, recipe, momentum)
 
     def compiled(state: TrainState, sources: list[Source]) -> Program:
         program = step.lower(state, sources[0], peak).compile()

@@ -12,6 +12,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from experiments.training.augmentation import augment
+from experiments.training.averaging import Momentum, averaged
 from experiments.training.devices import AXIS
 
 WHOLE, CUT = PartitionSpec(), PartitionSpec(AXIS)
@@ -122,8 +123,25 @@ def pick(source: Source, row: jax.Array | int) -> Batch:
     return Batch(source.images[indices], source.labels[indices], mask)
 
 
-def losses_of(model: nn.Module, recipe: Recipe, params, batch_stats, batch: Batch, key: jax.Array):
+def losses_of(
+    model: nn.Module,
+    recipe: Recipe,
+    params,
+    batch_stats,
+    batch: Batch,
+    key: jax.Array,
+    momentum: jax.Array | None = None,
+):
     """The forward pass in training.
+
+    Args:
+      model: to run.
+      recipe: of the forward pass.
+      params: of the model.
+      batch_stats: the running statistics.
+      batch: this device's part of it.
+      key: of what is random.
+      momentum: of the running statistics; None: those of the batch take their place.
 
     Returns:
       Of this device's examples, the losses and the shares of right answers, both of shape (n,) and 0 where an example
@@ -132,13 +150,14 @@ def losses_of(model: nn.Module, recipe: Recipe, params, batch_stats, batch: Batc
     n = batch.labels.shape[0]
     first, total = lax.axis_index(AXIS) * n, lax.axis_size(AXIS) * n
     images = augment(recipe.augmentation, batch.images, key, first, total)
-    logits, updates = model.apply(
-        {"params": params, "batch_stats": batch_stats},
-        standardised(images, recipe),
-        train=True,
-        mask=batch.mask,
-        mutable=["batch_stats"],
-    )
+    with averaged(momentum):
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            standardised(images, recipe),
+            train=True,
+            mask=batch.mask,
+            mutable=["batch_stats"],
+        )
     targets = optax.smooth_labels(jax.nn.one_hot(batch.labels, recipe.num_classes), recipe.label_smoothing)
     losses = per_example(optax.softmax_cross_entropy(logits, targets))
     correct = per_example((jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32))
@@ -182,12 +201,12 @@ def update(descent: Descent, peak: jax.Array, state: TrainState, grads, batch_st
     return TrainState(state.step + 1, optax.apply_updates(state.params, updates), batch_stats, opt_state), metrics
 
 
-def train_step(model: nn.Module, descent: Descent, mesh: Mesh, recipe: Recipe):
+def train_step(model: nn.Module, descent: Descent, mesh: Mesh, recipe: Recipe, momentum: Momentum):
     """Makes the training step: (state, source, peak learning rate) -> (state, metrics).
 
     The loss is the mean over the examples of the global batch that count, and the result depends on nothing else: the
     same batch over more devices gives the same step, to rounding. `metrics` are the loss, the accuracy and the
-    learning rate.
+    learning rate; `momentum` is of the running statistics.
     """
 
     def local_step(state: TrainState, source: Source, peak: jax.Array):
@@ -195,8 +214,9 @@ def train_step(model: nn.Module, descent: Descent, mesh: Mesh, recipe: Recipe):
         total = examples_in(batch)
 
         def loss_and_rest(params):
+            key = step_key(recipe, state.step)
             losses, correct, batch_stats = losses_of(
-                model, recipe, params, state.batch_stats, batch, step_key(recipe, state.step)
+                model, recipe, params, state.batch_stats, batch, key, momentum.after(state.step)
             )
             return jnp.sum(losses) / total, (jnp.sum(correct) / total, batch_stats)
 
