@@ -71,7 +71,8 @@ def train(config: TrainConfig, *, check_statistics: bool = False) -> dict[str, A
         held.enter_context(processes.watched())
         if first:
             held.enter_context(only_one(workdir))
-            for line in preflight.describe(config, run.plan, len(chosen), chosen[0].platform, jax.process_count()):
+            where = len(chosen), chosen[0].platform, jax.process_count()
+            for line in preflight.describe(config, run.plan, *where, run.tried):
                 print(line)
             if dataset.note:
                 print(f"note      {dataset.note}")

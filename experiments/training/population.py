@@ -69,7 +69,9 @@ def population_statistics(
     cut = NamedSharding(mesh, steps.CUT)
     batches = [devices.place(images[i : i + size], cut) for i in range(0, len(images), size)]
     # Models cut their spans only in training, which is what "pooled" follows.
-    moments = moments_fn(model, mode=mode, axis_name=devices.AXIS, train=mode == "pooled")
+    training = mode == "pooled"
+    drawn = {"rngs": {"params": jax.random.key(0)}} if training else {}
+    moments = moments_fn(model, mode=mode, axis_name=devices.AXIS, train=training, **drawn)
 
     def function(variables, images):
         return moments(variables, steps.standardised(images, recipe))

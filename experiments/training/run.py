@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import _users, models
 from experiments import data as datasets
-from experiments import models
-from experiments._errors import UsageError
 from experiments.training import (
     accumulation,
     devices,
@@ -21,6 +20,7 @@ from experiments.training import (
     schedules,
     splitting,
     steps,
+    trial,
 )
 from experiments.training import plan as plans
 from experiments.training.averaging import Momentum
@@ -51,6 +51,7 @@ class Run(NamedTuple):
       state: the initial one.
       compile: (state, sources, plan) -> `Program`, which reads sources of the same shapes.
       eval_step: from `steps.eval_step`.
+      tried: what is known of the model.
     """
 
     plan: plans.Plan
@@ -60,6 +61,7 @@ class Run(NamedTuple):
     state: TrainState
     compile: Callable[[TrainState, list[Source], plans.Plan], Program]
     eval_step: Callable
+    tried: trial.Trial
 
 
 def make_model(config: TrainConfig, num_classes: int, total_steps: int = 1) -> Any:
@@ -132,10 +134,16 @@ def prepare(
     plan = plans.make(config, dataset.train.size, len(chosen))
     descent = make_descent(config, plan)
     peak = config.peak_learning_rate
-    _check_outputs(config, dataset)
+    evaluated = make_model(config, dataset.num_classes)
+    tried, variables = trial.in_evaluation(config, dataset, evaluated)
     mesh = devices.make_mesh(chosen)
     recipe = make_recipe(config, dataset.num_classes, statistics)
-    evaluated = make_model(config, dataset.num_classes)
+    recipe = recipe._replace(flax_norms=bool(tried.flax_norms), span=config.span)
+    if _users.is_users_own(config.model):
+        model = make_model(config, dataset.num_classes, plan.total_steps)
+        usual = Momentum(config.running_momentum(), config.running_momentum())
+        step = steps.train_step(model, descent, mesh, recipe, usual)
+        trial.in_training(config, dataset, variables, model, step, descent.optimizer(peak))
     state = steps.init_state(evaluated, descent.optimizer(peak), dataset.train.image_shape, config.seed)
     state = devices.place(state, devices.replicated(mesh))
 
@@ -154,22 +162,8 @@ def prepare(
             state, sources
         ),
         steps.eval_step(evaluated, mesh, recipe),
+        tried,
     )
-
-
-def _check_outputs(config: TrainConfig, dataset: datasets.Dataset) -> None:
-    """Refuses a model whose outputs are not those that the labels ask for, which would train on nonsense."""
-    model = make_model(config, dataset.num_classes)
-    first = dataset.train.read(np.arange(1))
-    images = jax.ShapeDtypeStruct(first.images.shape, jnp.float32)
-    made, _ = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, train=False), images)
-    wanted = (*first.labels.shape, dataset.num_classes)
-    if getattr(made, "shape", None) != wanted:
-        kind = "a class for every pixel, as of --model=fcn" if first.labels.ndim > 1 else "one class an image"
-        raise UsageError(
-            f"--model={config.model} gives logits of shape {getattr(made, 'shape', type(made))} for an image of "
-            f"--dataset={config.dataset}, whose labels need {wanted}: {kind}"
-        )
 
 
 def _compiler(

@@ -1,5 +1,6 @@
 """One training step and one evaluation step, over the devices of a mesh."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ from flax import linen as nn
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
+from batchnorm_jax.linen import synchronize
+from experiments._errors import UsageError
 from experiments.training.augmentation import augment
 from experiments.training.averaging import Momentum, averaged
 from experiments.training.devices import AXIS
@@ -74,6 +77,8 @@ class Recipe(NamedTuple):
       augmentation: one of `augmentation.NAMES`.
       seed: of the augmentation.
       local_statistics: each device's norms have running statistics of their own, and their mean is kept.
+      flax_norms: some norms of the model are Flax's own, which are run as ours.
+      span: of those.
     """
 
     mean: np.ndarray
@@ -83,6 +88,8 @@ class Recipe(NamedTuple):
     augmentation: str = "none"
     seed: int = 0
     local_statistics: bool = False
+    flax_norms: bool = False
+    span: int | None = None
 
 
 class Descent(NamedTuple):
@@ -101,6 +108,8 @@ def init_state(model: nn.Module, optimizer: Any, image_shape, seed: int) -> Trai
     """The state before the first step; a function of the seed, whatever the devices."""
     images = jnp.zeros((1, *image_shape), jnp.float32)
     variables = jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(seed))
+    # Without the boxes of `nn.with_partitioning`: every device has all parameters here.
+    variables = nn.meta.unbox(variables)
     params = variables["params"]
     return TrainState(
         jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), jax.jit(optimizer.init)(params)
@@ -150,12 +159,15 @@ def losses_of(
     n = batch.labels.shape[0]
     first, total = lax.axis_index(AXIS) * n, lax.axis_size(AXIS) * n
     images = augment(recipe.augmentation, batch.images, key, first, total)
-    with averaged(momentum):
+    # One key for all that a model draws, such as dropout; each device draws for its own examples.
+    drawn = {"params": jax.random.fold_in(key, lax.axis_index(AXIS))}
+    with _as_ours(recipe), averaged(momentum):
         logits, updates = model.apply(
             {"params": params, "batch_stats": batch_stats},
             standardised(images, recipe),
             train=True,
             mask=batch.mask,
+            rngs=drawn,
             mutable=["batch_stats"],
         )
     targets = optax.smooth_labels(jax.nn.one_hot(batch.labels, recipe.num_classes), recipe.label_smoothing)
@@ -163,13 +175,37 @@ def losses_of(
     correct = per_example((jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32))
     if batch.mask is not None:
         losses, correct = jnp.where(batch.mask, losses, 0), jnp.where(batch.mask, correct, 0)
-    new_stats = updates.get("batch_stats", {})
-    if recipe.local_statistics:
+    # Those that nobody wrote are not handed out.
+    new_stats = updates.get("batch_stats", batch_stats)
+    if recipe.local_statistics or lax.axis_size(AXIS) == 1:
         # A count of steps is the same on every device.
         new_stats = jax.tree.map(
             lambda a: lax.pmean(a, AXIS) if jnp.issubdtype(a.dtype, jnp.floating) else a, new_stats
         )
+    _check_shared(new_stats)
     return losses, correct, new_stats
+
+
+def _as_ours(recipe: Recipe) -> contextlib.AbstractContextManager:
+    """Has norms of Flax's own pool as those that a factory is given do."""
+    if not recipe.flax_norms:
+        return contextlib.nullcontext()
+    return synchronize(None if recipe.local_statistics else AXIS, span=recipe.span)
+
+
+def _check_shared(batch_stats: Any) -> None:
+    """Refuses statistics of each device's own: which of them the next step should have is not known."""
+    own = [
+        "/".join(str(getattr(key, "key", key)) for key in path)
+        for path, leaf in jax.tree.leaves_with_path(batch_stats)
+        if AXIS in jax.typeof(leaf).manual_axis_type.varying
+    ]
+    if own:
+        raise UsageError(
+            f"the statistics {', '.join(own[:3])} are each device's own, as of a norm that does not pool over "
+            "the devices; give the model the norm that its factory is given, or nn.BatchNorm, which is pooled here; or "
+            "take --norm=local, which averages them, or --num_devices=1"
+        )
 
 
 def own(params):
