@@ -216,11 +216,11 @@ def test_the_users_own_model_and_data_set_are_found(monkeypatch, tmp_path):
         data.load("nowhere.at_all:dataset")
     with pytest.raises(UsageError, match=r"must return an experiments.data.Dataset, and it returned <class 'int'>"):
         data.load("tests.own:number")
-    with pytest.raises(UsageError, match=r"labels of train must be from 0 to 1, .* and they are from 0 to 2"):
+    with pytest.raises(UsageError, match=r"train: the labels must be from 0 to 1, .* and they are from 0 to 2"):
         data.load("tests.own:few_classes")
     with pytest.raises(UsageError, match=r"--image_size is for TFDS data sets"):
         data.load("digits", image_size=32)
-    with pytest.raises(UsageError, match=r"images of train must be uint8 .* and they are float32 of \(2, 8, 8, 1\)"):
+    with pytest.raises(UsageError, match=r"train: the images must be uint8 .* and they are float32 of \(64, 8, 8, 1\)"):
         data.load("tests.own:floats")
 
 

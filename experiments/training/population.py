@@ -112,11 +112,7 @@ def where_recalibrated_differs(
     """
     splits = (dataset.train, *dataset.test.values())
     unit = math.lcm(run.mesh.size, span or 1)
-    if (
-        not has_running(state.batch_stats)
-        or unit > dataset.train.size
-        or any(isinstance(s, datasets.Stream) for s in splits)
-    ):
+    if not has_running(state.batch_stats) or unit > dataset.train.size or any(datasets.is_streamed(s) for s in splits):
         return {}
     statistics = population_statistics(
         run.model, run.recipe, run.mesh, state, dataset.train, mode="pooled", span=span, examples=FEW_EXAMPLES

@@ -53,7 +53,7 @@ def in_evaluation(config: TrainConfig, dataset: datasets.Dataset, model: nn.Modu
         if isinstance(norm, nn.BatchNorm | BatchNorm) and context.method_name == "__call__":
             x, path = (args[0] if args else kwargs["x"]), "/".join(norm.path)
             features = [x.shape[axis] for axis in np.atleast_1d(np.asarray(norm.axis))]
-            here = x.size // int(np.prod(features)) // IMAGES
+            here = int(x.size) // int(np.prod(features)) // IMAGES
             positions[path] = min(positions.get(path, here), here)
             if isinstance(norm, nn.BatchNorm) and path not in flax_norms:
                 flax_norms.append(path)
