@@ -12,7 +12,7 @@ from batchnorm_jax._activations import Activation, static
 from batchnorm_jax._collectives import AxisName, Pool, axis_size, check_groups, vary_like
 from batchnorm_jax._core import Correction, Spec, effective_scale, normalize_by_batch
 from batchnorm_jax._moments import Moments, check_mask
-from batchnorm_jax._options import check_input, check_options, check_real
+from batchnorm_jax._options import check_epsilon, check_input, check_options, check_real
 from batchnorm_jax._spans import average_over_spans, cut_spans, plan_span
 
 
@@ -178,6 +178,7 @@ def pooled_norm(
         raise ValueError(
             f"{caller}: epsilon must be a number, known when the function is traced; no gradient flows to it"
         )
+    check_epsilon(epsilon, caller=caller)
     check_options(
         collective=collective,
         activation=activation,

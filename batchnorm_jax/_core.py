@@ -18,6 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from batchnorm_jax._activations import Activation, is_relu, undo
 from batchnorm_jax._collectives import Pool, fused_sum, pool_size, unstack, varies_beyond, vary_like
+from batchnorm_jax._conditioning import warn_of_negative_scale
 from batchnorm_jax._moments import expand, positions, statistics_dtype
 from batchnorm_jax._reductions import Kept, Reader, apart, deviation, from_real_parts, real_parts, tangent_sums
 from batchnorm_jax._statistics import BY_COLLECTIVE, Statistics, moved_by
@@ -29,8 +30,11 @@ INPUT_NAME, STATISTICS_NAME = "batch_norm_input", "batch_norm_statistics"
 
 
 def effective_scale(scale: jax.Array | None, save_for_backward: str) -> jax.Array | None:
-    """Returns the scale that is applied: |scale| + 1e-5 where y is to be inverted."""
-    return scale if scale is None or save_for_backward != "output" else jnp.abs(scale) + SCALE_FLOOR
+    """Returns the scale that is applied: |scale| + 1e-5 where y is to be inverted. Warns of negatives."""
+    if scale is None or save_for_backward != "output":
+        return scale
+    warn_of_negative_scale(scale)
+    return jnp.abs(scale) + SCALE_FLOOR
 
 
 class Correction(NamedTuple):
