@@ -4,7 +4,7 @@ import numpy as np
 
 from experiments import _users
 from experiments._errors import UsageError
-from experiments.data.arrays import Dataset, Examples
+from experiments.data.arrays import Dataset, Examples, Split
 
 
 def dataset(name: str) -> Dataset:
@@ -14,6 +14,7 @@ def dataset(name: str) -> Dataset:
         raise UsageError(f"--dataset={name} must return an experiments.data.Dataset, and it returned {type(made)}")
     if not made.test:
         raise UsageError(f"--dataset={name} has no split to evaluate on: its `test` is empty")
+    made = made._replace(train=_cast(made.train), test={split: _cast(part) for split, part in made.test.items()})
     for split, examples in {"train": made.train, **made.test}.items():
         first = examples.read(np.arange(min(2, examples.size)))
         if first.images.dtype != np.uint8 or first.images.ndim != 4:
@@ -35,3 +36,16 @@ def dataset(name: str) -> Dataset:
                 f"num_classes, and they are from {labels.min()} to {labels.max()}"
             )
     return made._replace(name=name)
+
+
+def _cast(split: Split) -> Split:
+    """A split in memory with labels of any integer type as int32, where each of them is one that int32 holds."""
+    if not isinstance(split, Examples):
+        return split
+    labels = np.asarray(split.labels)
+    is_whole = np.issubdtype(labels.dtype, np.integer) and labels.dtype != np.int32
+    if not is_whole or not labels.size:
+        return split
+    limits = np.iinfo(np.int32)
+    fits = int(labels.min()) >= limits.min and int(labels.max()) <= limits.max
+    return split._replace(labels=labels.astype(np.int32)) if fits else split

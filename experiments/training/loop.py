@@ -24,6 +24,7 @@ from experiments.training.metrics import MetricsLog
 from experiments.training.noise_probe import noise_probe
 from experiments.training.population import population_statistics
 from experiments.training.run import Run, prepare
+from experiments.training.terminal import say
 
 SUMMARY = "summary.json"
 # Images by which statistics are fixed before the first update.
@@ -70,11 +71,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
         if first:
             held.enter_context(only_one(workdir))
             for line in preflight.describe(config, run.plan, len(chosen), chosen[0].platform, jax.process_count()):
-                print(line)
+                say(line)
             if dataset.note:
-                print(f"note      {dataset.note}")
+                say(f"note      {dataset.note}")
             write_config(workdir, config, _facts(dataset, statistics))
-            print(f"workdir   {workdir}", flush=True)
+            say(f"workdir   {workdir}")
         # The others read what the first has written.
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("config")
