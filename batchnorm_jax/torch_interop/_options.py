@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-import jax
+from jax.core import Tracer
 
 _TORCH = {"eps": 1e-5, "momentum": 0.1, "affine": True, "bias": True, "track_running_stats": True}
 _FLAX = {
@@ -87,7 +87,7 @@ def options_from_torch(layer: Any = None, *, num_batches_tracked: Any = None) ->
         )
     count = int(num_batches_tracked) if hasattr(num_batches_tracked, "detach") else num_batches_tracked
     # The count may be traced, which keeps one program for all steps.
-    if not isinstance(count, jax.core.Tracer) and not 0 <= _number(count) < math.inf:
+    if not isinstance(count, Tracer) and not 0 <= _number(count) < math.inf:
         raise ValueError(f"{caller}: num_batches_tracked={count!r} must be a number of batches, 0 or more")
     return {"momentum": count / (count + 1), **options}
 
