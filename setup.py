@@ -22,7 +22,6 @@ EXPERIMENTS = [
     "tensorboard>=2.17",
     "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.10",
-    "tqdm>=4.66",
 ]
 NOTEBOOKS = [*EXPERIMENTS, "ipykernel>=6.29", "nbconvert>=7.16"]
 TEST = [

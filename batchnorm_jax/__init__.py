@@ -3,6 +3,9 @@
 The functions here work on arrays. `batchnorm_jax.linen` and `batchnorm_jax.nnx` hold the modules for Flax.
 """
 
+import importlib as _importlib
+from typing import Any as _Any
+
 from batchnorm_jax._batch_norm import batch_norm
 from batchnorm_jax._inference import fold, normalize
 from batchnorm_jax._moments import Moments, conditioning, pool, update_running
@@ -25,3 +28,20 @@ __all__ = [
     "update_running",
 ]
 __version__ = "0.1.0"
+
+_PACKAGES = ("linen", "nnx", "torch_interop")
+
+
+def __getattr__(name: str) -> _Any:
+    # Imported when they are asked for: who uses the functions alone need not have Flax.
+    if name in _PACKAGES:
+        return _importlib.import_module(f"{__name__}.{name}")
+    if name in ("BatchNorm", "BatchRenorm", "synchronize"):
+        raise AttributeError(
+            f"batchnorm_jax has no {name}; take batchnorm_jax.linen.{name} or batchnorm_jax.nnx.{name}"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PACKAGES})

@@ -1,23 +1,63 @@
 """Activations that are fused into the norm: which are ReLU, and which can be undone from their result."""
 
+import functools
+import weakref
 from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
 
 Activation = Callable[..., jax.Array]
+
+_PLAIN = (jax.nn.relu, jax.nn.leaky_relu, jax.nn.elu)
+# Those with an option, and its name.
+_OPTIONS = {jax.nn.leaky_relu: "negative_slope", jax.nn.elu: "alpha"}
+# What these compute is what the program inside them computes, of the same arguments in the same order.
+_CALLS = {"jit", "pjit", "remat", "remat2", "checkpoint", "closed_call", "core_call"}
+# What each activation was found to be, with 64-bit numbers and without: to trace it takes a few milliseconds.
+_ITSELF = object()
+_found: weakref.WeakKeyDictionary[Any, dict[bool, Any]] = weakref.WeakKeyDictionary()
+
+
+def recognised(activation: Activation | None) -> Activation | None:
+    """Returns the function of `jax.nn` that an activation is in another guise; any other activation as it is.
+
+    A guise is a deep copy, as `copy.deepcopy` of a model makes it, a partial, a lambda around it, a jitted or a named
+    one. The program of its value and of its derivative tells, not its identity. Known are the identity, which is None,
+    `jax.nn.relu`, `jax.nn.leaky_relu` and `jax.nn.elu`, the last two as a partial where they have an option.
+
+    Example:
+      >>> import copy, jax
+      >>> recognised(jax.jit(copy.deepcopy(jax.nn.relu))) is jax.nn.relu
+      True
+    """
+    if activation is None or any(activation is known for known in _PLAIN):
+        return activation
+    wide = _wide()
+    try:
+        found = _found.setdefault(activation, {})
+    except TypeError:  # It has no hash, or no weak reference to it can be made.
+        found = {}
+    if wide not in found:
+        found[wide] = _traced(activation)
+    return activation if found[wide] is _ITSELF else found[wide]
 
 
 def static(activation: Activation | None) -> Activation | None:
     """Returns the activation, in a function of its own where it has no hash, which a static argument needs."""
+    activation = recognised(activation)
     if activation is None:
         return None
+    function = activation
     try:
-        hash(activation)
+        hash(function)
     except TypeError:
-        return lambda x: activation(x)
-    return activation
+        return lambda x: function(x)
+    return function
 
 
 def is_relu(activation: Activation | None) -> bool:
@@ -64,3 +104,79 @@ def undo(activation: Activation | None, y: jax.Array) -> jax.Array:
     if function is None:
         raise ValueError(f"no inverse of {activation} is known")
     return function(y)
+
+
+def _wide() -> bool:
+    return jnp.result_type(float) == jnp.float64
+
+
+class _Program(NamedTuple):
+    """The program of a function's value and derivative: its text, with calls inlined, and the numbers in it."""
+
+    text: tuple[str, ...]
+    numbers: tuple[float, ...]
+
+
+def _traced(activation: Activation) -> Any:
+    """Returns what the activation is, told by its program; `_ITSELF` where it is none that is known."""
+    try:
+        program = _program(activation)
+    except Exception:  # It takes no array of this shape, or fails: where it is applied, it says so itself.
+        return _ITSELF
+    if program == _program(lambda x: x):
+        return None
+    if program == _program(jax.nn.relu):
+        return jax.nn.relu
+    for function, name in _OPTIONS.items():
+        if program == _program(function):
+            return function
+        for value in program.numbers:
+            if program == _program(partial(function, **{name: value})):
+                return _with_option(function, name, value)
+    return _ITSELF
+
+
+@functools.cache
+def _with_option(function: Any, name: str, value: float) -> Activation:
+    """Returns the same object for the same option: as a static argument it is then the same."""
+    return partial(function, **{name: value})
+
+
+def _dtype(atom: Any) -> Any:
+    return atom.aval.dtype
+
+
+def _program(function: Any) -> _Program:
+    x = jax.ShapeDtypeStruct((2, 3), jnp.float64 if _wide() else jnp.float32)
+    closed = jax.make_jaxpr(lambda x, dx: jax.jvp(function, (x,), (dx,)))(x, x)
+    lines: list[str] = []
+    numbers: dict[float, None] = {}
+
+    def number(value, dtype) -> str:
+        value = np.asarray(value)
+        if value.size == 1 and value.dtype.kind == "f":
+            numbers[value.item()] = None
+        return str(value.astype(dtype).tolist())
+
+    def inline(jaxpr, consts: list[str], arguments: list[str]) -> list[str]:
+        names = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *arguments], strict=True))
+
+        def read(atom) -> str:
+            return number(atom.val, _dtype(atom)) if isinstance(atom, core.Literal) else names[atom]
+
+        for equation in jaxpr.eqns:
+            primitive, inputs = equation.primitive.name, [read(atom) for atom in equation.invars]
+            inner = equation.params.get("jaxpr")
+            if primitive in _CALLS and inner is not None:
+                body = getattr(inner, "jaxpr", inner)
+                results = inline(body, [number(c, c.dtype) for c in getattr(inner, "consts", ())], inputs)
+            elif primitive == "convert_element_type" and _dtype(equation.invars[0]) == equation.params["new_dtype"]:
+                results = inputs  # From a number without a type of its own.
+            else:
+                results = [f"v{len(lines)}.{i}" for i in range(len(equation.outvars))]
+                lines.append(f"{primitive} {sorted(equation.params.items())} {inputs}")
+            names.update(zip(equation.outvars, results, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    results = inline(closed.jaxpr, [number(c, c.dtype) for c in closed.consts], ["x", "dx"])
+    return _Program((*lines, str(results)), tuple(numbers))

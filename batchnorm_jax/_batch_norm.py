@@ -12,7 +12,7 @@ from batchnorm_jax._activations import Activation, static
 from batchnorm_jax._collectives import AxisName, Pool, axis_size, check_groups, vary_like
 from batchnorm_jax._core import Correction, Spec, effective_scale, normalize_by_batch
 from batchnorm_jax._moments import Moments, check_mask
-from batchnorm_jax._options import check_input, check_options, check_real
+from batchnorm_jax._options import check_epsilon, check_input, check_options, check_real
 from batchnorm_jax._spans import average_over_spans, cut_spans, plan_span
 
 
@@ -91,7 +91,8 @@ def batch_norm(
         another activation also the residual. "output", keep y alone and undo the activation and the norm, so that
         `x` need not live: for no activation, `jax.nn.leaky_relu` and `jax.nn.elu`. In it |scale| + 1e-5 takes the
         place of scale, and a gradient is only as exact as y holds x: in bfloat16 that of a scale of 0.01 beside a
-        bias of 0.5 is 13% off. Not for networks whose scales go to zero.
+        bias of 0.5 is 13% off. Not for networks whose scales go to zero. "nothing", as "input", but inside
+        `jax.checkpoint` with the policy `save_norm_inputs` `x` is computed again, with the layer before it.
       dtype: of y; None: what `x`, `scale`, `bias` and `residual` promote to.
 
     Returns:
@@ -177,6 +178,7 @@ def pooled_norm(
         raise ValueError(
             f"{caller}: epsilon must be a number, known when the function is traced; no gradient flows to it"
         )
+    check_epsilon(epsilon, caller=caller)
     check_options(
         collective=collective,
         activation=activation,

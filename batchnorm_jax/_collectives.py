@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend import core
 
 AxisName = Hashable | Sequence[Hashable]
 Groups = tuple[tuple[int, ...], ...]
@@ -32,10 +33,17 @@ def axis_size(axis_name: AxisName | None, *, caller: str) -> int:
         return lax.axis_size(axis_name)
     except NameError as error:
         raise ValueError(
-            f"{caller}: axis_name={axis_name!r} is not bound here. Call it inside jax.pmap, jax.shard_map or jax.vmap "
-            "with that axis name. Under jax.jit with sharded arrays pass axis_name=None: the statistics are "
-            "those of the whole array already."
+            f"{caller}: axis_name={axis_name!r} is not bound here{_bound_names()}. Call it inside jax.pmap, "
+            "jax.shard_map or jax.vmap with that axis name. Under jax.jit with sharded arrays pass axis_name=None: the "
+            "statistics are those of the whole array already."
         ) from error
+
+
+def _bound_names() -> str:
+    """The names that are bound, for a message; JAX tells them in a function that is for nothing else."""
+    names = getattr(core, "unsafe_get_axis_names_DO_NOT_USE", list)()
+    known = [name for name in names if isinstance(name, str)]
+    return f" (bound here: {', '.join(map(repr, known))})" if known else ""
 
 
 def is_bound(axis_name: AxisName | None) -> bool:

@@ -18,6 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from batchnorm_jax._activations import Activation, is_relu, undo
 from batchnorm_jax._collectives import Pool, fused_sum, pool_size, unstack, varies_beyond, vary_like
+from batchnorm_jax._conditioning import warn_of_negative_scale
 from batchnorm_jax._moments import expand, positions, statistics_dtype
 from batchnorm_jax._reductions import Kept, Reader, apart, deviation, from_real_parts, real_parts, tangent_sums
 from batchnorm_jax._statistics import BY_COLLECTIVE, Statistics, moved_by
@@ -29,8 +30,11 @@ INPUT_NAME, STATISTICS_NAME = "batch_norm_input", "batch_norm_statistics"
 
 
 def effective_scale(scale: jax.Array | None, save_for_backward: str) -> jax.Array | None:
-    """Returns the scale that is applied: |scale| + 1e-5 where y is to be inverted."""
-    return scale if scale is None or save_for_backward == "input" else jnp.abs(scale) + SCALE_FLOOR
+    """Returns the scale that is applied: |scale| + 1e-5 where y is to be inverted. Warns of negatives."""
+    if scale is None or save_for_backward != "output":
+        return scale
+    warn_of_negative_scale(scale)
+    return jnp.abs(scale) + SCALE_FLOOR
 
 
 class Correction(NamedTuple):
@@ -71,7 +75,8 @@ def normalize_by_batch(
 
     Inputs are validated and cut into spans already; no gradient flows into shift and correction.
     """
-    x = checkpoint_name(x, INPUT_NAME)
+    if spec.save_for_backward != "nothing":
+        x = checkpoint_name(x, INPUT_NAME)
     # What a policy keeps goes into each checkpoint within once more, and comes out as a copy to be kept. A name that no
     # policy knows is computed again, in the place of these copies, and costs nothing.
     x = checkpoint_name(x, "batch_norm_input_again")
@@ -221,7 +226,7 @@ def _affine_jvp(spec: Spec, primals, tangents):
 
 
 def _affine_tangent(spec: Spec, saved: _Saved, dx, dgain, dconstant, dresidual):
-    undone = None if spec.save_for_backward == "input" else partial(undo, spec.activation)
+    undone = partial(undo, spec.activation) if spec.save_for_backward == "output" else None
     wide = partial(expand, features=spec.features, ndim=dx.ndim)
     gain = saved.gain
     if saved.alive is not None:

@@ -1,6 +1,7 @@
 """Normalising by fixed moments: what a trained model does, and how the layer before can do it as well."""
 
 import difflib
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from batchnorm_jax._activations import Activation
-from batchnorm_jax._moments import expand, statistics_dtype
+from batchnorm_jax._moments import expand, promoted, statistics_dtype
 from batchnorm_jax._options import check_input, check_real
 
 
@@ -31,7 +32,7 @@ def normalize(
         y = activation(scale (x - mean) / sqrt(var + epsilon) + bias + residual)
 
     Args:
-      x: an array of floating point or complex numbers, of any rank.
+      x: an array of floating point or complex numbers, of any rank. A batch of no examples gives one of none.
       mean: shape (*features), the axes of `x` named by `axis`, in ascending order.
       var: shape (*features).
       scale: shape (*features), or None for 1.
@@ -46,7 +47,7 @@ def normalize(
       y, of the shape of `x`, computed in at least float32.
 
     Raises:
-      ValueError: integer input, no positions, a feature axis is out of range, or mean, var, scale, bias or residual
+      ValueError: integer input, no features, a feature axis is out of range, or mean, var, scale, bias or residual
         have another shape.
 
     Example:
@@ -60,7 +61,7 @@ def normalize(
     x = jnp.asarray(x)
     mean, var = jnp.asarray(mean), jnp.asarray(var)
     scale, bias, residual = (None if a is None else jnp.asarray(a) for a in (scale, bias, residual))
-    features = check_input(x, axis, caller="normalize")
+    features = check_input(x, axis, caller="normalize", may_be_empty=True)
     check_real(scale, bias, x, caller="normalize")
     shape = tuple(x.shape[i] for i in features)
     for name, value, wanted in (
@@ -146,14 +147,14 @@ def fold(
                 f"fold: {name} has shape {value.shape}, but the kernel of shape {kernel.shape} has {features[0]} "
                 f"output features, on its last axis; give {name} the shape {features}, or move the kernel's axes"
             )
-    wide = statistics_dtype(jnp.result_type(kernel, mean, *(a for a in (bias, beta) if a is not None)))
+    wide = statistics_dtype(promoted(kernel, mean, *(a for a in (bias, beta) if a is not None)))
     gain = _gain(var, scale, epsilon, wide)
     new = (jnp.zeros_like(mean) if bias is None else bias).astype(wide)
     new = (new - expand(mean.astype(wide), (new.ndim - 1,), new.ndim)) * expand(gain, (new.ndim - 1,), new.ndim)
     if beta is not None:
         new = new + expand(beta.astype(wide), (new.ndim - 1,), new.ndim)
     complex_bias = jnp.iscomplexobj(new) and not jnp.iscomplexobj(kernel)
-    bias_dtype = jnp.promote_types(kernel.dtype, jnp.complex64) if complex_bias else kernel.dtype
+    bias_dtype = promoted(kernel.dtype, jnp.complex64) if complex_bias else kernel.dtype
     folded = kernel.astype(statistics_dtype(kernel.dtype)) * expand(gain, (kernel.ndim - 1,), kernel.ndim)
     return folded.astype(kernel.dtype), new.astype(bias_dtype)
 
@@ -186,7 +187,7 @@ def apply_folded(
         )
     wide = statistics_dtype(y.dtype)
     if bias is not None:
-        bias = expand(bias.astype(jnp.promote_types(wide, bias.dtype)), (y.ndim - 1,), y.ndim)
+        bias = expand(bias.astype(promoted(wide, bias.dtype)), (y.ndim - 1,), y.ndim)
     return _finish(y.astype(wide), bias, residual, activation, dtype)
 
 
@@ -196,6 +197,18 @@ def unknown_path(kind: str, path: str, known: Iterable[str]) -> ValueError:
     closest = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
     hint = f"; did you mean {closest[0]!r}?" if closest else ""
     return ValueError(f"fold: no {kind} {path!r} can be folded; there are: {', '.join(known) or 'none'}{hint}")
+
+
+def warn_of_norms_that_stay(number: int, reasons: Sequence[str]) -> None:
+    """Warns of norms that were not folded where all that can be were asked for."""
+    if number:
+        more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
+        warnings.warn(
+            f"fold: {number} norm{'s' if number > 1 else ''} of the model stay{'' if number > 1 else 's'} as "
+            f"{'they are' if number > 1 else 'it is'}: {'; '.join(reasons[:5])}{more}. Give pairs to fold these alone",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _gain(var: jax.Array, scale: jax.Array | None, epsilon: float, wide: Any) -> jax.Array:

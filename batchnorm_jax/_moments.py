@@ -3,7 +3,7 @@
 import math
 import operator
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +77,9 @@ def pool(moments: Moments, axis: int = 0) -> Moments:
     spread = var + squared_modulus(offset - shift[None])
     pooled = jnp.sum(jnp.where(weight > 0, weight * spread, 0), axis=0) / safe
     alive = total > 0
-    return Moments(jnp.where(alive, reference + shift, 0), jnp.where(alive, pooled, 1), jnp.sum(count, axis=0))
+    # Not as integers: 32 bits overflow at two thousand million positions, a data set of a few thousand photographs.
+    count = jnp.sum(count.astype(var.dtype), axis=0)
+    return Moments(jnp.where(alive, reference + shift, 0), jnp.where(alive, pooled, 1), count)
 
 
 def update_running(
@@ -104,7 +106,11 @@ def update_running(
 
     Returns:
       The new mean and variance, in the dtypes of the old, computed in that of the batch's.
+
+    Raises:
+      ValueError: the momentum is None, below 0 or above 1.
     """
+    check_momentum(momentum, caller="update_running")
     new_var = moments.var
     if unbiased:
         new_var = new_var * (moments.count / jnp.maximum(moments.count - 1, 1))
@@ -113,12 +119,26 @@ def update_running(
         keep = keep & jnp.isfinite(moments.mean) & jnp.isfinite(new_var)
 
     def averaged(running, batch):
-        dtype = jnp.promote_types(running.dtype, batch.dtype) if jnp.iscomplexobj(batch) else running.dtype
+        dtype = promoted(running, batch) if jnp.iscomplexobj(batch) else running.dtype
         # In half precision the product alone would round away what is added.
         running = running.astype(batch.dtype)
         return jnp.where(keep, momentum * running + (1 - momentum) * batch, running).astype(dtype)
 
     return averaged(mean, moments.mean), averaged(var, new_var)
+
+
+def check_momentum(momentum: Any, *, caller: str) -> None:
+    """Raises a ValueError for a momentum that is no share; an array's value may be known only in a run."""
+    if momentum is None:
+        raise ValueError(
+            f"{caller}: momentum=None, PyTorch's plain average over all batches, is not kept here; give a number of 0 "
+            "to 1, and take the exact statistics at the end with recalibrate"
+        )
+    if isinstance(momentum, bool | str) or (isinstance(momentum, int | float) and not 0 <= momentum <= 1):
+        raise ValueError(
+            f"{caller}: momentum={momentum!r} must be a number of 0 to 1, the share of the running statistics that is "
+            "kept (PyTorch's momentum is 1 minus this one)"
+        )
 
 
 def conditioning(moments: Moments, shift: jax.Array) -> jax.Array:
@@ -207,9 +227,20 @@ def count_mask(mask: jax.Array, shape: tuple[int, ...], features: tuple[int, ...
     return count.reshape(()) if count.size == 1 else jnp.broadcast_to(count, tuple(shape[i] for i in features))
 
 
+def promoted(*given: Any) -> jnp.dtype:
+    """Returns the dtype that arrays or dtypes promote to, by JAX's standard rules.
+
+    It is for what the norm decides by itself, as that sums are taken in float32. Under
+    `jax_numpy_dtype_promotion="strict"` JAX refuses to say it, since users are to say it: what they are to say, the
+    dtype of a result, is asked of `jnp.result_type`.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.result_type(*given)
+
+
 def statistics_dtype(dtype) -> jnp.dtype:
     """The dtype of sums and means: that of the input, but at least float32."""
-    return jnp.promote_types(dtype, jnp.float32)
+    return promoted(dtype, jnp.float32)
 
 
 def real_dtype(dtype) -> jnp.dtype:
@@ -219,7 +250,7 @@ def real_dtype(dtype) -> jnp.dtype:
 
 def widened(x: jax.Array, dtype) -> jax.Array:
     """`x`, wide enough that a result of `dtype` is right to its last digit."""
-    wide = jnp.promote_types(statistics_dtype(x.dtype), dtype)
+    wide = promoted(statistics_dtype(x.dtype), dtype)
     return x if wide == statistics_dtype(x.dtype) else x.astype(wide)
 
 

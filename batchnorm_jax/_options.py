@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from batchnorm_jax._activations import inverse
+from batchnorm_jax._activations import inverse, recognised
 from batchnorm_jax._moments import feature_axes
 
 COLLECTIVES = ("psum", "all_gather")
-SAVED = ("input", "output")
+SAVED = ("input", "output", "nothing")
 # What `synchronize` may give to a norm that exists: how it pools and averages, not what the model computes or keeps.
 OF_SYNCHRONIZE = (
     "axis_index_groups",
@@ -38,8 +38,8 @@ def check_synchronize(options: Iterable[str]) -> None:
             )
 
 
-def check_input(x: jax.Array, axis, *, caller: str) -> tuple[int, ...]:
-    """The feature axes of an input that can be normalised."""
+def check_input(x: jax.Array, axis, *, caller: str, may_be_empty: bool = False) -> tuple[int, ...]:
+    """Returns the feature axes of an input that can be normalised; by known statistics an empty one can be, too."""
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         raise ValueError(
             f"{caller}: the input must have a floating point or complex dtype, not {x.dtype}; "
@@ -48,8 +48,10 @@ def check_input(x: jax.Array, axis, *, caller: str) -> tuple[int, ...]:
     features = feature_axes(axis, x.ndim, caller=caller)
     if 0 in (x.shape[i] for i in features):
         raise ValueError(f"{caller}: the input of shape {x.shape} has no features on axis {axis}")
-    if x.size == 0:
-        raise ValueError(f"{caller}: the input of shape {x.shape} has no positions; give at least one example")
+    if x.size == 0 and not may_be_empty:
+        raise ValueError(
+            f"{caller}: the input of shape {x.shape} has no positions to take statistics of; give at least one example"
+        )
     return features
 
 
@@ -58,6 +60,53 @@ def check_real(scale, bias, x: jax.Array, *, caller: str) -> None:
     for name, value, allowed in (("scale", scale, False), ("bias", bias, jnp.iscomplexobj(x))):
         if value is not None and jnp.iscomplexobj(value) and not allowed:
             raise ValueError(f"{caller}: {name} is {value.dtype} for an input of {x.dtype}; give it a real dtype")
+
+
+# What other libraries call it, and what it is here.
+_PEERS = {
+    "eps": "epsilon",
+    "decay": "momentum, the share that is kept",
+    "decay_rate": "momentum, the share that is kept",
+    "affine": "use_scale and use_bias",
+    "create_scale": "use_scale",
+    "create_offset": "use_bias",
+    "scale": "use_scale",
+    "center": "use_bias",
+    "track_running_stats": "use_running_average=False with update_stats=False",
+    "process_group": "axis_index_groups",
+    "cross_replica_axis": "axis_name",
+    "group_size": "span, a number of examples",
+    "virtual_batch_size": "span, a number of examples",
+    "train": "use_running_average, its opposite",
+    "training": "use_running_average, its opposite",
+    "is_training": "use_running_average, its opposite",
+    "inference": "use_running_average",
+    "frozen": "use_running_average=True",
+    "rmax": "r_max of BatchRenorm",
+    "dmax": "d_max of BatchRenorm",
+    "warmup_steps": "r_max and d_max of BatchRenorm, which may be functions of the number of updates: "
+    "r_max=lambda step: jnp.where(step < 1000, 1.0, 3.0)",
+    "renorm": "the class BatchRenorm",
+    "renorm_clipping": "r_max and d_max of BatchRenorm",
+    "renorm_momentum": "momentum",
+}
+
+
+def check_names(given: Iterable[str], known: Iterable[str], *, caller: str) -> None:
+    """Raises a TypeError for an option that there is not; where another library has it, it says ours."""
+    known = list(known)
+    for name in given:
+        if name in known:
+            continue
+        close = difflib.get_close_matches(name, known, 1)
+        hint = f"here it is {_PEERS[name]}" if name in _PEERS else f"did you mean {close[0]}?" if close else ""
+        raise TypeError(f"{caller}: there is no option {name!r}; {hint or 'options are ' + ', '.join(known)}")
+
+
+def check_epsilon(epsilon: Any, *, caller: str) -> None:
+    """Raises a ValueError for an epsilon that is no number, or negative."""
+    if epsilon is None or isinstance(epsilon, bool | str) or (isinstance(epsilon, int | float) and not epsilon >= 0):
+        raise ValueError(f"{caller}: epsilon={epsilon!r} must be a number of at least 0; the usual one is 1e-5")
 
 
 def check_options(*, collective, activation: Any, save_for_backward, has_residual: bool, scale, caller: str) -> None:
@@ -70,10 +119,10 @@ def check_options(*, collective, activation: Any, save_for_backward, has_residua
     ):
         if value not in known:
             raise ValueError(f"{caller}: {name}={value!r} is not known; give one of {', '.join(map(repr, known))}")
-    if save_for_backward == "input":
+    if save_for_backward != "output":
         return
     function: Any = activation
-    if inverse(function) is None:
+    if inverse(recognised(function)) is None:
         name = getattr(activation, "__name__", activation)
         raise ValueError(
             f"{caller}: save_for_backward='output' undoes the activation, which {name} does not allow; use none, "

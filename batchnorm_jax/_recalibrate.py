@@ -41,7 +41,8 @@ def recalibrate(
         leaves out keep their statistics. `batchnorm_jax.linen.moments_fn` makes it for a model. Under `shard_map` or
         `pmap` it pools over the devices; under `jit` with sharded batches it does so by itself.
       variables: with "batch_stats", not bound to other devices than the batches. They are not changed.
-      batches: what `moments_fn` takes. For "layerwise" something that can be gone over again, such as a list.
+      batches: what `moments_fn` takes. For "layerwise" something that can be gone over again, such as a list. A batch
+        whose arrays all have a leading axis of 0 holds no example and is left out.
       mode: "pooled" or "layerwise".
 
     Returns:
@@ -104,15 +105,44 @@ def recalibrate(
 
 def _moments_of(moments_fn, variables, batches) -> Any:
     """The moments of all batches, pooled one batch after another."""
-    total = None
+    total, empty = None, 0
     for batch in batches:
+        if _has_no_examples(batch):
+            empty += 1
+            continue
         found = moments_fn(variables, batch)
         total = found if total is None else _pool_two(total, found)
+    if total is None and empty:
+        raise ValueError(f"recalibrate: no batch has an example ({empty} empty); give at least one that has")
     if total is None:
         raise ValueError("recalibrate: there are no batches; an iterator that was gone over before has none left")
     if not _leaves(total):
         raise ValueError("recalibrate: moments_fn gives no Moments; has the model a batch normalization?")
     return total
+
+
+def of_batches(moments_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Returns the same function, which says what a batch is where a model fails on a tuple, as (images, labels)."""
+
+    def function(variables: Any, batch: Any) -> Any:
+        if not isinstance(batch, tuple | list):
+            return moments_fn(variables, batch)
+        try:
+            return moments_fn(variables, batch)
+        except Exception as error:
+            raise ValueError(
+                f"recalibrate: a batch is the first argument of the model's call, and this one is a "
+                f"{type(batch).__name__} of {len(batch)}, on which the model fails ({type(error).__name__}). If these "
+                "are (images, labels), give the images alone: recalibrate(..., [images for images, _ in batches])"
+            ) from error
+
+    return function
+
+
+def _has_no_examples(batch: Any) -> bool:
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch) if hasattr(leaf, "shape")]
+    lengths = [shape[0] for shape in shapes if shape]
+    return bool(lengths) and not any(lengths)
 
 
 @jax.jit

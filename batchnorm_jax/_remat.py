@@ -17,11 +17,15 @@ def save_norm_inputs(primitive: Any, *arguments: Any, **parameters: Any) -> Any:
     kernel. JAX keeps both: two arrays per convolution. With this policy it keeps the first alone, and computes the
     second from it again in the backward pass, elementwise, with no collective and no convolution.
 
+    Apply it to parts of a network, such as stages, not to all of it: what a part computes again lives at the same time.
+    A part's input is kept, so the last norm of the part before it need not keep its own: give it
+    `save_for_backward="nothing"`. docs/memory.md says where to cut.
+
     What that saves is the compiler's to say, which may have computed the second again anyway. A ResNet-50 train step in
     bfloat16, batch 128 per device, compiled for four devices, against Flax's norm without the policy
-    (`experiments.benchmark --suite=norm --topology=...`): for a TPU v5e, around the whole model, 0.79 of its temporary
-    memory at 1.06 of its estimated cycles; around each block, 1.00 at 1.13. For an H100 it takes more, 1.15 times the
-    memory. Compile your own step and look at `memory_analysis()` before you rely on it.
+    (`experiments.benchmark --suite=norm --topology=... --parts=resnet50`): for a TPU v5e, in five parts, 0.59 of its
+    temporary memory at 1.08 of its estimated cycles; around the whole model 0.79 at 1.06. For an H100 it takes more,
+    1.11 times the memory in parts. Compile your own step and look at `memory_analysis()` before you rely on it.
 
     A part without a norm is computed again whole, so leave out of the checkpointed function what is costly and has
     none, such as attention.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from batchnorm_jax._collectives import Groups, Pool, fused_sum, pool_size, vary_like
-from batchnorm_jax._moments import Moments
+from batchnorm_jax._moments import Moments, promoted
 
 
 class SpanPlan(NamedTuple):
@@ -66,7 +66,7 @@ def cut_spans(spans: int, x, scale, bias, mask, shift, residual) -> list:
     if scale is not None or bias is not None:
         # Cast together, so that the backward pass takes one psum for both, and before they are copied for each span.
         given = [a for a in (scale, bias) if a is not None]
-        wide = vary_like(jnp.stack([a.astype(jnp.result_type(*given)) for a in given]), x)
+        wide = vary_like(jnp.stack([a.astype(promoted(*given)) for a in given]), x)
         rows = [row.astype(a.dtype) for row, a in zip(wide, given, strict=True)]
         scale = rows[0] if scale is not None else None
         bias = rows[-1] if bias is not None else None

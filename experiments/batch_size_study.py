@@ -13,6 +13,7 @@ from experiments import _flags
 from experiments._errors import UsageError, unknown_name
 from experiments.reporting import write_study_page
 from experiments.studies import batch_size, settings
+from experiments.training.terminal import say
 
 FLAGS = flags.FLAGS
 
@@ -27,20 +28,25 @@ def define_flags() -> None:
     flags.DEFINE_integer("image_size", None, "As for experiments.train.")
     flags.DEFINE_string("model", None, "Model in place of the preset's; also 'package.module:factory'.")
     flags.DEFINE_string(
-        "norm", None, "Of every run. Default: none where batch sizes from 1 on are compared, else batch."
+        "norm", None, "Norm of every run. Default: none where batch sizes from 1 on are compared, else batch."
     )
-    flags.DEFINE_float("target_accuracy", None, "Of the runs to a target, such as 0.98.")
-    flags.DEFINE_integer("max_epochs", None, "After which such a run counts as not having reached it.", lower_bound=1)
-    flags.DEFINE_list("batch_sizes", None, "At which the rate is tuned and minima are compared, in rising order.")
-    flags.DEFINE_list("learning_rates", None, "Where the search begins, at the smallest of these batch sizes.")
-    flags.DEFINE_list("seeds", None, "Of every run that has several, but for those of the search.")
+    flags.DEFINE_float("target_accuracy", None, "Accuracy that the runs to a target stop at, such as 0.98.")
+    flags.DEFINE_integer("max_epochs", None, "Stop runs to the target after this many epochs.", lower_bound=1)
+    flags.DEFINE_list("batch_sizes", None, "Batch sizes to tune the rate and compare minima at, in rising order.")
+    flags.DEFINE_list("learning_rates", None, "Learning rates to begin the search with, at the smallest batch size.")
+    flags.DEFINE_list("seeds", None, "Seeds of every part except the rate search.")
     flags.DEFINE_integer("num_devices", None, "Devices of every run. Default: as experiments.train.")
     flags.DEFINE_string("workdir", None, "Folder for the results. Default: runs/batch_size_study-PRESET.")
+    flags.DEFINE_bool("list_presets", False, "Print the presets with the data set and the parts of each; run nothing.")
     flags.DEFINE_bool("dry_run", False, "Print what would be run, and about how long it takes; run nothing.")
 
 
 def main() -> None:
     """Parses the flags, runs what has not been run, writes the report."""
+    if FLAGS.list_presets:
+        for name, study in settings.PRESETS.items():
+            say(f"{name:<10}{study.options['dataset']}: {', '.join(batch_size.parts_of(study))}")
+        return
     if FLAGS.preset not in settings.PRESETS:
         raise unknown_name("preset", FLAGS.preset, settings.PRESETS)
     study = settings.changed(

@@ -84,7 +84,7 @@ def main() -> None:
     if FLAGS.suite == "norm":
         picture = path.with_suffix(".svg")
         draw = reporting.topology_figure if FLAGS.topology else reporting.norm_figure
-        draw(path).savefig(picture)
+        reporting.write_svg(draw(path), picture)
         print(f"and {picture}")
 
 

@@ -1,4 +1,4 @@
-"""Evaluates a checkpoint: `python -m experiments.evaluate --checkpoint=runs/NAME`.
+"""Evaluates a checkpoint: `python -m experiments.evaluate runs/NAME`.
 
 With `--domain=all --recalibrate=pooled` also on other domains, before and after its norms are given the statistics
 of the domain.
@@ -7,6 +7,7 @@ of the domain.
 from absl import flags
 
 from experiments import _flags
+from experiments._errors import UsageError
 from experiments.data.domains import DOMAINS
 from experiments.training.checkpoint_evaluation import RECALIBRATIONS, Evaluated, evaluate_checkpoint
 
@@ -15,7 +16,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags; a program that only imports this module has none of them."""
-    flags.DEFINE_string("checkpoint", None, "The folder of a run: what train calls its workdir.", required=True)
+    flags.DEFINE_string("checkpoint", None, "The folder of a run, its workdir, also without --checkpoint=.")
     flags.DEFINE_integer("step", None, "The step whose checkpoint to evaluate. Default: the newest.")
     flags.DEFINE_string("dataset", None, "Evaluate on this data set's test splits. Default: the run's own.")
     flags.DEFINE_string("data_dir", None, "TFDS data directory. Default: the run's own.")
@@ -30,6 +31,8 @@ def define_flags() -> None:
 
 def main() -> None:
     """Parses the flags, evaluates, prints one line a split."""
+    if FLAGS.checkpoint is None:
+        raise UsageError("name the folder of a run, what train calls its workdir: experiments.evaluate runs/NAME")
     step, rows = evaluate_checkpoint(
         FLAGS.checkpoint,
         FLAGS.domain,
@@ -60,4 +63,4 @@ def _table(rows: list[Evaluated], *, domains: bool) -> list[str]:
 
 if __name__ == "__main__":
     define_flags()
-    _flags.run(main)
+    _flags.run(main, positional="checkpoint")

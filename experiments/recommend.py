@@ -14,6 +14,7 @@ from absl import flags
 from experiments import _flags
 from experiments.reporting import recommendation_lines, write_recommendation_page
 from experiments.studies.recommending.run import finite, recommend
+from experiments.training.terminal import say
 
 FLAGS = flags.FLAGS
 OPTIONS = ("dataset", "data_dir", "image_size", "model", "norm", "span", "dtype", "num_devices")
@@ -29,9 +30,13 @@ def define_flags() -> None:
     flags.DEFINE_integer("span", None, "As for experiments.train.")
     flags.DEFINE_string("dtype", None, "As for experiments.train.")
     flags.DEFINE_integer("num_devices", None, "As for experiments.train.")
-    flags.DEFINE_enum("optimizer", "nesterov", ["nesterov", "sgd"], "Of all runs.")
-    flags.DEFINE_float("target_accuracy", None, "To be reached soon, such as 0.98. Default: none; no run goes to one.")
-    flags.DEFINE_float("budget_minutes", 10.0, "What measuring may take.")
+    flags.DEFINE_enum("optimizer", "nesterov", ["nesterov", "sgd"], "Optimizer of all runs.")
+    flags.DEFINE_float(
+        "target_accuracy",
+        None,
+        "Accuracy to reach as fast as possible, such as 0.98. Default: none.",
+    )
+    flags.DEFINE_float("budget_minutes", 10.0, "Time limit for measuring, in minutes.")
     flags.DEFINE_string("workdir", None, "Folder for the results. Default: runs/recommend-DATASET-MODEL.")
     flags.DEFINE_bool("json", False, "Print the result as JSON, and nothing else.")
 
@@ -55,7 +60,7 @@ def main() -> None:
     if FLAGS.json:
         print(json.dumps(finite(result), indent=1))
     else:
-        print("\n".join([*recommendation_lines(result), "", f"report      {page}"]))
+        say("\n".join([*recommendation_lines(result), "", f"report    {page}"]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Rebuilds the report of a run, a study or a recommendation: `python -m experiments.report --workdir=...`.
+"""Rebuilds the report of a run, a study or a recommendation: `python -m experiments.report runs/NAME`.
 
 From the result files in the folder alone.
 """
@@ -8,6 +8,7 @@ from pathlib import Path
 from absl import flags
 
 from experiments import _flags
+from experiments._errors import UsageError
 from experiments.reporting import write_norm_study_page, write_page, write_recommendation_page, write_study_page
 from experiments.reporting.curves import read_study
 
@@ -16,11 +17,13 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags; a program that only imports this module has none of them."""
-    flags.DEFINE_string("workdir", None, "The folder of a run, a study or a recommendation.", required=True)
+    flags.DEFINE_string("workdir", None, "The folder of a run, a study or a recommendation, also without --workdir=.")
 
 
 def main() -> None:
     """Parses the flag, writes the page."""
+    if FLAGS.workdir is None:
+        raise UsageError("name the folder of a run, a study or a recommendation: experiments.report runs/NAME")
     print(f"written to {_writer(FLAGS.workdir)(FLAGS.workdir)}")
 
 
@@ -36,4 +39,4 @@ def _writer(workdir: str):
 
 if __name__ == "__main__":
     define_flags()
-    _flags.run(main)
+    _flags.run(main, positional="workdir")

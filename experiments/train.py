@@ -19,6 +19,7 @@ from experiments.training.config import TrainConfig
 from experiments.training.loop import resolve, train
 from experiments.training.processes import PeerError
 from experiments.training.progress import NonFiniteLossError
+from experiments.training.terminal import say
 
 FLAGS = flags.FLAGS
 
@@ -27,18 +28,23 @@ def define_flags() -> None:
     """Defines the flags; a program that only imports this module has none of them."""
     _flags.define(TrainConfig)
     names = ", ".join(sorted(presets.PRESETS))
+    flags.DEFINE_bool("list_presets", False, "Print the presets with result and source, and train nothing.")
     flags.DEFINE_string("preset", None, f"A published recipe, which flags beside it change: {names}.")
 
 
 def main() -> None:
     """Parses the flags, trains, prints the summary."""
+    if FLAGS.list_presets:
+        for name, preset in sorted(presets.PRESETS.items()):
+            say(f"{name}\n- result: {preset.result}\n- source: {preset.source}\n- time: {preset.time}")
+        return
     if FLAGS.preset in presets.PRESETS:
         preset = presets.PRESETS[FLAGS.preset]
-        print(f"preset    {FLAGS.preset}: {preset.result}\nsource    {preset.source}")
+        say(f"preset    {FLAGS.preset}: {preset.result}\nsource    {preset.source}")
     given = _flags.given(TrainConfig)
     config = resolve(presets.configure(FLAGS.preset, given))
     for text in presets.unused(config, given):
-        print(f"warning   {text}, and changes nothing here")
+        say(f"warning   {text}, and changes nothing here")
     try:
         summary = train(config, check_statistics=True)
     except (StorageError, PeerError) as error:
@@ -58,13 +64,13 @@ def main() -> None:
         )
     if summary["target"]:
         reached = summary["target"]["reached_after_updates"]
-        print(f"\ntarget      {f'reached after {reached} updates' if reached else 'not reached'}")
-    print("\nseconds     " + "  ".join(f"{name} {value:.1f}" for name, value in summary["seconds"].items()))
+        print(f"\ntarget    {f'reached after {reached} updates' if reached else 'not reached'}")
+    say("\nseconds   " + "  ".join(f"{name} {value:.1f}" for name, value in summary["seconds"].items()))
     if summary["overhead"] is not None:
-        print(f"overhead    {summary['overhead']:.1%} of training is outside the compiled step")
-    print(f"evaluate    python -m experiments.evaluate --checkpoint={config.workdir}")
-    print(f"curves      tensorboard --logdir={config.workdir}")
-    print(f"report      {write_page(str(config.workdir))}")
+        say(f"overhead  {summary['overhead']:.1%} of training is outside the compiled step")
+    print(f"evaluate  python -m experiments.evaluate --checkpoint={config.workdir}")
+    print(f"curves    tensorboard --logdir={config.workdir}")
+    print(f"report    {write_page(str(config.workdir))}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax import nnx
 
 from batchnorm_jax import batch_norm, linen, normalize, update_running
@@ -29,6 +30,7 @@ OPTIONS = {
     "stable variance": ({"use_fast_variance": False}, (), FAR, {"collective": "all_gather"}),
     "activation": ({"activation": jnp.tanh}, (), 0.0, {"activation": jnp.tanh}),
     "output": ({"save_for_backward": "output"}, (), 0.0, {"save_for_backward": "output"}),
+    "nothing": ({"save_for_backward": "nothing"}, (), 0.0, {}),
     "unbiased": ({"unbiased_running_var": True}, (), 0.0, {}),
     "skip_nonfinite": ({"skip_nonfinite": True}, (), NAN, {}),
     "mask": ({}, ("mask",), 0.0, {}),
@@ -153,3 +155,22 @@ def test_a_zero_scale_is_refused_under_jit_too():
 
     with pytest.raises(ValueError, match="divides by the scale"):
         jax.jit(init)(jax.random.key(0))
+
+
+@pytest.mark.parametrize("kind", [linen.BatchNorm, linen.BatchRenorm])
+def test_it_is_one_row_of_a_summary(kind):
+    """And one call to interceptors, as Flax's layer is."""
+    seen = []
+
+    def record(next_function, args, kwargs, context):
+        seen.append(context.method_name)
+        return next_function(*args, **kwargs)
+
+    x = jnp.ones((4, 3))
+    layer = kind(use_running_average=False)
+    variables = layer.init(jax.random.key(0), x)
+    with nn.intercept_methods(record):
+        layer.apply(variables, x, mutable=["batch_stats"])
+    assert seen == ["__call__"]
+    rows = nn.tabulate(layer, jax.random.key(0), show_repeated=True)(x).splitlines()
+    assert sum(kind.__name__ in row for row in rows) == 1 + 1  # its title and itself

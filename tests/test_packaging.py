@@ -28,7 +28,7 @@ EXPERIMENTS = [
     {"data", "models"},
     {"training"},
     {"benchmarking", "studies"},
-    {"_flags"},
+    {"_flags", "_help"},
     {"train", "evaluate", "batch_size_study", "recommend", "norm_study", "benchmark", "report"},
 ]
 # Reads result files only.

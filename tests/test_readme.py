@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import _help
 from experiments.training import loop
 from experiments.training.checkpoint_evaluation import evaluate_checkpoint
 from experiments.training.config import TrainConfig
@@ -49,6 +50,10 @@ def test_help_lists_every_flag(module, flags):
     )  # fmt: skip
     for flag in flags:
         assert re.search(rf"^  {flag}\b|^  --\[no\]{flag[2:]}\b", done.stdout, re.MULTILINE), done.stdout
+    titles = re.findall(r"^(\w.*):$", done.stdout, re.MULTILINE)
+    assert {"Data", "Results"} <= set(titles) or module != "train"
+    # Each flag is under a title that says what it is about.
+    assert _help.MORE not in titles and len(titles) == len(set(titles))
 
 
 def test_the_commands_are_where_ci_looks():
@@ -59,6 +64,7 @@ def test_the_commands_are_where_ci_looks():
 
 def test_the_users_own_model_and_data_set_train(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
     (tmp_path / "mine.py").write_text(EXAMPLES[0])
     config = TrainConfig(
         dataset="mine:data", model="mine:model", batch_size=50, epochs=10, warmup_epochs=1, workdir="run", num_devices=2

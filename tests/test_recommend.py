@@ -1,6 +1,7 @@
 """Which batch size: against problems whose answer is known, and with little time."""
 
 import dataclasses
+import html
 import json
 import math
 import re
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from experiments.reporting import recommendation_lines, write_recommendation_page
 from experiments.reporting.recommendation import command
+from experiments.reporting.recommendation_text import SOURCES, WHY_NOT_LARGER
 from experiments.studies.convergence import SEARCH_SEED
 from experiments.studies.recommending.advice import advise
 from experiments.studies.recommending.curves import noise_of
@@ -277,9 +279,52 @@ def test_predictions_fit_a_terminal():
     sizes = [f"{prediction['batch_size']:,}" for prediction in result["advice"]["predictions"]]
     (head,) = (i for i, line in enumerate(lines) if line.split() == ["batch", "size", *sizes])
     rows = lines[head : lines.index("", head)]
-    assert len(sizes) == 3 and len(rows) == 7 and max(map(len, rows)) <= 120
-    for cell in ("an update", "computing to the target", "memory"):
+    assert len(sizes) == 3 and len(rows) == 7 and max(map(len, rows)) <= 90
+    for cell in ("time per update", "computing time", "memory"):
         assert sum(row.startswith(cell) for row in rows) == 1, cell
+
+
+def test_the_recommendation_comes_first_then_why_then_the_numbers(tmp_path):
+    result = recommended()
+    advice, lines = result["advice"], recommendation_lines(result)
+    assert lines[0].startswith(
+        f"Use a batch size of {advice['batch_size']:,} with a learning rate of {advice['learning_rate']:g}. "
+        "Training should reach 98% after about "
+    )
+    (tmp_path / FILE).write_text(json.dumps(result))
+    page = html.unescape(write_recommendation_page(tmp_path).read_text())
+    for text in ("\n".join(lines), page):
+        places = [text.index(part) for part in (lines[0], "Why", "What to expect", "Measured")]
+        assert places == sorted(places)
+
+
+@pytest.mark.parametrize("binds", [*WHY_NOT_LARGER, "something else"])
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_words_need_no_paper(binds, source):
+    """A term stands where it is explained, and nowhere before."""
+    result = recommended()
+    result["advice"] |= {"binds": binds, "source": source, "loosen": "a fix"}
+    text = "\n".join(recommendation_lines(result))
+    assert not re.search(r"\bdraws?\b|loosen|\bbinds\b|within a tenth", text)
+    for term in ("knee", "critical batch size"):
+        assert text.count(term) == 1 and f"This size is called the {term}." in text
+    # Every column of the table is complete, and no number is one that JSON cannot have.
+    assert not re.search(r"\bnan\b|\binf\b|None", text)
+
+
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("updates to a target: too little time is left", "Run the same command again with --budget_minutes=5; "),
+        ("a rate: every one from 1 to 4 diverged", "the measurements do not decide it"),
+    ],
+)
+def test_without_a_recommendation_the_page_says_what_to_do(missing, said, tmp_path):
+    result = {**recommended(), "advice": None}
+    result["evidence"]["not_measured"] = [missing]
+    assert said in recommendation_lines(result)[0] and f"- {missing}" in recommendation_lines(result)
+    (tmp_path / FILE).write_text(json.dumps(result))
+    assert said in html.unescape(write_recommendation_page(tmp_path).read_text())
 
 
 def test_the_page_has_the_line_and_the_table(tmp_path):

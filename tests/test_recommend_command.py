@@ -21,7 +21,7 @@ def test_the_command_line_end_to_end(tmp_path):
     ]  # fmt: skip
     first = subprocess.run(command_, capture_output=True, text=True, cwd=ROOT, check=False, timeout=600)
     assert first.returncode == 0, first.stderr
-    assert "measured  " in first.stdout and (tmp_path / "report.html").exists()
+    assert "\nMeasured in " in first.stdout and (tmp_path / "report.html").exists()
     before = {row["key"]: row for row in jobs.read(tmp_path / jobs.FILE)}
     again = subprocess.run([*command_, "--json"], capture_output=True, text=True, cwd=ROOT, check=False, timeout=600)
     result = json.loads(again.stdout)

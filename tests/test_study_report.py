@@ -8,7 +8,7 @@ import re
 import pytest
 
 from experiments.reporting import convergence as reporting_convergence
-from experiments.reporting import critical, section, smoothness, study_sections
+from experiments.reporting import critical, smoothness, study_sections, style
 from experiments.reporting import step_time as step_time_report
 from experiments.studies import jobs
 
@@ -120,9 +120,9 @@ def test_runs_that_are_not_finite_stay_in_the_ladder(tmp_path):
 
 @pytest.mark.parametrize(("low", "high"), [(0.03, 1.3), (150, 1_600), (1e-6, 10), (1e-9, 1e9)])
 def test_a_logarithmic_axis_has_room_for_its_labels(low, high):
-    drawing, (axes,) = section.canvas()
+    drawing, (axes,) = style.canvas()
     axes.plot([1, 2], [low, high])
-    section.logarithmic(axes, "loss")
+    style.logarithmic(axes, "loss")
     ends = axes.get_ylim()
     labelled = [tick for tick in axes.get_yticks() if ends[0] <= tick <= ends[1]]
     assert 3 <= len(labelled) <= 12

@@ -223,7 +223,7 @@ def test_every_layer_lowers_under_checked_shard_map_with_a_collective_each_way(v
 
 
 @pytest.mark.parametrize("remat", jobs.REMAT)
-def test_the_policy_is_applied_to_the_model_or_to_each_block(remat, monkeypatch):
+def test_the_policy_is_applied_to_the_model_or_to_its_parts(remat, monkeypatch):
     def saves_nothing(*_, **__):
         return False
 
@@ -231,7 +231,7 @@ def test_the_policy_is_applied_to_the_model_or_to_each_block(remat, monkeypatch)
     step, arguments = network.train_step(NetworkJob("cpu", "policy", 1, 32, remat), mesh())
     # In the backward pass each region that is computed again is an equation with its policy.
     again = str(step.trace(*arguments).jaxpr).count(saves_nothing.__name__)
-    assert again == {"whole": 1, "block": 16}[remat]
+    assert again == {"whole": 1, "parts": 5}[remat]
 
 
 def count_psums(jaxpr):

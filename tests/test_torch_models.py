@@ -350,3 +350,44 @@ def test_a_name_of_a_wrapped_model_is_said():
     net = torch.nn.DataParallel(torch.nn.Sequential(torch.nn.Linear(2, 3)))
     with pytest.raises(ValueError, match=r"'0' \(closest: 'module.0'\); .* 'module.0.weight', 'module.0.bias'"):
         from_torch(net.state_dict(), {"0": "fc"})
+
+
+class Frozen(torch.nn.Module):
+    """As torchvision's FrozenBatchNorm2d holds its state: buffers, and no option but eps."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.eps = 1e-2
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            self.register_buffer(name, torch.rand(features) + 0.5)
+
+    def forward(self, x):
+        return (x - self.running_mean) / (self.running_var + self.eps).sqrt() * self.weight + self.bias
+
+
+def later_untracked():
+    """A norm whose statistics are no longer updated, of which PyTorch still evaluates by them."""
+    layer = torch.nn.BatchNorm1d(3, **NORM)
+    layer.running_mean += 2
+    layer.running_var *= 4
+    layer.track_running_stats = False
+    return layer
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("make", [later_untracked, lambda: Frozen(3)], ids=["later-untracked", "frozen"])
+def test_the_statistics_that_a_layer_holds_decide(make, training):
+    layer = make().train(training)
+    options = options_from_torch(layer)
+    variables, _ = from_torch(layer.state_dict())
+    mode = {} if "use_running_average" in options else {"use_running_average": not training}
+    x = draw(8, 3)
+    want = layer(torch.as_tensor(x)).detach().numpy()
+    norm = batchnorm_jax.linen.BatchNorm(**options)
+    got, updates = norm.apply(variables, x, mutable=["batch_stats"], **mode)
+    assert normwise_error(got, want) < 1e-5
+    jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"])
+
+
+def test_a_norm_with_a_scale_alone_has_that_option():
+    assert options_to_torch(options_from_torch({"bias": False}))["bias"] is False

@@ -12,13 +12,19 @@ from flax import linen as nn
 from batchnorm_jax import _inference
 from batchnorm_jax._core import effective_scale
 from batchnorm_jax._moments import feature_axes, statistics_dtype
-from batchnorm_jax.linen._pairs import Seen, check_pairs, pairs_of, trace
+from batchnorm_jax.linen._adapt import Replace, check_replace, plain_class, replacer
+from batchnorm_jax.linen._pairs import NORMS, Seen, check_pairs, pairs_of, trace
 
 Pairs = Iterable[tuple[str, str]]
 
 
 def fold(
-    model: nn.Module, variables: Mapping[str, Any], pairs: Pairs | None, *args: Any, **kwargs: Any
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    pairs: Pairs | None,
+    *args: Any,
+    replace: Replace | None = None,
+    **kwargs: Any,
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
     """Folds batch norms into the convolutions and dense layers before them, for evaluation.
 
@@ -39,8 +45,10 @@ def fold(
     Args:
       model: the module.
       variables: its `params` and `batch_stats`.
-      pairs: (layer, norm) paths, as ("block_0/Conv_0", "block_0/BatchNorm_0"); None: every layer that can be folded.
+      pairs: (layer, norm) paths, as ("block_0/Conv_0", "block_0/BatchNorm_0"); None: every layer that can be folded,
+        with a warning of the norms that stay, and why.
       *args: an example of what `model.apply` takes in evaluation; arrays may be `jax.ShapeDtypeStruct`s.
+      replace: what norms of other classes are, as in `batchnorm_jax.linen.synchronize`; None for a class: they stay.
       **kwargs: of the same, for example `train=False` or `method=...`.
 
     Returns:
@@ -51,6 +59,7 @@ def fold(
       ValueError: there is nothing to fold, a path is unknown, or a pair cannot be folded: the norm is not given the
         layer's output as it is, or someone else is too; one of them is called twice; the feature axis is not the last;
         the example trains; or the variables are stacked along another axis.
+      UserWarning: without pairs, a norm stays as it is; the message says why.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -66,7 +75,8 @@ def fold(
     Source: as `batchnorm_jax.fold`.
     """
     variables = core.unfreeze(dict(variables))
-    seen = trace(model, variables, args, kwargs)
+    rules = check_replace(replace, caller="fold")
+    seen = trace(model, variables, args, kwargs, rules)
     chosen = pairs_of(seen) if pairs is None else check_pairs(seen, pairs)
     folded = jax.tree.map(lambda leaf: leaf, variables)
     parameter_dtypes = {}
@@ -74,7 +84,7 @@ def fold(
         parameters = nn.unbox(_at(variables["params"], norm.path))
         parameter_dtypes[norm.path] = [a.dtype for a in parameters.values()]
         _fold_pair(folded, layer, norm)
-    return _applied(model, parameter_dtypes), folded
+    return _applied(model, parameter_dtypes, rules), folded
 
 
 def _fold_pair(variables: dict[str, Any], layer: Seen, norm: Seen) -> None:
@@ -109,13 +119,14 @@ def _fold_pair(variables: dict[str, Any], layer: Seen, norm: Seen) -> None:
         _at(variables["params"], norm.path, make=True)["bias"] = new if boxed is None else _boxed_as(boxed, new)
 
 
-def _applied(model: nn.Module, parameter_dtypes: dict[str, list[Any]]) -> Callable[..., Any]:
+def _applied(model: nn.Module, parameter_dtypes: dict[str, list[Any]], rules: dict[type, Any]) -> Callable[..., Any]:
     def skip(next_fun, args, kwargs, context):
-        dtypes = parameter_dtypes.get("/".join(context.module.path)) if context.method_name == "__call__" else None
+        is_norm = context.method_name == "__call__" and plain_class(context.module) in NORMS
+        dtypes = parameter_dtypes.get("/".join(context.module.path)) if is_norm else None
         return next_fun(*args, **kwargs) if dtypes is None else _folded_norm(context.module, dtypes, *args, **kwargs)
 
     def apply(variables: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        with nn.intercept_methods(skip):
+        with nn.intercept_methods(replacer(rules, caller="fold", folded=parameter_dtypes)), nn.intercept_methods(skip):
             return model.apply(variables, *args, **kwargs)
 
     return apply

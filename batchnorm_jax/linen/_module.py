@@ -1,5 +1,7 @@
 """Batch normalization as a `flax.linen` module: state, and nothing else, around the functions of `batchnorm_jax`."""
 
+import functools
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +13,21 @@ from flax import linen as nn
 from batchnorm_jax._activations import Activation
 from batchnorm_jax._collectives import AxisName
 from batchnorm_jax._layer import Limit, Limits, Running, call, diagnose, limits_at
-from batchnorm_jax._moments import feature_axes
-from batchnorm_jax._options import check_options
+from batchnorm_jax._moments import check_momentum, feature_axes, promoted
+from batchnorm_jax._options import check_epsilon, check_names, check_options
 from batchnorm_jax._renorm import check_limits, relaxed_d_max, relaxed_r_max
+
+
+def _answer_peers(kind: Any) -> None:
+    """Lets a class say of an option that it has not what it is called here, in place of Python's bare error."""
+    construct, known = kind.__init__, list(inspect.signature(kind.__init__).parameters)[1:]
+
+    @functools.wraps(construct)
+    def checked(self, *args, **kwargs):
+        check_names(kwargs, known, caller=kind.__name__)
+        construct(self, *args, **kwargs)
+
+    kind.__init__ = checked
 
 
 class BatchNorm(nn.Module):
@@ -48,7 +62,7 @@ class BatchNorm(nn.Module):
       span: how many examples are normalised together; None: all.
       collective: "psum" or "all_gather", the accurate one.
       activation: an elementwise function of the result, computed again in the backward pass.
-      save_for_backward: "input" or "output".
+      save_for_backward: "input", "output" or "nothing": see `batchnorm_jax.batch_norm`.
       unbiased_running_var: average the variance that is divided by max(n - 1, 1), as PyTorch does.
       skip_nonfinite: leave the running statistics of a feature as they are where the batch's are not finite.
       update_stats: update the running statistics. None: the opposite of `use_running_average`.
@@ -92,6 +106,8 @@ class BatchNorm(nn.Module):
     check_conditioning: bool = False
 
     def __post_init__(self):
+        check_momentum(self.momentum, caller="BatchNorm")
+        check_epsilon(self.epsilon, caller="BatchNorm")
         zero_scale = self.use_scale and self.scale_init is nn.initializers.zeros
         check_options(
             collective=self.collective,
@@ -135,7 +151,7 @@ class BatchNorm(nn.Module):
         features = feature_axes(self.axis, x.ndim, caller=f"BatchNorm {self.name or ''}".strip())
         shape = tuple(x.shape[i] for i in features)
         stats_dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype
-        mean_dtype = jnp.promote_types(stats_dtype, jnp.complex64) if jnp.iscomplexobj(x) else stats_dtype
+        mean_dtype = promoted(stats_dtype, jnp.complex64) if jnp.iscomplexobj(x) else stats_dtype
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, mean_dtype)
         var = self.variable("batch_stats", "var", jnp.ones, shape, stats_dtype)
         scale = self.param("scale", self.scale_init, shape, self.param_dtype) if self.use_scale else None
@@ -166,12 +182,18 @@ class BatchNorm(nn.Module):
             diagnose(self, figure, "/".join(self.path) or "BatchNorm")
         return called.y
 
+    # Not wrapped: a wrapped method is a row of `nn.tabulate` and a call that interceptors see.
+    @nn.nowrap
     def _limits(self) -> Limits | None:
         """Those of a renormalization, of which there is none here."""
         return None
 
+    @nn.nowrap
     def _count_step(self) -> None:
         """The running statistics were updated."""
+
+
+_answer_peers(BatchNorm)
 
 
 class BatchRenorm(BatchNorm):
@@ -207,9 +229,14 @@ class BatchRenorm(BatchNorm):
         check_limits(self.r_max, self.d_max, caller="BatchRenorm")
         super().__post_init__()
 
+    @nn.nowrap
     def _limits(self) -> Limits:
         steps = self.variable("batch_stats", "steps", jnp.zeros, (), jnp.int32)
         return limits_at(self.r_max, self.d_max, steps.value)
 
+    @nn.nowrap
     def _count_step(self) -> None:
         self.put_variable("batch_stats", "steps", self.get_variable("batch_stats", "steps") + 1)
+
+
+_answer_peers(BatchRenorm)

@@ -9,8 +9,9 @@ import numpy as np
 from flax import linen as nn
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from batchnorm_jax._inference import unknown_path
+from batchnorm_jax._inference import unknown_path, warn_of_norms_that_stay
 from batchnorm_jax._moments import feature_axes
+from batchnorm_jax.linen._adapt import looks_like_a_norm, name_lookalikes, plain_class, replacer
 from batchnorm_jax.linen._flow import STORED_OF_LAYER, STORED_OF_NORM, Flow, follow, mark
 from batchnorm_jax.linen._module import BatchNorm, BatchRenorm
 
@@ -37,17 +38,28 @@ class Seen(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """The layers and norms that a model called, by path, and what goes from one to another."""
+    """The layers and norms that a model called, by path, and what goes from one to another.
+
+    Attributes:
+      layers: those that could be folded by what they are.
+      norms: likewise.
+      lookalikes: the class of each module that looks like a norm, and is of none that is known.
+      flow: what goes from one to another.
+    """
 
     layers: dict[str, Seen]
     norms: dict[str, Seen]
+    lookalikes: dict[str, type]
     flow: Flow
 
 
-def trace(model: nn.Module, variables: Mapping[str, Any], args: tuple, kwargs: dict[str, Any]) -> Trace:
-    """Traces `model.apply(variables, *args, **kwargs)`; nothing is computed."""
+def trace(
+    model: nn.Module, variables: Mapping[str, Any], args: tuple, kwargs: dict[str, Any], rules: dict[type, Any]
+) -> Trace:
+    """Traces `model.apply(variables, *args, **kwargs)`; nothing is computed. `rules` is fold's `replace`."""
     layers: dict[str, Seen] = {}
     norms: dict[str, Seen] = {}
+    lookalikes: dict[str, type] = {}
     leaves, structure = jax.tree.flatten((args, kwargs))
     # The rest, such as train=False, decides what the model does.
     arrays = {
@@ -56,18 +68,20 @@ def trace(model: nn.Module, variables: Mapping[str, Any], args: tuple, kwargs: d
 
     def run(variables, arrays):
         args, kwargs = jax.tree.unflatten(structure, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
-        with nn.intercept_methods(_recorder(layers, norms)):
+        recorder = _recorder(layers, norms, lookalikes, rules)
+        with nn.intercept_methods(replacer(rules, caller="fold")), nn.intercept_methods(recorder):
             return model.apply(variables, *args, **kwargs)
 
     # What is traced under a name of its own is traced anew: from a jit inside the model that ran before, JAX would take
     # the program that it has, and no module would be called.
     with set_xla_metadata(batchnorm_jax_fold=next(_traces)):
         program = jax.make_jaxpr(run)(variables, arrays).jaxpr
-    return Trace(layers, norms, follow(program, variables))
+    lookalikes = {path: kind for path, kind in lookalikes.items() if path not in norms}
+    return Trace(layers, norms, lookalikes, follow(program, variables))
 
 
 def pairs_of(seen: Trace) -> list[tuple[Seen, Seen]]:
-    """Every layer that can be folded, with its norm.
+    """Every layer that can be folded, with its norm; it warns of the norms that stay, and says why.
 
     Raises:
       ValueError: there is none; the message says why the norms there are cannot be.
@@ -78,12 +92,15 @@ def pairs_of(seen: Trace) -> list[tuple[Seen, Seen]]:
         if source is None:
             reasons.append(f"what norm {path!r} is given does not come straight from a convolution or dense layer")
         elif objection := _objection(seen, source, path):
-            reasons.append(objection)
+            reasons.append(objection if repr(path) in objection else f"norm {path!r}: {objection}")
         else:
             found.append((seen.layers[source], seen.norms[path]))
+    if seen.lookalikes:
+        reasons.insert(0, name_lookalikes(seen.lookalikes))
     if not found:
         why = "; ".join(reasons[:3]) or "the model called no BatchNorm of Flax or of batchnorm_jax"
         raise ValueError(f"fold: there is nothing to fold: {why}")
+    warn_of_norms_that_stay(len(seen.norms) + len(seen.lookalikes) - len(found), reasons)
     return found
 
 
@@ -107,14 +124,6 @@ def check_pairs(seen: Trace, pairs: Iterable[tuple[str, str]]) -> list[tuple[See
             raise ValueError(f"fold: {objection}")
         chosen.append((seen.layers[layer], seen.norms[norm]))
     return chosen
-
-
-def plain_class(module: nn.Module) -> type:
-    """The class of a module, under what `nn.remat`, `nn.jit`, `nn.scan` and their like make of it."""
-    cls = type(module)
-    while cls.__module__ == "flax.linen.transforms":
-        cls = cls.__bases__[0]
-    return cls
 
 
 def _objection(seen: Trace, layer: str, norm: str) -> str:
@@ -141,13 +150,18 @@ def _objection(seen: Trace, layer: str, norm: str) -> str:
     return ""
 
 
-def _recorder(layers: dict[str, Seen], norms: dict[str, Seen]) -> Callable[..., Any]:
+def _recorder(
+    layers: dict[str, Seen], norms: dict[str, Seen], lookalikes: dict[str, type], rules: dict[type, Any]
+) -> Callable[..., Any]:
     """Notes each layer and norm, and marks in the program what goes in and what comes out."""
 
     def intercept(next_fun, args, kwargs, context):
         module, cls = context.module, plain_class(context.module)
         if context.method_name != "__call__" or cls not in (*LAYERS, *NORMS):
-            return next_fun(*args, **kwargs)
+            result = next_fun(*args, **kwargs)
+            if module.scope is not None and cls not in (*rules, *NORMS) and looks_like_a_norm(module):
+                lookalikes["/".join(module.path)] = cls
+            return result
         path = "/".join(module.path)
         stored = nn.unbox(module.get_variable(*(STORED_OF_LAYER if cls in LAYERS else STORED_OF_NORM)))
         if stored is None:

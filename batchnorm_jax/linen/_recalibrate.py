@@ -1,5 +1,6 @@
 """Population statistics of a flax.linen model."""
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -10,6 +11,15 @@ from batchnorm_jax import _recalibrate
 from batchnorm_jax._collectives import AxisName
 from batchnorm_jax._layer import Running, pool_calls, pooled_moments, pooled_over
 from batchnorm_jax._moments import Moments, feature_axes
+from batchnorm_jax.linen._adapt import (
+    Replace,
+    check_replace,
+    is_to_replace,
+    looks_like_a_norm,
+    name_lookalikes,
+    plain_class,
+    run_as_ours,
+)
 from batchnorm_jax.linen._module import BatchNorm, BatchRenorm
 from batchnorm_jax.linen._synchronize import as_ours, is_flax_call, is_our_call
 
@@ -22,6 +32,7 @@ def recalibrate(
     batches: Iterable[Any],
     *args: Any,
     mode: str = "pooled",
+    replace: Replace | None = None,
     **kwargs: Any,
 ) -> dict[str, Any]:
     """Replaces a model's running statistics by the exact moments of a data set.
@@ -39,6 +50,7 @@ def recalibrate(
         a list, or an object whose `__iter__` starts anew.
       *args: further arguments of the call.
       mode: "pooled" or "layerwise".
+      replace: how norms of other classes are run, as in `synchronize`; None for a class: its statistics stay.
       **kwargs: further arguments of the call, such as `train=False`, to leave dropout out. What they say of running
         averages does not matter to the norms. `rngs` goes to `model.apply`.
 
@@ -46,7 +58,8 @@ def recalibrate(
       The variables with other statistics.
 
     Raises:
-      ValueError: as `batchnorm_jax.recalibrate`.
+      ValueError: as `batchnorm_jax.recalibrate`; or the model has no norm, or none of a class that is known.
+      UserWarning: a module looks like a norm, and is of a class that is not known: its statistics stay as they are.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -60,12 +73,17 @@ def recalibrate(
 
     Source: see `batchnorm_jax.recalibrate`.
     """
-    function = jax.jit(moments_fn(model, *args, mode=mode, **kwargs))
-    return _recalibrate.recalibrate(function, variables, batches, mode=mode)
+    function = jax.jit(moments_fn(model, *args, mode=mode, replace=replace, **kwargs))
+    return _recalibrate.recalibrate(_recalibrate.of_batches(function), variables, batches, mode=mode)
 
 
 def moments_fn(
-    model: nn.Module, *args: Any, mode: str = "pooled", axis_name: AxisName | None = None, **kwargs: Any
+    model: nn.Module,
+    *args: Any,
+    mode: str = "pooled",
+    axis_name: AxisName | None = None,
+    replace: Replace | None = None,
+    **kwargs: Any,
 ) -> Callable[[Mapping[str, Any], Any], Any]:
     """The function that `batchnorm_jax.recalibrate` takes, for a model.
 
@@ -76,6 +94,7 @@ def moments_fn(
       *args: further arguments of the model's call.
       mode: of `recalibrate`: what the norms normalise by.
       axis_name: the axes over which to pool, besides those of a norm's own that are bound; None under `jit`.
+      replace: as in `recalibrate`.
       **kwargs: further arguments of the model's call.
 
     Returns:
@@ -93,13 +112,23 @@ def moments_fn(
       >>> jax.vmap(lambda x: function(variables, x), axis_name="batch")(x)["layers_0"].mean[0]
       Array([2.], dtype=float32)
     """
+    rules = check_replace(replace, caller="recalibrate")
 
     def interceptor(next_function, call_args, call_kwargs, context: nn.module.InterceptorContext):
         norm: Any = context.module
+        if is_to_replace(context, rules):
+            # Our call on its variables, which is met here again.
+            known.add(norm.path)
+            return run_as_ours(norm, rules[plain_class(norm)], call_args, call_kwargs, caller="recalibrate")
         if is_flax_call(context):
             norm = as_ours(norm)
         elif not is_our_call(context) or any(norm is own for own in running):
-            return next_function(*call_args, **call_kwargs)
+            result = next_function(*call_args, **call_kwargs)
+            kind = plain_class(norm)
+            if norm.scope is not None and kind not in (*rules, BatchNorm, BatchRenorm) and looks_like_a_norm(norm):
+                lookalikes[norm.path] = kind
+            return result
+        known.add(norm.path)
         # The constructor's own would conflict with what is given in the call.
         over = pooled_over(norm.axis_name, norm.axis_index_groups, axis_name)
         # Nothing of the statistics that are to be replaced has a part in the new ones.
@@ -113,10 +142,20 @@ def moments_fn(
 
     # The norms that are being run, so that these calls of ours are left alone.
     running: list[Any] = []
+    # Of the last trace.
+    known: set[tuple[str, ...]] = set()
+    lookalikes: dict[tuple[str, ...], type] = {}
 
     def function(variables: Mapping[str, Any], batch: Any) -> Any:
+        known.clear()
+        lookalikes.clear()
         with nn.intercept_methods(interceptor):
             _, updates = model.apply(variables, batch, *args, mutable=nn.DenyList("params"), **kwargs)
+        left = {"/".join(path): kind for path, kind in lookalikes.items() if path not in known}
+        if left and not known:
+            raise ValueError(f"recalibrate: no norm was found: {name_lookalikes(left)}")
+        if left:
+            warnings.warn(f"recalibrate: {name_lookalikes(left)}", UserWarning, stacklevel=2)
         return _collect(updates["batch_stats"])
 
     return function

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import inspect
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,26 +12,47 @@ from flax import linen as nn
 
 from batchnorm_jax._collectives import AxisName
 from batchnorm_jax._options import check_synchronize
-from batchnorm_jax.linen._module import BatchNorm
+from batchnorm_jax.linen._adapt import (
+    OF_FLAX,
+    Replace,
+    called,
+    check_replace,
+    is_to_replace,
+    looks_like_a_norm,
+    name_lookalikes,
+    plain_class,
+    run_as_ours,
+)
+from batchnorm_jax.linen._module import BatchNorm, BatchRenorm
 
 _FLAX_CALL, _OUR_CALL = inspect.unwrap(nn.BatchNorm.__call__), inspect.unwrap(BatchNorm.__call__)
 
 
 @contextlib.contextmanager
-def synchronize(axis_name: AxisName | None, **options: Any) -> Iterator[list[str]]:
+def synchronize(
+    axis_name: AxisName | None, *, replace: Replace | None = None, require: bool = True, **options: Any
+) -> Iterator[list[str]]:
     """Runs every `flax.linen.BatchNorm` that is traced inside the context as `batchnorm_jax.linen.BatchNorm`.
 
     The model's code and variables stay as they are; its norms pool over `axis_name`, with our derivative rule and
-    collectives. Norms that are ours already keep their own options.
+    collectives. Norms that are ours already keep their own options. A norm of another class, such as a copy of Flax's
+    in somebody's package, is run as ours where `replace` says how.
 
     It must enclose the tracing: a function that was jitted and called before is not affected, nor a module under
     `nn.jit` that was, and one that was traced inside keeps the change. The surest way is to enter it within the
-    function that is jitted, around `model.apply`; the list that it gives shows what was traced. It acts on the
-    thread that enters it, and of several contexts the innermost decides.
+    function that is jitted, around `model.apply`; the list that it gives shows what was traced. Where nothing was
+    turned, leaving it is an error that says why. It acts on the thread that enters it, and of several contexts the
+    innermost decides.
 
     Args:
       axis_name: the name or names of the axes over which to pool; None under `jit` with sharded arrays, where the
         statistics are those of the whole array. It replaces a norm's own.
+      replace: for each class of norms that is neither Flax's nor ours, how it is run. `flax.linen.BatchNorm`: as a copy
+        of it, whose options and call have Flax's names. A function: of the module and all that it was called with, it
+        gives a dict of options of `BatchNorm` (of `BatchRenorm`, if `r_max` or `d_max` is among them), and of its call,
+        such as `mask`. None: the class stays as it is. The input is the first argument of the call, its result is one
+        array, and the variables are `mean` and `var` in "batch_stats", and `scale` and `bias` in "params" if used.
+      require: False: leave without an error where nothing was turned, for a model that may have no norm.
       **options: of `BatchNorm`, in place of the norms' own: axis_index_groups, span, collective, use_fast_variance,
         unbiased_running_var, skip_nonfinite, check_conditioning, momentum. A norm's own groups are those of its own
         axis, and go with it.
@@ -39,7 +61,11 @@ def synchronize(axis_name: AxisName | None, **options: Any) -> Iterator[list[str
       A list to which the path of each norm is added as it is traced, such as "block_0/BatchNorm_0".
 
     Raises:
-      ValueError: an option that is not known, or that would change what the model computes.
+      ValueError: an option that is not known, or that would change what the model computes; or, on leaving, no norm was
+        turned: none was called, those called are of a class that is not known, or ours that do not pool over
+        `axis_name`, or nothing was traced. (Not where the same context turned norms before: what was jitted then keeps
+        the change.)
+      UserWarning: some norms were turned, and a module that looks like another was not.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -54,32 +80,144 @@ def synchronize(axis_name: AxisName | None, **options: Any) -> Iterator[list[str
       >>> y, updates = jax.vmap(step, axis_name="batch")(x)
       >>> bool(jnp.allclose(y.mean((0, 1)), 0, atol=1e-6))
       True
+
+      A norm of one's own, whose call takes `train`:
+
+      >>> class OwnNorm(nn.Module):
+      ...     decay: float = 0.9
+      ...     @nn.compact
+      ...     def __call__(self, x, train):
+      ...         mean = self.variable("batch_stats", "mean", jnp.zeros, x.shape[-1:])
+      ...         var = self.variable("batch_stats", "var", jnp.ones, x.shape[-1:])
+      ...         return (x - x.mean(0, keepdims=True)) / jnp.sqrt(x.var(0, keepdims=True) + 1e-5)
+      >>> def options(norm, x, train):
+      ...     own = {"use_running_average": not train, "momentum": norm.decay}
+      ...     return {**own, "use_scale": False, "use_bias": False}
+      >>> variables = OwnNorm().init(jax.random.key(0), x[0], True)
+      >>> def step(x):
+      ...     with synchronize("batch", replace={OwnNorm: options}):
+      ...         return OwnNorm().apply(variables, x, True, mutable=["batch_stats"])
+      >>> y, updates = jax.vmap(step, axis_name="batch")(x)
+      >>> bool(jnp.allclose(y.mean((0, 1)), 0, atol=1e-6))
+      True
     """
+    _check_axis_name(axis_name)
     check_synchronize(options)
+    rules = check_replace(replace, caller="synchronize")
     options = {"axis_name": axis_name, "axis_index_groups": None, **options}
     BatchNorm(**options)  # What conflicts is refused here, not in the midst of a model.
-    replaced: list[str] = []
+    seen = _Seen()
 
     def interceptor(next_function, args, kwargs, context: nn.module.InterceptorContext):
+        module = context.module
         # Of several contexts the innermost decides.
-        if not is_flax_call(context) or _contexts.entered[-1] is not replaced:
+        if _contexts.entered[-1] is not seen or module.scope is None:
             return next_function(*args, **kwargs)
-        replaced.append("/".join(context.module.path))
-        return as_ours(context.module, **options)(*args, **kwargs)
+        path = "/".join(module.path)
+        if is_flax_call(context) or is_to_replace(context, rules):
+            seen.replaced.append(path)
+            seen.norms.add(path)
+            for outer in _contexts.entered:
+                outer.turned = True
+            if is_flax_call(context):
+                return as_ours(module, **options)(*args, **kwargs)
+            return run_as_ours(module, rules[plain_class(module)], args, kwargs, caller="synchronize", **options)
+        if is_our_call(context):
+            seen.norms.add(path)
+            seen.ours[path] = module.axis_name
+        result = next_function(*args, **kwargs)
+        seen.called[plain_class(module).__name__] = None
+        # Looked at last: what a class derived from a norm calls within is known by then.
+        kind = plain_class(module)
+        if path not in seen.norms and kind not in (*rules, BatchNorm, BatchRenorm) and looks_like_a_norm(module):
+            seen.lookalikes[path] = kind
+        return result
 
-    _contexts.entered.append(replaced)
+    _contexts.entered.append(seen)
     try:
         with nn.intercept_methods(interceptor):
-            yield replaced
+            yield seen.replaced
     finally:
         _contexts.entered.pop()
+    seen.report(axis_name, repr(sorted(options.items())), require=require)
+
+
+@dataclasses.dataclass
+class _Seen:
+    """What was called within a context.
+
+    Attributes:
+      replaced: the path of each norm that was turned, once for each call.
+      norms: the paths of norms that are known, ours among them.
+      ours: the axes of each norm that was ours already.
+      lookalikes: the class of each module that looks like a norm, and is none that is known.
+      called: the classes of all modules.
+      turned: whether this context, or one within it, turned a norm.
+    """
+
+    replaced: list[str] = dataclasses.field(default_factory=list)
+    norms: set[str] = dataclasses.field(default_factory=set)
+    ours: dict[str, Any] = dataclasses.field(default_factory=dict)
+    lookalikes: dict[str, type] = dataclasses.field(default_factory=dict)
+    called: dict[str, None] = dataclasses.field(default_factory=dict)
+    turned: bool = False
+
+    def report(self, axis_name: AxisName | None, key: str, *, require: bool) -> None:
+        """Says, on leaving, what was not turned, where that may not be what was meant."""
+        if self.turned:
+            _contexts.that_turned.add(key)
+            if self.lookalikes:
+                warnings.warn(f"synchronize: {name_lookalikes(self.lookalikes)}", UserWarning, stacklevel=4)
+        elif require and (reason := self._reason(axis_name, key)):
+            raise ValueError(f"synchronize: no norm was turned: {reason}")
+
+    def _reason(self, axis_name: AxisName | None, key: str) -> str:
+        if self.lookalikes:
+            return name_lookalikes(self.lookalikes)
+        if self.ours:
+            path, own = next(iter(self.ours.items()))
+            return (
+                ""
+                if _names(axis_name) <= _names(own)
+                else f"{path or 'the model'} is batchnorm_jax's already and keeps its axis_name={own!r}; make it with "
+                f"axis_name={axis_name!r}"
+            )
+        if self.called:
+            names = ", ".join(list(self.called)[:8])
+            return f"the modules called ({names}) have no batch normalization; with require=False that is fine"
+        if key in _contexts.that_turned:
+            return ""
+        return (
+            "no flax.linen module was called inside. A function that was jitted and called before is not traced again: "
+            "enter synchronize within it, around model.apply. Models of other libraries (flax.nnx, Keras, Equinox, "
+            "haiku) are not reached; for flax.nnx there is batchnorm_jax.nnx.synchronize"
+        )
+
+
+def _names(axis_name: AxisName | None) -> set[Any]:
+    if axis_name is None:
+        return set()
+    return set(axis_name) if isinstance(axis_name, tuple | list) else {axis_name}
+
+
+def _check_axis_name(axis_name: Any) -> None:
+    """Raises a ValueError where a model or a module is given in place of the name of an axis."""
+    names = axis_name if isinstance(axis_name, tuple | list) else (axis_name,)
+    for name in names:
+        if callable(name) or isinstance(name, dict) or hasattr(name, "shape"):
+            raise ValueError(
+                f"synchronize: axis_name is a {type(name).__name__}; give the name of a mapped axis, such as 'batch'. "
+                "The model is not given: what is called inside the context is turned, with "
+                "`with synchronize('batch'): model.apply(...)`. (batchnorm_jax.nnx.synchronize takes a model)"
+            )
 
 
 class _Contexts(threading.local):
-    """The contexts that a thread is in; Flax keeps its interceptors likewise."""
+    """The contexts that a thread is in, as Flax keeps its interceptors, and the options of those that turned norms."""
 
     def __init__(self):
-        self.entered: list[list[str]] = []
+        self.entered: list[_Seen] = []
+        self.that_turned: set[str] = set()
 
 
 _contexts = _Contexts()
@@ -87,22 +225,16 @@ _contexts = _Contexts()
 
 def is_flax_call(context: nn.module.InterceptorContext) -> bool:
     """Whether what is called is the method of Flax's own norm, maybe by a subclass of it."""
-    return _called(context) is _FLAX_CALL
+    return called(context) is _FLAX_CALL
 
 
 def is_our_call(context: nn.module.InterceptorContext) -> bool:
     """Whether what is called is the method of our norm, maybe by a subclass of it."""
-    return _called(context) is _OUR_CALL
-
-
-def _called(context: nn.module.InterceptorContext) -> Any:
-    # Flax hands out the function with its module bound to it.
-    return getattr(context.orig_method, "func", None)
+    return called(context) is _OUR_CALL
 
 
 def as_ours(norm: Any, **options: Any) -> BatchNorm:
     """Our norm on the variables of Flax's, with its options but for those that are given."""
-    names = [field.name for field in dataclasses.fields(nn.BatchNorm) if field.name not in ("parent", "name")]
-    own = {name: getattr(norm, name) for name in names}
+    own = {name: getattr(norm, name) for name in OF_FLAX}
     # The scope for a parent: the variables are found where the other norm has them.
     return BatchNorm(**own | options, parent=norm.scope)

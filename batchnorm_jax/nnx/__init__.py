@@ -3,6 +3,6 @@
 from batchnorm_jax.nnx._fold import fold
 from batchnorm_jax.nnx._module import BatchNorm, BatchRenorm
 from batchnorm_jax.nnx._recalibrate import recalibrate
-from batchnorm_jax.nnx._synchronize import synchronize
+from batchnorm_jax.nnx._synchronize import synchronize, unsynchronize
 
-__all__ = ["BatchNorm", "BatchRenorm", "fold", "recalibrate", "synchronize"]
+__all__ = ["BatchNorm", "BatchRenorm", "fold", "recalibrate", "synchronize", "unsynchronize"]

@@ -35,7 +35,8 @@ def fold(model: Model, pairs: Iterable[tuple[str, str]] | None = None) -> Model:
 
     Args:
       model: the model.
-      pairs: paths of attributes, (layer, norm), as ("block.conv", "block.norm") or ("layers.0", "layers.1").
+      pairs: paths, (layer, norm), as ("block/conv", "block/norm") or ("layers/0", "layers/1"), with slashes as
+        `synchronize` gives them; dots do as well.
 
     Returns:
       The folded copy, in evaluation mode. It raises a ValueError where a folded norm is to normalise by the batch, as

@@ -1,5 +1,6 @@
 """Batch normalization as a `flax.nnx` module: state, and nothing else, around the functions of `batchnorm_jax`."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -12,8 +13,8 @@ from flax.nnx.nn import dtypes
 from batchnorm_jax._activations import Activation
 from batchnorm_jax._collectives import AxisName
 from batchnorm_jax._layer import Limit, Limits, Running, call, diagnose, limits_at
-from batchnorm_jax._moments import feature_axes
-from batchnorm_jax._options import check_options
+from batchnorm_jax._moments import check_momentum, feature_axes
+from batchnorm_jax._options import check_epsilon, check_names, check_options
 from batchnorm_jax._renorm import check_limits, relaxed_d_max, relaxed_r_max
 
 _ZEROS, _ONES = nnx.initializers.zeros_init(), nnx.initializers.ones_init()
@@ -50,11 +51,12 @@ class BatchNorm(nnx.Module):
       span: how many examples are normalised together; None: all.
       collective: "psum" or "all_gather", the accurate one.
       activation: an elementwise function of the result, computed again in the backward pass.
-      save_for_backward: "input" or "output".
+      save_for_backward: "input", "output" or "nothing": see `batchnorm_jax.batch_norm`.
       unbiased_running_var: average the variance that is divided by max(n - 1, 1), as PyTorch does.
       skip_nonfinite: leave the running statistics of a feature as they are where the batch's are not finite.
       update_stats: update the running statistics. None: the opposite of `use_running_average`.
       check_conditioning: warn when the mean is so far from the running mean that the variance loses digits.
+      **peers: nothing; an option of another library is answered with what it is here.
 
     Example:
       >>> import jax.numpy as jnp
@@ -97,7 +99,13 @@ class BatchNorm(nnx.Module):
         skip_nonfinite: bool = False,
         update_stats: bool | None = None,
         check_conditioning: bool = False,
+        **peers: Any,
     ):
+        check_momentum(momentum, caller="BatchNorm")
+        check_epsilon(epsilon, caller="BatchNorm")
+        if peers:
+            known = [n for n in inspect.signature(BatchNorm.__init__).parameters if n not in ("self", "peers")]
+            check_names(peers, known, caller=type(self).__name__)
         shape = (num_features,)
         self.mean = nnx.BatchStat(jnp.zeros(shape, jnp.float32))
         self.var = nnx.BatchStat(jnp.ones(shape, jnp.float32))

@@ -43,7 +43,7 @@ def find_pairs(model: nnx.Module, pairs: Iterable[tuple[str, str]] | None) -> li
     if not chosen:
         raise ValueError(
             "fold: there is nothing to fold: no nnx.Sequential or nnx.List has a BatchNorm directly behind a "
-            f"{' or '.join(layer.__name__ for layer in LAYERS)}; give pairs, such as [('block.conv', 'block.norm')]"
+            f"{' or '.join(layer.__name__ for layer in LAYERS)}; give pairs, such as [('block/conv', 'block/norm')]"
         )
     found = [Pair(_find(places, layer, "layer", LAYERS), _find(places, norm, "norm", NORMS)) for layer, norm in chosen]
     uses = defaultdict(set)
@@ -87,7 +87,7 @@ def _places(node: Any, path: tuple[str, ...] = (), above: tuple[int, ...] = ()) 
     for key, value in items:
         if isinstance(value, nnx.Module | nnx.Variable | list | tuple | dict) and not str(key).startswith("_pytree__"):
             here = (*path, str(key))
-            yield Place(".".join(here), node, key, value)
+            yield Place("/".join(here), node, key, value)
             if not isinstance(value, nnx.Variable) and id(value) not in above:
                 yield from _places(value, here, (*above, id(node)))
 
@@ -118,6 +118,8 @@ def _flattened(chain: Iterable[Any]) -> Iterator[Any]:
 
 
 def _find(places: dict[str, Place], path: str, kind: str, classes: tuple[type, ...]) -> Place:
+    # As attributes are written, too.
+    path = path if path in places else path.replace(".", "/")
     known = [p for p, place in places.items() if type(place.value) in classes]
     if path not in known:
         raise unknown_path(kind, path, known)

@@ -1,6 +1,7 @@
 """Population statistics of a flax.nnx model."""
 
 import functools
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +12,7 @@ from batchnorm_jax import _recalibrate
 from batchnorm_jax._layer import Running, pool_calls, pooled_moments, pooled_over
 from batchnorm_jax._moments import feature_axes
 from batchnorm_jax.nnx._module import BatchNorm, BatchRenorm
-from batchnorm_jax.nnx._synchronize import become_ours, norms
+from batchnorm_jax.nnx._synchronize import become_ours, lookalikes, name_lookalikes, no_norms, norms
 
 
 def recalibrate(model: nnx.Module, batches: Iterable[Any], *args: Any, mode: str = "pooled", **kwargs: Any) -> None:
@@ -54,7 +55,9 @@ def recalibrate(model: nnx.Module, batches: Iterable[Any], *args: Any, mode: str
                 "normalises is not known"
             )
     if not own:
-        raise ValueError(f"recalibrate: {type(model).__name__} has no batch normalization")
+        raise no_norms(model, caller="recalibrate")
+    if left := lookalikes(model):
+        warnings.warn(f"recalibrate: {name_lookalikes(left)}", UserWarning, stacklevel=2)
     graph, state = nnx.split(model)
 
     @jax.jit
@@ -67,7 +70,9 @@ def recalibrate(model: nnx.Module, batches: Iterable[Any], *args: Any, mode: str
         return {path: norm.recorded.get_value() for path, norm in found.items() if norm.recorded is not None}
 
     stats = {path: {"mean": norm.mean[...], "var": norm.var[...]} for path, norm in own.items()}
-    variables = _recalibrate.recalibrate(moments_fn, {"batch_stats": stats, "state": state}, batches, mode=mode)
+    variables = _recalibrate.recalibrate(
+        _recalibrate.of_batches(moments_fn), {"batch_stats": stats, "state": state}, batches, mode=mode
+    )
     for path, norm in own.items():
         norm.mean.set_value(variables["batch_stats"][path]["mean"])
         norm.var.set_value(variables["batch_stats"][path]["var"])

@@ -1,9 +1,11 @@
 """The norms of an existing flax.nnx model become ours."""
 
 import inspect
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from flax import linen as nn
 from flax import nnx
 
 from batchnorm_jax._collectives import AxisName
@@ -13,7 +15,11 @@ from batchnorm_jax.nnx._module import BatchNorm
 _PARAMETERS = inspect.signature(BatchNorm.__init__).parameters
 _OF_FLAX = inspect.signature(nnx.BatchNorm.__init__).parameters
 # What our norm has and Flax's lacks, with its defaults.
-_OURS = {name: parameter.default for name, parameter in _PARAMETERS.items() if name not in _OF_FLAX}
+_OURS = {
+    name: parameter.default
+    for name, parameter in _PARAMETERS.items()
+    if name not in _OF_FLAX and parameter.kind is inspect.Parameter.KEYWORD_ONLY
+}
 
 
 def synchronize(model: nnx.Module, *, axis_name: AxisName | None, **options: Any) -> list[str]:
@@ -38,6 +44,7 @@ def synchronize(model: nnx.Module, *, axis_name: AxisName | None, **options: Any
     Raises:
       ValueError: an option that is not known, or that would change what the model computes; the model has no batch
         normalization; or one of them is of a class derived from Flax's. Nothing has been turned then.
+      UserWarning: a module looks like a norm, and is of a class that is not known.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -55,7 +62,7 @@ def synchronize(model: nnx.Module, *, axis_name: AxisName | None, **options: Any
     example = BatchNorm(1, rngs=nnx.Rngs(0), **options)
     found = list(norms(model))
     if not found:
-        raise ValueError(f"synchronize: {type(model).__name__} has no batch normalization")
+        raise no_norms(model, caller="synchronize")
     turned = [(path, norm) for path, norm in found if not isinstance(norm, BatchNorm)]
     for path, norm in turned:
         if type(norm) is not nnx.BatchNorm:
@@ -63,11 +70,94 @@ def synchronize(model: nnx.Module, *, axis_name: AxisName | None, **options: Any
                 f"synchronize: {path} is of the class {type(norm).__name__}, which may do more than the "
                 "flax.nnx.BatchNorm that it is derived from; derive it from batchnorm_jax.nnx.BatchNorm"
             )
+    if left := lookalikes(model):
+        warnings.warn(f"synchronize: {name_lookalikes(left)}", UserWarning, stacklevel=2)
     for _, norm in turned:
+        before = tuple((name, _frozen(getattr(norm, name))) for name in options if name in _OF_FLAX)
         become_ours(norm)
+        norm.before_synchronize = before
         for name in options:
             setattr(norm, name, getattr(example, name))
     return [path for path, _ in turned]
+
+
+def unsynchronize(model: nnx.Module) -> list[str]:
+    """Turns norms that `synchronize` turned back into `flax.nnx.BatchNorm`, with the options that they had, in place.
+
+    The variables, and so the running statistics, stay as they are by then. Norms that were ours from the start stay.
+
+    Args:
+      model: it, and every module in it, may be a norm.
+
+    Returns:
+      The path of each norm that was turned back.
+
+    Raises:
+      ValueError: `synchronize` turned none of its norms.
+
+    Example:
+      >>> from flax import nnx
+      >>> from batchnorm_jax.nnx import synchronize, unsynchronize
+      >>> model = nnx.Sequential(nnx.BatchNorm(2, rngs=nnx.Rngs(0)))
+      >>> synchronize(model, axis_name="batch") == unsynchronize(model)
+      True
+      >>> type(model.layers[0]) is nnx.BatchNorm
+      True
+    """
+    turned = [(path, norm) for path, norm in norms(model) if getattr(norm, "before_synchronize", None) is not None]
+    if not turned:
+        raise ValueError(f"unsynchronize: synchronize has turned no norm of this {type(model).__name__}")
+    for _, norm in turned:
+        before = norm.before_synchronize
+        for name in (*_OURS, "before_synchronize"):
+            delattr(norm, name)
+        norm.__class__ = nnx.BatchNorm
+        for name, value in before:
+            setattr(norm, name, value)
+    return [path for path, _ in turned]
+
+
+def lookalikes(model: nnx.Module) -> dict[str, type]:
+    """The class of each module that keeps a mean and a variance and is no norm that is known, by path."""
+    found = {}
+    for path, module in nnx.iter_graph(model):
+        if isinstance(module, nnx.Module) and not isinstance(module, nnx.BatchNorm | BatchNorm):
+            kept = [
+                name.lower()
+                for name, value in vars(module).items()
+                if isinstance(value, nnx.Variable) and not isinstance(value, nnx.Param)
+            ]
+            if any("mean" in name for name in kept) and any("var" in name or "std" in name for name in kept):
+                found["/".join(map(str, path))] = type(module)
+    return found
+
+
+def no_norms(model: Any, *, caller: str) -> ValueError:
+    """An error that says why a model has nothing to turn."""
+    kind = type(model).__name__
+    if isinstance(model, nn.Module):
+        return ValueError(
+            f"{caller}: {kind} is a flax.linen module, and this takes flax.nnx modules; use "
+            f"batchnorm_jax.linen.{caller}" + (", a context around model.apply" if caller == "synchronize" else "")
+        )
+    if not isinstance(model, nnx.Module):
+        return ValueError(f"{caller}: the model must be a flax.nnx module, not {kind}")
+    if left := lookalikes(model):
+        return ValueError(f"{caller}: no norm was found: {name_lookalikes(left)}")
+    return ValueError(f"{caller}: {kind} has no batch normalization")
+
+
+def name_lookalikes(found: dict[str, type]) -> str:
+    """Returns a sentence that names the modules, by path, and says what to do about them."""
+    named = ", ".join(f"{path or 'the model'} ({kind.__name__})" for path, kind in list(found.items())[:5])
+    return (
+        f"{named} keeps a mean and a variance as a batch normalization does, but is of a class that is not known here; "
+        "put a batchnorm_jax.nnx.BatchNorm with the same variables in its place"
+    )
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def become_ours(norm: Any) -> None:
@@ -79,6 +169,6 @@ def become_ours(norm: Any) -> None:
 
 def norms(model: nnx.Module) -> Iterator[tuple[str, Any]]:
     """The path and the module of every norm, ours and Flax's, a shared one once."""
-    for path, module in nnx.iter_graph(model):
+    for path, module in nnx.iter_graph(model) if isinstance(model, nnx.Module) else ():
         if isinstance(module, nnx.BatchNorm | BatchNorm):
             yield "/".join(map(str, path)), module

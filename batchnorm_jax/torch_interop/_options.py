@@ -1,10 +1,13 @@
 """The options of a batch norm in PyTorch and in the modules here."""
 
+import math
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-_TORCH = {"eps": 1e-5, "momentum": 0.1, "affine": True, "track_running_stats": True}
+from jax.core import Tracer
+
+_TORCH = {"eps": 1e-5, "momentum": 0.1, "affine": True, "bias": True, "track_running_stats": True}
 _FLAX = {
     "epsilon": 1e-5,
     "momentum": 0.99,
@@ -13,10 +16,11 @@ _FLAX = {
     "use_running_average": None,
     "update_stats": None,
 }
+_FLAGS = ("affine", "bias", "track_running_stats", "use_scale", "use_bias")
 
 
 def options_from_torch(layer: Any = None, *, num_batches_tracked: Any = None) -> dict[str, Any]:
-    """The options with which `linen.BatchNorm` or `nnx.BatchNorm` is what a PyTorch batch norm is.
+    """Returns the options with which `linen.BatchNorm` or `nnx.BatchNorm` is what a PyTorch batch norm is.
 
         momentum = 1 - PyTorch's,   epsilon = eps,   use_scale = use_bias = affine,   unbiased_running_var = True
 
@@ -25,17 +29,27 @@ def options_from_torch(layer: Any = None, *, num_batches_tracked: Any = None) ->
     plain average of all batches so far: after n batches its share is 1 / (n + 1), so momentum = n / (n + 1), one for
     each step.
 
+    Of a layer, the arrays that it holds decide, as they do in PyTorch, and not the flags that it was made with:
+
+    | PyTorch's layer | in training | in evaluation | options here |
+    |---|---|---|---|
+    | has running statistics | the batch's, and updates | the running ones | neither of the two below |
+    | has none | the batch's | the batch's | `use_running_average=False, update_stats=False` |
+    | has them, `track_running_stats` set to False later | the batch's, no update | the running ones | \
+`update_stats=False`, and `use_running_average=True` if the layer is in evaluation |
+    | `FrozenBatchNorm2d` | the running ones | the running ones | `use_running_average=True, update_stats=False` |
+
     Args:
       layer: a PyTorch batch norm or a dict of its options, of which those left out are PyTorch's defaults.
       num_batches_tracked: how many batches came before, read where `momentum=None`. None: the layer's own number.
 
     Returns:
-      Keyword arguments of the modules. With `track_running_stats=False` they hold `use_running_average=False`, so do
-      not give that in the call of a linen module, and do give it in the calls of an nnx model after `model.eval()`.
+      Keyword arguments of the modules. Where they hold `use_running_average`, do not give it in the call of a linen
+      module too, and do give it in the calls of an nnx model: `model.train()` and `model.eval()` overwrite it.
 
     Raises:
-      ValueError: not a batch norm; an option that is not one of eps, momentum, affine, track_running_stats;
-        `momentum=None` in a dict without `num_batches_tracked`.
+      ValueError: not a batch norm; an option that is not one of eps, momentum, affine, bias, track_running_stats, or
+        has a value that PyTorch's has not; `momentum=None` in a dict without `num_batches_tracked`.
 
     Example:
       >>> options_from_torch({"momentum": 0.1})
@@ -43,35 +57,43 @@ def options_from_torch(layer: Any = None, *, num_batches_tracked: Any = None) ->
       >>> options_from_torch({"momentum": None}, num_batches_tracked=3)["momentum"]
       0.75
 
-    Source: PyTorch's documentation of `torch.nn.BatchNorm2d`.
+    Source: PyTorch's documentation of `torch.nn.BatchNorm2d`, and torchvision's of `ops.FrozenBatchNorm2d`.
     """
-    given = _read(layer, _TORCH, "options_from_torch")
-    momentum = given["momentum"]
-    if momentum is None and num_batches_tracked is None and getattr(layer, "num_batches_tracked", None) is not None:
-        num_batches_tracked = int(layer.num_batches_tracked)
-    if momentum is not None:
-        momentum = _complement(momentum)
-    elif num_batches_tracked is not None:
-        momentum = num_batches_tracked / (num_batches_tracked + 1)
+    caller = "options_from_torch"
+    if layer is None or isinstance(layer, Mapping):
+        given = _options(layer or {}, _TORCH, caller)
+        given["bias"] = given["affine"] and given["bias"]
+        mode = {} if given["track_running_stats"] else {"use_running_average": False, "update_stats": False}
     else:
-        raise ValueError(
-            "options_from_torch: momentum=None averages all batches alike, with another momentum at every step; give "
-            "num_batches_tracked=n, the number of batches before the step, or a momentum"
-        )
+        given = _layer(layer, caller)
+        mode = _mode(layer)
     options = {
-        "momentum": momentum,
         "epsilon": given["eps"],
         "use_scale": given["affine"],
-        "use_bias": given["affine"],
+        "use_bias": given["bias"],
         "unbiased_running_var": True,
+        **mode,
     }
-    if not given["track_running_stats"]:
-        options |= {"use_running_average": False, "update_stats": False}
-    return options
+    if given["momentum"] is not None:
+        return {"momentum": _complement(given["momentum"]), **options}
+    if "update_stats" in mode:
+        return options
+    if num_batches_tracked is None:
+        num_batches_tracked = getattr(layer, "num_batches_tracked", None)
+    if num_batches_tracked is None:
+        raise ValueError(
+            f"{caller}: momentum=None averages all batches alike, with another momentum at every step; give "
+            "num_batches_tracked=n, the number of batches before the step, or a momentum"
+        )
+    count = int(num_batches_tracked) if hasattr(num_batches_tracked, "detach") else num_batches_tracked
+    # The count may be traced, which keeps one program for all steps.
+    if not isinstance(count, Tracer) and not 0 <= _number(count) < math.inf:
+        raise ValueError(f"{caller}: num_batches_tracked={count!r} must be a number of batches, 0 or more")
+    return {"momentum": count / (count + 1), **options}
 
 
 def options_to_torch(norm: Any = None) -> dict[str, Any]:
-    """The options of `torch.nn.BatchNorm1d`, 2d, 3d that make of it what a batch norm here or in Flax is.
+    """Returns the options of `torch.nn.BatchNorm1d`, 2d, 3d that make of it what a batch norm here or in Flax is.
 
     The reverse of `options_from_torch`. One thing is no option there: PyTorch always averages the variance that is
     divided by n - 1, as the modules here do only with `unbiased_running_var=True`.
@@ -80,11 +102,12 @@ def options_to_torch(norm: Any = None) -> dict[str, Any]:
       norm: a module, or a dict of its options, of which those left out are the module's defaults.
 
     Returns:
-      eps, momentum, affine and track_running_stats.
+      eps, momentum, affine and track_running_stats; and bias=False, which PyTorch has since 2.13, for a norm with a
+      scale alone.
 
     Raises:
-      ValueError: not a batch norm; only one of scale and bias, where PyTorch has both or neither; an option that
-        PyTorch does not have.
+      ValueError: not a batch norm; a bias without a scale, which PyTorch does not have; an option that PyTorch does
+        not have, or a value of one.
 
     Example:
       >>> options_to_torch({"momentum": 0.9})
@@ -92,32 +115,103 @@ def options_to_torch(norm: Any = None) -> dict[str, Any]:
 
     Source: PyTorch's documentation of `torch.nn.BatchNorm2d`.
     """
-    given = _read(norm, _FLAX, "options_to_torch", "unbiased_running_var")
-    if given["use_scale"] != given["use_bias"]:
+    caller = "options_to_torch"
+    if norm is None or isinstance(norm, Mapping):
+        given = _options(norm or {}, _FLAX, caller, "unbiased_running_var")
+    else:
+        if not hasattr(norm, "momentum") or "Renorm" in type(norm).__name__:
+            raise _no_batch_norm(norm, caller)
+        if not hasattr(norm, "epsilon"):
+            raise ValueError(f"{caller}: {type(norm).__name__} has no epsilon; PyTorch's goes to options_from_torch")
+        # A module of Flax's own has no update_stats.
+        given = _checked({name: getattr(norm, name, default) for name, default in _FLAX.items()}, caller)
+    if given["momentum"] is None:
+        raise ValueError(f"{caller}: momentum=None is no momentum of Flax's; give the share of the old average")
+    if given["use_bias"] and not given["use_scale"]:
         raise ValueError(
-            f"options_to_torch: use_scale={given['use_scale']} and use_bias={given['use_bias']}; PyTorch has both "
-            "(affine=True) or neither. Take both, with a scale of ones or a bias of zeros for what is not learned"
+            f"{caller}: use_scale=False and use_bias=True; PyTorch has no bias without a scale. Take both, with a "
+            "scale of ones"
         )
-    return {
+    untracked = given["update_stats"] is False
+    if untracked and given["use_running_average"] is None:
+        raise ValueError(
+            f"{caller}: update_stats=False and no use_running_average; PyTorch makes no such norm. Leave update_stats "
+            "out, and set track_running_stats = False on PyTorch's layer once it is made"
+        )
+    options = {
         "eps": given["epsilon"],
         "momentum": _complement(given["momentum"]),
         "affine": given["use_scale"],
-        "track_running_stats": given["use_running_average"] is not False or given["update_stats"] is not False,
+        "track_running_stats": not (untracked and given["use_running_average"] is False),
     }
+    return options | ({"bias": False} if given["use_scale"] and not given["use_bias"] else {})
 
 
-def _read(source: Any, defaults: Mapping[str, Any], caller: str, *ignored: str) -> dict[str, Any]:
-    if "InstanceNorm" in type(source).__name__:
-        raise ValueError(f"{caller}: {type(source).__name__} normalises each example by itself and is no batch norm")
-    if source is not None and not isinstance(source, Mapping):
-        if not hasattr(source, "momentum"):
-            raise ValueError(f"{caller}: a batch norm or a dict of its options is wanted, not {type(source).__name__}")
-        # A module of Flax's own has no update_stats.
-        return {name: getattr(source, name, default) for name, default in defaults.items()}
-    source = source or {}
-    if unknown := sorted(set(source) - set(defaults) - set(ignored)):
+def _layer(layer: Any, caller: str) -> dict[str, Any]:
+    """The options of a PyTorch layer, of which the arrays decide whether it has a scale and a bias."""
+    name = type(layer).__name__
+    if "InstanceNorm" in name:
+        raise ValueError(f"{caller}: {name} normalises each example by itself and is no batch norm")
+    if hasattr(layer, "epsilon"):
+        raise ValueError(f"{caller}: {name} has an epsilon, which is Flax's name; Flax's goes to options_to_torch")
+    if not hasattr(layer, "momentum") and not _is_frozen(layer):
+        raise _no_batch_norm(layer, caller)
+    if not hasattr(layer, "eps"):
+        raise ValueError(
+            f"{caller}: {name} has no eps, so its code holds it; give "
+            "options_from_torch({'eps': ...}) | {'use_running_average': True, 'update_stats': False}"
+        )
+    flags = {name: getattr(layer, name, default) for name, default in _TORCH.items() if name != "bias"}
+    arrays = {"affine": "weight", "bias": "bias"}
+    held = {option: getattr(layer, array, None) is not None for option, array in arrays.items()}
+    return _checked({**flags, **held}, caller)
+
+
+def _is_frozen(layer: Any) -> bool:
+    return hasattr(layer, "running_mean") and hasattr(layer, "running_var") and not hasattr(layer, "momentum")
+
+
+def _mode(layer: Any) -> dict[str, bool]:
+    """Which statistics a PyTorch layer uses and updates, as options: the table of `options_from_torch`."""
+    if getattr(layer, "running_mean", None) is None and getattr(layer, "running_var", None) is None:
+        return {"use_running_average": False, "update_stats": False}
+    if _is_frozen(layer):
+        return {"use_running_average": True, "update_stats": False}
+    if getattr(layer, "track_running_stats", True):
+        return {}
+    # In training a call of the module says which statistics it uses, as it does for every other norm.
+    evaluates = {} if getattr(layer, "training", True) else {"use_running_average": True}
+    return {**evaluates, "update_stats": False}
+
+
+def _options(given: Mapping[str, Any], defaults: Mapping[str, Any], caller: str, *ignored: str) -> dict[str, Any]:
+    if unknown := sorted(map(str, set(given) - set(defaults) - set(ignored))):
         raise ValueError(f"{caller}: {unknown} are not options that both have; those are {[*defaults, *ignored]}")
-    return {name: source.get(name, default) for name, default in defaults.items()}
+    return _checked({name: given.get(name, default) for name, default in defaults.items()}, caller)
+
+
+def _checked(options: dict[str, Any], caller: str) -> dict[str, Any]:
+    """Refuses a value that no batch norm has."""
+    for name, value in options.items():
+        if name in _FLAGS and _number(value) not in (0, 1):
+            raise ValueError(f"{caller}: {name}={value!r} must be True or False")
+        if name in ("eps", "epsilon") and not 0 <= _number(value) < math.inf:
+            raise ValueError(f"{caller}: {name}={value!r} must be a number, 0 or more, such as 1e-5")
+        if name == "momentum" and value is not None and not 0 <= _number(value) <= 1:
+            raise ValueError(f"{caller}: momentum={value!r} must be a number between 0 and 1")
+    return options
+
+
+def _number(value: Any) -> float:
+    """The value as a float, NaN where it is none."""
+    try:
+        return math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _no_batch_norm(given: Any, caller: str) -> ValueError:
+    return ValueError(f"{caller}: a batch norm or a dict of its options is wanted, not {type(given).__name__}")
 
 
 def _complement(momentum: float) -> float:

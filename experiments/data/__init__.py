@@ -1,5 +1,7 @@
 """The data sets, in memory or streamed, and the order in which training reads them."""
 
+from pathlib import Path
+
 from experiments import _users
 from experiments._errors import UsageError
 from experiments.data import digits, hold_out, shapes, tfds, users
@@ -48,6 +50,11 @@ def load(
         dataset = MADE_HERE[name]()
     elif _users.is_users_own(name):
         dataset = users.dataset(name)
+    elif (Path.cwd() / f"{name}.py").is_file():
+        raise UsageError(
+            f"--dataset={name} names the file {name}.py of your own; name its function too: --dataset={name}:FUNCTION, "
+            f"such as {name}:data"
+        )
     else:
         dataset = tfds.load(name, data_dir, image_size, known=tuple(MADE_HERE))
     return hold_out.validation(dataset, validation_examples) if validation_examples else dataset

@@ -1,16 +1,21 @@
 """Residual networks: ResNet-18 and ResNet-50, each convolution followed by a norm that its factory makes."""
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from experiments.models.normalised import NormFactory, normalised
 
 # Below this height or width, the usual first layers, which divide both by four, would leave too little.
 SMALL = 64
+# Of one part that is computed again. Longer, its chain of sums takes memory; shorter, more convolutions run again.
+BLOCKS_PER_PART = 4
 
 
 def plain(norm: Callable[..., Callable[..., jax.Array]]) -> NormFactory:
@@ -47,8 +52,11 @@ class ResNet(nn.Module):
       zero_last_scale: each block starts as the identity, by a zero scale of its last norm (with no norm, a zero kernel
         of its last convolution).
       dtype: of the computation; parameters and outputs are float32.
-      block_policy: a policy of `jax.checkpoint`; the backward pass computes each block again but for what it saves.
-        None: what each operation needs is saved.
+      part_policy: a policy of `jax.checkpoint`. The network is cut into parts, a stage or an equal share of one of at
+        most four blocks, the first with what comes before it; the backward pass computes each again but for what the
+        policy saves. The last norm of a part, whose output is kept as the next one's input, and those of shortcuts
+        save nothing (`save_for_backward="nothing"`, which the norm must take). None: what each operation needs is
+        saved.
 
     Source: He et al., "Deep Residual Learning", arXiv 1512.03385, 2015; the last norm of a block starts with scale
     zero, as in Goyal et al., arXiv 1706.02677, 2017, section 5.1.
@@ -62,7 +70,7 @@ class ResNet(nn.Module):
     small_images: bool | None = None
     zero_last_scale: bool = True
     dtype: jnp.dtype = jnp.dtype("float32")
-    block_policy: Callable[..., Any] | None = None
+    part_policy: Callable[..., Any] | None = None
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
@@ -98,32 +106,45 @@ class ResNet(nn.Module):
             else:
                 last_norm["scale_init"] = zeros
 
-        def block(x, width, stride):
+        saves_nothing = {} if self.part_policy is None else {"save_for_backward": "nothing"}
+
+        def block(x, width, stride, ends_part):
             if self.bottleneck:
                 y = norm(conv(x, width, 1))
                 y = norm(conv(y, width, 3, stride))
                 y = conv(y, 4 * width, 1, **last_conv)
             else:
                 y = conv(norm(conv(x, width, 3, stride)), width, 3, **last_conv)
-            shortcut = x if x.shape == y.shape else norm(conv(x, y.shape[-1], 1, stride), activation=None)
-            return norm(y, residual=shortcut, **last_norm)
+            shortcut = x
+            if x.shape != y.shape:
+                shortcut = norm(conv(x, y.shape[-1], 1, stride), activation=None, **saves_nothing)
+            return norm(y, residual=shortcut, **last_norm, **(saves_nothing if ends_part else {}))
 
-        x = images.astype(self.dtype)
-        small = min(images.shape[1:3]) < SMALL if self.small_images is None else self.small_images
-        if small:
-            x = norm(conv(x, self.width, 3))
-        else:
+        def stem(x):
+            small = min(images.shape[1:3]) < SMALL if self.small_images is None else self.small_images
+            if small:
+                return norm(conv(x, self.width, 3))
             x = norm(conv(x, self.width, 7, 2))
             padding: Any = ((1, 1), (1, 1))  # Flax takes it, its annotation does not.
-            x = nn.max_pool(x, (3, 3), (2, 2), padding=padding)
+            return nn.max_pool(x, (3, 3), (2, 2), padding=padding)
+
+        def part(x, stage, first, length):
+            if stage == first == 0:
+                x = stem(x)
+            for i in range(first, first + length):
+                ends_part = i == first + length - 1
+                x = block(x, self.width * 2**stage, 2 if stage > 0 and i == 0 else 1, ends_part)
+            return x
+
+        x = images.astype(self.dtype)
         for stage, blocks in enumerate(self.stage_sizes):
-            for i in range(blocks):
-                width, stride = self.width * 2**stage, 2 if stage > 0 and i == 0 else 1
-                if self.block_policy is None:
-                    x = block(x, width, stride)
+            count = math.ceil(blocks / BLOCKS_PER_PART)
+            for piece in np.array_split(range(blocks), count):
+                run = partial(part, stage=stage, first=int(piece[0]), length=len(piece))
+                if self.part_policy is None:
+                    x = run(x)
                 else:
-                    again = lambda _, x, width=width, stride=stride: block(x, width, stride)  # noqa: E731
-                    x = nn.remat(again, policy=self.block_policy)(self, x)
+                    x = nn.remat(lambda _, x, run=run: run(x), policy=self.part_policy)(self, x)
         return nn.Dense(self.num_classes, dtype=jnp.float32)(jnp.mean(x, axis=(1, 2), dtype=jnp.float32))
 
 

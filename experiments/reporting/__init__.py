@@ -3,6 +3,7 @@
 from experiments.reporting.convergence import epochs_figure, rate_figure
 from experiments.reporting.critical import convergence_figure
 from experiments.reporting.curves import training_curves
+from experiments.reporting.document import write_svg
 from experiments.reporting.generalisation import generalisation_figure
 from experiments.reporting.large_batch import accuracy_figure, rungs_figure
 from experiments.reporting.norm import norm_figure
@@ -40,4 +41,5 @@ __all__ = [
     "write_page",
     "write_recommendation_page",
     "write_study_page",
+    "write_svg",
 ]

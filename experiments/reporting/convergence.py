@@ -11,20 +11,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.reporting.document import figure, table
-from experiments.reporting.section import (
+from experiments.reporting.section import Section, analysis, needed, rows_of
+from experiments.reporting.style import (
     COLOUR,
     GREY,
-    Section,
-    analysis,
+    SECOND,
     canvas,
+    legend,
     logarithmic,
-    needed,
     number,
-    rows_of,
     sizes_axis,
 )
 
-_KINDS = (("tuned", COLOUR, "o", "rate tuned at each size"), ("fixed", GREY, "s", "one rate for all"))
+_KINDS = (("tuned", COLOUR, "o", "rate tuned at each size"), ("fixed", SECOND, "s", "one rate for all"))
 
 
 def runs(rows: Sequence[dict[str, Any]], kind: str, found: dict[str, Any]) -> list[dict[str, Any]]:
@@ -67,7 +66,7 @@ def epochs_figure(folder: str | Path) -> Figure:
 
 
 def rate_figure(folder: str | Path) -> Figure:
-    """The best rate against batch size, with lines of the linear and the square-root rule through the first.
+    """The best rate against batch size, with the power that was found, the linear and the square-root rule.
 
     Raises:
       UsageError: the part `convergence` of the study has not been run.
@@ -77,17 +76,26 @@ def rate_figure(folder: str | Path) -> Figure:
     drawing, (axes,) = canvas()
     sizes, rates = [t["batch_size"] for t in tuned], [t["rate"] for t in tuned]
     tried = [row for row in rows if row["key"].startswith("tuned-")]
-    for row in tried:
-        options, mark = row["options"], "." if reached_target(row) else "x"
-        axes.plot(options["batch_size"], options["learning_rate"], mark, color=GREY, markersize=4)
-    for power, name, style in ((1.0, "linear", ":"), (0.5, "square root", "--")):
-        axes.plot(sizes, [rates[0] * (b / sizes[0]) ** power for b in sizes], style, color=GREY, label=name)
+    for reached, mark, label in ((True, ".", "tried: reached the target"), (False, "x", "tried: did not")):
+        shown = [row["options"] for row in tried if reached_target(row) == reached]
+        if shown:
+            at = zip(*((options["batch_size"], options["learning_rate"]) for options in shown), strict=True)
+            axes.plot(*at, mark, color=GREY, markersize=4, label=label)
+    rules = [(1.0, "linear rule", ":", GREY), (0.5, "square-root rule", "--", GREY)]
+    if len(tuned) > 1:
+        found_power = _power(tuned[0], tuned[-1])
+        rules.append((found_power, f"found: power {found_power:.2f}", "-", COLOUR))
+    for power, name, style, colour in rules:
+        # Through the middle of all best rates: none of them alone is known well enough for a line to start from.
+        middle = [math.log(rate / size**power) for size, rate in zip(sizes, rates, strict=True)]
+        at_one = math.exp(statistics.mean(middle)) if middle else math.nan
+        axes.plot(sizes, [at_one * size**power for size in sizes], style, color=colour, linewidth=1.2, label=name)
     for on_edge, face, label in ((False, COLOUR, "best rate"), (True, "none", "best, on the edge of its grid")):
         points = [(t["batch_size"], t["rate"]) for t in tuned if t["on_edge"] == on_edge]
         if points:
             axes.plot(*zip(*points, strict=True), "o", color=COLOUR, markerfacecolor=face, label=label)
     sizes_axis(axes, [row["options"]["batch_size"] for row in tried])
-    logarithmic(axes, "rate")
+    logarithmic(axes, "learning rate")
     legend(axes)
     return drawing
 
@@ -100,8 +108,8 @@ def convergence_sections(folder: str | Path) -> list[Section]:
     parts = [
         figure(
             epochs_figure(folder),
-            "Each mark is a run. An open triangle: not reached within the epochs that it was given. A cross at the "
-            "top: the loss was not finite.",
+            "Each mark is a run. One that did not reach the target stands at the epochs that it was given; one whose "
+            "loss was not finite, at the top.",
         )
     ]
     for kind, _, _, title in _KINDS:
@@ -114,7 +122,7 @@ def convergence_sections(folder: str | Path) -> list[Section]:
     )
     title = f"How many updates, epochs and seconds to {target_of(found)}?"
     sections = [Section(3, title, _target_answer(found, rows), parts)]
-    caption = "Dots are rates that reached the target, crosses those that did not. The search has one seed."
+    caption = "Lines go through the middle of the best rates. The search has one seed."
     rates = [
         figure(rate_figure(folder), caption),
         table(("batch size", "best rate", "target reached", "on the edge of its grid"), _rates(found)),
@@ -138,24 +146,22 @@ def _split(rows: Sequence[dict[str, Any]]) -> str:
     return next((next(iter(row["summary"]["results"])) for row in rows if "summary" in row), "test")
 
 
-def dots(axes: Axes, shown: Sequence[dict[str, Any]], unit: str, colour: str, marker: str, label: str | None) -> None:
+def dots(axes: Axes, shown: Sequence[dict[str, Any]], unit: str, colour: str, marker: str, label: str) -> None:
     """A mark for each run: a triangle if it did not reach the target, a cross at the top if its loss is not finite."""
-    for row in shown:
-        if "summary" not in row:
-            axes.plot(row["options"]["batch_size"], 0.97, "x", color=colour, transform=axes.get_xaxis_transform())
-            continue
-        size, summary = row["options"]["batch_size"], row["summary"]
-        if not reached_target(row):
-            axes.plot(size, summary[unit], marker="^", color=colour, markerfacecolor="none")
-        else:
-            axes.plot(size, summary[unit], marker, color=colour, alpha=0.7, markersize=5, label=label)
-            label = None
-
-
-def legend(axes: Axes) -> None:
-    """A legend, if there is anything to name."""
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8)
+    ended = [row for row in shown if "summary" in row]
+    top = axes.get_xaxis_transform()
+    style: dict[str, Any] = {"color": colour, "linestyle": "none"}
+    looks: tuple[tuple[bool, str, dict[str, Any]], ...] = (
+        (True, label, {"marker": marker, "alpha": 0.7, "markersize": 5}),
+        (False, f"{label}: target not reached", {"marker": "^", "markerfacecolor": "none"}),
+    )
+    for reached, named, look in looks:
+        if rows := [row for row in ended if reached_target(row) == reached]:
+            sizes = [row["options"]["batch_size"] for row in rows]
+            axes.plot(sizes, [row["summary"][unit] for row in rows], label=named, **style, **look)
+    if failed := [row["options"]["batch_size"] for row in shown if "summary" not in row]:
+        named = f"{label}: loss not finite"
+        axes.plot(failed, [0.97] * len(failed), marker="x", transform=top, label=named, **style)
 
 
 def target_of(found: dict[str, Any]) -> str:
@@ -199,11 +205,8 @@ def _rate_answer(found: dict[str, Any]) -> str:
     if len(tuned) < 2:
         return "Fewer than two batch sizes reached the target, so there is nothing to compare."
 
-    def power(a: dict[str, Any], b: dict[str, Any]) -> float:
-        return math.log(b["rate"] / a["rate"]) / math.log(b["batch_size"] / a["batch_size"])
-
     first, last = tuned[0]["batch_size"], tuned[-1]["batch_size"]
-    whole = power(tuned[0], tuned[-1])
+    whole = _power(tuned[0], tuned[-1])
     # A best rate is known to one step of its grid.
     known_to = math.log(found["factor"]) / math.log(last / first)
     rules = [(1.0, "linear"), (0.5, "square-root")]
@@ -221,6 +224,11 @@ def _rate_answer(found: dict[str, Any]) -> str:
         f"From {first:,} to {last:,} the best rate changes with the power {whole:.2f} of the batch size, known to "
         f"{known_to:.2f} by the steps of the search: {verdict}."
     )
+
+
+def _power(a: dict[str, Any], b: dict[str, Any]) -> float:
+    """With which power of the batch size the best rate changes between two."""
+    return math.log(b["rate"] / a["rate"]) / math.log(b["batch_size"] / a["batch_size"])
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:

@@ -2,21 +2,26 @@
 
 import itertools
 import math
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.reporting.convergence import dots, legend, read_convergence, runs, target_of
+from experiments.reporting.convergence import dots, reached_target, read_convergence, runs, target_of
 from experiments.reporting.document import figure, table
-from experiments.reporting.section import (
+from experiments.reporting.section import Section, analysis, interval
+from experiments.reporting.style import (
     COLOUR,
+    GREY,
+    MISSED,
+    MISSED_LABEL,
     SECOND,
-    Section,
-    analysis,
     canvas,
-    interval,
+    legend,
     logarithmic,
     number,
     sizes_axis,
@@ -24,13 +29,14 @@ from experiments.reporting.section import (
 
 # What others found for MNIST, in the units of the axis.
 PUBLISHED = (
-    (900, "noise scale of MNIST,\nMcCandlish et al. 2018"),
-    ((2, 32), "best at fixed epochs,\nMasters and Luschi 2018"),
+    ((900, 900), "noise scale, McCandlish et al. 2018"),
+    ((2, 32), "best at fixed epochs, Masters and Luschi 2018"),
 )
+REGIMES = ("perfect scaling", "diminishing returns", "no gain")
 PUBLISHED_NOTE = (
     "Published: the average simple noise scale of MNIST, 900, of McCandlish et al. (arXiv 1812.06162), as a repository "
     "that reproduces it cites it; and the range of the best batch sizes at fixed epochs, 2 to 32, of other data sets, "
-    "of Masters and Luschi (arXiv 1804.07612). Neither number was checked in its paper."
+    "of Masters and Luschi (arXiv 1804.07612). Both are quoted at second hand."
 )
 
 
@@ -44,33 +50,30 @@ def convergence_figure(folder: str | Path) -> Figure:
       UsageError: the part `convergence` of the study has not been run.
     """
     found, rows = read_convergence(folder)
-    drawing, (axes,) = canvas(3.8)
+    drawing, (axes,) = canvas(5.2)
     shown = runs(rows, "tuned", found)
     sizes = [row["options"]["batch_size"] for row in shown]
-    dots(axes, shown, "updates", COLOUR, "o", "a run")
+    dots(axes, shown, "updates", COLOUR, "o", "run")
     fit = found["fit"]
     if fit and 0 < fit["critical_batch_size"] < math.inf:
         low, high = min(sizes), max(sizes)
         grid = [low * (high / low) ** (i / 60) for i in range(61)]
-        least, critical = fit["min_steps"], fit["critical_batch_size"]
-        axes.plot(grid, [least * (1 + critical / b) for b in grid], "-", color=COLOUR, linewidth=1.5, label="fit")
+        critical = fit["critical_batch_size"]
+        axes.plot(grid, [_fitted(fit, b) for b in grid], "-", color=SECOND, linewidth=1.5, label="fit")
+        ends = [_ends(fit, b) for b in grid]
+        band: dict[str, Any] = {"color": SECOND, "alpha": 0.15, "linewidth": 0, "zorder": 0.5}
+        below, above = zip(*ends, strict=True)
+        axes.fill_between(grid, below, above, label=f"its interval ({found['confidence']:.0%})", **band)
+        if wrong := missed(fit, shown):
+            axes.plot(list(wrong), list(wrong.values()), **MISSED, label=MISSED_LABEL)
         # As McCandlish et al. and Shallue et al. divide it: far below the critical batch size, about it, far above.
         ends = [low / 1.4, *(min(max(critical * factor, low), high) for factor in (1 / 3, 3)), high * 1.4]
-        names = ("perfect\nscaling", "diminishing\nreturns", "no gain")
-        for (start, end), shade, name in zip(itertools.pairwise(ends), (0.02, 0.1, 0.2), names, strict=True):
-            axes.axvspan(start, end, color=COLOUR, alpha=shade, linewidth=0)
-            if math.log(end / start) > 0.12 * math.log(ends[-1] / ends[0]):
-                axes.annotate(
-                    name,
-                    ((start * end) ** 0.5, 1.0),
-                    (0, 4),
-                    xycoords=("data", "axes fraction"),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=8,
-                    color="#5a6475",
-                )
-        axes.axvline(critical, color=COLOUR, linewidth=1, label=f"critical batch size, {number(critical)}")
+        for (start, end), shade, name in zip(itertools.pairwise(ends), (0.06, 0.2, 0.4), REGIMES, strict=True):
+            if end > start:
+                axes.axvspan(start, end, color=GREY, alpha=shade, linewidth=0, zorder=0, label=name)
+        axes.axvline(
+            critical, color="black", linewidth=1, linestyle="--", label=f"critical batch size: {number(critical)}"
+        )
     sizes_axis(axes, sizes)
     logarithmic(axes, f"updates to {target_of(found)}")
     if "mnist" in {row["options"].get("dataset") for row in shown}:
@@ -79,16 +82,49 @@ def convergence_figure(folder: str | Path) -> Figure:
     return drawing
 
 
+def _fitted(fit: dict[str, Any], batch_size: float) -> float:
+    return fit["min_steps"] * (1 + fit["critical_batch_size"] / batch_size)
+
+
+def _ends(fit: dict[str, Any], batch_size: float) -> tuple[float, float]:
+    """The interval of the curve at a batch size, as wide as those of its two parts together, which is generous."""
+    least, examples = (fit["intervals"][name] for name in ("min_steps", "min_examples"))
+    return least[0] + examples[0] / batch_size, least[1] + examples[1] / batch_size
+
+
+def missed(fit: dict[str, Any], shown: Sequence[dict[str, Any]]) -> dict[int, float]:
+    """The median updates of the sizes whose median run is further from the fit than its interval reaches.
+
+    A run that was cut short counts as more updates than any.
+    """
+    groups = defaultdict(list)
+    for row in shown:
+        if "summary" in row:
+            spent = row["summary"]["updates"] if reached_target(row) else math.inf
+            groups[row["options"]["batch_size"]].append(spent)
+    wrong = {}
+    for size, updates in sorted(groups.items()):
+        middle = statistics.median(updates)
+        low, high = _ends(fit, size)
+        if math.isfinite(middle) and not low <= middle <= high:
+            wrong[size] = middle
+    return wrong
+
+
 def critical_sections(folder: str | Path) -> list[Section]:
     """The section, if the part was run."""
     if analysis(folder, "convergence") is None:
         return []
     found, rows = read_convergence(folder)
-    caption = "Shaded: a third of the critical batch size, three times it. An open triangle: a run cut short."
+    caption = "The regimes meet at a third of the critical batch size and at three times it."
+    fit = found["fit"]
+    if fit and (wrong := missed(fit, runs(rows, "tuned", found))):
+        sizes = " and ".join(f"{size:,}" for size in wrong)
+        caption += f" The fit misses the runs at {sizes} by more than its interval of {found['confidence']:.0%}."
     critical = [figure(convergence_figure(folder), caption)]
     if any(row["options"].get("dataset") == "mnist" for row in rows):
         critical.append(f"<p>{PUBLISHED_NOTE}</p>")
-    if fit := found["fit"]:
+    if fit:
         named = (
             ("critical batch size", "critical_batch_size"),
             ("fewest updates", "min_steps"),
@@ -100,36 +136,17 @@ def critical_sections(folder: str | Path) -> list[Section]:
 
 
 def _publish(axes: Axes) -> None:
+    """Draws published results along the bottom, where they meet the axis of batch sizes."""
     low, high = axes.get_xlim()
     least, most = axes.get_ylim()
     # Room below the runs.
-    axes.set_ylim(least / (most / least) ** 0.25, most)
-    for place, text in PUBLISHED:
-        ends = place if isinstance(place, tuple) else (place, place)
+    axes.set_ylim(least / (most / least) ** 0.12, most)
+    style: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "color": "black", "solid_capstyle": "butt"}
+    for height, (ends, text) in zip((0.03, 0.07), PUBLISHED, strict=True):
         if ends[1] < low or ends[0] > high:
             continue
-        axes.plot(
-            [max(ends[0], low), ends[1]],
-            [0.015] * 2,
-            "D-" if ends[0] == ends[1] else "-",
-            color=SECOND,
-            linewidth=3,
-            markersize=4,
-            transform=axes.get_xaxis_transform(),
-            solid_capstyle="butt",
-        )
-        # Inside the axes, on whatever side there is room.
-        is_left = math.log(max(ends[0], low) / low) < 0.6 * math.log(high / low)
-        axes.annotate(
-            text,
-            (max(ends[0], low) if is_left else ends[1], 0.03),
-            (2 if is_left else -2, 2),
-            xycoords=("data", "axes fraction"),
-            textcoords="offset points",
-            ha="left" if is_left else "right",
-            fontsize=7,
-            color=SECOND,
-        )
+        mark: dict[str, Any] = {"marker": "D", "markersize": 5} if ends[0] == ends[1] else {"linewidth": 4}
+        axes.plot([max(ends[0], low), min(ends[1], high)], [height] * 2, label=text, **style, **mark)
 
 
 def _critical_answer(found: dict[str, Any]) -> str:

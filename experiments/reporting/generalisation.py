@@ -8,14 +8,14 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.reporting.document import figure, table
-from experiments.reporting.section import (
+from experiments.reporting.section import Section, analysis, needed
+from experiments.reporting.style import (
     COLOUR,
     SECOND,
-    Section,
-    analysis,
+    TEXT,
     canvas,
+    legend,
     logarithmic,
-    needed,
     number,
     sizes_axis,
 )
@@ -30,22 +30,28 @@ def generalisation_figure(folder: str | Path) -> Figure:
       UsageError: the part `generalisation` of the study has not been run.
     """
     found = needed(folder, "generalisation")
-    drawing, (gap, sharp) = canvas(2.7, panels=2)
+    drawing, (gap, sharp) = canvas(3.0, panels=2)
     sizes = sorted({run["batch_size"] for run in found["runs"]})
     for budget, label, colour, marker in _BUDGETS:
         runs = [run for run in found["runs"] if run["budget"] == budget]
         for axes, name, factor in ((gap, "gap", 100), (sharp, "eigenvalue", 1)):
-            for run in runs:
-                values = [factor * value for value in run[name]]
-                axes.plot([run["batch_size"]] * len(values), values, marker, color=colour, alpha=0.5, markersize=4)
+            if not runs:
+                continue
+            points = [(run["batch_size"], factor * value) for run in runs for value in run[name]]
+            axes.plot(
+                *zip(*points, strict=True), marker, color=colour, alpha=0.5, markersize=4, label=f"{label}, a seed"
+            )
             means = [factor * statistics.mean(run[name]) for run in runs]
-            axes.plot([run["batch_size"] for run in runs], means, "-", color=colour, linewidth=1.5, label=label)
+            axes.plot(
+                [run["batch_size"] for run in runs], means, "-", color=colour, linewidth=1.5, label=f"{label}, mean"
+            )
     for axes in (gap, sharp):
         sizes_axis(axes, sizes)
-    gap.set(ylabel="training - test accuracy (%)")
+    gap.set_ylabel("training - test\naccuracy (points)", fontsize=TEXT)
     gap.axhline(0, color="black", linewidth=0.6)
     logarithmic(sharp, "largest eigenvalue")
-    gap.legend(frameon=False, fontsize=8)
+    legend(gap, "How far training is ahead")
+    legend(sharp, "How sharp the minimum is")
     return drawing
 
 
@@ -93,7 +99,7 @@ def generalisation_sections(folder: str | Path) -> list[Section]:
         "<p>Accuracies in %, means over the seeds. Sharpness: the rise of the loss in a box about the minimum, "
         "100 (max f - f) / (1 + f), of a width relative to each parameter (Keskar et al., arXiv 1609.04836, metric "
         "2.1). For networks of their own they report 1.23 for a small batch and 205 for a large one (F1), and 28.6 and "
-        "707 (C1), at 1e-3; these numbers are given from notes and were not checked in the paper.</p>",
+        "707 (C1), at 1e-3 (quoted at second hand).</p>",
     ]
     title = "Does a large batch generalise worse, and are its minima sharper?"
     return [Section(7, title, _answer(found["runs"]), parts)]

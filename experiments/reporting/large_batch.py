@@ -11,7 +11,16 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.reporting.document import figure, table
-from experiments.reporting.section import COLOUR, SECOND, Section, canvas, rows_of, sizes_axis
+from experiments.reporting.section import Section, rows_of
+from experiments.reporting.style import (
+    COLOUR,
+    OPTIMIZERS,
+    SECOND,
+    TEXT,
+    canvas,
+    legend,
+    sizes_axis,
+)
 
 # Hoffer et al., arXiv 1705.08741, 2017: a fully connected network (F1) on MNIST, test accuracy in percent.
 PUBLISHED = (
@@ -31,35 +40,53 @@ def accuracy_figure(folder: str | Path) -> Figure:
     groups = _by_batch_size(rows_of(folder, "search"))
     drawing, (axes,) = canvas()
     for batch_size, rows in groups.items():
-        axes.plot([batch_size] * len(rows), [accuracy(row) for row in rows], "o", color=COLOUR, alpha=0.5)
+        axes.plot(
+            [batch_size] * len(rows),
+            [accuracy(row) for row in rows],
+            "o",
+            color=COLOUR,
+            alpha=0.5,
+            label=None if batch_size != min(groups) else "a seed",
+        )
     means = [statistics.mean(accuracy(row) for row in rows) for rows in groups.values()]
-    axes.plot(list(groups), means, "-", color=COLOUR, linewidth=1.5)
+    axes.plot(list(groups), means, "-", color=COLOUR, linewidth=1.5, label="mean")
     for (batch_size, rows), mean in zip(groups.items(), means, strict=True):
-        text = f"{mean:.2f}\n{rows[0]['options']['optimizer']}"
-        axes.annotate(text, (batch_size, mean), (0, 12), textcoords="offset points", ha="center", fontsize=8)
+        name = rows[0]["options"]["optimizer"]
+        text = f"{mean:.2f}\n{OPTIMIZERS.get(name, name)}"
+        # Above every seed and every line.
+        at = (batch_size, max([*(accuracy(row) for row in rows), *means]))
+        axes.annotate(text, at, (0, 8), textcoords="offset points", ha="center", fontsize=TEXT)
     sizes_axis(axes, list(groups))
     axes.set(ylabel="test accuracy (%)")
     axes.margins(0.12, 0.3)
-    axes.set_ylim(top=min(100, axes.get_ylim()[1]))
+    axes.set_ylim(top=axes.get_ylim()[1] + 0.1 * (axes.get_ylim()[1] - axes.get_ylim()[0]))
+    legend(axes)
     return drawing
 
 
 def rungs_figure(folder: str | Path, part: str = "ladder") -> Figure:
     """Test accuracy of the rungs of the ladder, or with "backwards" of the ways to make several updates."""
     groups = list(_seeds(rows_of(folder, part)).values())[::-1]
-    drawing, (axes,) = canvas(0.34 * len(groups) + 0.9)
+    drawing, (axes,) = canvas(0.36 * len(groups) + 1.2)
+    named: dict[str, str] = {}
     for place, rows in enumerate(groups):
         values = [accuracy(row) for row in rows if "summary" in row]
         if not values:
-            axes.annotate("not finite", (0.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+            axes.annotate("not finite", (0.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=TEXT)
             continue
-        axes.plot(values, [place] * len(values), "o", color=COLOUR, alpha=0.5, markersize=4)
-        axes.plot(_mean(rows), place, "|", color=SECOND, markersize=12, markeredgewidth=2)
-        axes.annotate(f"{_mean(rows):.2f}", (max(values), place), (6, -3), textcoords="offset points", fontsize=8)
-    axes.set_yticks(range(len(groups)), [_label(rows) for rows in groups], fontsize=8)
+        label = None if "seed" in named else named.setdefault("seed", "a seed")
+        axes.plot(values, [place] * len(values), "o", color=COLOUR, alpha=0.6, markersize=4, label=label)
+        if len(values) > 1:
+            label = None if "mean" in named else named.setdefault("mean", "mean")
+            axes.plot(_mean(rows), place, "|", color=SECOND, markersize=12, markeredgewidth=2, label=label)
+        at = (max(values), place)
+        axes.annotate(f"{_mean(rows):.2f}", at, (8, 0), textcoords="offset points", va="center", fontsize=TEXT)
+    axes.set_yticks(range(len(groups)), [_label(rows) for rows in groups], fontsize=TEXT)
     axes.set(xlabel="test accuracy (%)")
-    axes.margins(x=0.15)
+    axes.margins(x=0.25)
     axes.set_ylim(-0.6, len(groups) - 0.4)
+    axes.grid(visible=False, axis="y")
+    legend(axes)
     return drawing
 
 
@@ -67,21 +94,23 @@ def large_batch_sections(folder: str | Path) -> list[Section]:
     """The two sections, of what has been run of them."""
     sections = []
     if backwards := _seeds(rows_of(folder, "backwards")):
-        parts = [figure(rungs_figure(folder, "backwards"), "Each dot is a seed."), _seed_table("updates", backwards)]
+        parts = [
+            figure(rungs_figure(folder, "backwards"), _seeds_caption(backwards)),
+            _seed_table("updates", backwards),
+        ]
         title = "Does one forward pass with k updates buy anything over k times the rate?"
         sections.append(Section(5, title, _backwards_answer(backwards), parts))
     ladder, parts = _seeds(rows_of(folder, "ladder")), []
     if ladder:
-        parts = [figure(rungs_figure(folder), "Each dot is a seed."), _seed_table("recipe", ladder)]
+        parts = [figure(rungs_figure(folder), _seeds_caption(ladder)), _seed_table("recipe", ladder)]
         parts.append(
-            f"<p>Published (Hoffer et al., arXiv 1705.08741, F1 on MNIST; given from notes, not checked in the paper): "
-            f"{PUBLISHED}.</p>"
+            f"<p>Published (Hoffer et al., arXiv 1705.08741, F1 on MNIST; quoted at second hand): {PUBLISHED}.</p>"
         )
     found = rows_of(folder, "search")
     if groups := _by_batch_size(found):
         parts += [
             "<p>The best recipe of a search at each batch size, the same number of epochs:</p>",
-            figure(accuracy_figure(folder), "Each dot is a seed; the line joins their means."),
+            figure(accuracy_figure(folder), "The line joins the means over the seeds."),
             table(
                 ("batch size", "updates", "optimizer", "peak rate", "mean", "least", "greatest"),
                 [_final_cells(batch_size, group) for batch_size, group in groups.items()],
@@ -202,16 +231,24 @@ def _search_cells(searched: Sequence[dict[str, Any]]) -> list[tuple[str, str, st
 
 
 def _seed_table(what: str, groups: dict[str, list[dict[str, Any]]]) -> str:
+    # Of one seed mean, least and greatest are the same number.
+    single = max(map(len, groups.values())) == 1
+    accuracies = ("accuracy (%)",) if single else ("mean (%)", "least", "greatest")
     return table(
-        (what, "seeds", "not finite", "mean", "least", "greatest", "updates", "computing, s"),
-        [(_label(group), *_seed_cells(group)) for group in groups.values()],
+        (what, "seeds", "not finite", *accuracies, "updates", "computing, s"),
+        [(_label(group), *_seed_cells(group, single=single)) for group in groups.values()],
     )
 
 
-def _seed_cells(group: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+def _seeds_caption(groups: dict[str, list[dict[str, Any]]]) -> str:
+    return "Each dot is a seed." if max(map(len, groups.values())) > 1 else "One seed each."
+
+
+def _seed_cells(group: Sequence[dict[str, Any]], *, single: bool) -> tuple[str, ...]:
     ended = [row["summary"] for row in group if "summary" in row]
     counts = str(len(group)), str(len(group) - len(ended))
     if not ended:
-        return *counts, *["-"] * 5
+        return *counts, *["-"] * (3 if single else 5)
     computing = statistics.median(summary["seconds"]["compute"] for summary in ended)
-    return *counts, *(f"{v:.2f}" for v in _spread(group)), f"{ended[0]['updates']:,}", f"{computing:.0f}"
+    accuracies = _spread(group)[:1] if single else _spread(group)
+    return *counts, *(f"{v:.2f}" for v in accuracies), f"{ended[0]['updates']:,}", f"{computing:.0f}"

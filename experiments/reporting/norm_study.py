@@ -8,25 +8,29 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
 from experiments.reporting.curves import read_study
-from experiments.reporting.document import commands, document, figure, table
+from experiments.reporting.document import commands, document, figure, made_on, table
+from experiments.reporting.section import moments_of
+from experiments.reporting.style import canvas, dress, legend
 
 CONFIDENCE = 0.95
 REFERENCE, LOCAL = "synchronised", "local"
+# Told apart by people who are colour-blind, by the marker as well.
 COLOURS = {
-    REFERENCE: "#1764c0",
-    LOCAL: "#c0392b",
-    "span16": "#7fb2e5",
-    "span32": "#7fb2e5",
-    "span64": "#7fb2e5",
-    "renorm": "#2a9d5c",
-    "group": "#e08a00",
-    "frozen": "#6b7280",
+    REFERENCE: "#0072b2",
+    LOCAL: "#d55e00",
+    "span16": "#56b4e9",
+    "span32": "#3787c8",
+    "span64": "#1b4f8a",
+    "renorm": "#009e73",
+    "group": "#cc79a7",
+    "frozen": "#5a6475",
 }
-MARKERS = {"span16": "v", "span32": "^", "span64": "D", "frozen": "x"}
+MARKERS = {"span16": "v", "span32": "^", "span64": "D", "local": "s", "renorm": "P", "group": "*", "frozen": "X"}
 WHY_NOT_WORSE = {
     "segmentation": "Local statistics lose less here than in a classification: an image has 48x48 positions at the "
     "first level of fcn and 12x12 at the last, so that the statistics of one image are not far from those of several."
@@ -98,50 +102,67 @@ def norm_study_figure(folder: str | Path) -> Figure:
     """Accuracy and mean IoU against the per-device batch size, a line for each norm: every seed, and their mean."""
     rows = read(folder)
     tasks = [task for task in METRICS if grid(rows, task)]
-    drawing = Figure(figsize=(4.6 * max(1, len(tasks)), 3.8), layout="constrained")
+    drawing = Figure(figsize=(4.6 * max(1, len(tasks)), 4.4), layout="constrained")
     for axes, task in zip(drawing.subplots(1, max(1, len(tasks)), squeeze=False)[0], tasks, strict=False):
-        cells = grid(rows, task)
-        sizes = sorted({size for _, size in cells})
-        for norm, colour in COLOURS.items():
-            there = [(size, cells[norm, size].scores) for size in sizes if (norm, size) in cells]
-            there = [(sizes.index(size), scores) for size, scores in there if scores]
-            if not there:
-                continue
-            bold = norm in (REFERENCE, LOCAL)
-            axes.plot(
-                [at for at, _ in there],
-                [statistics.mean(scores) for _, scores in there],
-                color=colour,
-                marker=MARKERS.get(norm, "o"),
-                linewidth=2.4 if bold else 1.2,
-                linestyle="-" if bold else "--",
-                markersize=5,
-                label=_name(norm),
-                zorder=3 if bold else 2,
-            )
-            for at, scores in there:
-                axes.vlines(at, min(scores), max(scores), color=colour, linewidth=1, zorder=1)
-        axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
-        axes.set(title=task.capitalize(), xlabel="examples a device", ylabel=METRICS[task], ylim=(0, None))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25)
-    handles = {}
-    for axes in drawing.axes:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    drawing.legend(handles.values(), handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+        _draw(axes, grid(rows, task), task)
     return drawing
+
+
+def task_figures(folder: str | Path) -> list[Figure]:
+    """The panels of `norm_study_figure`, each a figure of its own, which a page arranges by its width."""
+    rows, drawings = read(folder), []
+    for task in METRICS:
+        if cells := grid(rows, task):
+            drawing, (axes,) = canvas(4.4)
+            _draw(axes, cells, task)
+            drawings.append(drawing)
+    return drawings
+
+
+def _draw(axes: Axes, cells: dict[tuple[str, int], Cell], task: str) -> None:
+    sizes = sorted({size for _, size in cells})
+    norms = [norm for norm in COLOURS if any(name == norm for name, _ in cells)]
+    several = any(len(cell.scores) > 1 for cell in cells.values())
+    for place, norm in enumerate(norms):
+        there = [(size, cells[norm, size].scores) for size in sizes if (norm, size) in cells]
+        # Beside each other, so that no bar and no marker hides another's.
+        beside = (place - (len(norms) - 1) / 2) * 0.05
+        there = [(sizes.index(size) + beside, scores) for size, scores in there if scores]
+        if not there:
+            continue
+        bold = norm in (REFERENCE, LOCAL)
+        axes.plot(
+            [at for at, _ in there],
+            [statistics.mean(scores) for _, scores in there],
+            color=COLOURS[norm],
+            marker=MARKERS.get(norm, "o"),
+            linewidth=2.4 if bold else 1.2,
+            linestyle="-" if bold else "--",
+            markersize=5,
+            label=_name(norm),
+            zorder=3 if bold else 2,
+        )
+        for at, scores in there:
+            axes.vlines(at, min(scores), max(scores), color=COLOURS[norm], linewidth=1, zorder=1)
+    if several:
+        axes.vlines([], [], [], color="black", linewidth=1, label="worst to best seed")
+    dress(axes)
+    axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
+    axes.set(xlabel="examples per device", ylabel=METRICS[task], ylim=(0, None))
+    legend(axes, task.capitalize(), columns=3)
 
 
 def write_norm_study_page(folder: str | Path) -> Path:
     """Writes `report.html` into the folder of a study."""
     rows = read(folder)
-    parts: list[str] = []
+    parts: list[str] = [made_on(moments_of(rows.values()))]
     tasks = [task for task in METRICS if grid(rows, task)]
     if tasks:
-        drawing = norm_study_figure(folder)
-        caption = "Lines join the means over seeds; a bar runs from the worst seed to the best."
-        parts += [*(f"<p>{html.escape(finding(rows, task))}</p>" for task in tasks), figure(drawing, caption)]
+        caption = "Lines join the means over seeds."
+        parts += [
+            *(f"<p>{html.escape(finding(rows, task))}</p>" for task in tasks),
+            figure(task_figures(folder), caption),
+        ]
     for task in tasks:
         cells = grid(rows, task)
         sizes = sorted({size for _, size in cells})
@@ -177,7 +198,11 @@ def write_norm_study_page(folder: str | Path) -> Path:
     if ended:
         parts += ["<h2>Made by</h2>", commands(ended[0]["command"]), "<p>and likewise for each run</p>"]
     path = Path(folder) / "report.html"
-    path.write_text(document("Which statistics to normalise by", parts))
+    studied = sorted(
+        {f"{of.get('model', 'simple_cnn')} on {of.get('dataset')}" for of in (r["options"] for r in ended)}
+    )
+    title = "Which statistics to normalise by" + (f": {' and '.join(studied)}" if studied else "")
+    path.write_text(document(title, parts))
     return path
 
 

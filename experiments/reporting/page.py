@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 
 from experiments._errors import UsageError
-from experiments.reporting.curves import read_rows, training_curves
-from experiments.reporting.document import commands, document, figure, table
+from experiments.reporting.curves import curve_panels, read_rows
+from experiments.reporting.document import commands, document, figure, made_on, table
 
 
 def write_page(workdir: str | Path) -> Path:
@@ -37,10 +37,12 @@ def write_page(workdir: str | Path) -> Path:
         caption += " The loss on training batches is against smoothed targets."
     if broken:
         caption += f" {broken} rows that were cut short are left out."
+    options = [(name, str(value)) for name, value in config.items() if value is not None]
     with_iou = any("mean_iou" in result for result in summary["results"].values())
     parts = [
+        made_on([summary["first_step_ended"]] if summary.get("first_step_ended") else []),
         f"<p>{summary['updates']:,} updates reached {html.escape(best)}. {html.escape(note)}</p>",
-        figure(training_curves(workdir), caption),
+        figure(curve_panels(workdir), caption),
         "<h2>Results</h2>",
         table(
             ("split", "examples", "accuracy", "loss") + ("mean IoU",) * with_iou,
@@ -57,8 +59,9 @@ def write_page(workdir: str | Path) -> Path:
         f"<p>{html.escape(summary['devices'])}; "
         + html.escape(", ".join(f"{k} {v}" for k, v in summary["versions"].items()))
         + "</p>",
-        "<h2>Configuration</h2>",
-        table(("option", "value"), [(name, str(value)) for name, value in config.items() if value is not None]),
+        f"<h2>Configuration</h2><details><summary>All {len(options)} options</summary>",
+        table(("option", "value"), options, numbers=False),
+        "</details>",
     ]
     path = workdir / "report.html"
     path.write_text(document(title, parts))

@@ -9,27 +9,33 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.reporting.document import figure, table
-from experiments.reporting.section import COLOUR, GREY, SECOND, Section, canvas, logarithmic, rows_of
+from experiments.reporting.section import Section, rows_of
+from experiments.reporting.style import COLOUR, GREY, SECOND, canvas, legend, logarithmic
 
-_COLOURS = (GREY, SECOND, COLOUR)
+# Wide under narrow, so that lines that lie upon each other are all seen.
+_STYLES = ((GREY, "-", 3.0), (SECOND, "--", 1.6), (COLOUR, "-", 1.2))
+# In words what the flags of a run say.
+_WAYS = {"--batch_ramp=auto": "batch follows the noise scale"}
 
 
 def ramp_figure(folder: str | Path) -> Figure:
     """Test error by update, and the batch size by epoch, of the ways to let the noise fall; a line is a seed."""
     groups = _ways(rows_of(folder, "ramp"))
-    drawing, (error, size) = canvas(2.6, panels=2)
-    for colour, (label, rows) in zip(_COLOURS, groups.items(), strict=False):
+    drawing, (error, size) = canvas(3.1, panels=2)
+    for (colour, style, width), (label, rows) in zip(_STYLES, groups.items(), strict=False):
         for number, row in enumerate(rows):
             name = None if number else label
             updates, accuracy, _ = zip(*row["course"]["evaluations"], strict=True)
             epochs = range(1, len(updates) + 1)
-            error.plot(updates, [100 * (1 - a) for a in accuracy], ".-", color=colour, linewidth=1, label=name)
-            size.step([0, *epochs], [_size(row, step) for step in (1, *updates)], color=colour, linewidth=1.2)
+            look: dict[str, Any] = {"color": colour, "linestyle": style, "linewidth": width}
+            error.plot(updates, [100 * (1 - a) for a in accuracy], label=name, **look)
+            size.step([0, *epochs], [_size(row, step) for step in (1, *updates)], label=name, **look)
     error.set(xlabel="updates")
     logarithmic(error, "test error (%)")
-    error.legend(frameon=False, fontsize=8)
+    legend(error, "Test error by update")
     size.set(xlabel="epochs")
     logarithmic(size, "global batch size")
+    legend(size, "Batch size by epoch")
     return drawing
 
 
@@ -67,7 +73,7 @@ def _ways(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     groups = defaultdict(list)
     for row in rows:
         if "course" in row:
-            groups[row["label"]].append(row)
+            groups[_WAYS.get(row["label"], row["label"])].append(row)
     return dict(groups)
 
 

@@ -1,23 +1,14 @@
 """A section of the batch-size study's report: a question, a sentence that answers it, and what that rests on."""
 
-import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
 from experiments._errors import UsageError
 from experiments.reporting.curves import read_study
-
-# Narrow, so that a phone shows the text of a figure in a size that can be read.
-WIDTH = 4.8
-MOST_TICKS = 7
-COLOUR, SECOND, GREY = "#1764c0", "#c0561a", "#8a94a3"
+from experiments.reporting.style import number
 
 
 class Section(NamedTuple):
@@ -64,64 +55,10 @@ def rows_of(folder: str | Path, part: str) -> list[dict[str, Any]]:
     return [row for key, row in read_study(folder).items() if key in keys]
 
 
-def canvas(height: float = 3.2, panels: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure of panels below each other, each of that height in inches."""
-    drawing = Figure(figsize=(WIDTH, height * panels), layout="constrained")
-    axes = list(drawing.subplots(panels, 1, squeeze=False)[:, 0])
-    for one in axes:
-        one.spines[["top", "right"]].set_visible(False)
-        one.grid(alpha=0.25)
-        one.tick_params(labelsize=8)
-        one.xaxis.label.set_size(9)
-        one.yaxis.label.set_size(9)
-    return drawing, axes
-
-
-def sizes_axis(axes: Axes, sizes: Sequence[float]) -> None:
-    """A logarithmic axis of batch sizes: each is a tick, or with many of them the powers of ten are."""
-    axes.set(xscale="log", xlabel="global batch size")
-    if not sizes:
-        axes.text(0.5, 0.5, "nothing to show", ha="center", transform=axes.transAxes, color=GREY)
-        return
-    low, high = min(sizes), max(sizes)
-    ticks: list[float] = sorted(set(sizes))
-    if len(ticks) > MOST_TICKS or any(b < 1.5 * a for a, b in itertools.pairwise(ticks)):
-        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        ticks = [10.0**power for power in powers if low / 1.4 <= 10**power <= high * 1.4]
-    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
-    axes.set_xlim(low / 1.4, high * 1.4)
-    axes.xaxis.minorticks_off()
-
-
-class _Decades(LogLocator):
-    """1, 2, 5 and 10, or powers of ten alone where the numbers between them would lie over each other."""
-
-    def tick_values(self, vmin: float, vmax: float):
-        self.set_params(subs=(1, 2, 5) if vmax < 1e3 * vmin else (1,))
-        return super().tick_values(vmin, vmax)
-
-
-def logarithmic(axes: Axes, label: str) -> None:
-    """A logarithmic axis upward, with plain numbers."""
-    axes.set(yscale="log", ylabel=label)
-    axes.yaxis.set_major_locator(_Decades(numticks=MOST_TICKS))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def number(value: float) -> str:
-    """A number to three digits, as people write it.
-
-    Example:
-      >>> number(12345.6), number(0.01234), number(float("inf"))
-      ('12,300', '0.0123', 'no bound')
-    """
-    if not math.isfinite(value):
-        return "no bound"
-    if value == 0:
-        return "0"
-    rounded = float(f"{value:.3g}")
-    return f"{rounded:,.0f}" if abs(rounded) >= 100 else f"{rounded:g}"
+def moments_of(rows: Iterable[dict[str, Any]]) -> list[float]:
+    """When the runs of some rows made their first update, in seconds since 1970."""
+    moments = (row["summary"].get("first_step_ended") for row in rows if "summary" in row)
+    return [moment for moment in moments if moment]
 
 
 def interval(ends: Sequence[float]) -> str:

@@ -8,21 +8,18 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.reporting.document import figure, table
-from experiments.reporting.section import (
+from experiments.reporting.section import Section, analysis, interval, needed
+from experiments.reporting.style import (
     COLOUR,
     GREY,
+    PALETTE,
     SECOND,
-    Section,
-    analysis,
     canvas,
-    interval,
+    legend,
     logarithmic,
-    needed,
     number,
     sizes_axis,
 )
-
-_SHADES = ("#9cc3f0", "#5b97dd", "#1764c0", "#0d3f7c", "#061f3e")
 
 
 def smoothness_figure(folder: str | Path) -> Figure:
@@ -32,32 +29,42 @@ def smoothness_figure(folder: str | Path) -> Figure:
       UsageError: the part `smoothness` of the study has not been run.
     """
     found = needed(folder, "smoothness")
-    drawing, (curves, swing, noise) = canvas(2.7, panels=3)
-    for entry, shade in zip(found["sizes"], itertools.cycle(_SHADES), strict=False):
-        curves.plot(entry["losses"], color=shade, linewidth=0.6, label=f"batch {entry['batch_size']:,}")
+    drawing, (curves, swing, noise) = canvas(3.1, panels=3)
+    for entry, colour in zip(found["sizes"], itertools.cycle(PALETTE), strict=False):
+        # Calmer ones lie upon those that swing more.
+        curves.plot(entry["losses"], color=colour, linewidth=0.7, label=f"batch {entry['batch_size']:,}")
     curves.set(xlabel="update")
     logarithmic(curves, "loss")
-    if found["sizes"]:
-        curves.legend(frameon=False, fontsize=8, loc="lower left")
+    legend(curves, "Loss of each update")
     sizes, values = ([entry[name] for entry in found["sizes"]] for name in ("batch_size", "swing"))
-    swing.plot(sizes, values, "o", color=COLOUR)
-    rule = [values[0] * (size / sizes[0]) ** -0.5 for size in sizes]
-    swing.plot(sizes, rule, "--", color=GREY, linewidth=1, label="one over the square root")
+    swing.plot(sizes, values, "o", color=COLOUR, label="measured")
+    # Through the middle of the points, of which none is exact.
+    middle = [value * size**0.5 for size, value in zip(sizes, values, strict=True)]
+    rule = [math.prod(middle) ** (1 / len(middle)) * size**-0.5 for size in sizes]
+    swing.plot(sizes, rule, "--", color=GREY, linewidth=1, label="one over the square root of the batch")
     sizes_axis(swing, sizes)
     logarithmic(swing, "swing of the loss")
-    if sizes:
-        swing.legend(frameon=False, fontsize=8)
+    legend(swing, "How far one loss is from the next")
     windows = [w for w in found["noise"] if math.isfinite(w["scale"])]
     bounds = [end for w in found["noise"] for end in (w["scale"], *w["interval"]) if 0 < end < math.inf]
     top = 2 * max(bounds, default=1.0)
     for window in found["noise"]:
         low, high = window["interval"]
-        noise.plot([window["update"]] * 2, [max(low, min(bounds, default=1.0)), min(high, top)], "-", color=SECOND)
-        if not math.isfinite(high):
-            noise.plot(window["update"], top, "^", color=SECOND, markerfacecolor="none")
-    noise.plot([w["update"] for w in windows], [w["scale"] for w in windows], "o-", color=SECOND, markersize=4)
+        noise.vlines(window["update"], max(low, min(bounds, default=1.0)), min(high, top), color=SECOND)
+    if endless := [w["update"] for w in found["noise"] if not math.isfinite(w["interval"][1])]:
+        style: dict[str, Any] = {"color": SECOND, "markerfacecolor": "none", "label": "no upper bound"}
+        noise.plot(endless, [top] * len(endless), "^", **style)
+    noise.plot(
+        [w["update"] for w in windows],
+        [w["scale"] for w in windows],
+        "o-",
+        color=SECOND,
+        markersize=4,
+        label="measured, with interval",
+    )
     noise.set(xlabel="update")
     logarithmic(noise, "noise scale (examples)")
+    legend(noise, "Gradient noise scale")
     return drawing
 
 
@@ -69,10 +76,9 @@ def smoothness_sections(folder: str | Path) -> list[Section]:
     parts = [
         figure(
             smoothness_figure(folder),
-            f"Above: the loss of each of the first {len(found['sizes'][0]['losses']):,} updates at one rate. Middle: "
-            "how far one loss is from the next. Below: the gradient noise scale of a run with batch "
-            f"{found['noise_batch_size']}, averaged over parts of it, with intervals of "
-            f"{found['confidence']:.0%}; a triangle: no upper bound.",
+            f"The first {len(found['sizes'][0]['losses']):,} updates at one rate; and the gradient noise scale of a "
+            f"run with batch {found['noise_batch_size']}, averaged over parts of it, with intervals of "
+            f"{found['confidence']:.0%}.",
         ),
         table(
             ("batch size", "swing", "mean loss", "swing / loss"),

@@ -1,5 +1,6 @@
 """Question 1: how long an epoch takes, from the study's files alone."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,16 +9,16 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from experiments.reporting.document import figure, table
-from experiments.reporting.section import (
+from experiments.reporting.section import Section, analysis, interval, needed
+from experiments.reporting.style import (
     COLOUR,
     GREY,
+    MISSED,
+    MISSED_LABEL,
     SECOND,
-    Section,
-    analysis,
     canvas,
-    interval,
+    legend,
     logarithmic,
-    needed,
     number,
     sizes_axis,
 )
@@ -37,7 +38,7 @@ def time_figure(folder: str | Path) -> Figure:
     sizes = [entry["batch_size"] for entry in found["sizes"]]
     for name, colour, marker, label in (
         ("epoch_in_all", GREY, "s", "in all"),
-        ("epoch_computing", COLOUR, "o", "computing"),
+        ("epoch_computing", COLOUR, "o", "computing only"),
     ):
         values = [entry[name] for entry in found["sizes"]]
         axes.plot(sizes, values, marker, color=colour, markersize=4, alpha=0.8, label=label)
@@ -45,22 +46,56 @@ def time_figure(folder: str | Path) -> Figure:
         low, high = min(sizes), max(sizes)
         grid = [low * (high / low) ** (i / 60) for i in range(61)]
         curve = [found["train_size"] * (fit["overhead"] / b + 1 / fit["throughput"]) for b in grid]
-        axes.plot(grid, curve, "-", color=COLOUR, linewidth=1.2, label="t0 + B / R, of whole epochs")
+        label = "fit: time per update + time per example"
+        axes.plot(grid, curve, "-", color=SECOND, linewidth=1.2, label=label)
+        if wrong := missed(found):
+            style: dict[str, Any] = MISSED
+            values = [entry["epoch_computing"] for entry in wrong]
+            axes.plot([entry["batch_size"] for entry in wrong], values, **style, label=MISSED_LABEL)
         if low < fit["knee"] < high:
-            axes.axvline(fit["knee"], color=SECOND, linewidth=1)
-            axes.annotate(
-                "knee",
-                (fit["knee"], 0.95),
-                xycoords=("data", "axes fraction"),
-                xytext=(4, -6),
-                textcoords="offset points",
-                fontsize=9,
-                color=SECOND,
-            )
+            label = f"knee: {number(fit['knee'])}"
+            axes.axvline(fit["knee"], color="black", linewidth=1, linestyle="--", label=label)
     sizes_axis(axes, sizes)
     logarithmic(axes, "seconds of an epoch")
-    axes.legend(frameon=False, fontsize=8)
+    legend(axes)
     return drawing
+
+
+def missed(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The sizes whose median time of an update is further from the fit than its interval reaches.
+
+    The interval at a size is taken to be as wide as those of overhead and throughput together, which is generous.
+    """
+    fit = found["fit"]
+    if not fit:
+        return []
+    (low, high), (slow, fast) = fit["intervals"]["overhead"], fit["intervals"]["throughput"]
+    return [
+        entry
+        for entry in found["sizes"]
+        if not low + entry["batch_size"] / fast
+        <= statistics.median(entry["computing"])
+        <= high + entry["batch_size"] / slow
+    ]
+
+
+def _misfit(found: dict[str, Any]) -> str:
+    """What the caption says of a fit that misses points, and where it does by most."""
+    wrong, fit = missed(found), found["fit"]
+    if not wrong:
+        return ""
+
+    def factor(entry: dict[str, Any]) -> float:
+        fitted = fit["overhead"] + entry["batch_size"] / fit["throughput"]
+        return statistics.median(entry["computing"]) / fitted
+
+    worst = max(wrong, key=lambda entry: abs(math.log(factor(entry))))
+    ratio = factor(worst)
+    times = f"{max(ratio, 1 / ratio):.2g} times {'longer' if ratio > 1 else 'shorter'}"
+    return (
+        f" At {len(wrong)} of {len(found['sizes'])} sizes the fit misses the measured time by more than its interval, "
+        f"most at {worst['batch_size']:,}, where an update is {times} than fitted."
+    )
 
 
 def time_sections(folder: str | Path) -> list[Section]:
@@ -86,7 +121,7 @@ def time_sections(folder: str | Path) -> list[Section]:
         figure(
             time_figure(folder),
             "Medians over the rounds. In all: with the input and logging that the compiled step does not hide, without "
-            "start, compilation and evaluation.",
+            "start, compilation and evaluation." + _misfit(found),
         ),
         table(head, rows),
     ]

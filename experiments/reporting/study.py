@@ -4,14 +4,14 @@ import html
 import shlex
 from pathlib import Path
 
-from experiments.reporting.convergence import convergence_sections
-from experiments.reporting.critical import critical_sections
+from experiments.reporting.convergence import convergence_sections, epochs_figure
+from experiments.reporting.critical import convergence_figure, critical_sections
 from experiments.reporting.curves import read_study
-from experiments.reporting.document import commands, document, table
+from experiments.reporting.document import commands, document, made_on, table, write_svg
 from experiments.reporting.generalisation import generalisation_sections
 from experiments.reporting.large_batch import large_batch_sections
-from experiments.reporting.ramp import ramp_sections
-from experiments.reporting.section import Section
+from experiments.reporting.ramp import ramp_figure, ramp_sections
+from experiments.reporting.section import Section, moments_of
 from experiments.reporting.smoothness import smoothness_sections
 from experiments.reporting.step_time import time_sections
 
@@ -24,6 +24,10 @@ _SECTIONS = (
     generalisation_sections,
     ramp_sections,
 )
+
+
+# Pictures of their own, for a document; they are made again where they are.
+PICTURES = {"updates.svg": convergence_figure, "epochs.svg": epochs_figure, "ramp.svg": ramp_figure}
 
 
 def study_sections(folder: str | Path) -> list[Section]:
@@ -39,16 +43,16 @@ def study_sections(folder: str | Path) -> list[Section]:
 def write_study_page(folder: str | Path) -> Path:
     """Writes `report.html` into the folder of a study: a section for each question that has been answered.
 
+    Pictures of their own that are there already, of `PICTURES`, are made again.
+
     Raises:
       UsageError: the folder holds no rows.
     """
     rows = read_study(folder)
     sections = study_sections(folder)
-    parts = ["<ol>"] if sections else ["<p>No question has been answered yet.</p>"]
-    parts += [
-        f'<li value="{s.number}"><a href="#q{s.number}">{html.escape(s.title)}</a> {html.escape(s.answer)}</li>'
-        for s in sections
-    ]
+    parts = [made_on(moments_of(rows.values()))]
+    parts += ["<ol>"] if sections else ["<p>No question has been answered yet.</p>"]
+    parts += [f'<li value="{s.number}"><a href="#q{s.number}">{html.escape(s.title)}</a></li>' for s in sections]
     parts += ["</ol>"] if sections else []
     for section in sections:
         parts.append(f'<h2 id="q{section.number}">{section.number}. {html.escape(section.title)}</h2>')
@@ -57,16 +61,24 @@ def write_study_page(folder: str | Path) -> Path:
     made = Path(folder) / "command.txt"
     parts += _made_by(rows, made.read_text() if made.exists() else "")
     path = Path(folder) / "report.html"
-    path.write_text(document("What the batch size does", parts))
+    studied = " and ".join(f"{model} on {dataset}" for dataset, model in _studied(rows))
+    for name, draw in PICTURES.items():
+        if (Path(folder) / name).exists():
+            write_svg(draw(folder), Path(folder) / name)
+    path.write_text(document("What the batch size does" + (f": {studied}" if studied else ""), parts))
     return path
+
+
+def _studied(rows: dict) -> list[tuple[str, str]]:
+    """Data set and model of the runs that ended."""
+    options = (row["options"] for row in rows.values() if "summary" in row)
+    return sorted({(str(of.get("dataset")), str(of.get("model", "simple_cnn"))) for of in options})
 
 
 def _made_by(rows: dict, command: str) -> list[str]:
     ended = [row for row in rows.values() if "summary" in row]
     failed = [row for row in rows.values() if "error" in row]
-    facts = sorted(
-        {(str(row["options"].get("dataset")), str(row["options"].get("model", "simple_cnn"))) for row in ended}
-    )
+    facts = _studied(rows)
     parts = ["<h2>Made by</h2>"]
     if command:
         parts.append(commands(command))

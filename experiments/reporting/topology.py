@@ -7,6 +7,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments.reporting.style import legend
+
 FLAX = "flax"
 FUSIONS = {"": "norm", "relu": "norm, ReLU", "residual": "norm + residual, ReLU"}
 COLOURS = {
@@ -33,7 +35,9 @@ def topology_figure(path: str | Path) -> Figure:
     panels += [(_work, networks), (_memory, networks)] if networks else []
     costs = results.get("pods", ())
     panels += [(_pods, costs)] if costs else []
-    figure = Figure(figsize=(max(7.5, 5.2 * len(panels)), 4.2), layout="constrained")
+    # Each bar of a layer has a number beside it.
+    height = max(4.2, 1.4 + 0.16 * len(layers))
+    figure = Figure(figsize=(max(7.5, 5.2 * len(panels)), height), layout="constrained")
     figure.suptitle(f"Compiled for {results['topology']} ({results['title']}), figures of one device", fontsize=11)
     for axes, (draw, rows) in zip(figure.subplots(1, max(1, len(panels)), squeeze=False)[0], panels, strict=False):
         draw(axes, rows)
@@ -77,12 +81,12 @@ def _layers(axes: Axes, rows) -> None:
             named.add(variant)
             axes.barh(y, value, height=0.9 * height, color=COLOURS.get(variant), label=label)
             axes.text(value, y, f" {value:.2f}", va="center", fontsize=7)
-    axes.axvline(1, color="black", linewidth=0.6)
+    axes.axvline(1, color="black", linewidth=0.6, label="as much as Flax's")
     axes.set_yticks(range(len(groups)), list(groups), fontsize=8)
     axes.invert_yaxis()
-    axes.set(title="One layer, forward and backward, bfloat16", xlabel=f"{name}, relative to Flax")
+    axes.set(xlabel=f"{name}, relative to Flax")
     axes.margins(x=0.12)
-    axes.legend(frameon=False, fontsize=7, loc="lower left", bbox_to_anchor=(0, 1.06), ncols=2)
+    legend(axes, "One layer, forward and backward, bfloat16", columns=2)
 
 
 def _work(axes: Axes, rows) -> None:
@@ -108,11 +112,11 @@ def _pods(axes: Axes, rows) -> None:
     ):
         axes.plot(devices, [1e3 * row[name] for row in rows], marker="o", color=colour, label=title)
     step = 1e3 * rows[0]["step_seconds"]
-    axes.set(title=f"What pooling adds to a step of {step:.3g} ms, computed", xlabel="devices", ylabel="ms per step")
+    axes.set(xlabel="devices", ylabel="ms per step")
     axes.set_xscale("log", base=2)
     axes.set_xticks(devices, [f"{n:,}" for n in devices], rotation=45)
     axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, loc="upper left")
+    legend(axes, f"What pooling adds to a step of {step:.3g} ms, computed")
 
 
 def _bars(axes: Axes, rows, values: list[float], metric: str, notes: dict[str, str] | None = None) -> None:

@@ -74,7 +74,7 @@ class TrainConfig:
     )
     model: str = _option("simple_cnn", "Model to train, or a factory of your own, 'package.module:factory'.")
     zero_last_scale: bool = _option(True, "Start residual blocks as the identity, in models that have them.")
-    dtype: str = _option("float32", "Of the computation: 'float32' or 'bfloat16'.", among=DTYPES)
+    dtype: str = _option("float32", "Compute dtype: 'float32' or 'bfloat16'.", among=DTYPES)
     norm: str = _option(
         "batch",
         "Normalization: 'batch' (statistics over the global batch), 'local' (each device's own), 'renorm' (those, with "
@@ -159,7 +159,7 @@ class TrainConfig:
         0, "Updates between two measurements of the gradient noise scale, which metrics.jsonl holds. 0: none.", least=0
     )
     live: bool = _option(
-        False, "Print, with every evaluation, the running gradient noise scale and what it says of the batch size."
+        False, "Print, with every evaluation, the running gradient noise scale and what it implies for the batch size."
     )
     checkpoint_every: int = _option(0, "Updates between two checkpoints. 0: one at the end of every epoch.", least=0)
 

@@ -63,7 +63,7 @@ class Fit:
         self._running_noise = init_noise()
         for estimate in self._log.noise(step):
             self._running_noise = update_noise(self._running_noise, NoiseEstimate(*estimate), LIVE_DECAY)
-        with processes.Termination() as self._termination:
+        with self._progress, processes.Termination() as self._termination:
             if self._is_evaluated(step):
                 # It was stopped there: before the evaluation, or after.
                 results = self._log.evaluations(step) or self._evaluate_and_log(state, step)
@@ -72,7 +72,6 @@ class Fit:
                 state, step = self._to_evaluation(state, step)
                 results = self._pause(state, step)
                 reached = self._reached(results, step)
-        self._progress.close()
         return state, results, reached
 
     def _is_evaluated(self, step: int) -> bool:
@@ -216,8 +215,7 @@ class Fit:
             line = preflight.memory_line(memory)
             if not self._programs:
                 self.memory = memory
-                if processes.is_first():
-                    print(line, flush=True)
+                self._progress.say(line)
             self._programs[key] = program
             self.plan = ramp.within_memory(self.plan, memory)
         return self._programs[key]

@@ -25,6 +25,7 @@ from experiments.training.noise_probe import noise_probe
 from experiments.training.plan import Plan
 from experiments.training.population import population_statistics, where_recalibrated_differs
 from experiments.training.run import Run, prepare
+from experiments.training.terminal import say
 
 SUMMARY = "summary.json"
 # Images by which statistics are fixed before the first update.
@@ -74,16 +75,16 @@ def train(config: TrainConfig, *, check_statistics: bool = False) -> dict[str, A
             held.enter_context(only_one(workdir))
             where = len(chosen), chosen[0].platform, jax.process_count()
             for line in preflight.describe(config, run.plan, *where, run.tried):
-                print(line)
+                say(line)
             if dataset.note:
-                print(f"note      {dataset.note}")
+                say(f"note      {dataset.note}")
             write_config(
                 workdir,
                 config,
                 _facts(dataset, statistics),
                 lambda there: extending.why_not(there, config, dataset.train.size, len(chosen)),
             )
-            print(f"workdir   {workdir}", flush=True)
+            say(f"workdir   {workdir}")
         # The others read what the first has written.
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("config")

@@ -11,6 +11,8 @@ from absl import logging
 FILE = "metrics.jsonl"
 # All other kinds of row are named after the split that was evaluated.
 NOT_EVALUATIONS = ("train", "noise", "ramp")
+# Numbers of a row that are the same, or a straight line, in every run.
+NOT_CURVES = ("epoch", "examples")
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
@@ -78,7 +80,7 @@ class MetricsLog:
         return any(row["kind"] == kind and row["step"] == step for row in there)
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Adds a row {"kind", "step", **values}, and each number of it as the TensorBoard scalar `kind/name`."""
+        """Adds a row {"kind", "step", **values}, and each number of it that is a curve as TensorBoard's `kind/name`."""
         if self._file is None or self._events is None:
             return
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
@@ -90,7 +92,7 @@ class MetricsLog:
         scalars = [
             messages.Summary.Value(tag=f"{kind}/{name}", simple_value=value)
             for name, value in values.items()
-            if isinstance(value, int | float)
+            if isinstance(value, int | float) and name not in NOT_CURVES
         ]
         writer: Any = self._events.file_writer
         writer.add_summary(messages.Summary(value=scalars), step)

@@ -10,6 +10,8 @@ from experiments.training.devices import nearest_multiples
 
 # Of an automatic ramp: by what the batch grows, and the updates that an epoch has at least.
 FACTOR = 2
+# Of a run that is as short as its warmup, one part in so many: as by default 2 of 20 epochs.
+SHORTENED = 10
 FEWEST_UPDATES = 8
 
 
@@ -52,7 +54,7 @@ class Plan(NamedTuple):
       examples: in the training set.
       phases: one, or with a batch ramp several; with an automatic one those that are known.
       total_steps: updates in all; with an automatic ramp, if the batch grows no more.
-      warmup_steps: updates of warmup among them.
+      warmup_steps: updates of warmup among them; a tenth where as long a warmup as was asked for is the whole run.
       boundaries: of the step schedule: updates before each, and the factor of the rate from there on.
       cycle_steps: updates of a cycle of the cyclic schedule.
       dropped: examples that an epoch of the first phase leaves out.
@@ -138,17 +140,30 @@ def make(config: TrainConfig, examples: int, devices: int) -> Plan:
     total = _total_steps(config, phases[-1])
     phases = tuple(p for p in phases if p.first_step < total)
     boundaries = {step: scale for step, scale in boundaries.items() if step < total}
-    warmup = 0 if config.optimizer == optimizers.FULL_BATCH else round(config.warmup_epochs * per_epoch)
+    warmup = _warmup(config, per_epoch, total)
     changes = sorted([*boundaries, *(p.first_step for p in phases[1:])])
-    if changes and changes[0] < warmup:
+    # Where the places were given the warmup is held to what was asked for, however short the run.
+    until = wanted_warmup(config, per_epoch) if config.step_epochs else warmup
+    if changes and changes[0] < until:
         raise UsageError(
-            f"--schedule=step makes its first change after {changes[0]} updates, inside the warmup of {warmup}; "
+            f"--schedule=step makes its first change after {changes[0]} updates, inside the warmup of {until}; "
             "give a shorter --warmup_epochs or later --step_epochs"
         )
     full = examples // config.batch_size * config.batch_size
     dropped = examples - full if config.drop_remainder else 0
     largest = _largest_of_ramp(config, examples, devices) if config.batch_ramp == AUTO else None
     return Plan(examples, phases, total, warmup, boundaries, config.cycle_epochs * per_epoch, dropped, largest)
+
+
+def wanted_warmup(config: TrainConfig, steps_per_epoch: int) -> int:
+    """The updates of warmup that a configuration asks for, however long the run is."""
+    return 0 if config.optimizer == optimizers.FULL_BATCH else round(config.warmup_epochs * steps_per_epoch)
+
+
+def _warmup(config: TrainConfig, steps_per_epoch: int, total: int) -> int:
+    """The updates of warmup: as many as are wanted, or a tenth of the run where it would end before they do."""
+    wanted = wanted_warmup(config, steps_per_epoch)
+    return wanted if wanted < total else total // SHORTENED
 
 
 def _total_steps(config: TrainConfig, last: Phase) -> int:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from experiments._errors import UsageError
 from experiments.training import norms, optimizers
 from experiments.training.config import REFERENCE_BATCH_SIZE, TrainConfig
-from experiments.training.plan import Plan
+from experiments.training.plan import Plan, wanted_warmup
 from experiments.training.trial import Trial
 
 # Above this peak rate at the reference batch size Nesterov's momentum seldom converges without tuning.
@@ -58,6 +58,12 @@ def describe(
         lines.append(
             f"ramp      twice the batch, up to {plan.largest}, at the end of an epoch as soon as the running gradient "
             "noise scale is above that"
+        )
+    wanted = wanted_warmup(config, first.steps_per_epoch)
+    if wanted > plan.warmup_steps:
+        lines.append(
+            f"note      --warmup_epochs={config.warmup_epochs:g} is {wanted} updates, as long as the run or longer; "
+            f"shortened to {plan.warmup_steps} of its {plan.total_steps}"
         )
     texts = _warnings(config, plan, per_device)
     if tried is not None:
@@ -135,7 +141,7 @@ def _warnings(config: TrainConfig, plan: Plan, per_device: int) -> list[str]:
             "itself, without a trust ratio"
         )
     if plan.total_steps < FEW_UPDATES and config.steps is None and config.optimizer != optimizers.FULL_BATCH:
-        texts.append(f"{plan.total_steps} updates are few; train longer, or take a smaller batch")
+        texts.append(f"only {plan.total_steps} updates; train longer, or take a smaller batch")
     if config.norm == "local" and per_device < 4:
         texts.append(
             f"local statistics of {per_device} examples are noisy; --norm=batch pools those of all devices, "

@@ -1,15 +1,14 @@
 """What a run says while it trains: rows of metrics, a progress bar, a line an epoch."""
 
 import math
-import sys
 import time
 
 import jax
-from tqdm import tqdm
 
 from experiments.training.config import TrainConfig
 from experiments.training.metrics import MetricsLog
 from experiments.training.plan import Plan
+from experiments.training.terminal import StatusLine, say
 
 REMEDY = (
     "checkpoints of earlier steps are kept. Try a lower learning rate (--learning_rate, --base_learning_rate) "
@@ -21,29 +20,36 @@ class NonFiniteLossError(RuntimeError):
     """The loss became infinite or not a number; the last checkpoint is of before that."""
 
 
+# Columns of the bar, and the parts of a cell that a terminal can show.
+BAR = range(8, 31)
+EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
 class Progress:
-    """Reads a step's metrics once the next step is dispatched, so that the device never waits for the host."""
+    """Reads a step's metrics once the next step is dispatched, so that the device never waits for the host.
+
+    A context manager: the progress bar is there within it.
+    """
 
     def __init__(self, config: TrainConfig, plan: Plan, log: MetricsLog, step: int, *, quiet: bool):
-        self._config, self._plan, self._log = config, plan, log
-        self._bar = tqdm(
-            total=plan.total_steps, initial=step, unit="step", disable=quiet or None, dynamic_ncols=True, leave=False
-        )
+        self._config, self._log = config, log
+        # The plan of the run, which an automatic batch ramp changes.
+        self.plan = plan
+        self._line = StatusLine(hidden=quiet)
         self._quiet = quiet
         self._expected = None
         self._images, self._since = 0, time.perf_counter()
         self._read_step = step
+        # The first step that this process has read, and when: before it the program was compiled.
+        self._first: tuple[int, float] | None = None
         self.last: dict[str, float] = {}
 
-    @property
-    def plan(self) -> Plan:
-        """Of the run, which an automatic batch ramp changes."""
-        return self._plan
+    def __enter__(self) -> "Progress":
+        self._line.__enter__()
+        return self
 
-    @plan.setter
-    def plan(self, plan: Plan) -> None:
-        self._plan = plan
-        self._bar.total = plan.total_steps
+    def __exit__(self, *error) -> None:
+        self._line.__exit__(*error)
 
     def expect(self, step: int, metrics, images: int) -> None:
         """Names what the next `read` is to read, and how many images made it."""
@@ -70,21 +76,38 @@ class Progress:
         self._images += images
         every = self._config.log_every
         if step // every > self._read_step // every:
-            self._log.write("train", step, {"epoch": self._plan.epochs_at(step), **self.last})
-        if not self._bar.disable:
-            self._show(step)
+            self._log.write("train", step, {"epoch": self.plan.epochs_at(step), **self.last})
+        self._first = self._first or (step, time.perf_counter())
+        self._line.draw(lambda columns: self._bar(step, columns))
         self._read_step = step
 
-    def _show(self, step: int) -> None:
-        seconds = time.perf_counter() - self._since
-        self._bar.update(step - self._read_step)
-        self._bar.set_postfix(
-            loss=f"{self.last['loss']:.3f}",
-            acc=f"{self.last['accuracy']:.3f}",
-            rate=f"{self.last['learning_rate']:.3g}",
-            images=f"{self._images / max(seconds, 1e-9):,.0f}/s",
-            refresh=False,
-        )
+    def _bar(self, step: int, columns: int) -> str:
+        """The bar, and beside it as much as there is room for, the most wanted first."""
+        total = self.plan.total_steps
+        now, (first, since) = time.perf_counter(), self._first or (step, 0.0)
+        left = f"{_time((now - since) * (total - step) / (step - first))} left" if step > first else ""
+        fields = {
+            "left": left,
+            "loss": f"loss {self.last['loss']:.3f}",
+            "accuracy": f"accuracy {self.last['accuracy']:.1%}",
+            "images": f"{self._images / max(now - self._since, 1e-9):,.0f} images/s",
+            "rate": f"rate {self.last['learning_rate']:.3g}",
+        }
+        percent, done = f"{step / total:>4.0%} ", f" {step}/{total}"
+        room = columns - len(percent) - len(done) - BAR[0]
+        kept = []
+        for text in filter(None, fields.values()):
+            if len(text) + 2 <= room:
+                kept.append(text)
+                room -= len(text) + 2
+        cells = min(BAR[0] + max(room, 0), BAR[-1])
+        return percent + self._cells(step / total, cells) + "  ".join([done, *kept])
+
+    def _cells(self, share: float, cells: int) -> str:
+        eighths = round(share * 8 * cells)
+        if not self._line.can_encode(EIGHTHS):
+            return ("#" * (eighths // 8)).ljust(cells, ".")
+        return (EIGHTHS[-1] * (eighths // 8) + EIGHTHS[eighths % 8].strip()).ljust(cells, "·")
 
     def start_epoch(self) -> None:
         """Starts to count images and seconds anew."""
@@ -99,7 +122,7 @@ class Progress:
           computing: seconds of the epoch's steps.
         """
         for name, result in results.items():
-            self._log.write(name, step, {"epoch": self._plan.epochs_at(step), **result})
+            self._log.write(name, step, {"epoch": self.plan.epochs_at(step), **result})
         if self._quiet:
             return
         scores = "  ".join(
@@ -107,19 +130,25 @@ class Progress:
             for name, result in results.items()
         )
         loss = f"loss {self.last['loss']:.4f}  " if self.last else ""
-        self._bar.write(
-            f"epoch {self._plan.epochs_at(step):>5.4g}  step {step:>6}  {loss}{scores}  "
-            f"{self._images / max(computing, 1e-9):,.0f} images/s",
-            file=sys.stdout,
+        say(
+            f"epoch {self.plan.epochs_at(step):>5.4g}  step {step:>6}  {loss}{scores}  "
+            f"{self._images / max(computing, 1e-9):,.0f} images/s"
         )
-        sys.stdout.flush()
 
     def say(self, text: str) -> None:
-        """Prints a line beside the bar."""
+        """Prints a line above the bar."""
         if not self._quiet:
-            self._bar.write(text, file=sys.stdout)
-            sys.stdout.flush()
+            say(text)
 
-    def close(self) -> None:
-        """Takes the bar away."""
-        self._bar.close()
+
+def _time(seconds: float) -> str:
+    """Hours, minutes and seconds.
+
+    Example:
+      >>> _time(3723.4), _time(62), _time(9e9)
+      ('1:02:03', '1:02', 'days')
+    """
+    if seconds >= 100 * 3600:
+        return "days"
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"

@@ -19,8 +19,8 @@ FLAX = "flax"
 POLICY = "save_norm_inputs"
 # The span of the variant that has one.
 SPAN_DEVICES = 8
-# What the policy is applied to: the model, or each residual block.
-REMAT = ("whole", "block")
+# What the policy is applied to: parts of the model of some blocks each, or all of it.
+REMAT = ("parts", "whole")
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ def train_step(job: NetworkJob, mesh: Mesh) -> tuple[Any, tuple[Any, ...]]:
     """The jitted step and its arguments' shapes: state (donated), images and labels, to the new state and the loss."""
     variant, dtype = VARIANTS[job.variant], jnp.dtype("bfloat16")
     options: dict[str, Any] = {}
-    if variant.policy and job.remat == "block":
-        options["block_policy"] = policy()
+    if variant.policy and job.remat == "parts":
+        options["part_policy"] = policy()
     norm = partial(variant.norm, momentum=0.9, dtype=dtype, axis_name=AXIS if variant.pooled else None)
     if variant.span_devices is not None:
         norm = partial(norm, span=variant.span_devices * job.batch_size)

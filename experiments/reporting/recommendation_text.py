@@ -1,0 +1,194 @@
+"""What a recommendation says, in words for somebody who has read none of the papers."""
+
+import math
+import shlex
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from experiments.reporting.section import interval
+from experiments.reporting.style import number
+
+# Beyond this a bound says nothing.
+MOST = 1e7
+# Of all three numbers of a cell, said once.
+UNITS = (" ms", " s", " min")
+# Of these options 0 is not the default.
+ZERO = ("warmup_epochs", "weight_decay", "label_smoothing")
+OUTCOME = {True: "reached", False: "not reached"}
+# Why a larger batch is not recommended, and what would change that; by what binds.
+WHY_NOT_LARGER = {
+    "knee": "A larger batch would need fewer updates, but on this hardware each update would take longer in almost the "
+    "same proportion. With faster hardware or more devices a larger batch would pay.",
+    "noise": "This hardware has room for a larger batch, but it would save hardly any updates. For a higher target "
+    "accuracy a larger batch would pay.",
+    "memory": "A larger batch would be faster, but it does not fit in memory at once. With --dtype=bfloat16 or more "
+    "devices it would.",
+    "data": "A larger batch would be faster, but would leave too few updates in an epoch. With more training examples "
+    "it would pay.",
+    "budget": "Larger batches than those that were tried look faster still. A larger --budget_minutes would try them.",
+}
+SOURCES = {
+    "runs": "It rests on training runs to the target at several batch sizes.",
+    "noise": "It rests on how much the gradients of different examples disagree, which is weaker evidence than runs to "
+    "the target at several batch sizes.",
+    "usual": "Only one batch size was run to the target, so it rests in part on what is usual for other models.",
+}
+SHORT_OF_TIME = "too little time is left"
+
+
+def headline(result: dict[str, Any]) -> str:
+    """The recommendation in a sentence, or that there is none and what to do."""
+    advice = result["advice"]
+    if advice is None:
+        if any(SHORT_OF_TIME in text for text in result["evidence"]["not_measured"]):
+            return (
+                "No recommendation yet: there was not enough time to decide. Run the same command again with "
+                f"--budget_minutes={math.ceil(2 * result['minutes'])}; what has been measured is kept."
+            )
+        return "No recommendation: the measurements do not decide it. What is missing is below."
+    target = result["evidence"].get("target")
+    text = f"Use a batch size of {advice['batch_size']:,} with a learning rate of {advice['learning_rate']:g}."
+    chosen = next(p for p in advice["predictions"] if p["batch_size"] == advice["batch_size"])
+    if chosen["seconds"] is None:
+        return text
+    seconds, low, high = chosen["seconds"]
+    goal = f"{100 * target:g}%" if target is not None else "the target"
+    ends = (
+        f"; 19 of 20 runs should take between {_seconds(_rough(low))} and {_seconds(_rough(high))}"
+        if low is not None and high is not None and high <= MOST
+        else ""
+    )
+    return (
+        f"{text} Training should reach {goal} after about {_seconds(_rough(seconds))} of computing, "
+        f"in {_count(_rough(chosen['updates'][0]))} updates{ends}."
+    )
+
+
+def reasons(advice: dict[str, Any]) -> list[str]:
+    """Why that batch size, and how sure it is: a sentence or two each."""
+    critical, knee = advice["critical_batch_size"], advice["knee"]
+    fallback = f"What limits the batch size: {advice['binds']}. What would help: {advice['loosen']}."
+    return [
+        WHY_NOT_LARGER.get(advice["binds"], fallback),
+        f"Speed of the hardware: well below {_examples(knee)} a larger batch costs little extra time per update; well "
+        "above, twice the batch takes about twice as long. This size is called the knee.",
+        f"Speed of learning: well below {_examples(critical)} twice the batch needs about half the updates; well "
+        "above, a larger batch saves few. This size is called the critical batch size.",
+        f"How sure: with a probability of {advice['certainty']:.0%}, as far as the measurements tell, no other batch "
+        f"size is more than 10% faster. {SOURCES[advice['source']]}",
+    ]
+
+
+def _examples(found: dict[str, Any]) -> str:
+    """A batch size that was estimated, and its 95% interval, to two digits."""
+    ends = [None if end is None else _rough(end) for end in found["interval"]]
+    return f"about {_count(None if found['value'] is None else _rough(found['value']))} examples ({_bounds(ends)})"
+
+
+def _rough(value: float) -> float:
+    return float(f"{value:.2g}")
+
+
+def command(advice: dict[str, Any]) -> str:
+    """The training command of an advice."""
+    options = {name: value for name, value in advice["options"].items() if value not in (None, 0) or name in ZERO}
+    return shlex.join(["python", "-m", "experiments.train", *(f"--{name}={value}" for name, value in options.items())])
+
+
+def settings(advice: dict[str, Any], evidence: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the training command sets, each with a name."""
+    parts = advice["accumulation_steps"]
+    norm = evidence["options"].get("norm", "batch")
+    micro = advice["batch_size"] // parts
+    span = "the whole batch" if micro == advice["batch_size"] else f"each micro-batch of {micro:,}"
+    span = span if advice["span"] is None else f"{advice['span']} examples"
+    devices = f"{evidence['devices']} {evidence['kind']} device{'s' * (evidence['devices'] > 1)}"
+    batch = f"{advice['batch_size']:,} examples per update: {advice['per_device']:,} on each of {devices}"
+    return [
+        ("batch", batch + (f", {parts} times before each update (accumulation)" if parts > 1 else "")),
+        ("rate", f"{advice['learning_rate']:g}, constant, without warmup; optimizer {advice['optimizer']}"),
+        ("norm", norm + (f", statistics over {span}" if norm == "batch" else "")),
+    ]
+
+
+def measured(evidence: dict[str, Any]) -> list[str]:
+    """A line for each thing that was measured."""
+    held_out = evidence["held_out"]
+    goal = f"{held_out:,} held out for the target" if held_out else "none held out: the target is of the test split"
+    texts = [f"data: {evidence['examples']:,} examples to train on, {goal}"]
+    if memory := evidence["memory"]:
+        text = f"memory: {memory['fixed'] / 2**20:.3g} MiB and {memory['per_example'] / 2**20:.3g} MiB per example"
+        if memory["largest"] is not None:
+            text += f"; the largest batch that fits in {memory['limit'] / 2**30:.1f} GiB: {memory['largest']:,}"
+        if tried := memory["tried"]:
+            how = f"failed ({tried['error']})" if tried["error"] else "ran"
+            text += f"; {tried['batch_size']:,} {how}"
+        texts.append(text)
+    if points := evidence["step_time"]:
+        shown = ", ".join(f"{_seconds(value)} at {size:,}" for size, value in sorted(dict(points).items()))
+        texts.append(f"time per update: {shown} examples")
+    if race := evidence["race"]:
+        shown = "; ".join(f"{size:,} and {rate:g}: {loss:.3g}" for size, rate, loss in sorted(race))
+        texts.append(f"loss after short runs of equal time, by batch size and rate: {shown}")
+    if noise := evidence["noise"]:
+        texts.append(
+            f"gradient noise scale, the size of a batch whose noise is as large as its gradient: "
+            f"{_count(noise['scale'])} examples ({_bounds(noise['interval'])}), the median of "
+            f"{noise['measurements']} measurements along a run"
+        )
+    return texts + [
+        f"run: batch size {run['batch_size']:,}, rate {run['rate']:g}, seed {run['seed']}: "
+        + ("diverged" if run["diverged"] else f"{OUTCOME[run['reached']]} after {run['updates']:,} updates")
+        for run in evidence["runs"]
+    ]
+
+
+def predictions(advice: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The rows of a table with a column for half, one and two times the batch size, first the sizes themselves."""
+    columns = [
+        {
+            "batch size": f"{p['batch_size']:,}",
+            "time per update": _with_bounds(p["step_seconds"], _seconds),
+            "updates per epoch": f"{p['updates_per_epoch']:,}"
+            + (f", {p['dropped']:.1%} left out" if p["dropped"] else ""),
+            "updates": _with_bounds(p["updates"], _count),
+            "epochs": _with_bounds(p["epochs"], _count),
+            "computing time": _with_bounds(p["seconds"], _seconds),
+            "memory": "not known" if p["memory"] is None else f"{p['memory'] / 2**30:.2f} GiB",
+        }
+        for p in advice["predictions"]
+    ]
+    return [(name, *(column[name] for column in columns)) for name in columns[0]]
+
+
+def spent(result: dict[str, Any]) -> str:
+    """The minutes that measuring took, of those that it was given."""
+    return f"{result['seconds'] / 60:.1f} of {number(result['minutes'])} minutes"
+
+
+def _with_bounds(values: Sequence[float | None] | None, say: Callable[[float | None], str]) -> str:
+    if values is None:
+        return "not measured"
+    texts, shared = [say(value) for value in values], ""
+    for unit in UNITS:
+        if all(text.endswith(unit) for text in texts):
+            texts, shared = [text.removesuffix(unit) for text in texts], unit
+    middle, low, high = texts
+    return f"{middle}{shared} ({low} to {high})"
+
+
+# What is not finite is null in the file.
+def _bounds(ends: Sequence[float | None]) -> str:
+    return interval([math.inf if end is None or end > MOST else end for end in ends])
+
+
+def _count(value: float | None) -> str:
+    return number(math.inf if value is None or value > MOST else value)
+
+
+def _seconds(value: float | None) -> str:
+    if value is None or value > MOST:
+        return "no bound"
+    if value < 0.1:
+        return f"{1e3 * value:.3g} ms"
+    return f"{value:.3g} s" if value < 120 else f"{value / 60:.3g} min"

@@ -1,0 +1,108 @@
+"""What a run shows in a terminal: nothing is written into the bar, and no line is broken within a word."""
+
+import re
+
+import pytest
+
+from experiments.training import progress, terminal
+from experiments.training.config import TrainConfig
+from experiments.training.loop import train
+from tests.terminals import Terminal
+
+WIDTHS = (40, 80, 120)
+
+
+@pytest.fixture(params=WIDTHS)
+def screen(request, monkeypatch):
+    """To be installed by the test itself: pytest sets the streams anew between the two."""
+    screen = Terminal(request.param)
+    monkeypatch.setattr(terminal, "EVERY", 0.0)
+    return screen
+
+
+def test_whatever_is_printed_the_line_gives_way(screen, monkeypatch):
+    screen.install(monkeypatch)
+    with terminal.StatusLine() as line:
+        line.draw(lambda columns: "#" * columns)
+        assert screen.rows == ["#" * (screen.columns - 1)]
+        print("memory")
+        line.draw(lambda columns: "##")
+        print("without its ", end="")
+        # Not into a line that is not complete.
+        line.draw(lambda columns: "###")
+        print("end")
+        line.draw(lambda columns: "#" * 5 * columns)
+        print("to the standard error", file=terminal.sys.stderr)
+        line.draw(lambda columns: "####")
+    assert screen.rows == ["memory", "without its end", "to the standard error", ""]
+    assert not screen.wrapped and terminal.sys.stdout is screen
+
+
+def test_the_line_goes_when_an_error_comes(screen, monkeypatch):
+    screen.install(monkeypatch)
+    line = terminal.StatusLine()
+
+    def fail():
+        with line:
+            line.draw(lambda columns: "#" * columns)
+            raise ValueError
+
+    with pytest.raises(ValueError):
+        fail()
+    assert screen.rows == [""] and terminal.sys.stderr is screen
+
+
+@pytest.mark.parametrize("why", ["no terminal", "dumb", "hidden"])
+def test_where_it_cannot_be_drawn_nothing_is(why, screen, monkeypatch):
+    screen.install(monkeypatch)
+    if why == "no terminal":
+        monkeypatch.setattr(screen, "isatty", lambda: False)
+    if why == "dumb":
+        monkeypatch.setenv("TERM", "dumb")
+    with terminal.StatusLine(hidden=why == "hidden") as line:
+        line.draw(lambda columns: "#")
+        print("kept")
+    assert screen.rows == ["kept", ""]
+
+
+def test_a_run_reads_well_at_any_width(screen, tmp_path, monkeypatch):
+    """Every row is a row of what was said or the bar, and none was broken by the terminal but at the end of a path."""
+    bars, draw = [], terminal.StatusLine.draw
+    monkeypatch.setattr(terminal.StatusLine, "draw", lambda line, make: (bars.append(make(79)), draw(line, make)))
+    screen.install(monkeypatch)
+    config = TrainConfig(dataset="tests.own:larger", model="tests.own:model", batch_size=16, epochs=2, num_devices=1,
+                         warmup_epochs=0.5, live=True, workdir=str(tmp_path / "run"))  # fmt: skip
+    train(config)
+    rows = [row for row in screen.rows if row]
+    text = " ".join(" ".join(rows).split())
+    for said in (r"memory 0\.\d+ GiB predicted for a step", r"epoch 1 step \d+ loss \d\.\d{4} ", r"epoch 2 step "):
+        assert re.search(said, text), (said, rows)
+    starts = {"data", "batch", "updates", "rate", "norm", "warning", "workdir", "memory", "epoch", "noise", ""}
+    unknown = [row for row in rows if row[:9].split(" ")[0] not in starts]
+    assert not [row for row in unknown if row not in config.workdir], unknown
+    assert all(re.fullmatch(r" *\d+% [█▏▎▍▌▋▊▉·]{8,30} \d+/\d+(  \S.*)*", bar) for bar in bars), bars
+    assert "left  loss" in bars[-1] and "accuracy" in bars[-1]
+
+
+@pytest.mark.parametrize("columns", [20, 39, 79, 119, 300])
+@pytest.mark.parametrize("total", [40, 1_875_000])
+def test_the_bar_has_room_and_so_has_what_is_beside_it(columns, total):
+    bar = progress.Progress.__new__(progress.Progress)
+    bar.plan = type("Plan", (), {"total_steps": total})()
+    bar._line, bar._first, bar._images, bar._since = terminal.StatusLine(), (1, 0.0), 10**6, 0.0
+    bar.last = {"loss": 0.7136, "accuracy": 0.8433, "learning_rate": 1.17188}
+    for step in (1, total // 3, total):
+        line = bar._bar(step, columns)
+        assert len(line) <= max(columns, 30)
+        assert 8 <= len(line.split("%")[1].split()[0]) <= 30
+        assert ("loss 0.714" in line) == (columns > 50 or (columns == 39 and "loss" in line))
+        assert columns < 300 or "rate 1.17" in line
+
+
+def test_lines_are_folded_between_words_and_fields():
+    text = "epoch     1  step     10  loss 0.7136  test 84.33%  originals 86.94%  3,450 images/s"
+    first, second = terminal.folded(text, 80).splitlines()
+    assert (first, second) == (text.removesuffix("  3,450 images/s"), " " * 10 + "3,450 images/s")
+    assert terminal.folded(text, 200) == text
+    path = "workdir   /" + "x" * 100
+    assert "/" + "x" * 100 in terminal.folded(path, 40).split()
