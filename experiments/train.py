@@ -46,7 +46,7 @@ def main() -> None:
     for text in presets.unused(config, given):
         say(f"warning   {text}, and changes nothing here")
     try:
-        summary = train(config)
+        summary = train(config, check_statistics=True)
     except (StorageError, PeerError) as error:
         # At once: writers that are still open would each try again, and JAX would wait for the process that has ended.
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -57,6 +57,11 @@ def main() -> None:
     for name, result in summary["results"].items():
         iou = f"   mean IoU {result['mean_iou']:.2%}" if "mean_iou" in result else ""
         print(f"{name:<12}{result['examples']:>9,}{result['accuracy']:>11.2%}{result['loss']:>9.4f}{iou}")
+    for name, result in summary.get("recalibrated", {}).items():
+        print(
+            f"warning   {name}: {result['accuracy']:.2%} by statistics of training images in place of running ones; "
+            "`python -m experiments.evaluate --recalibrate=pooled` uses them"
+        )
     if summary["target"]:
         reached = summary["target"]["reached_after_updates"]
         print(f"\ntarget    {f'reached after {reached} updates' if reached else 'not reached'}")

@@ -136,7 +136,7 @@ class Block(nn.Module):
 def test_a_norm_gives_the_dtype_of_the_computation(norm):
     """In bfloat16, before anything casts it."""
     config = TrainConfig(norm=norm, dtype="bfloat16", model="resnet18")
-    block = Block(run.make_model(config, 3, 0.9).norm)
+    block = Block(run.make_model(config, 3).norm)
     x = jnp.ones((2, 6, 6, 8), jnp.bfloat16)
     _, variables = jax.eval_shape(
         lambda: block.init_with_output(jax.random.key(0), x, train=False, capture_intermediates=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import optax
 import pytest
 
 from experiments._errors import UsageError
-from experiments.training import devices, optimizers, preflight, presets, schedules
+from experiments.training import devices, optimizers, preflight, presets, schedules, trial
 from experiments.training import plan as plans
 from experiments.training.config import TrainConfig
 
@@ -163,6 +164,39 @@ def test_the_preflight_says_what_a_run_will_be():
     text = "\n".join(preflight.describe(config, plans.make(config, 60_000, 2), 2, "cpu"))
     assert "global 8192 = 2 cpu devices x 4096 per device x 1 accumulation" in text
     assert "2,656 examples (4.4%) left out" in text and "warning" in text and "peak 100 after 14 updates" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"batch_size": 64}, None),
+        (
+            {"batch_size": 500, "accumulation_steps": 500, "optimizer": "lbfgs"},
+            "last averages over 9 positions, .* of 1 ",
+        ),
+        ({"batch_size": 64, "span": 1}, "last averages over 9 positions, those of 1 example:"),
+        ({"batch_size": 4, "norm": "local", "accumulation_steps": 2}, "9 positions"),
+        ({"batch_size": 499, "drop_remainder": False}, "9 positions in the last batch of an epoch"),
+        ({"batch_size": 64, "norm": "group"}, None),
+    ],
+)
+def test_the_preflight_warns_of_statistics_over_few_positions(options, said):
+    """By their number, whatever leads to it."""
+    config = TrainConfig(**options)
+    devices = 2 if options.get("norm") == "local" else 1
+    tried = trial.Trial({"first": 144, "last": 9}, ())
+    lines = preflight.describe(config, plans.make(config, 500, devices), devices, "cpu", 1, tried)
+    warnings = [line for line in lines if "averages over" in line]
+    assert len(warnings) == (said is not None) and (said is None or re.search(said, warnings[0]))
+
+
+def test_the_preflight_says_what_norms_of_the_models_own_do():
+    config = TrainConfig(batch_size=64)
+    plan = plans.make(config, 6_000, 1)
+    text = "\n".join(preflight.describe(config, plan, 1, "cpu", 1, trial.Trial({"a": 9, "b": 9}, ("a", "b"))))
+    assert "norm      2 of the model's own, flax.linen.BatchNorm, run so as well" in text
+    text = "\n".join(preflight.describe(config, plan, 1, "cpu", 1, trial.Trial({}, ())))
+    assert "warning   the model has no batch normalization, so that --norm=batch changes nothing" in text
 
 
 @pytest.mark.parametrize(

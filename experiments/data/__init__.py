@@ -8,6 +8,7 @@ from experiments.data import digits, hold_out, shapes, tfds, users
 from experiments.data.arrays import Dataset, Examples, Split, cache_dir
 from experiments.data.batches import Segment, epoch_segments, padded_batches
 from experiments.data.stream import Stream
+from experiments.data.users import is_streamed
 
 __all__ = [
     "Dataset",
@@ -17,6 +18,7 @@ __all__ = [
     "Stream",
     "cache_dir",
     "epoch_segments",
+    "is_streamed",
     "load",
     "padded_batches",
 ]

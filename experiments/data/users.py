@@ -1,51 +1,170 @@
-"""A data set that a function of the user's own makes."""
+"""A data set that a function of the user's own makes, checked whole before anything is made of it."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from experiments import _users
 from experiments._errors import UsageError
 from experiments.data.arrays import Dataset, Examples, Split
+from experiments.data.stream import Stream
+
+# The other kinds of rows that `metrics.jsonl` has.
+RESERVED = ("noise", "ramp", "train")
+
+
+class Checked:
+    """A split of the user's own class, of which everything that is read is checked.
+
+    Args:
+      split: theirs.
+      flag: what an error begins with, such as "--dataset=mine:data".
+      name: of the split.
+      num_classes: of the labels.
+    """
+
+    def __init__(self, split: Any, dataset: str, name: str, num_classes: int):
+        self.split, self._dataset, self._name, self._classes = split, dataset, name, num_classes
+
+    @property
+    def size(self) -> int:
+        """How many examples there are."""
+        return int(self.split.size)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Of one image: (height, width, channels)."""
+        return tuple(self.split.image_shape)
+
+    def read(self, indices: np.ndarray, epoch: int = 0) -> Examples:
+        """The examples of these numbers.
+
+        Raises:
+          UsageError: the user's method fails, or gives others than were asked for.
+        """
+        with _users.running("dataset", self._dataset, f"reading {self._name}"):
+            images, labels = self.split.read(indices, epoch)
+        where = f"--dataset={self._dataset}: what {self._name} reads"
+        examples = _checked_arrays(where, images, labels, self._classes)
+        wanted = (len(indices), *self.image_shape)
+        if examples.images.shape != wanted:
+            raise UsageError(
+                f"{where} must be the {len(indices)} examples that are asked for, images of {wanted}, and it is "
+                f"images of {examples.images.shape}"
+            )
+        return examples
 
 
 def dataset(name: str) -> Dataset:
-    """The data set that the user's function returns, checked."""
-    made = _users.function("dataset", name)()
+    """The data set that the user's function returns.
+
+    Splits in memory are checked whole; of others the first and the last examples, and all others as they are read.
+
+    Raises:
+      UsageError: the function fails, or what it returns cannot be trained and evaluated on; the message says what was
+        asked for and what came.
+    """
+    function = _users.function("dataset", name)
+    with _users.running("dataset", name, "the function"):
+        made = function()
+    where = f"--dataset={name}"
     if not isinstance(made, Dataset):
-        raise UsageError(f"--dataset={name} must return an experiments.data.Dataset, and it returned {type(made)}")
+        raise UsageError(f"{where} must return an experiments.data.Dataset, and it returned {type(made)}")
+    if not isinstance(made.test, Mapping):
+        raise UsageError(
+            f"{where}: its `test` must be a mapping of names to splits, such as {{'test': Examples(images, labels)}}, "
+            f"and it is of type {type(made.test).__name__}"
+        )
     if not made.test:
-        raise UsageError(f"--dataset={name} has no split to evaluate on: its `test` is empty")
-    made = made._replace(train=_cast(made.train), test={split: _cast(part) for split, part in made.test.items()})
-    for split, examples in {"train": made.train, **made.test}.items():
-        first = examples.read(np.arange(min(2, examples.size)))
-        if first.images.dtype != np.uint8 or first.images.ndim != 4:
+        raise UsageError(f"{where} has no split to evaluate on: its `test` is empty")
+    for split in made.test:
+        if not isinstance(split, str) or not re.fullmatch(r"[\w.-]+", split) or split in RESERVED:
             raise UsageError(
-                f"--dataset={name}: the images of {split} must be uint8 of shape (n, height, width, channels), and "
-                f"they are {first.images.dtype} of {first.images.shape}"
+                f"{where}: a split is named by letters, digits and '_', '.' or '-', but not {', '.join(RESERVED)}, and "
+                f"there is one named {split!r}"
             )
-        if first.labels.dtype != np.int32 or first.labels.shape not in (first.images.shape[:1], first.images.shape[:3]):
+    classes: Any = made.num_classes
+    if isinstance(classes, bool) or not isinstance(classes, int | np.integer) or classes < 2:
+        raise UsageError(f"{where}: num_classes must be a whole number of at least 2, and it is {classes!r}")
+    if not isinstance(made.note, str):
+        raise UsageError(f"{where}: note must be text, and it is of type {type(made.note).__name__}")
+    splits = {
+        split: _checked(name, split, examples, int(classes))
+        for split, examples in {"train": made.train, **made.test}.items()
+    }
+    train = splits.pop("train")
+    first = train.read(np.arange(1))
+    for split, examples in splits.items():
+        other = examples.read(np.arange(1))
+        if (other.images.shape, other.labels.shape) != (first.images.shape, first.labels.shape):
             raise UsageError(
-                f"--dataset={name}: the labels of {split} must be int32 of shape (n,), or (n, height, width), and they "
-                f"are {first.labels.dtype} of {first.labels.shape}"
+                f"{where}: an image of {split} is of {other.images.shape[1:]} with labels of {other.labels.shape[1:]}, "
+                f"and one of train of {first.images.shape[1:]} with labels of {first.labels.shape[1:]}; they must agree"
             )
-        if not examples.size:
-            raise UsageError(f"--dataset={name}: the split {split} is empty")
-        labels = examples.labels if isinstance(examples, Examples) else first.labels
-        if labels.min() < 0 or labels.max() >= made.num_classes:
-            raise UsageError(
-                f"--dataset={name}: the labels of {split} must be from 0 to {made.num_classes - 1}, one less than "
-                f"num_classes, and they are from {labels.min()} to {labels.max()}"
-            )
-    return made._replace(name=name)
+    return made._replace(name=name, train=train, test=splits, num_classes=int(classes))
 
 
-def _cast(split: Split) -> Split:
-    """A split in memory with labels of any integer type as int32, where each of them is one that int32 holds."""
-    if not isinstance(split, Examples):
-        return split
-    labels = np.asarray(split.labels)
-    is_whole = np.issubdtype(labels.dtype, np.integer) and labels.dtype != np.int32
-    if not is_whole or not labels.size:
-        return split
-    limits = np.iinfo(np.int32)
-    fits = int(labels.min()) >= limits.min and int(labels.max()) <= limits.max
-    return split._replace(labels=labels.astype(np.int32)) if fits else split
+def is_streamed(split: Split) -> bool:
+    """Whether a split is one that does not fit in memory."""
+    return isinstance(split.split if isinstance(split, Checked) else split, Stream)
+
+
+def _checked(name: str, split: str, examples: Any, num_classes: int) -> Split:
+    where = f"--dataset={name}"
+    if isinstance(examples, Examples):
+        return _checked_arrays(f"{where}: {split}", *examples, num_classes, nonempty=True)
+    lacks = [attribute for attribute in ("size", "image_shape", "read") if not hasattr(examples, attribute)]
+    if lacks:
+        raise UsageError(
+            f"{where}: {split} must be Examples(images, labels), or have size, image_shape and read, and it is of type "
+            f"{type(examples).__name__}, which lacks {', '.join(lacks)}"
+        )
+    for attribute, value in (("size", (examples.size,)), ("image_shape", examples.image_shape)):
+        whole = isinstance(value, tuple | list) and all(isinstance(n, int | np.integer) and n > 0 for n in value)
+        if not whole or len(value) != (1 if attribute == "size" else 3):
+            what = (
+                "a whole number above 0" if attribute == "size" else "(height, width, channels), whole numbers above 0"
+            )
+            given = examples.size if attribute == "size" else value
+            raise UsageError(f"{where}: the {attribute} of {split} must be {what}, and it is {given!r}")
+    checked = Checked(examples, name, split, num_classes)
+    checked.read(np.unique([0, min(1, checked.size - 1), checked.size - 1]))
+    return checked
+
+
+def _checked_arrays(where: str, images: Any, labels: Any, num_classes: int, *, nonempty: bool = False) -> Examples:
+    """Images and labels that go together; the labels as int32."""
+    for what, array in (("images", images), ("labels", labels)):
+        if not isinstance(array, np.ndarray):
+            raise UsageError(
+                f"{where}: the {what} must be a NumPy array, and they are of type {type(array).__name__}; "
+                "np.asarray makes one"
+            )
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise UsageError(
+            f"{where}: the images must be uint8 of shape (n, height, width, channels), and they are {images.dtype} of "
+            f"{images.shape}"
+        )
+    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim not in (1, 3):
+        raise UsageError(
+            f"{where}: the labels must be int32 of shape (n,), or (n, height, width), and they are {labels.dtype} of "
+            f"{labels.shape}"
+        )
+    if len(images) != len(labels):
+        raise UsageError(
+            f"{where}: there must be a label for each image, and there are {len(images)} and {len(labels)}"
+        )
+    if labels.ndim == 3 and labels.shape != images.shape[:3]:
+        raise UsageError(f"{where}: the labels of {labels.shape} must be those of the pixels, of {images.shape[:3]}")
+    if nonempty and not len(images):
+        raise UsageError(f"{where} is empty; it must have at least one example")
+    if 0 in images.shape[1:]:
+        raise UsageError(f"{where}: images of {images.shape[1:]} have no pixels; each number must be above 0")
+    if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
+        raise UsageError(
+            f"{where}: the labels must be from 0 to {num_classes - 1}, one less than num_classes, and they are from "
+            f"{labels.min()} to {labels.max()}"
+        )
+    return Examples(images, labels.astype(np.int32, copy=False))

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 
+import jax.numpy as jnp
 from flax import linen as nn
 
 from experiments import _users
 from experiments._errors import unknown_name
+from experiments.models import users
 from experiments.models.alexnet import AlexNetBN
 from experiments.models.fcn import FCN
 from experiments.models.resnet import resnet18, resnet50
@@ -25,7 +27,8 @@ def create(name: str, *, zero_last_scale: bool = True, **arguments) -> nn.Module
     """The model of that name.
 
     Args:
-      name: a key of `MODELS`; or a factory of one's own, "package.module:factory", that takes the arguments.
+      name: a key of `MODELS`; or a factory of one's own, "package.module:factory", that takes those of the arguments
+        that its signature has.
       zero_last_scale: start residual blocks as the identity, in the models that have them.
       **arguments: `num_classes`, `norm` (as `models.normalised.NormFactory`, or None) and `dtype`, of the computation.
 
@@ -34,10 +37,10 @@ def create(name: str, *, zero_last_scale: bool = True, **arguments) -> nn.Module
       shape (N,). Its logits are float32, of shape (N, num_classes), or (N, H, W, num_classes) for segmentation.
 
     Raises:
-      UsageError: there is no such model; the message lists those there are.
+      UsageError: there is no such model; the message lists those there are. Or the user's factory does not give one.
     """
     if _users.is_users_own(name):
-        return _users.function("model", name)(**arguments)
+        return users.model(name, **{"norm": None, "dtype": jnp.dtype("float32"), **arguments})
     if name not in MODELS:
         raise unknown_name("model", name, MODELS)
     if name in RESIDUAL:

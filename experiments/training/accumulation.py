@@ -10,6 +10,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from batchnorm_jax import Moments, pool
+from experiments.training.averaging import Momentum, average
 from experiments.training.devices import AXIS
 from experiments.training.steps import (
     CUT,
@@ -53,7 +54,7 @@ def accumulated_step(
     recipe: Recipe,
     *,
     micro_batches: int,
-    momentum: float,
+    momentum: Momentum,
     averaged: bool,
 ) -> tuple[Callable, Callable, Callable]:
     """Makes the three programs of an update with accumulation.
@@ -62,7 +63,7 @@ def accumulated_step(
     program would do so too, but XLA runs convolutions inside a loop several times slower on a CPU (jax issue 12868).
 
     Args:
-      model: whose norms have momentum 0: their new running statistics are then the moments of the micro-batch.
+      model: to train.
       descent: makes one update of the mean gradient.
       mesh: the devices.
       recipe: of the forward pass.
@@ -104,7 +105,7 @@ def accumulated_step(
     def local_finish(state: TrainState, total: Total, peak: jax.Array):
         grads, sums = lax.psum((jax.tree.map(lambda g: g[0], total.grads), total.losses[0]), AXIS)
         grads = jax.tree.map(lambda g: g / total.count, grads)
-        batch_stats = running_average(state.batch_stats, total.moments, momentum)
+        batch_stats = running_average(state.batch_stats, total.moments, momentum.after(state.step))
         return update(descent, peak, state, grads, batch_stats, sums[0] / total.count, sums[1] / total.count)
 
     def add(state, total, source, i):
@@ -137,12 +138,12 @@ def merge(before: Any, count: jax.Array, new: Any, examples: jax.Array, *, avera
     return jax.tree.map(of, before, new, is_leaf=_is_norm)
 
 
-def running_average(running: Any, moments: Any, momentum: float) -> Any:
+def running_average(running: Any, moments: Any, momentum: jax.Array) -> Any:
     """The running statistics after an update."""
 
     def of(old, new):
         if not _is_norm(old):
             return new
-        return jax.tree.map(lambda a, b: momentum * a + (1 - momentum) * b, old, new)
+        return jax.tree.map(lambda a, b: average(a, b, momentum), old, new)
 
     return jax.tree.map(of, running, moments, is_leaf=_is_norm)

@@ -90,7 +90,7 @@ def restore(
             f"{loaded.train.image_shape} in {loaded.num_classes}"
         )
     mesh = devices.make_mesh(chosen)
-    model = make_model(config, facts["num_classes"], config.running_momentum())
+    model = make_model(config, facts["num_classes"])
     optimizer = make_optimizer(config, optax.constant_schedule(0.0))
     like = jax.device_put(steps.init_state(model, optimizer, shape, config.seed), devices.replicated(mesh))
     with Checkpoints(workdir, read_only=True) as checkpoints:

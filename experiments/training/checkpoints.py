@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -259,13 +259,20 @@ def only_one(workdir: Path) -> Iterator[None]:
         yield
 
 
-def write_config(workdir: Path, config: TrainConfig, data_facts: dict[str, Any]) -> None:
-    """Writes `config.json` into a new run's folder; in an old one, checks that it is the same run.
+def write_config(
+    workdir: Path,
+    config: TrainConfig,
+    data_facts: dict[str, Any],
+    why_not_longer: Callable[[TrainConfig], str | None] | None = None,
+) -> None:
+    """Writes `config.json` into a new run's folder; in an old one, checks that it is the same run, or a longer one.
 
     Args:
       workdir: the folder, which is made if need be.
       config: of the run.
       data_facts: what evaluation must know of the training data: image shape, classes, pixel statistics.
+      why_not_longer: of the configuration there, which differs in the length alone, why a run of this one cannot go on
+        from it; None: it can.
 
     Raises:
       UsageError: the folder holds a run of another configuration; the message names what differs.
@@ -275,10 +282,12 @@ def write_config(workdir: Path, config: TrainConfig, data_facts: dict[str, Any])
         stored, stored_facts = read_config(workdir)
         there, here = stored.identity(), config.identity()
         differs = [f"--{name}: {there[name]} there, {here[name]} here" for name in here if there[name] != here[name]]
-        if differs:
+        length_alone = all(there[name] == here[name] for name in here if name not in ("epochs", "steps"))
+        reason = why_not_longer(stored) if differs and length_alone and why_not_longer else ""
+        if differs and reason is not None:
             raise UsageError(
                 f"the workdir {workdir} holds a run of another configuration ({'; '.join(differs)}). "
-                "Give another --workdir, or the flags that it was made with"
+                f"{reason}{'. ' * bool(reason)}Give another --workdir, or the flags that it was made with"
             )
         changed = [name for name in data_facts if stored_facts.get(name) != data_facts[name]]
         if changed:
@@ -286,7 +295,8 @@ def write_config(workdir: Path, config: TrainConfig, data_facts: dict[str, Any])
                 f"the workdir {workdir} holds a run on other data: its {', '.join(changed)} differ. "
                 "Give another --workdir, or the --data_dir that it was made with"
             )
-        return
+        if not differs:
+            return
     aside = path.with_suffix(".tmp")
     aside.write_text(json.dumps({"config": dataclasses.asdict(config), "data": data_facts}, indent=2) + "\n")
     os.replace(aside, path)

@@ -86,7 +86,8 @@ class TrainConfig:
     )
     norm_momentum: float | None = _option(
         None,
-        "Running statistics: running = m running + (1 - m) batch. Default: 0.9 to the power of batch_size / 256.",
+        "Running statistics: running = m running + (1 - m) batch, with a lower m in the first updates, so that initial "
+        "values have no part in it. Default: 0.9 to the power of batch_size / 256.",
         least=0,
         below=1,
     )
@@ -244,7 +245,8 @@ class TrainConfig:
 
         By default they average over as many examples at any batch size, some 2,500. At a batch of 8192 that is
         the last batch, which is plenty; an average over ten updates lags behind weights that move as fast as they do
-        there, and accuracies in the middle of a run come out near chance.
+        there, and accuracies in the middle of a run come out near chance. It is lower in the first updates: see
+        `averaging.Momentum`.
 
         Source: the scaling rule of Busbridge et al., "How to Scale Your EMA", arXiv 2307.13813, 2023.
         """

@@ -20,7 +20,7 @@ SAMPLE = 2048
 def pixel_statistics(train: datasets.Split) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of the pixels of training images, per channel, of values from 0 to 1.
 
-    Of a stream, those of some 2,000 images spread over it.
+    Of a stream, those of some 2,000 images spread over it. A channel of one value has a deviation of 1.
     """
     if isinstance(train, datasets.Examples):
         images = train.images
@@ -32,6 +32,8 @@ def pixel_statistics(train: datasets.Split) -> tuple[np.ndarray, np.ndarray]:
     levels = np.arange(256) / 255
     mean = counts @ levels / counts.sum(axis=1)
     std = np.sqrt(np.maximum(counts @ levels**2 / counts.sum(axis=1) - mean**2, 1e-12))
+    # What is the same in all of training tells nothing there, and must not be blown up where it is not.
+    std = np.where(np.count_nonzero(counts, axis=1) == 1, 1.0, std)
     return mean.astype(np.float32), std.astype(np.float32)
 
 

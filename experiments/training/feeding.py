@@ -141,7 +141,7 @@ def is_resident(config: TrainConfig, dataset: datasets.Dataset, mesh: Mesh, avai
       UsageError: residence is asked for or needed, and the images are cropped at random as they are read.
     """
     splits = [dataset.train, *dataset.test.values()]
-    streamed = any(isinstance(split, datasets.Stream) for split in splits)
+    streamed = any(datasets.is_streamed(split) for split in splits)
     needed = config.input == "resident" or config.optimizer == FULL_BATCH
     if needed and streamed:
         what = f"--optimizer={FULL_BATCH}" if config.optimizer == FULL_BATCH else "--input=resident"

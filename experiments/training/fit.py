@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from experiments.training import evaluation, feeding, preflight, processes, ramp, steps
+from experiments.training import evaluation, extending, feeding, preflight, processes, ramp, steps
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.clock import Clock
 from experiments.training.config import AUTO, TrainConfig
@@ -233,6 +233,7 @@ class Fit:
                 if not np.isfinite(np.asarray(leaf, np.float32)).all():
                     raise NonFiniteLossError(f"the parameters are not finite after step {step}; {REMEDY}")
             kept = {"seconds": dict(self._clock.seconds), "starts": self.starts, **ramp.notes(self.plan)}
+            kept["identity"] = extending.identity(self._config)
             self._checkpoints.save(state, kept)
 
 

@@ -8,6 +8,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from experiments.training.accumulation import merge, running_average
+from experiments.training.averaging import Momentum
 from experiments.training.devices import AXIS
 from experiments.training.optimizers import kernels
 from experiments.training.steps import (
@@ -41,7 +42,7 @@ def full_batch_step(
     micro_batches: int,
     weight_decay: float,
     decay_all: bool,
-    momentum: float,
+    momentum: Momentum,
     averaged: bool,
 ):
     """Makes a step on the whole training set: (state, source, peak learning rate) -> (state, metrics).
@@ -51,7 +52,7 @@ def full_batch_step(
     Running statistics follow the forward pass at the start of each step. The rate is the line search's.
 
     Args:
-      model: to train; its norms have momentum 0.
+      model: to train.
       optimizer: from `make`.
       mesh: the devices.
       recipe: of the forward pass, without augmentation.
@@ -62,7 +63,7 @@ def full_batch_step(
       averaged: average the moments of micro-batches, not pool them.
     """
 
-    def local_objective(params, batch_stats, source: Source):
+    def local_objective(params, batch_stats, number, source: Source):
         def add(total, row):
             sums, moments, count = total
             batch = pick(source, row)
@@ -78,16 +79,16 @@ def full_batch_step(
             # A backward pass that computes each micro-batch again takes the memory of one.
             total, _ = lax.scan(jax.checkpoint(add), total, jnp.arange(micro_batches))
         sums, moments, count = total
-        return sums / count, running_average(batch_stats, moments, momentum)
+        return sums / count, running_average(batch_stats, moments, momentum.after(number))
 
     def step(state: TrainState, source: Source, peak: jax.Array):
         del peak
         mapped = jax.shard_map(
-            local_objective, mesh=mesh, in_specs=(WHOLE, WHOLE, specs(source)), out_specs=(WHOLE, WHOLE)
+            local_objective, mesh=mesh, in_specs=(WHOLE, WHOLE, WHOLE, specs(source)), out_specs=(WHOLE, WHOLE)
         )
 
         def objective(params):
-            means, batch_stats = mapped(params, state.batch_stats, source)
+            means, batch_stats = mapped(params, state.batch_stats, state.step, source)
             decays = jax.tree.map(lambda _: True, params) if decay_all else kernels(params)
             squares = jax.tree.map(lambda p, decays: jnp.sum(p**2) if decays else 0.0, params, decays)
             penalty = 0.5 * weight_decay * sum(jax.tree.leaves(squares))

@@ -15,14 +15,15 @@ from jax.experimental import multihost_utils
 
 from experiments import data as datasets
 from experiments._errors import UsageError
-from experiments.training import devices, evaluation, feeding, norms, preflight, processes, steps
+from experiments.training import devices, evaluation, extending, feeding, norms, preflight, processes, steps
 from experiments.training.checkpoints import Checkpoints, only_one, write_config, writing_to
 from experiments.training.clock import Clock
 from experiments.training.config import TrainConfig
 from experiments.training.fit import Fit
 from experiments.training.metrics import MetricsLog
 from experiments.training.noise_probe import noise_probe
-from experiments.training.population import population_statistics
+from experiments.training.plan import Plan
+from experiments.training.population import population_statistics, where_recalibrated_differs
 from experiments.training.run import Run, prepare
 from experiments.training.terminal import say
 
@@ -31,13 +32,15 @@ SUMMARY = "summary.json"
 FROZEN_EXAMPLES = 1_000
 
 
-def train(config: TrainConfig) -> dict[str, Any]:
+def train(config: TrainConfig, *, check_statistics: bool = False) -> dict[str, Any]:
     """Trains and evaluates one model; results go under the configuration's workdir.
 
     A run that was stopped goes on from its newest checkpoint; one that is complete is not run again.
 
     Args:
       config: what to do.
+      check_statistics: evaluate at the end by statistics of training images too; where that changes an accuracy by
+        more than its sampling error, the summary has both.
 
     Returns:
       The summary, which `summary.json` in the workdir holds too: for each evaluated split its accuracy and loss, the
@@ -70,16 +73,22 @@ def train(config: TrainConfig) -> dict[str, Any]:
         held.enter_context(processes.watched())
         if first:
             held.enter_context(only_one(workdir))
-            for line in preflight.describe(config, run.plan, len(chosen), chosen[0].platform, jax.process_count()):
+            where = len(chosen), chosen[0].platform, jax.process_count()
+            for line in preflight.describe(config, run.plan, *where, run.tried):
                 say(line)
             if dataset.note:
                 say(f"note      {dataset.note}")
-            write_config(workdir, config, _facts(dataset, statistics))
+            write_config(
+                workdir,
+                config,
+                _facts(dataset, statistics),
+                lambda there: extending.why_not(there, config, dataset.train.size, len(chosen)),
+            )
             say(f"workdir   {workdir}")
         # The others read what the first has written.
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("config")
-        if (summary := _finished(workdir)) is not None:
+        if (summary := _finished(workdir, run.plan)) is not None:
             if first:
                 print("This run is complete; to run it again give another --workdir or --seed.\n")
             return summary
@@ -91,13 +100,20 @@ def train(config: TrainConfig) -> dict[str, Any]:
             state = checkpoints.restore(run.state, set_aside=True)
             if state is None:
                 state = initial_state(config, run, dataset)
-            elif first:
+            else:
+                extending.check_checkpoint(config, checkpoints.notes, int(state.step))
+            if int(state.step) > 0 and first:
                 print(f"Going on from the checkpoint of step {int(state.step)}.", flush=True)
             log = held.enter_context(MetricsLog(workdir, int(state.step), writes=first))
         clock.add(checkpoints.notes.get("seconds", {}))
         fit = Fit(config, run, feed, evaluate, checkpoints, log, clock, noise)
         state, results, reached = fit(state)
         summary = _summarise(config, run._replace(plan=fit.plan), int(state.step), results, reached, clock)
+        if check_statistics and config.norm != "frozen":
+            with clock("evaluate"):
+                other = where_recalibrated_differs(run, state, dataset, evaluate, results, config.span)
+            if other:
+                summary["recalibrated"] = other
         summary["first_step_ended"] = fit.first_step_ended
         summary["starts"] = fit.starts
         summary["memory"] = None if fit.memory is None else fit.memory._asdict()
@@ -158,12 +174,19 @@ def _facts(dataset: datasets.Dataset, statistics: tuple[np.ndarray, np.ndarray])
     }
 
 
-def _finished(workdir: Path) -> dict[str, Any] | None:
+def _finished(workdir: Path, plan: Plan) -> dict[str, Any] | None:
+    """The summary of a run that is complete; one of a shorter run is put aside."""
     path = workdir / SUMMARY
-    if not path.exists():
-        return None
     try:
-        return json.loads(path.read_text())
+        summary = json.loads(path.read_text())
+        target = (summary.get("target") or {}).get("reached_after_updates")
+        if summary["updates"] >= plan.total_steps or target is not None or plan.largest is not None:
+            return summary
+        if processes.is_first():
+            path.rename(path.with_stem(f"{path.stem}-{summary['updates']}"))
+        return None
+    except FileNotFoundError:
+        return None
     except json.JSONDecodeError as error:
         raise UsageError(f"{path} cannot be read ({error}); delete it, and the run ends again") from error
 

@@ -42,7 +42,7 @@ def noise_probe(config: TrainConfig, run: Run, dataset: datasets.Dataset) -> Cal
         )
     # The step of training, on a mesh of one device: what is pooled over the devices is pooled over a shard.
     mesh = devices.make_mesh(run.mesh.local_devices[:1])
-    model = make_model(config, dataset.num_classes, config.running_momentum(), run.plan.total_steps)
+    model = make_model(config, dataset.num_classes, run.plan.total_steps)
 
     def loss(params, batch_stats, step, batch: Batch):
         losses, _, _ = steps.losses_of(

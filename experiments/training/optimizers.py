@@ -89,5 +89,16 @@ def make(
 
 
 def kernels(params):
-    """A tree of booleans: True for parameters named `kernel`, as Flax names those of convolutions and dense layers."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
+    """A tree of booleans: True for parameters named `kernel`, as Flax names those of convolutions and dense layers.
+
+    Example:
+      >>> kernels({"dense": {"kernel": 1.0, "bias": 2.0}, "weights": [3.0, 4.0]})
+      {'dense': {'bias': False, 'kernel': True}, 'weights': [False, False]}
+    """
+
+    def is_kernel(path, _):
+        # The last name: below it there may be places in a list, or the box of `nn.with_partitioning`.
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        return bool(names) and names[-1] == "kernel"
+
+    return jax.tree_util.tree_map_with_path(is_kernel, params)

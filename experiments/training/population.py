@@ -1,9 +1,11 @@
 """The statistics of training images for the norms of a model, in place of the running averages."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
@@ -14,9 +16,15 @@ from experiments import data as datasets
 from experiments._errors import UsageError
 from experiments.data.domains import to_domain
 from experiments.training import devices, steps
+from experiments.training.evaluation import Evaluator
+from experiments.training.run import Run
 
 # Training images, in batches.
 EXAMPLES, BATCH = 10_000, 1_000
+# Of the check at the end of a run.
+FEW_EXAMPLES = 2_000
+
+Results = dict[str, dict[str, Any]]
 
 
 def population_statistics(
@@ -61,7 +69,9 @@ def population_statistics(
     cut = NamedSharding(mesh, steps.CUT)
     batches = [devices.place(images[i : i + size], cut) for i in range(0, len(images), size)]
     # Models cut their spans only in training, which is what "pooled" follows.
-    moments = moments_fn(model, mode=mode, axis_name=devices.AXIS, train=mode == "pooled")
+    training = mode == "pooled"
+    drawn = {"params": jax.random.key(0)} if training else None
+    moments = moments_fn(model, mode=mode, axis_name=devices.AXIS, train=training, rngs=drawn)
 
     def function(variables, images):
         return moments(variables, steps.standardised(images, recipe))
@@ -74,3 +84,50 @@ def population_statistics(
 
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     return recalibrate(one_at_a_time, variables, batches, mode=mode)["batch_stats"]
+
+
+def where_recalibrated_differs(
+    run: Run,
+    state: steps.TrainState,
+    dataset: datasets.Dataset,
+    evaluate: Evaluator,
+    results: Results,
+    span: int | None,
+) -> Results:
+    """Results by statistics of training images, of the splits whose accuracy they change.
+
+    By more than twice the standard error of an accuracy on as many examples, so that it tells of running statistics
+    that lag behind the parameters, or that stand for other batches than those of training.
+
+    Args:
+      run: of the state.
+      state: at the end of the training.
+      dataset: that was trained on.
+      evaluate: of its splits in memory.
+      results: by the running statistics.
+      span: of the norms.
+
+    Returns:
+      Of each such split what `evaluate` gives; of a model without running statistics, or streamed data, nothing.
+    """
+    splits = (dataset.train, *dataset.test.values())
+    unit = math.lcm(run.mesh.size, span or 1)
+    if not has_running(state.batch_stats) or unit > dataset.train.size or any(datasets.is_streamed(s) for s in splits):
+        return {}
+    statistics = population_statistics(
+        run.model, run.recipe, run.mesh, state, dataset.train, mode="pooled", span=span, examples=FEW_EXAMPLES
+    )
+    after = evaluate(state._replace(batch_stats=devices.place(statistics, devices.replicated(run.mesh))))
+    return {name: result for name, result in after.items() if _differ(results[name], result)}
+
+
+def _differ(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    # As if there were a right and a wrong answer more: no accuracy is known without an error.
+    examples = before["examples"]
+    share = (examples * (before["accuracy"] + after["accuracy"]) / 2 + 1) / (examples + 2)
+    return abs(after["accuracy"] - before["accuracy"]) > 2 * math.sqrt(share * (1 - share) / examples)
+
+
+def has_running(batch_stats: Any) -> bool:
+    """Whether there are running statistics, of floating point numbers, in a collection."""
+    return any(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(batch_stats))

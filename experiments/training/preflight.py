@@ -1,7 +1,7 @@
 """What a run will be, printed before its first step, with warnings; and the memory that it will take."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,16 +9,30 @@ from experiments._errors import UsageError
 from experiments.training import norms, optimizers
 from experiments.training.config import REFERENCE_BATCH_SIZE, TrainConfig
 from experiments.training.plan import Plan, wanted_warmup
+from experiments.training.trial import Trial
 
 # Above this peak rate at the reference batch size Nesterov's momentum seldom converges without tuning.
 UNUSUAL_BASE_RATE = 1.0
 # Goyal et al. 2017, figure 1: up to here the linear rule kept the accuracy of ResNet-50.
 LINEAR_RULE_LIMIT = 8192
 FEW_UPDATES = 100
+# A variance of 16 numbers is known to a third; with fewer, its square root in the denominator is mostly noise.
+FEW_POSITIONS = 16
 
 
-def describe(config: TrainConfig, plan: Plan, devices: int, platform: str, processes: int = 1) -> list[str]:
-    """The lines to print before a run, and warnings among them."""
+def describe(
+    config: TrainConfig, plan: Plan, devices: int, platform: str, processes: int = 1, tried: Trial | None = None
+) -> list[str]:
+    """The lines to print before a run, and warnings among them.
+
+    Args:
+      config: of the run.
+      plan: its sizes.
+      devices: of all processes.
+      platform: of the devices.
+      processes: how many there are.
+      tried: what is known of the model; None: nothing.
+    """
     per_device = config.batch_size // devices // config.accumulation_steps
     first = plan.phases[0]
     where = f" in {processes} processes" if processes > 1 else ""
@@ -31,6 +45,11 @@ def describe(config: TrainConfig, plan: Plan, devices: int, platform: str, proce
         f"rate      {_rate(config, plan)}",
         f"norm      {_norm(config, per_device, devices)}",
     ]
+    if tried is not None and tried.flax_norms:
+        lines.append(
+            f"norm      {len(tried.flax_norms)} of the model's own, flax.linen.BatchNorm, run so as well; their "
+            "running statistics are averaged by --norm_momentum"
+        )
     lines += [
         f"ramp      batch {p.batch_size} from epoch {p.first_epoch}: {p.steps_per_epoch:,} updates an epoch"
         for p in plan.phases[1:]
@@ -46,7 +65,10 @@ def describe(config: TrainConfig, plan: Plan, devices: int, platform: str, proce
             f"note      --warmup_epochs={config.warmup_epochs:g} is {wanted} updates, as long as the run or longer; "
             f"shortened to {plan.warmup_steps} of its {plan.total_steps}"
         )
-    return lines + [f"warning   {text}" for text in _warnings(config, plan, per_device)]
+    texts = _warnings(config, plan, per_device)
+    if tried is not None:
+        texts += _few_positions(config, plan, per_device, devices, tried.positions)
+    return lines + [f"warning   {text}" for text in texts]
 
 
 def _rate(config: TrainConfig, plan: Plan) -> str:
@@ -72,6 +94,30 @@ def _norm(config: TrainConfig, per_device: int, devices: int) -> str:
         return config.norm
     pooled = config.span or per_device * devices
     return f"batch, statistics over {'spans of ' * (config.span is not None)}{pooled} examples"
+
+
+def _few_positions(
+    config: TrainConfig, plan: Plan, per_device: int, devices: int, positions: Mapping[str, int]
+) -> list[str]:
+    """Warns of statistics over so few positions that those of evaluation are others, whatever leads to it."""
+    if config.norm not in (*norms.PER_DEVICE, "batch"):
+        return []
+    if not positions:
+        return [f"the model has no batch normalization, so that --norm={config.norm} changes nothing"]
+    share = 1 if config.norm == "batch" else devices
+    examples = config.span or per_device * devices // share
+    rest = plan.examples % config.batch_size // config.accumulation_steps // share
+    which = ""
+    if not config.drop_remainder and 0 < rest < examples:
+        examples, which = rest, " in the last batch of an epoch"
+    path, least = min(positions.items(), key=lambda item: item[1])
+    if examples > 1 and examples * least >= FEW_POSITIONS:
+        return []
+    return [
+        f"the norm {path} averages over {examples * least} positions{which}, those of {examples} "
+        f"example{'s' * (examples > 1)}: in training it gives each of them what depends on the others, and in "
+        "evaluation, by averages over many, something else; pool more examples, or take --norm=group"
+    ]
 
 
 def _warnings(config: TrainConfig, plan: Plan, per_device: int) -> list[str]:

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import _users, models
 from experiments import data as datasets
-from experiments import models
-from experiments._errors import UsageError
 from experiments.training import (
     accumulation,
     devices,
@@ -21,8 +20,10 @@ from experiments.training import (
     schedules,
     splitting,
     steps,
+    trial,
 )
 from experiments.training import plan as plans
+from experiments.training.averaging import Momentum
 from experiments.training.config import TrainConfig
 from experiments.training.steps import Descent, Recipe, Source, TrainState
 
@@ -50,6 +51,7 @@ class Run(NamedTuple):
       state: the initial one.
       compile: (state, sources, plan) -> `Program`, which reads sources of the same shapes.
       eval_step: from `steps.eval_step`.
+      tried: what is known of the model.
     """
 
     plan: plans.Plan
@@ -59,15 +61,16 @@ class Run(NamedTuple):
     state: TrainState
     compile: Callable[[TrainState, list[Source], plans.Plan], Program]
     eval_step: Callable
+    tried: trial.Trial
 
 
-def make_model(config: TrainConfig, num_classes: int, momentum: float, total_steps: int = 1) -> Any:
-    """The model of a configuration, its norms' running statistics with the given momentum."""
+def make_model(config: TrainConfig, num_classes: int, total_steps: int = 1) -> Any:
+    """The model of a configuration. The momentum of its norms is that of `averaging`, whatever their own is."""
     dtype = jnp.dtype(config.dtype)
     return models.create(
         config.model,
         num_classes=num_classes,
-        norm=norms.make(config.norm, momentum, config.span, total_steps, dtype),
+        norm=norms.make(config.norm, 0.0, config.span, total_steps, dtype),
         dtype=dtype,
         zero_last_scale=config.zero_last_scale,
     )
@@ -131,10 +134,16 @@ def prepare(
     plan = plans.make(config, dataset.train.size, len(chosen))
     descent = make_descent(config, plan)
     peak = config.peak_learning_rate
-    _check_outputs(config, dataset)
+    evaluated = make_model(config, dataset.num_classes)
+    tried, variables = trial.in_evaluation(config, dataset, evaluated)
     mesh = devices.make_mesh(chosen)
     recipe = make_recipe(config, dataset.num_classes, statistics)
-    evaluated = make_model(config, dataset.num_classes, config.running_momentum())
+    recipe = recipe._replace(flax_norms=bool(tried.flax_norms), span=config.span)
+    if _users.is_users_own(config.model):
+        model = make_model(config, dataset.num_classes, plan.total_steps)
+        usual = Momentum(config.running_momentum(), config.running_momentum())
+        step = steps.train_step(model, descent, mesh, recipe, usual)
+        trial.in_training(config, dataset, variables, model, step, descent.optimizer(peak))
     state = steps.init_state(evaluated, descent.optimizer(peak), dataset.train.image_shape, config.seed)
     state = devices.place(state, devices.replicated(mesh))
 
@@ -153,37 +162,22 @@ def prepare(
             state, sources
         ),
         steps.eval_step(evaluated, mesh, recipe),
+        tried,
     )
-
-
-def _check_outputs(config: TrainConfig, dataset: datasets.Dataset) -> None:
-    """Refuses a model whose outputs are not those that the labels ask for, which would train on nonsense."""
-    model = make_model(config, dataset.num_classes, 0.9)
-    first = dataset.train.read(np.arange(1))
-    images = jax.ShapeDtypeStruct(first.images.shape, jnp.float32)
-    made, _ = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, train=False), images)
-    wanted = (*first.labels.shape, dataset.num_classes)
-    if getattr(made, "shape", None) != wanted:
-        kind = "a class for every pixel, as of --model=fcn" if first.labels.ndim > 1 else "one class an image"
-        raise UsageError(
-            f"--model={config.model} gives logits of shape {getattr(made, 'shape', type(made))} for an image of "
-            f"--dataset={config.dataset}, whose labels need {wanted}: {kind}"
-        )
 
 
 def _compiler(
     config: TrainConfig, num_classes: int, batch_size: int, total_steps: int, descent: Descent, mesh, recipe: Recipe
 ):
     """What compiles the update of a configuration, at one batch size."""
-    momentum = config.running_momentum(batch_size)
+    momentum = Momentum(config.running_momentum(), config.running_momentum(batch_size))
     micro = config.accumulation_steps
     rate = config.peak_learning_rate
     # On the devices once for all: to bring a number there takes longer than a small step.
     peak = devices.place(np.float32(rate), devices.replicated(mesh))
     if config.optimizer == optimizers.FULL_BATCH:
         step = full_batch.full_batch_step(
-            # Momentum 0 gives the moments of a micro-batch.
-            make_model(config, num_classes, 0.0),
+            make_model(config, num_classes),
             descent.optimizer(rate),
             mesh,
             recipe,
@@ -195,8 +189,7 @@ def _compiler(
         )
     elif micro > 1:
         programs = accumulation.accumulated_step(
-            # As there.
-            make_model(config, num_classes, 0.0),
+            make_model(config, num_classes),
             descent,
             mesh,
             recipe,
@@ -206,11 +199,11 @@ def _compiler(
         )
         return lambda state, sources: _accumulated(programs, mesh, peak, state, sources)
     elif config.backwards_per_forward > 1:
-        model = make_model(config, num_classes, momentum, total_steps)
-        step = splitting.split_step(model, descent, mesh, recipe, config.backwards_per_forward)
+        model = make_model(config, num_classes, total_steps)
+        step = splitting.split_step(model, descent, mesh, recipe, config.backwards_per_forward, momentum)
     else:
-        model = make_model(config, num_classes, momentum, total_steps)
-        step = steps.train_step(model, descent, mesh, recipe)
+        model = make_model(config, num_classes, total_steps)
+        step = steps.train_step(model, descent, mesh, recipe, momentum)
 
     def compiled(state: TrainState, sources: list[Source]) -> Program:
         program = step.lower(state, sources[0], peak).compile()

@@ -6,6 +6,7 @@ from flax import linen as nn
 from jax import lax
 from jax.sharding import Mesh
 
+from experiments.training.averaging import Momentum
 from experiments.training.devices import AXIS
 from experiments.training.steps import (
     WHOLE,
@@ -23,7 +24,7 @@ from experiments.training.steps import (
 )
 
 
-def split_step(model: nn.Module, descent: Descent, mesh: Mesh, recipe: Recipe, backwards: int):
+def split_step(model: nn.Module, descent: Descent, mesh: Mesh, recipe: Recipe, backwards: int, momentum: Momentum):
     """Makes a training step of one forward pass and `backwards` updates.
 
     It is called as (state, source, peak learning rate) -> (state, metrics).
@@ -33,7 +34,8 @@ def split_step(model: nn.Module, descent: Descent, mesh: Mesh, recipe: Recipe, b
     parameters of the forward pass and through its statistics, which are those of the whole batch; with plain SGD,
     the k updates together are therefore one update with k times the rate, and momentum and decay make the difference.
 
-    The step counter counts updates. `metrics` are of the forward pass, the rate that of its last update.
+    The step counter counts updates. `metrics` are of the forward pass, the rate that of its last update; `momentum` is
+    of the running statistics, which are updated once a forward pass.
     """
 
     def local_step(state: TrainState, source: Source, peak: jax.Array):
@@ -44,8 +46,9 @@ def split_step(model: nn.Module, descent: Descent, mesh: Mesh, recipe: Recipe, b
         group = (lax.axis_index(AXIS) * n + jnp.arange(n)) // (total // backwards)
 
         def forward(params):
+            key, passes = step_key(recipe, state.step), state.step // backwards
             losses, correct, batch_stats = losses_of(
-                model, recipe, params, state.batch_stats, batch, step_key(recipe, state.step)
+                model, recipe, params, state.batch_stats, batch, key, momentum.after(passes)
             )
             return losses, (correct, batch_stats)
 

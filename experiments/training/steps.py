@@ -1,5 +1,6 @@
 """One training step and one evaluation step, over the devices of a mesh."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,7 +12,10 @@ from flax import linen as nn
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
+from batchnorm_jax.linen import synchronize
+from experiments._errors import UsageError
 from experiments.training.augmentation import augment
+from experiments.training.averaging import Momentum, averaged
 from experiments.training.devices import AXIS
 
 WHOLE, CUT = PartitionSpec(), PartitionSpec(AXIS)
@@ -73,6 +77,8 @@ class Recipe(NamedTuple):
       augmentation: one of `augmentation.NAMES`.
       seed: of the augmentation.
       local_statistics: each device's norms have running statistics of their own, and their mean is kept.
+      flax_norms: some norms of the model are Flax's own, which are run as ours.
+      span: of those.
     """
 
     mean: np.ndarray
@@ -82,6 +88,8 @@ class Recipe(NamedTuple):
     augmentation: str = "none"
     seed: int = 0
     local_statistics: bool = False
+    flax_norms: bool = False
+    span: int | None = None
 
 
 class Descent(NamedTuple):
@@ -100,6 +108,8 @@ def init_state(model: nn.Module, optimizer: Any, image_shape, seed: int) -> Trai
     """The state before the first step; a function of the seed, whatever the devices."""
     images = jnp.zeros((1, *image_shape), jnp.float32)
     variables = jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(seed))
+    # Without the boxes of `nn.with_partitioning`: every device has all parameters here.
+    variables = nn.meta.unbox(variables)
     params = variables["params"]
     return TrainState(
         jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), jax.jit(optimizer.init)(params)
@@ -122,8 +132,25 @@ def pick(source: Source, row: jax.Array | int) -> Batch:
     return Batch(source.images[indices], source.labels[indices], mask)
 
 
-def losses_of(model: nn.Module, recipe: Recipe, params, batch_stats, batch: Batch, key: jax.Array):
+def losses_of(
+    model: nn.Module,
+    recipe: Recipe,
+    params,
+    batch_stats,
+    batch: Batch,
+    key: jax.Array,
+    momentum: jax.Array | None = None,
+):
     """The forward pass in training.
+
+    Args:
+      model: to run.
+      recipe: of the forward pass.
+      params: of the model.
+      batch_stats: the running statistics.
+      batch: this device's part of it.
+      key: of what is random.
+      momentum: of the running statistics; None: those of the batch take their place.
 
     Returns:
       Of this device's examples, the losses and the shares of right answers, both of shape (n,) and 0 where an example
@@ -132,25 +159,53 @@ def losses_of(model: nn.Module, recipe: Recipe, params, batch_stats, batch: Batc
     n = batch.labels.shape[0]
     first, total = lax.axis_index(AXIS) * n, lax.axis_size(AXIS) * n
     images = augment(recipe.augmentation, batch.images, key, first, total)
-    logits, updates = model.apply(
-        {"params": params, "batch_stats": batch_stats},
-        standardised(images, recipe),
-        train=True,
-        mask=batch.mask,
-        mutable=["batch_stats"],
-    )
+    # One key for all that a model draws, such as dropout; each device draws for its own examples.
+    drawn = {"params": jax.random.fold_in(key, lax.axis_index(AXIS))}
+    with _as_ours(recipe), averaged(momentum):
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            standardised(images, recipe),
+            train=True,
+            mask=batch.mask,
+            rngs=drawn,
+            mutable=["batch_stats"],
+        )
     targets = optax.smooth_labels(jax.nn.one_hot(batch.labels, recipe.num_classes), recipe.label_smoothing)
     losses = per_example(optax.softmax_cross_entropy(logits, targets))
     correct = per_example((jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32))
     if batch.mask is not None:
         losses, correct = jnp.where(batch.mask, losses, 0), jnp.where(batch.mask, correct, 0)
-    new_stats = updates.get("batch_stats", {})
-    if recipe.local_statistics:
+    # Those that nobody wrote are not handed out.
+    new_stats = updates.get("batch_stats", batch_stats)
+    if recipe.local_statistics or lax.axis_size(AXIS) == 1:
         # A count of steps is the same on every device.
         new_stats = jax.tree.map(
             lambda a: lax.pmean(a, AXIS) if jnp.issubdtype(a.dtype, jnp.floating) else a, new_stats
         )
+    _check_shared(new_stats)
     return losses, correct, new_stats
+
+
+def _as_ours(recipe: Recipe) -> contextlib.AbstractContextManager:
+    """Has norms of Flax's own pool as those that a factory is given do."""
+    if not recipe.flax_norms:
+        return contextlib.nullcontext()
+    return synchronize(None if recipe.local_statistics else AXIS, span=recipe.span)
+
+
+def _check_shared(batch_stats: Any) -> None:
+    """Refuses statistics of each device's own: which of them the next step should have is not known."""
+    own = [
+        "/".join(str(getattr(key, "key", key)) for key in path)
+        for path, leaf in jax.tree.leaves_with_path(batch_stats)
+        if AXIS in jax.typeof(leaf).manual_axis_type.varying
+    ]
+    if own:
+        raise UsageError(
+            f"the statistics {', '.join(own[:3])} are each device's own, as of a norm that does not pool over "
+            "the devices; give the model the norm that its factory is given, or nn.BatchNorm, which is pooled here; or "
+            "take --norm=local, which averages them, or --num_devices=1"
+        )
 
 
 def own(params):
@@ -182,12 +237,12 @@ def update(descent: Descent, peak: jax.Array, state: TrainState, grads, batch_st
     return TrainState(state.step + 1, optax.apply_updates(state.params, updates), batch_stats, opt_state), metrics
 
 
-def train_step(model: nn.Module, descent: Descent, mesh: Mesh, recipe: Recipe):
+def train_step(model: nn.Module, descent: Descent, mesh: Mesh, recipe: Recipe, momentum: Momentum):
     """Makes the training step: (state, source, peak learning rate) -> (state, metrics).
 
     The loss is the mean over the examples of the global batch that count, and the result depends on nothing else: the
     same batch over more devices gives the same step, to rounding. `metrics` are the loss, the accuracy and the
-    learning rate.
+    learning rate; `momentum` is of the running statistics.
     """
 
     def local_step(state: TrainState, source: Source, peak: jax.Array):
@@ -195,8 +250,9 @@ def train_step(model: nn.Module, descent: Descent, mesh: Mesh, recipe: Recipe):
         total = examples_in(batch)
 
         def loss_and_rest(params):
+            key = step_key(recipe, state.step)
             losses, correct, batch_stats = losses_of(
-                model, recipe, params, state.batch_stats, batch, step_key(recipe, state.step)
+                model, recipe, params, state.batch_stats, batch, key, momentum.after(state.step)
             )
             return jnp.sum(losses) / total, (jnp.sum(correct) / total, batch_stats)
 

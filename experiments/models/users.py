@@ -1,0 +1,152 @@
+"""A model that a factory of the user's own makes, called as the others are."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from experiments import _users
+from experiments._errors import UsageError
+
+# What others call the arguments of a factory, and of a model's call.
+CLASSES = ("num_classes", "n_classes", "classes", "num_outputs")
+TRAIN = ("train", "training", "is_training")
+EVALUATE = ("deterministic", "use_running_average", "inference")
+
+
+def model(name: str, num_classes: int, norm: Any, dtype: Any) -> nn.Module:
+    """The model that the user's factory makes.
+
+    The factory, or class, is given those of `num_classes`, `norm` and `dtype` that its signature takes.
+
+    Args:
+      name: "package.module:factory".
+      num_classes: of the labels.
+      norm: a `models.normalised.NormFactory`, or None.
+      dtype: of the computation.
+
+    Returns:
+      A module called as `module(images, train=..., mask=...)`, its parameters where those of the user's are.
+
+    Raises:
+      UsageError: the factory fails, asks for more, or makes no linen module; or its call takes other arguments.
+    """
+    factory = _users.function("model", name)
+    values = {**dict.fromkeys(CLASSES, num_classes), "norm": norm, "dtype": dtype}
+    taken = _taken(factory)
+    named = set(taken.required) | set(taken.optional)
+    given = {argument: values[argument] for argument in values if argument in named}
+    if taken.others:
+        known = {} if given.keys() & set(CLASSES) else {"num_classes": num_classes}
+        given |= {**known, "norm": norm, "dtype": dtype}
+    missing = [argument for argument in taken.required if argument not in given]
+    if missing:
+        raise UsageError(
+            f"--model={name} must take num_classes, norm and dtype, or some of them, and it asks for "
+            f"{', '.join(missing)} too; name a function that fills that in"
+        )
+    with _users.running("model", name, "the factory"):
+        made = factory(**given)
+    if not isinstance(made, nn.Module):
+        raise UsageError(f"--model={name} must return a flax.linen module, and it returned {_described(made)}")
+    return _adapted(name, made)
+
+
+class _Taken:
+    """The arguments that a function takes by name, but for those with a place alone.
+
+    Attributes:
+      required: without a default.
+      optional: with one.
+      others: any other name is taken, too.
+    """
+
+    def __init__(self, parameters: list[inspect.Parameter]):
+        kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        named = [p for p in parameters if p.kind in kinds]
+        self.required = [p.name for p in named if p.default is inspect.Parameter.empty]
+        self.optional = [p.name for p in named if p.default is not inspect.Parameter.empty]
+        self.others = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+
+
+def _taken(function: Callable, *, skip: int = 0) -> _Taken:
+    """What a function takes after its first arguments; of one whose signature is not known, anything."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        parameters = [inspect.Parameter("_", inspect.Parameter.VAR_KEYWORD)]
+    return _Taken(parameters[skip:])
+
+
+def _described(made: Any) -> str:
+    if isinstance(made, type):
+        return f"the class {made.__name__}; call it in the factory"
+    if isinstance(made, tuple | list):
+        return f"a {type(made).__name__} of {len(made)}"
+    of_nnx = any(base.__module__.startswith("flax.nnx") for base in type(made).__mro__)
+    return f"a {type(made).__name__}" + (", a module of flax.nnx, which is not trained here" if of_nnx else "")
+
+
+def _adapted(name: str, module: nn.Module) -> nn.Module:
+    called: Any = module
+    while isinstance(called, nn.Sequential) and called.layers:
+        called = called.layers[0]
+    taken = _taken(called.__call__ if isinstance(called, nn.Module) else called, skip=1)
+    named = [*taken.required, *taken.optional]
+    flag = next((argument for argument in (*TRAIN, *EVALUATE) if argument in named), "train" if taken.others else None)
+    missing = [argument for argument in taken.required if argument not in (flag, "mask")]
+    if missing:
+        raise UsageError(
+            f"--model={name}: the model must be called as model(images, train=..., mask=...), or without one or both "
+            f"of these, and its call asks for {', '.join(missing)} too; wrap it in a module that fills that in"
+        )
+    takes_mask = "mask" in named or taken.others
+    if flag == "train" and takes_mask:
+        return module
+    return Adapted(module, name, flag, takes_mask)
+
+
+class Adapted(nn.Module):
+    """A module of another signature, its variables in the places where it has them by itself.
+
+    Attributes:
+      inner: the module.
+      model: what `--model` was given.
+      flag: what it calls `train`, or the opposite of it; None: it does not take it.
+      takes_mask: whether it takes `mask`.
+    """
+
+    inner: nn.Module
+    model: str
+    flag: str | None
+    takes_mask: bool
+
+    def setup(self):
+        """Has no place of its own among the variables."""
+        nn.share_scope(self, self.inner)
+
+    def __call__(self, images: jax.Array, *, train: bool, mask: jax.Array | None = None) -> Any:
+        """What the module gives.
+
+        Args:
+          images: of the batch.
+          train: or not.
+          mask: shape (N,), True where an example counts.
+
+        Raises:
+          UsageError: there is a mask, and it takes none.
+        """
+        options: dict[str, Any] = {}
+        if self.flag is not None:
+            options[self.flag] = train if self.flag in TRAIN else not train
+        if self.takes_mask:
+            options["mask"] = mask
+        elif mask is not None:
+            raise UsageError(
+                f"--model={self.model}: a padded batch needs a model whose call takes mask, to leave the padding out "
+                "of the statistics; give it one, or leave --nodrop_remainder out"
+            )
+        inner: Any = self.inner
+        return inner(images, **options)

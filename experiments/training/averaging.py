@@ -1,0 +1,88 @@
+"""Running statistics that are averages of batches alone: what they are initialised with has no part in them."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from batchnorm_jax.linen import BatchNorm
+
+# A tenth of the updates so far, while that is fewer than the momentum stands for: at first the parameters move fast.
+WINDOW = 10
+
+
+class Momentum(NamedTuple):
+    """The momentum of running statistics once training is under way.
+
+    Attributes:
+      full: at an update of the run's full batch.
+      own: at an update of the batch in question, which may be an epoch's last, smaller one, or that of a ramp.
+    """
+
+    full: float
+    own: float
+
+    def after(self, updates: jax.Array) -> jax.Array:
+        """The momentum of the next update: running = momentum running + (1 - momentum) batch.
+
+        With m the full momentum, a full batch takes the share max(1 - m, 10 / (10 + updates)) of the new average. The
+        first is all of it, so nothing of the initial values 0 and 1 is left; later the average is one over the last
+        tenth of the updates, until that is what m stands for. A smaller batch takes less, in proportion.
+
+        Args:
+          updates: of the statistics so far.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> momentum = Momentum(full=0.9, own=0.9)
+          >>> [round(float(momentum.after(jnp.int32(n))), 2) for n in (0, 10, 90, 1000)]
+          [0.0, 0.5, 0.9, 0.9]
+
+        Source: the window is that of TensorFlow's `ExponentialMovingAverage`, (1 + updates) / (10 + updates), but that
+        its first update keeps a tenth of the initial value.
+        """
+        early = (1 - self.own) / (1 - self.full) * WINDOW / (WINDOW + updates)
+        share = jnp.minimum(jnp.maximum(1 - self.own, early), 1.0)
+        return 1 - jnp.where(updates == 0, 1.0, share)
+
+
+def average(old: jax.Array, new: jax.Array, momentum: jax.Array) -> jax.Array:
+    """The running value after a batch whose own is `new`; one that the batch left as it was stays so to the bit."""
+    return jnp.where(new == old, old, momentum * old + (1 - momentum) * new).astype(new.dtype)
+
+
+@contextlib.contextmanager
+def averaged(momentum: jax.Array | None) -> Iterator[None]:
+    """Has every norm of ours that is called inside average its statistics by this momentum, whatever its own is.
+
+    Args:
+      momentum: may be traced; None: the statistics of the batch take the place of the running ones.
+    """
+    # Those that are being run: a subclass calls the method that it overrides.
+    running: list[nn.Module] = []
+
+    def interceptor(next_function, args, kwargs, context: nn.module.InterceptorContext):
+        norm: Any = context.module
+        called = isinstance(norm, BatchNorm) and context.method_name == "__call__"
+        if not called or norm.is_initializing() or any(norm is other for other in running):
+            return next_function(*args, **kwargs)
+        if norm.momentum != 0:
+            return norm.clone(momentum=0.0, parent=norm.scope)(*args, **kwargs)
+        scope: Any = norm.scope
+        before = {name: scope.get_variable("batch_stats", name) for name in ("mean", "var")}
+        running.append(norm)
+        try:
+            y = next_function(*args, **kwargs)
+        finally:
+            running.pop()
+        for name, old in before.items():
+            new = scope.get_variable("batch_stats", name)
+            if momentum is not None and new is not old:
+                scope.put_variable("batch_stats", name, average(old, new, momentum))
+        return y
+
+    with nn.intercept_methods(interceptor):
+        yield

@@ -1,0 +1,147 @@
+"""A model that is traced in evaluation and in training before anything is compiled, and what is refused there."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from batchnorm_jax.linen import BatchNorm
+from experiments import _users
+from experiments import data as datasets
+from experiments._errors import UsageError
+from experiments.training.config import TrainConfig
+from experiments.training.steps import Batch, TrainState
+
+# A model that gives one answer for any batch gives it for one image, too.
+IMAGES = 2
+# Norms whose statistics are a batch's, which those of Flax's own can be given too.
+OF_BATCHES = ("batch", "local")
+
+
+class Trial(NamedTuple):
+    """What is known of a model before it is compiled.
+
+    Attributes:
+      positions: of one example that each norm averages over, by its path.
+      flax_norms: the paths of those that are Flax's own, which run as ours.
+    """
+
+    positions: dict[str, int]
+    flax_norms: tuple[str, ...]
+
+
+def in_evaluation(config: TrainConfig, dataset: datasets.Dataset, model: nn.Module) -> tuple[Trial, Any]:
+    """Traces a model as it is evaluated.
+
+    Returns:
+      What is known of it, and its variables, without values.
+
+    Raises:
+      UsageError: its code fails, its outputs are not those that the labels ask for, or it keeps what is not kept here.
+    """
+    first = dataset.train.read(np.arange(IMAGES) % dataset.train.size)
+    images = jax.ShapeDtypeStruct(first.images.shape, jnp.float32)
+    positions: dict[str, int] = {}
+    flax_norms: list[str] = []
+
+    def note(next_function, args, kwargs, context: nn.module.InterceptorContext):
+        norm: Any = context.module
+        if isinstance(norm, nn.BatchNorm | BatchNorm) and context.method_name == "__call__":
+            x, path = (args[0] if args else kwargs["x"]), "/".join(norm.path)
+            features = [x.shape[axis] for axis in np.atleast_1d(np.asarray(norm.axis))]
+            here = int(x.size) // int(np.prod(features)) // IMAGES
+            positions[path] = min(positions.get(path, here), here)
+            if isinstance(norm, nn.BatchNorm) and path not in flax_norms:
+                flax_norms.append(path)
+        return next_function(*args, **kwargs)
+
+    def initialised(x):
+        return model.init_with_output(jax.random.key(0), x, train=False)
+
+    with _of(config, "its call in evaluation"), nn.intercept_methods(note):
+        made, variables = jax.eval_shape(initialised, images)
+    variables = nn.meta.unbox(variables)
+    _check_variables(config, variables)
+    wanted = (*first.labels.shape, dataset.num_classes)
+    if getattr(made, "shape", None) != wanted:
+        kind = "a class for every pixel, as of --model=fcn" if first.labels.ndim > 1 else "one class an image"
+        given = f"of shape {made.shape}" if hasattr(made, "shape") else f"in a {type(made).__name__}"
+        raise UsageError(
+            f"--model={config.model} gives logits {given} for {IMAGES} images of --dataset={config.dataset}, whose "
+            f"labels need an array of {wanted}: {kind}"
+        )
+    if flax_norms and config.norm not in OF_BATCHES:
+        raise UsageError(
+            f"--norm={config.norm} does not reach the norms that --model={config.model} makes itself "
+            f"({_some(flax_norms)}); give the model the norm that its factory is given, or take --norm=batch or local"
+        )
+    return Trial(positions, tuple(flax_norms)), variables
+
+
+def in_training(
+    config: TrainConfig, dataset: datasets.Dataset, variables: Any, model: nn.Module, step: Callable, optimizer: Any
+) -> None:
+    """Traces a user's model in evaluation without initialising it, and through a training step.
+
+    Args:
+      config: of the run.
+      dataset: to train on.
+      variables: of the model, from `in_evaluation`.
+      model: to train.
+      step: from `steps.train_step`.
+      optimizer: of the step.
+
+    Raises:
+      UsageError: its code fails.
+    """
+    size = config.batch_size // config.accumulation_steps
+    rest = dataset.train.size % config.batch_size
+    first = dataset.train.read(np.arange(1))
+    shape = first.images.shape[1:]
+    images = jax.ShapeDtypeStruct((IMAGES, *shape), jnp.float32)
+    with _of(config, "its call in evaluation"):
+        jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images)
+    params = variables["params"]
+    number: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    state = TrainState(number, params, variables.get("batch_stats", {}), jax.eval_shape(optimizer.init, params))
+    mask = jax.ShapeDtypeStruct((size,), bool) if rest and not config.drop_remainder else None
+    batch = Batch(
+        jax.ShapeDtypeStruct((size, *shape), jnp.uint8),
+        jax.ShapeDtypeStruct((size, *first.labels.shape[1:]), jnp.int32),
+        mask,
+    )
+    with _of(config, "its training step"):
+        after, _ = jax.eval_shape(step, state, batch, jax.ShapeDtypeStruct((), jnp.float32))
+    for name in ("params", "batch_stats"):
+        before, now = (jax.tree.map(lambda a: (a.shape, a.dtype), getattr(s, name)) for s in (state, after))
+        if before != now:
+            raise UsageError(
+                f"--model={config.model}: a training step changes the shapes or types of its {name}, or which there "
+                "are; make all variables when it is initialised, with train=False"
+            )
+
+
+def _of(config: TrainConfig, what: str) -> contextlib.AbstractContextManager:
+    """What turns errors of a user's model into sentences; those of ours keep their traceback."""
+    own = _users.is_users_own(config.model)
+    return _users.running("model", config.model, what) if own else contextlib.nullcontext()
+
+
+def _check_variables(config: TrainConfig, variables: Any) -> None:
+    if not jax.tree.leaves(variables.get("params", {})):
+        raise UsageError(f"--model={config.model} has no parameters to train")
+    others = sorted(name for name in variables if name not in ("params", "batch_stats"))
+    if others:
+        raise UsageError(
+            f"--model={config.model} keeps variables in {_some(others)}, and training keeps those of params and "
+            "batch_stats alone; put them there"
+        )
+
+
+def _some(names: Any, most: int = 3) -> str:
+    listed = list(names)
+    return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")

@@ -1,0 +1,45 @@
+"""Data sets of the user's own: checked whole before anything is made of them, and as they are read."""
+
+import numpy as np
+import pytest
+
+from experiments import data
+from experiments._errors import UsageError
+from experiments.data.users import RESERVED
+from experiments.training import evaluation, metrics
+from tests import rig, users_data
+
+
+@pytest.mark.parametrize("name", users_data.WRONG)
+def test_wrong_data_are_refused_in_a_sentence(name):
+    with pytest.raises(
+        UsageError, match=rf"(?s)--dataset=tests.users_data:{name}.*{users_data.WRONG[name][1]}"
+    ) as raised:
+        data.load(f"tests.users_data:{name}")
+    said = str(raised.value).split("\n")
+    assert len(said[0]) < 400 and (len(said) == 1 or name == "fails")
+
+
+@pytest.mark.parametrize("name", users_data.GOOD)
+def test_right_data_are_taken(name):
+    dataset = data.load(f"tests.users_data:{name}")
+    read = dataset.train.read(np.array([3, 0, 5]))
+    np.testing.assert_array_equal(read.images, users_data.IMAGES[[3, 0, 5]])
+    assert read.labels.dtype == np.int32 and data.is_streamed(dataset.train) == (name == "stream")
+
+
+@pytest.mark.parametrize(("name", "said"), [("late_half", "must be the 8 examples"), ("late_error", "raised OSError")])
+def test_what_a_split_reads_is_checked_all_along(name, said):
+    dataset = data.load(f"tests.users_data:{name}")
+    with pytest.raises(UsageError, match=said):
+        dataset.train.read(np.arange(8))
+
+
+def test_names_of_splits_are_not_those_of_other_rows():
+    assert set(RESERVED) == set(metrics.NOT_EVALUATIONS)
+
+
+def test_a_constant_channel_is_only_centred():
+    images = np.concatenate([rig.tiny().train.images, np.full((64, 8, 8, 1), 255, np.uint8)], axis=-1)
+    mean, std = evaluation.pixel_statistics(data.Examples(images, rig.tiny().train.labels))
+    assert std[1] == 1 and mean[1] == pytest.approx(1) and 0 < std[0] < 1

@@ -1,0 +1,178 @@
+"""Models as users write them: those of other signatures, which train as they are, and wrong ones."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import nnx
+
+import batchnorm_jax.linen
+
+
+def flat(images):
+    return images.reshape(len(images), -1)
+
+
+class Flax(nn.Module):
+    """Norms of Flax's own, as in Flax's imagenet example: no norm is taken, and no mask."""
+
+    num_classes: int
+    dtype: object = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train: bool = True):
+        norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, dtype=self.dtype)
+        x = nn.relu(norm(name="bn_init")(nn.Dense(16)(flat(x))))
+        return nn.Dense(self.num_classes)(x)
+
+
+class Bound(nn.Module):
+    """An axis of its own, and other names, as in image-classification-jax."""
+
+    n_classes: int
+
+    @nn.compact
+    def __call__(self, x, is_training: bool = True):
+        x = nn.BatchNorm(use_running_average=not is_training, axis_name="batch")(nn.Dense(16)(flat(x)))
+        return nn.Dense(self.n_classes)(nn.relu(x))
+
+
+class ByMutability(nn.Module):
+    """Trains where its statistics may change, as jax-resnet has it."""
+
+    n_classes: int
+
+    @nn.compact
+    def __call__(self, x):
+        mutable = self.is_mutable_collection("batch_stats")
+        x = nn.BatchNorm(use_running_average=not mutable)(nn.Dense(16)(flat(x)))
+        return nn.Dense(self.n_classes)(nn.relu(x))
+
+
+class Dropped(nn.Module):
+    """Dropout, of which only the opposite of `train` is known."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, *, deterministic):
+        x = nn.Dropout(0.5, deterministic=deterministic)(nn.relu(nn.Dense(16)(flat(x))))
+        return nn.Dense(self.num_classes)(x)
+
+
+class Listed(nn.Module):
+    """Parameters in a list, and in boxes."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, *, train, mask=None):
+        x = flat(x)
+        widths = [(x.shape[-1], 8), (8, 8)]
+        a, b = self.param("ws", lambda key: [jax.random.normal(key, shape) / 8 for shape in widths])
+        init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, None))
+        return nn.Dense(self.num_classes, kernel_init=init)(nn.relu(x @ a) @ b)
+
+
+def sequential(num_classes):
+    return nn.Sequential([flat, nn.Dense(8), nn.relu, nn.Dense(num_classes)])
+
+
+WORK = {
+    "flax": Flax,
+    "bound": Bound,
+    "by_mutability": ByMutability,
+    "dropped": Dropped,
+    "listed": Listed,
+    "sequential": sequential,
+}
+globals().update(WORK)
+
+
+class Wrong(nn.Module):
+    """A model of which one thing is wrong."""
+
+    num_classes: int
+    what: str
+
+    @nn.compact
+    def __call__(self, x, *, train, mask=None):
+        y = nn.Dense(self.num_classes)(flat(x))
+        if self.what == "pair":
+            return y, y
+        if self.what == "one_answer":
+            return y.mean(0, keepdims=True)
+        if self.what == "collection":
+            self.variable("ema", "mean", jnp.zeros, ()).value += 1.0
+        if self.what == "own_norm":
+            return batchnorm_jax.linen.BatchNorm(use_running_average=not train)(y)
+        if self.what == "always_training":
+            return nn.BatchNorm(use_running_average=False)(y)
+        if self.what == "fails_in_training" and train:
+            return oops(y)
+        return y
+
+
+def oops(y):
+    raise KeyError(f"no such thing as {y.shape}")
+
+
+class Bare(nn.Module):
+    """Without parameters."""
+
+    num_classes: int
+
+    def __call__(self, x, *, train, mask=None):
+        return flat(x)[:, : self.num_classes]
+
+
+class Asks(nn.Module):
+    """A call that takes more."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, temperature, *, train):
+        return nn.Dense(self.num_classes)(flat(x)) / temperature
+
+
+def a_class(num_classes, norm, dtype):
+    return Flax
+
+
+def fails(num_classes, norm, dtype):
+    return {}["missing"]
+
+
+def wants_more(num_classes, depth):
+    return Flax(num_classes)
+
+
+def of_nnx(num_classes):
+    return nnx.Linear(3, num_classes, rngs=nnx.Rngs(0))
+
+
+def nothing(**arguments):
+    return None
+
+
+for _what in ("pair", "one_answer", "collection", "own_norm", "always_training", "fails_in_training"):
+    globals()[_what] = partial(Wrong, what=_what)
+
+# The name, and what must be said.
+REFUSED = {
+    "pair": r"gives logits in a tuple for 2 images",
+    "one_answer": r"gives logits of shape \(1, 3\) for 2 images .* array of \(2, 3\)",
+    "collection": r"keeps variables in ema, .* params and batch_stats alone",
+    "own_norm": r"the statistics BatchNorm_0/mean, .* are each device's own",
+    "always_training": r"its call in evaluation raised ModifyScopeVariableError",
+    "fails_in_training": r"its training step raised KeyError: .*no such thing as \(8, 3\).*\n.*users.py.*oops\(y\)",
+    "Bare": r"has no parameters to train",
+    "Asks": r"its call asks for temperature too",
+    "a_class": r"returned the class Flax; call it",
+    "fails": r"the factory raised KeyError: 'missing'\n.*users.py.*in fails",
+    "wants_more": r"asks for depth too",
+    "of_nnx": r"a module of flax.nnx, which is not trained here",
+    "nothing": r"it returned a NoneType",
+}
