@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from experiments import _users, models
 from experiments import data as datasets
@@ -142,8 +143,10 @@ def prepare(
     if _users.is_users_own(config.model):
         model = make_model(config, dataset.num_classes, plan.total_steps)
         usual = Momentum(config.running_momentum(), config.running_momentum())
-        step = steps.train_step(model, descent, mesh, recipe, usual)
-        trial.in_training(config, dataset, variables, model, step, descent.optimizer(peak))
+        # What the model does in training does not depend on the optimizer, and L-BFGS takes no such step.
+        plain = Descent(optax.sgd, descent.schedule) if config.optimizer == optimizers.FULL_BATCH else descent
+        step = steps.train_step(model, plain, mesh, recipe, usual)
+        trial.in_training(config, dataset, variables, model, step, plain.optimizer(peak))
     state = steps.init_state(evaluated, descent.optimizer(peak), dataset.train.image_shape, config.seed)
     state = devices.place(state, devices.replicated(mesh))
 

@@ -170,6 +170,8 @@ def losses_of(
             rngs=drawn,
             mutable=["batch_stats"],
         )
+    # Models that others wrote give them in their compute type, in which a mean loss would be rounded.
+    logits = logits.astype(jnp.float32)
     targets = optax.smooth_labels(jax.nn.one_hot(batch.labels, recipe.num_classes), recipe.label_smoothing)
     losses = per_example(optax.softmax_cross_entropy(logits, targets))
     correct = per_example((jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32))
@@ -279,6 +281,7 @@ def eval_step(model: nn.Module, mesh: Mesh, recipe: Recipe):
         batch = pick(source, row)
         variables = {"params": params, "batch_stats": batch_stats}
         logits: Any = model.apply(variables, standardised(batch.images, recipe), train=False)
+        logits = logits.astype(jnp.float32)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
         predicted = jnp.argmax(logits, axis=-1)
         counts = jnp.ones(batch.labels.shape[:1], bool) if batch.mask is None else batch.mask
