@@ -5,6 +5,7 @@ from experiments._errors import UsageError
 from experiments.data import digits, hold_out, shapes, tfds, users
 from experiments.data.arrays import Dataset, Examples, Split, cache_dir
 from experiments.data.batches import Segment, epoch_segments, padded_batches
+from experiments.data.contents import digests
 from experiments.data.stream import Stream
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Split",
     "Stream",
     "cache_dir",
+    "digests",
     "epoch_segments",
     "load",
     "padded_batches",

@@ -66,7 +66,10 @@ class Fit:
         with processes.Termination() as self._termination:
             if self._is_evaluated(step):
                 # It was stopped there: before the evaluation, or after.
-                results = self._log.evaluations(step) or self._evaluate_and_log(state, step)
+                results = self._log.evaluations(step)
+                # A row that was damaged is made again.
+                if set(results) != self._evaluate.names:
+                    results = self._evaluate_and_log(state, step)
                 reached = self._reached(results, step)
             while step < self.plan.total_steps and reached is None:
                 state, step = self._to_evaluation(state, step)

@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
-import os
 import platform
 import sys
 from pathlib import Path
@@ -13,10 +11,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from experiments import _commands, _files, records
 from experiments import data as datasets
 from experiments._errors import UsageError
 from experiments.training import devices, evaluation, feeding, norms, preflight, processes, steps
-from experiments.training.checkpoints import Checkpoints, only_one, write_config, writing_to
+from experiments.training.checkpoints import Checkpoints, writing_to
 from experiments.training.clock import Clock
 from experiments.training.config import TrainConfig
 from experiments.training.fit import Fit
@@ -24,6 +23,7 @@ from experiments.training.metrics import MetricsLog
 from experiments.training.noise_probe import noise_probe
 from experiments.training.population import population_statistics
 from experiments.training.run import Run, prepare
+from experiments.training.workdir import only_one, read_config, write_config
 
 SUMMARY = "summary.json"
 # Images by which statistics are fixed before the first update.
@@ -86,7 +86,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             resident = feeding.is_resident(config, dataset, run.mesh, _device_memory(chosen[0]))
             feed = feeding.Feed(config, dataset.train, run.mesh, resident=resident)
             evaluate = evaluation.Evaluator(run.eval_step, dataset.test, run.mesh, resident=resident)
-            checkpoints = held.enter_context(Checkpoints(workdir))
+            checkpoints = held.enter_context(Checkpoints(workdir, run=read_config(workdir).run))
             state = checkpoints.restore(run.state, set_aside=True)
             if state is None:
                 state = initial_state(config, run, dataset)
@@ -102,9 +102,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         summary["memory"] = None if fit.memory is None else fit.memory._asdict()
         if first:
             # Written last and whole: its presence says that the run is complete.
-            aside = workdir / f"{SUMMARY}.tmp"
-            aside.write_text(json.dumps(summary, indent=2) + "\n")
-            os.replace(aside, workdir / SUMMARY)
+            _files.write_json(workdir / SUMMARY, summary)
     return summary
 
 
@@ -154,6 +152,7 @@ def _facts(dataset: datasets.Dataset, statistics: tuple[np.ndarray, np.ndarray])
         "pixel_std": statistics[1].tolist(),
         "examples": dataset.train.size,
         "note": dataset.note,
+        "contents": datasets.digests(dataset),
     }
 
 
@@ -162,9 +161,9 @@ def _finished(workdir: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path} cannot be read ({error}); delete it, and the run ends again") from error
+        return _files.read_json(path, records.SUMMARY)
+    except UsageError as error:
+        raise UsageError(f"{error}. Move it away, and the run ends again") from error
 
 
 def _summarise(config: TrainConfig, run: Run, step: int, results, reached: int | None, clock: Clock) -> dict[str, Any]:
@@ -185,5 +184,5 @@ def _summarise(config: TrainConfig, run: Run, step: int, results, reached: int |
         "overhead": round(1 - compute / training, 4) if compute else None,
         "devices": f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}",
         "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "command": "python -m experiments.train " + " ".join(sys.argv[1:]),
+        "command": _commands.shareable_command(["python", "-m", "experiments.train", *sys.argv[1:]]),
     }
