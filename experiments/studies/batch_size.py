@@ -102,7 +102,7 @@ def _generalisation(study: Study, data: Data, runner: Runner) -> Outcome:
     runs = _minima(study, data, _tuned_so_far(study, data, runner)[0])
     runner.run_all(runs)
     for job in runs:
-        runner.note(job, "minimum", generalisation.minimum)
+        runner.note(job, "minimum", generalisation.minimum, ("model", "dataset"))
     rows = runner.run_all(runs)
     return Outcome(rows, generalisation.analyse(rows))
 
