@@ -101,9 +101,21 @@ _NOTES = {
     ),
     "shift": record({"mean": NUMBER, "std": NUMBER}),
 }
+# What a row of a study must hold of a summary, whatever its kind.
+_ENDED = record(
+    {"results": table(record({"accuracy": SHARE}, {"loss": NUMBER, "examples": whole(0), "mean_iou": SHARE}), least=1)},
+    {
+        "updates": whole(0),
+        "epochs": number(0),
+        "seconds": SECONDS,
+        "devices": text,
+        "versions": table(text),
+        "target": optional(record({"reached_after_updates": optional(whole(0))})),
+    },
+)
 _STUDY_ROW = record(
     {"key": text, "options": _OPTIONS},
-    {"command": text, "label": text, "error": text, "diverged": flag, "summary": SUMMARY, **_NOTES},
+    {"command": text, "label": text, "error": text, "diverged": flag, "summary": _ENDED, **_NOTES},
 )
 # What a key begins with, and what the options of such a row must hold for a report to place it.
 _PLACED = record({"options": record({"batch_size": whole(1), "seed": whole(0)})})
