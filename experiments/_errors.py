@@ -8,6 +8,10 @@ class UsageError(ValueError):
     """Something the user asked for that cannot be done; an entry point prints it without a traceback."""
 
 
+class StorageError(RuntimeError):
+    """A file that a program wants to keep cannot be written; what was kept before is whole."""
+
+
 def unknown_name(kind: str, given: str, known: Iterable[str], hint: str = "") -> UsageError:
     """An error that lists what there is and names what is closest to what came."""
     known = sorted(known)

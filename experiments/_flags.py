@@ -10,7 +10,7 @@ import warnings
 from absl import app, flags, logging
 
 from experiments import _help
-from experiments._errors import UsageError
+from experiments._errors import StorageError, UsageError
 
 # For absl a flag belongs to the module that defines it, and --help is of the module that runs: of which these are.
 flags.disclaim_key_flags()
@@ -19,6 +19,10 @@ flags.disclaim_key_flags()
 LIBRARIES = ("orbax", "etils", "tensorstore")
 
 _DEFINE = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool}
+
+
+# What a shell says of a program that Ctrl-C ended.
+INTERRUPTED = 130
 
 
 class _NumberOrName(flags.ArgumentParser):
@@ -71,9 +75,12 @@ def run(main, errors: tuple[type[Exception], ...] = (UsageError,), *, positional
             raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
         try:
             main()
-        except errors as error:
+        except (*errors, StorageError) as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        except KeyboardInterrupt:
+            print("\nstopped by Ctrl-C; the same command goes on from what is kept", file=sys.stderr, flush=True)
+            sys.exit(INTERRUPTED)
 
     app.run(wrapped)
 

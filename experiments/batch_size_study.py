@@ -3,13 +3,12 @@
 Training runs are kept as they end, and a study that is stopped goes on with the same command.
 """
 
-import shlex
 import sys
 from pathlib import Path
 
 from absl import flags
 
-from experiments import _flags
+from experiments import _commands, _files, _flags, _workdirs
 from experiments._errors import UsageError, unknown_name
 from experiments.reporting import write_study_page
 from experiments.studies import batch_size, settings
@@ -63,12 +62,14 @@ def main() -> None:
         if part not in batch_size.PARTS:
             raise unknown_name("part", part, batch_size.PARTS)
     folder = Path(FLAGS.workdir or f"runs/batch_size_study-{FLAGS.preset}")
+    _workdirs.check(folder, _workdirs.STUDY)
     if FLAGS.dry_run:
         for line in batch_size.describe(study, parts, folder):
             print(line)
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    note_command(folder, shlex.join(["python", "-m", "experiments.batch_size_study", *sys.argv[1:]]))
+    _workdirs.claim(folder, _workdirs.STUDY)
+    words = ["python", "-m", "experiments.batch_size_study", *sys.argv[1:]]
+    note_command(folder, _commands.shareable_command(words))
     batch_size.run(study, parts, folder)
     print(f"report      {write_study_page(folder)}")
 
@@ -76,8 +77,8 @@ def main() -> None:
 def note_command(folder: Path, command: str) -> None:
     """Adds a command to those that made a study: its parts may be asked for one after the other."""
     made = folder / "command.txt"
-    commands = made.read_text().splitlines() if made.exists() else []
-    made.write_text("".join(f"{line}\n" for line in dict.fromkeys([*commands, command])))
+    commands = made.read_text(errors="replace").splitlines() if made.exists() else []
+    _files.write(made, "".join(f"{line}\n" for line in dict.fromkeys([*commands, command])))
 
 
 def _numbers(name: str, kind: type) -> tuple | None:

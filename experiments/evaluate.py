@@ -19,6 +19,12 @@ def define_flags() -> None:
     flags.DEFINE_string("checkpoint", None, "The folder of a run, its workdir, also without --checkpoint=.")
     flags.DEFINE_integer("step", None, "The step whose checkpoint to evaluate. Default: the newest.")
     flags.DEFINE_string("dataset", None, "Evaluate on this data set's test splits. Default: the run's own.")
+    flags.DEFINE_string(
+        "model",
+        None,
+        "The model. Default: the run's own. A function of your own, 'package.module:factory', must be given here, and "
+        "one that makes the data set in --dataset: a function that a checkpoint names is not run.",
+    )
     flags.DEFINE_string("data_dir", None, "TFDS data directory. Default: the run's own.")
     flags.DEFINE_integer("num_devices", None, "Devices to use. Default: all accelerators, or one a CPU core.")
     names = ", ".join(DOMAINS)
@@ -39,6 +45,7 @@ def main() -> None:
         FLAGS.recalibrate,
         step=FLAGS.step,
         dataset=FLAGS.dataset,
+        model=FLAGS.model,
         data_dir=FLAGS.data_dir,
         num_devices=FLAGS.num_devices,
     )

@@ -4,12 +4,13 @@ Local, synchronised, spans, renormalized, group and frozen, over per-device batc
 end, and a study that is stopped goes on with the same command.
 """
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
-from experiments import _flags
+from experiments import _flags, _workdirs
 from experiments._errors import UsageError, unknown_name
 from experiments.reporting import write_norm_study_page
 from experiments.studies import jobs, norm
@@ -34,11 +35,14 @@ def main() -> None:
     folder = Path(FLAGS.workdir or f"runs/norm_study-{FLAGS.preset}")
     rates = norm.rate_jobs(size, FLAGS.num_devices) if {"synchronised", "frozen"} <= set(size.norms) else []
     all_jobs = [*rates, *norm.grid_jobs(size, FLAGS.tasks, FLAGS.num_devices)]
+    _workdirs.check(folder, _workdirs.NORM_STUDY)
+    if not FLAGS.dry_run:
+        _workdirs.claim(folder, _workdirs.NORM_STUDY)
     with jobs.Runner(folder) as runner:
         waiting = [job for job in all_jobs if not runner.is_done(job)]
         if FLAGS.dry_run:
             for job in waiting:
-                print("python", *jobs.command(job, folder))
+                print(shlex.join(["python", *jobs.command(job, folder)]))
             return
         for number, job in enumerate(waiting, start=1):
             runner.run(job, f"{number} of {len(waiting)}")

@@ -7,10 +7,9 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import _flags
+from experiments import _flags, _workdirs
 from experiments._errors import UsageError
 from experiments.reporting import write_norm_study_page, write_page, write_recommendation_page, write_study_page
-from experiments.reporting.curves import read_study
 
 FLAGS = flags.FLAGS
 
@@ -28,13 +27,13 @@ def main() -> None:
 
 
 def _writer(workdir: str):
-    """What writes the page of a folder: that of a run, or of the study whose keys its rows have."""
-    if (Path(workdir) / "recommendation.json").exists():
-        return write_recommendation_page
-    if not (Path(workdir) / "results.jsonl").exists():
-        return write_page
-    is_norm_study = any(key.startswith(("grid-", "rate-")) for key in read_study(workdir))
-    return write_norm_study_page if is_norm_study else write_study_page
+    """What writes the page of a folder: that of a run, a study or a recommendation, whichever it holds."""
+    writers = {
+        _workdirs.RECOMMENDATION: write_recommendation_page,
+        _workdirs.STUDY: write_study_page,
+        _workdirs.NORM_STUDY: write_norm_study_page,
+    }
+    return writers.get(_workdirs.program_of(Path(workdir)) or "", write_page)
 
 
 if __name__ == "__main__":

@@ -5,16 +5,17 @@ run that was stopped. `--help` lists the flags.
 """
 
 import os
+import shlex
 import sys
 
 import jax
 from absl import flags
 
 from experiments import _flags
-from experiments._errors import UsageError
+from experiments._errors import StorageError, UsageError
+from experiments._users import is_users_own
 from experiments.reporting import write_page
 from experiments.training import presets
-from experiments.training.checkpoints import StorageError
 from experiments.training.config import TrainConfig
 from experiments.training.loop import resolve, train
 from experiments.training.processes import PeerError
@@ -68,8 +69,10 @@ def main() -> None:
     say("\nseconds   " + "  ".join(f"{name} {value:.1f}" for name, value in summary["seconds"].items()))
     if summary["overhead"] is not None:
         say(f"overhead  {summary['overhead']:.1%} of training is outside the compiled step")
-    print(f"evaluate  python -m experiments.evaluate --checkpoint={config.workdir}")
-    print(f"curves    tensorboard --logdir={config.workdir}")
+    own = [f"--{name}={value}" for name in ("model", "dataset") if is_users_own(value := getattr(config, name))]
+    evaluate = ["python", "-m", "experiments.evaluate", f"--checkpoint={config.workdir}", *own]
+    print(f"evaluate  {shlex.join(evaluate)}")
+    print(f"curves    {shlex.join(['tensorboard', f'--logdir={config.workdir}'])}")
     print(f"report    {write_page(str(config.workdir))}")
 
 

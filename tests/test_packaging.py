@@ -23,7 +23,10 @@ LIBRARY = [
     {"linen", "nnx", "torch_interop", "__init__"},
 ]
 EXPERIMENTS = [
-    {"_errors"},
+    {"_errors", "_commands"},
+    {"_shapes"},
+    {"_files", "records"},
+    {"_workdirs"},
     {"_users"},
     {"data", "models"},
     {"training"},
@@ -32,7 +35,7 @@ EXPERIMENTS = [
     {"train", "evaluate", "batch_size_study", "recommend", "norm_study", "benchmark", "report"},
 ]
 # Reads result files only.
-STANDALONE = {"reporting": {"_errors", "reporting"}}
+STANDALONE = {"reporting": {"_errors", "_commands", "_files", "_workdirs", "records", "reporting"}}
 
 
 def imports(path):

@@ -20,8 +20,9 @@ import pytest
 from experiments import data
 from experiments._errors import UsageError
 from experiments.training import fit, loop, metrics
-from experiments.training.checkpoints import Checkpoints, StorageError, only_one, writing_to
+from experiments.training.checkpoints import Checkpoints, StorageError, writing_to
 from experiments.training.config import TrainConfig
+from experiments.training.workdir import only_one
 from tests import damage, rig
 
 ROOT = Path(__file__).parent.parent

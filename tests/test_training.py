@@ -255,8 +255,9 @@ def test_an_unreadable_newest_checkpoint_is_set_aside(tmp_path, digits, caplog):
 
 def test_metrics_that_were_cut_short_are_named_and_left_out(tmp_path, caplog):
     path = tmp_path / metrics.FILE
-    path.write_text('{"kind": "train", "step": 1}\n{"kind": "tra')
-    assert metrics.read(path) == [{"kind": "train", "step": 1}]
+    row = {"kind": "noise", "step": 1, "gradient_norm2": 1.0, "trace": 2.0}
+    path.write_text(json.dumps(row) + '\n{"kind": "tra')
+    assert metrics.read(path) == [row]
     assert "line 2 is not a whole row" in caplog.text
 
 

@@ -1,11 +1,12 @@
 """The file of a suite: its rows, and what made them."""
 
-import json
 import platform
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from experiments import _commands, _files
 
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "dm-haiku", "equinox", "libtpu", "jax-cuda12-plugin")
 
@@ -23,10 +24,10 @@ def write(rows: Any, path: Path, arguments: Sequence[str]) -> Path:
     """
     installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
     made_by = {
-        "command": "python -m experiments.benchmark " + " ".join(arguments),
+        "command": _commands.shareable_command(["python", "-m", "experiments.benchmark", *arguments]),
         "python": platform.python_version(),
         **{name: installed[name] for name in PACKAGES if name in installed},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"made_by": made_by, "rows": rows}, indent=2) + "\n")
+    _files.make_folder(path.parent)
+    _files.write_json(path, {"made_by": made_by, "rows": rows})
     return path

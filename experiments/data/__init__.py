@@ -7,6 +7,7 @@ from experiments._errors import UsageError
 from experiments.data import digits, hold_out, shapes, tfds, users
 from experiments.data.arrays import Dataset, Examples, Split, cache_dir
 from experiments.data.batches import Segment, epoch_segments, padded_batches
+from experiments.data.contents import digests
 from experiments.data.stream import Stream
 from experiments.data.users import is_streamed
 
@@ -17,6 +18,7 @@ __all__ = [
     "Split",
     "Stream",
     "cache_dir",
+    "digests",
     "epoch_segments",
     "is_streamed",
     "load",

@@ -1,6 +1,5 @@
 """The learning curves of a run."""
 
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments import _files, records
 from experiments._errors import UsageError
 from experiments.reporting.style import TEXT, canvas, dress, legend, logarithmic
 
@@ -15,14 +15,10 @@ TRAIN_COLOUR, TEST_COLOURS = "#8a93a6", ("#0072b2", "#d55e00", "#009e73")
 
 
 def read_rows(path: Path) -> tuple[list[dict], int]:
-    """The rows of a JSONL file, and how many lines could not be read."""
-    rows, broken = [], 0
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            broken += 1
-    return rows, broken
+    """The rows of a run's metrics, and how many lines were left out."""
+    if not path.exists():
+        raise UsageError(f"{path} is not there")
+    return _files.read_rows(path, records.metrics_row)
 
 
 def training_curves(workdir: str | Path) -> Figure:
@@ -133,4 +129,4 @@ def read_study(folder: str | Path) -> dict[str, dict[str, Any]]:
     path = Path(folder) / "results.jsonl"
     if not path.exists():
         raise UsageError(f"{folder} holds no study: it has no results.jsonl")
-    return {row["key"]: row for row in read_rows(path)[0]}
+    return {row["key"]: row for row in _files.read_rows(path, records.study_row)[0]}

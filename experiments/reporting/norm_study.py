@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
+from experiments import _commands, _files
 from experiments.reporting.curves import read_study
 from experiments.reporting.document import commands, document, figure, made_on, table
 from experiments.reporting.section import moments_of
@@ -196,13 +197,18 @@ def write_norm_study_page(folder: str | Path) -> Path:
         ]
     ended = [row for row in rows.values() if "summary" in row]
     if ended:
-        parts += ["<h2>Made by</h2>", commands(ended[0]["command"]), "<p>and likewise for each run</p>"]
+        command = _commands.shareable_text(ended[0].get("command", ""))
+        parts += [
+            "<h2>Made by</h2>",
+            commands(command),
+            "<p>and likewise for each run</p>",
+        ]
     path = Path(folder) / "report.html"
     studied = sorted(
         {f"{of.get('model', 'simple_cnn')} on {of.get('dataset')}" for of in (r["options"] for r in ended)}
     )
     title = "Which statistics to normalise by" + (f": {' and '.join(studied)}" if studied else "")
-    path.write_text(document(title, parts))
+    _files.write(path, document(title, parts))
     return path
 
 

@@ -1,9 +1,9 @@
 """A run's report: one HTML file that needs nothing beside it."""
 
 import html
-import json
 from pathlib import Path
 
+from experiments import _commands, _files, records
 from experiments._errors import UsageError
 from experiments.reporting.curves import curve_panels, read_rows
 from experiments.reporting.document import commands, document, figure, made_on, table
@@ -23,10 +23,10 @@ def write_page(workdir: str | Path) -> Path:
     """
     workdir = Path(workdir)
     try:
-        summary = json.loads((workdir / "summary.json").read_text())
-        stored = json.loads((workdir / "config.json").read_text())
+        summary = _files.read_json(workdir / "summary.json", records.SUMMARY)
+        stored = _files.read_json(workdir / "config.json", records.CONFIG)
         _, broken = read_rows(workdir / "metrics.jsonl")
-    except (FileNotFoundError, json.JSONDecodeError) as error:
+    except UsageError as error:
         raise UsageError(f"{workdir} holds no complete run ({error}); the training command completes it") from error
     config = stored["config"]
     note = stored["data"].get("note", "")
@@ -37,7 +37,7 @@ def write_page(workdir: str | Path) -> Path:
         caption += " The loss on training batches is against smoothed targets."
     if broken:
         caption += f" {broken} rows that were cut short are left out."
-    options = [(name, str(value)) for name, value in config.items() if value is not None]
+    options = [(name, _commands.shareable(str(value))) for name, value in config.items() if value is not None]
     with_iou = any("mean_iou" in result for result in summary["results"].values())
     parts = [
         made_on([summary["first_step_ended"]] if summary.get("first_step_ended") else []),
@@ -55,7 +55,7 @@ def write_page(workdir: str | Path) -> Path:
         f"<h2>Where the time went{_starts(summary)}</h2>",
         table(("spent on", "seconds"), [(name, f"{value:.1f}") for name, value in summary["seconds"].items()]),
         "<h2>Made by</h2>",
-        commands(summary["command"]),
+        commands(_commands.shareable_text(summary["command"])),
         f"<p>{html.escape(summary['devices'])}; "
         + html.escape(", ".join(f"{k} {v}" for k, v in summary["versions"].items()))
         + "</p>",
@@ -64,7 +64,7 @@ def write_page(workdir: str | Path) -> Path:
         "</details>",
     ]
     path = workdir / "report.html"
-    path.write_text(document(title, parts))
+    _files.write(path, document(title, parts))
     return path
 
 

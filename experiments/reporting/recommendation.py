@@ -1,12 +1,12 @@
 """Which batch size to use, from the files of a recommendation alone: lines for a terminal, and a page."""
 
 import html
-import json
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from experiments import _files, records
 from experiments._errors import UsageError
 from experiments.reporting.curves import read_study
 from experiments.reporting.document import commands, document, figure, made_on, table
@@ -134,7 +134,7 @@ def write_recommendation_page(folder: str | Path) -> Path:
     path = Path(folder) / "report.html"
     options = evidence["options"]
     title = f"Which batch size for {options.get('model', 'simple_cnn')} on {options['dataset']}?"
-    path.write_text(document(title, parts))
+    _files.write(path, document(title, parts))
     return path
 
 
@@ -146,4 +146,4 @@ def _read(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / FILE
     if not path.exists():
         raise UsageError(f"{folder} holds no {FILE}; run experiments.recommend with that --workdir")
-    return json.loads(path.read_text())
+    return _files.read_json(path, records.RECOMMENDATION)

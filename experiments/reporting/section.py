@@ -1,11 +1,11 @@
 """A section of the batch-size study's report: a question, a sentence that answers it, and what that rests on."""
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments import _files, records
 from experiments._errors import UsageError
 from experiments.reporting.curves import read_study
 from experiments.reporting.style import number
@@ -30,7 +30,7 @@ class Section(NamedTuple):
 def analysis(folder: str | Path, part: str) -> dict[str, Any] | None:
     """What `PART.json` of a study holds; None: the part has not been run."""
     path = Path(folder) / f"{part}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return _files.read_json(path, records.PARTS.get(part, records.PART)) if path.exists() else None
 
 
 def needed(folder: str | Path, part: str) -> dict[str, Any]:

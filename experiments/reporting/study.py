@@ -4,6 +4,7 @@ import html
 import shlex
 from pathlib import Path
 
+from experiments import _commands, _files
 from experiments.reporting.convergence import convergence_sections, epochs_figure
 from experiments.reporting.critical import convergence_figure, critical_sections
 from experiments.reporting.curves import read_study
@@ -59,13 +60,14 @@ def write_study_page(folder: str | Path) -> Path:
         parts.append(f"<p><strong>{html.escape(section.answer)}</strong></p>")
         parts += section.parts
     made = Path(folder) / "command.txt"
-    parts += _made_by(rows, made.read_text() if made.exists() else "")
+    made_by = made.read_text(errors="replace").splitlines() if made.is_file() else []
+    parts += _made_by(rows, "".join(f"{_commands.shareable_text(line)}\n" for line in made_by))
     path = Path(folder) / "report.html"
     studied = " and ".join(f"{model} on {dataset}" for dataset, model in _studied(rows))
     for name, draw in PICTURES.items():
         if (Path(folder) / name).exists():
             write_svg(draw(folder), Path(folder) / name)
-    path.write_text(document("What the batch size does" + (f": {studied}" if studied else ""), parts))
+    _files.write(path, document("What the batch size does" + (f": {studied}" if studied else ""), parts))
     return path
 
 
@@ -77,7 +79,7 @@ def _studied(rows: dict) -> list[tuple[str, str]]:
 
 def _made_by(rows: dict, command: str) -> list[str]:
     ended = [row for row in rows.values() if "summary" in row]
-    failed = [row for row in rows.values() if "error" in row]
+    failed = [(row["key"], _commands.without_paths(row["error"])) for row in rows.values() if "error" in row]
     facts = _studied(rows)
     parts = ["<h2>Made by</h2>"]
     if command:
@@ -97,7 +99,10 @@ def _made_by(rows: dict, command: str) -> list[str]:
         )
         parts.append(commands(shown))
     if failed:
-        parts += ["<p>Runs without a result:</p>", table(("run", "error"), [(r["key"], r["error"]) for r in failed])]
+        parts += [
+            "<p>Runs without a result:</p>",
+            table(("run", "error"), failed),
+        ]
     return parts
 
 

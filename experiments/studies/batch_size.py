@@ -13,14 +13,13 @@
 | ramp | 9 | a batch that grows with the noise, a rate that falls, and neither; likewise |
 """
 
-import json
-import os
 import shlex
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments import _files, _workdirs, records
 from experiments._errors import UsageError
 from experiments.studies import convergence, generalisation, large_batch, ramp, smoothness, step_time
 from experiments.studies.convergence import Data
@@ -102,7 +101,7 @@ def _generalisation(study: Study, data: Data, runner: Runner) -> Outcome:
     runs = _minima(study, data, _tuned_so_far(study, data, runner)[0])
     runner.run_all(runs)
     for job in runs:
-        runner.note(job, "minimum", generalisation.minimum)
+        runner.note(job, "minimum", generalisation.minimum, ("model", "dataset"))
     rows = runner.run_all(runs)
     return Outcome(rows, generalisation.analyse(rows))
 
@@ -157,7 +156,7 @@ def _claim(folder: Path, study: Study) -> None:
     """Writes of which data and model the study in a folder is, or compares with what is there."""
     here = {name: value for name, value in study.options.items() if name not in PLACES}
     path = folder / "study.json"
-    there = json.loads(path.read_text()) if path.exists() else here
+    there = _files.read_json(path, records.STUDY) if path.exists() else here
     if there != here:
         differs = ", ".join(
             f"--{name}: {there.get(name)} there, {here.get(name)} here"
@@ -165,14 +164,12 @@ def _claim(folder: Path, study: Study) -> None:
             if there.get(name) != here.get(name)
         )
         raise UsageError(f"the folder {folder} holds a study of something else ({differs}); give another --workdir")
-    folder.mkdir(parents=True, exist_ok=True)
+    _workdirs.claim(folder, _workdirs.STUDY)
     _write(path, here)
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(aside, path)
+    _files.write_json(path, value)
 
 
 def planned(study: Study, part: str, data: Data, runner: Runner) -> list[Job]:

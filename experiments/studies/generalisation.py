@@ -85,17 +85,22 @@ def rate_by(tuned: Mapping[int, float], first_rate: float, first_size: int) -> C
     return rate
 
 
-def minimum(workdir: Path) -> dict[str, Any]:
+def minimum(workdir: Path, model: str | None = None, dataset: str | None = None) -> dict[str, Any]:
     """How sharp the end of a run is, and how well it does on training images.
 
     The loss is the mean cross-entropy of 1,000 training images, or of as many as there are, without smoothing or decay;
     norms use their running statistics, as in evaluation.
 
+    Args:
+      workdir: of the run.
+      model: of the run, which must be given if it is a function of the user's own.
+      dataset: likewise.
+
     Returns:
       `train`: accuracy and loss of 10,000 training images. `eigenvalue` of the Hessian, the largest, and its
       `residual`. `sharpness`: by epsilon.
     """
-    restored = restore(workdir, num_devices=1)
+    restored = restore(workdir, num_devices=1, model=model, dataset=dataset)
     train, state = restored.data.train, restored.state
     order = np.random.default_rng(0).permutation(train.size)
     step = eval_step(restored.model, restored.mesh, restored.recipe)

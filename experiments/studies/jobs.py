@@ -3,17 +3,15 @@
 import contextlib
 import hashlib
 import json
-import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from absl import logging
-
+from experiments import _files, records
 from experiments._errors import UsageError
 
 FILE = "results.jsonl"
@@ -65,8 +63,9 @@ class Runner:
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
-        self._worker.end()
+    def __exit__(self, kind, *_):
+        # A run under way is kept up to the update that it is at, when somebody wants all of it to end.
+        self._worker.end(now=kind is not None and not issubclass(kind, Exception))
 
     def is_done(self, job: Job) -> bool:
         """Whether there is a row of a job that was made with its options, wherever the data lie."""
@@ -94,7 +93,7 @@ class Runner:
             }
             row |= {"label": job.label} if job.label else {}
             row |= self._worker.train(job)
-            _append(self._folder / FILE, row)
+            _files.add_row(self._folder / FILE, row)
             self._rows[job.key] = json.loads(json.dumps(row))
             print(f"{place}  {time.monotonic() - started:>5.0f} s  {job.key:<44} {_say(row)}".lstrip(), flush=True)
         return self._rows[job.key]
@@ -111,21 +110,23 @@ class Runner:
         """All rows of the study."""
         return list(self._rows.values())
 
-    def note(self, job: Job, name: str, function: Callable[[Path], Any]) -> None:
+    def note(self, job: Job, name: str, function: Callable[..., Any], named: Sequence[str] = ()) -> None:
         """Adds what a function finds out from the folder of a run to its row, once; not if there is no summary.
 
         Args:
           job: that was run.
           name: of the field.
           function: of a module, called in the process that trains; what it returns must be what JSON can hold.
+          named: options of the job that it takes by their names beside the folder; those that the job has are given.
         """
         row = self._rows.get(job.key, {})
         if "summary" not in row or name in row:
             return
-        answer = self._worker.call(function, workdir(job, self._folder), job.options.get("num_devices"))
+        given = {option: job.options[option] for option in named if job.options.get(option) is not None}
+        answer = self._worker.call(function, workdir(job, self._folder), job.options.get("num_devices"), given)
         if "value" in answer:
             self._rows[job.key] = row = {**row, name: answer["value"]}
-            _append(self._folder / FILE, row)
+            _files.add_row(self._folder / FILE, row)
         else:
             # Tried again when the study is started again.
             print(f"{job.key}: {name}: {answer['error']}", flush=True)
@@ -157,22 +158,8 @@ def accuracy(row: dict[str, Any]) -> float:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file, the last of each key. A line that was cut short is named and left out."""
-    rows: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(path.read_text(errors="replace").splitlines() if path.exists() else [], start=1):
-        try:
-            row = json.loads(line)
-            rows[row["key"]] = row
-        except (json.JSONDecodeError, KeyError):
-            logging.warning("%s, line %d is not a whole row and is left out", path, number)
-    return list(rows.values())
-
-
-def _append(path: Path, row: dict[str, Any]) -> None:
-    """Adds a row, on a line of its own even where the last one was cut short."""
-    with path.open("ab+") as file:
-        cut = file.tell() > 0 and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n"
-        file.write((b"\n" if cut else b"") + json.dumps(row).encode() + b"\n")
+    """The rows of a file, the last of each key. A line that is not a whole row is named and left out."""
+    return list({row["key"]: row for row in _files.read_rows(path, records.study_row)[0]}.values())
 
 
 class _Worker:
@@ -188,10 +175,12 @@ class _Worker:
         options = {k: v for k, v in job.options.items() if v is not None}
         return self._ask({"train": {**options, "workdir": str(workdir(job, self._folder))}}, options.get("num_devices"))
 
-    def call(self, function: Callable[[Path], Any], folder: Path, num_devices: int | None) -> dict[str, Any]:
-        """The value of a function of a folder, or its error."""
+    def call(
+        self, function: Callable[..., Any], folder: Path, num_devices: int | None, given: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The value of a function of a folder, and of what is given by name, or its error."""
         name = f"{function.__module__}:{function.__qualname__}"
-        return self._ask({"call": name, "workdir": str(folder)}, num_devices)
+        return self._ask({"call": name, "workdir": str(folder), "given": given or {}}, num_devices)
 
     def _ask(self, what: dict[str, Any], num_devices: int | None) -> dict[str, Any]:
         # A CPU is divided into devices once in a process.
@@ -207,7 +196,10 @@ class _Worker:
         if answer:
             return json.loads(answer)
         self.end()
-        return {"diverged": False, "error": f"its process ended with exit status {process.returncode}; see {self._log}"}
+        return {
+            "diverged": False,
+            "error": f"its process ended with exit status {process.returncode}; see {self._log.name} in the workdir",
+        }
 
     @property
     def _log(self) -> Path:
@@ -215,7 +207,7 @@ class _Worker:
 
     def _start(self, num_devices: int | None) -> Any:
         self._num_devices = num_devices
-        with self._log.open("a") as log:
+        with _files.open_to_add(self._log) as log:
             self._process = subprocess.Popen(
                 [
                     sys.executable,
@@ -230,9 +222,11 @@ class _Worker:
             )
         return self._process
 
-    def end(self) -> None:
-        """Lets the process end, if there is one."""
+    def end(self, *, now: bool = False) -> None:
+        """Lets the process end, if there is one; `now`: after the update that it is at."""
         if self._process is not None:
+            if now:
+                self._process.terminate()
             # It ends when there is nothing more to read; one that has ended may have left a line unread.
             with contextlib.suppress(BrokenPipeError):
                 self._process.communicate()

@@ -1,13 +1,15 @@
 """A process that trains one job after another, so that imports, data and collectives are set up once.
 
 It reads what to do, one line of JSON each, from its standard input: {"train": options}, or {"call": "module:function",
-"workdir": of a run that has ended}. It answers each with a line: `summary` or `value`, or `error`. Its argument is the
-number of devices; without one there are as many as a run would have. `experiments.studies.jobs` starts it.
+"workdir": of a run that has ended, "given": arguments by name}. It answers each with a line: `summary` or `value`, or
+`error`. Its argument is the number of devices; without one there are as many as a run would have.
+`experiments.studies.jobs` starts it.
 """
 
 import importlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from experiments.training.progress import NonFiniteLossError
 
 def main() -> None:
     """Answers until there is nothing more to do."""
+    # A terminal sends Ctrl-C to the study and to this process; the study says what is to be done.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w")
     # What a run prints is not an answer.
     os.dup2(2, 1)
@@ -49,7 +53,7 @@ def _answer(asked: dict[str, Any]) -> dict[str, Any]:
         sys.argv[1:] = [f"--{name}={value}" for name, value in asked["train"].items()]
         return {"summary": train(TrainConfig(**asked["train"]))}
     module, _, name = asked["call"].partition(":")
-    return {"value": getattr(importlib.import_module(module), name)(Path(asked["workdir"]))}
+    return {"value": getattr(importlib.import_module(module), name)(Path(asked["workdir"]), **asked.get("given", {}))}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Evaluating what a run left on disk, on its own domain and on others."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,13 +11,15 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
+from experiments import _users
 from experiments import data as datasets
 from experiments._errors import UsageError, unknown_name
 from experiments.data.domains import DOMAINS, to_domain
 from experiments.training import devices, evaluation, steps
-from experiments.training.checkpoints import Checkpoints, read_config
+from experiments.training.checkpoints import Checkpoints
 from experiments.training.population import population_statistics
 from experiments.training.run import make_model, make_optimizer, make_recipe
+from experiments.training.workdir import EVALUATED, FILE, read_config
 
 RECALIBRATIONS = ("pooled", "layerwise")
 OWN_DOMAIN = "its own"
@@ -63,24 +66,36 @@ def restore(
     *,
     step: int | None = None,
     dataset: str | None = None,
+    model: str | None = None,
     data_dir: str | None = None,
     num_devices: int | None = None,
 ) -> Restored:
     """Reads a checkpoint of a run. Images are standardised by the pixel statistics of the data it was trained on.
 
+    A folder may come from somebody else, so the functions that it names, "package.module:function", are not run: those
+    that are given here are.
+
     Args:
       workdir: the folder of the run.
       step: whose checkpoint; None: the newest.
       dataset: whose test splits; None: those of the run's data set.
+      model: in place of the name that the folder holds, which may be the same; None: that one.
       data_dir: the TFDS data directory; None: the run's own.
       num_devices: how many to use; None: all accelerators, or one a core of a CPU.
 
     Raises:
-      UsageError: it is no folder of a run, has no such checkpoint, or the data set's images do not fit the model.
+      UsageError: it is no folder of a run, has no such checkpoint, the data set's images do not fit the model, or a
+        function would have to be run that is not given here.
     """
     workdir = Path(workdir)
-    config, facts = read_config(workdir)
-    name = dataset or config.dataset
+    config, facts, run = read_config(workdir)
+    if missing := EVALUATED - set(facts):
+        raise UsageError(
+            f"{workdir / FILE} does not say of the data: {', '.join(sorted(missing))}; move it away, and the command "
+            "that made the run writes it again"
+        )
+    name = _allowed(workdir, "dataset", dataset, config.dataset)
+    config = dataclasses.replace(config, model=_allowed(workdir, "model", model, config.model))
     chosen = devices.set_up(num_devices)
     loaded = datasets.load(name, data_dir or config.data_dir, image_size=config.image_size)
     shape = tuple(facts["image_shape"])
@@ -90,16 +105,26 @@ def restore(
             f"{loaded.train.image_shape} in {loaded.num_classes}"
         )
     mesh = devices.make_mesh(chosen)
-    model = make_model(config, facts["num_classes"])
+    built = make_model(config, facts["num_classes"])
     optimizer = make_optimizer(config, optax.constant_schedule(0.0))
-    like = jax.device_put(steps.init_state(model, optimizer, shape, config.seed), devices.replicated(mesh))
-    with Checkpoints(workdir, read_only=True) as checkpoints:
+    like = jax.device_put(steps.init_state(built, optimizer, shape, config.seed), devices.replicated(mesh))
+    with Checkpoints(workdir, read_only=True, run=run) as checkpoints:
         state = checkpoints.restore(like, step)
     if state is None:
         raise UsageError(f"{workdir} has no checkpoint yet")
     statistics = np.array(facts["pixel_mean"], np.float32), np.array(facts["pixel_std"], np.float32)
     recipe = make_recipe(config, facts["num_classes"], statistics)
-    return Restored(state, model, recipe, loaded, mesh, config.span)
+    return Restored(state, built, recipe, loaded, mesh, config.span)
+
+
+def _allowed(workdir: Path, flag: str, given: str | None, stored: str) -> str:
+    """What is given, or else the stored name, unless that is one of a function, which would be run."""
+    if given is None and _users.is_users_own(stored):
+        raise UsageError(
+            f"the checkpoint in {workdir} asks to run code, the function {stored}, which is not done on its word: a "
+            f"checkpoint may come from somebody else. If you trust that function, give --{flag}={stored}"
+        )
+    return given or stored
 
 
 def evaluate_checkpoint(

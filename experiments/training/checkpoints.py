@@ -1,22 +1,14 @@
-"""Checkpoints of a run, and the configuration that they belong to."""
+"""Checkpoints of a run."""
 
 import contextlib
-import dataclasses
-import errno
 import hashlib
 import json
-import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-try:
-    import fcntl
-except ImportError:  # Not on Windows.
-    fcntl = None
 
 import jax
 import numpy as np
@@ -24,29 +16,37 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
-from experiments._errors import UsageError
-from experiments.training.config import TrainConfig
+from experiments import _files, _shapes
+from experiments._errors import StorageError, UsageError
 from experiments.training.steps import TrainState
 
 KEEP = 3
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-
-
-class StorageError(RuntimeError):
-    """What a run wants to keep cannot be written; what was kept before is whole."""
+_NOTES = _shapes.record(
+    {},
+    {
+        "seconds": _shapes.table(_shapes.number()),
+        "starts": _shapes.whole(0),
+        "ramp": _shapes.record({"epochs": _shapes.items(_shapes.whole(0)), "largest": _shapes.whole(1)}),
+    },
+)
+_BESIDE = _shapes.record({"sha256": _shapes.text, "notes": _NOTES}, {"run": _shapes.optional(_shapes.text)})
 
 
 @contextlib.contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Turns what a full disk raises, wherever it is met, into an error that says so.
+    """Turns what a full disk raises, wherever it is met, into an error that says so; likewise a folder that is gone.
 
     Raises:
-      StorageError: in place of an `OSError` for want of room; where one was under way already, that one.
+      StorageError: in place of an `OSError` for want of room, or of the folder; where one was under way already, that
+        one.
     """
+    there = folder.is_dir()
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in _files.FULL:
+            if there and not folder.is_dir():
+                raise gone(folder) from error
             raise
         # What is closed on the way out meets the same full disk, and knows less.
         for earlier in _chain(error):
@@ -57,6 +57,14 @@ def writing_to(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def gone(folder: Path) -> StorageError:
+    """The error of a folder that was removed while something ran in it."""
+    return StorageError(
+        f"the workdir {folder} was removed while this run was going on, and what it held is lost; start the same "
+        "command again, and the run begins anew there"
+    )
+
+
 class Checkpoints:
     """The newest checkpoints in a run's folder. Use it as a context: leaving it waits for what is being written.
 
@@ -65,13 +73,19 @@ class Checkpoints:
     saves leaves the one before.
     """
 
-    def __init__(self, workdir: str | Path, *, read_only: bool = False):
+    def __init__(self, workdir: str | Path, *, read_only: bool = False, run: str | None = None):
         """Opens the checkpoints of a run.
 
         Args:
           workdir: of the run.
           read_only: change nothing: another process may be training in it.
+          run: the name of the run, which is kept with every state and compared with that of a state that is restored;
+            None: not known.
+
+        Raises:
+          UsageError: with `read_only`, there are none.
         """
+        self._run = run
         self._directory = Path(workdir).absolute() / "checkpoints"
         if read_only and not self._directory.is_dir():
             raise UsageError(f"{workdir} has no checkpoint yet")
@@ -103,6 +117,10 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        # Orbax would make the folder again, without what it held.
+        if not self._directory.is_dir():
+            raise gone(self._directory.parent)
+        beside = {"sha256": digest(state, notes), "notes": notes or {}, "run": self._run}
         try:
             # Orbax logs each error with its traceback before it raises it.
             with _quiet():
@@ -110,7 +128,7 @@ class Checkpoints:
                     step,
                     args=ocp.args.Composite(
                         state=ocp.args.StandardSave(state._asdict()),
-                        digest=ocp.args.JsonSave({"sha256": digest(state), "notes": notes or {}}),
+                        digest=ocp.args.JsonSave(beside),
                     ),
                 )
                 self._manager.wait_until_finished()
@@ -134,7 +152,7 @@ class Checkpoints:
         so that its step can be kept again.
 
         Raises:
-          UsageError: there is no checkpoint of that step, or it cannot be read, or none can.
+          UsageError: there is no checkpoint of that step, or it cannot be read, or none can; or one is of another run.
         """
         steps = sorted(self._manager.all_steps())
         if step is not None and step not in steps:
@@ -145,6 +163,8 @@ class Checkpoints:
             path = self._directory / str(candidate)
             try:
                 state = self._read(candidate, abstract)
+            except UsageError:
+                raise
             # What a damaged file raises depends on which byte is missing.
             except Exception as error:
                 logging.warning("The checkpoint %s cannot be read (%s).", path, str(error).partition("\n")[0])
@@ -164,10 +184,17 @@ class Checkpoints:
         stored = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), digest=ocp.args.JsonRestore())
         )
-        state = TrainState(**stored["state"])
-        if digest(state) != stored["digest"]["sha256"]:
+        state, beside = TrainState(**stored["state"]), stored["digest"]
+        _BESIDE(beside)
+        # Earlier versions took it of the state alone.
+        if beside["sha256"] not in (digest(state, beside["notes"]), digest(state)):
             raise ValueError("its content does not have the digest that was stored with it")
-        self.notes = stored["digest"]["notes"]
+        if None not in (self._run, beside.get("run")) and beside["run"] != self._run:
+            raise UsageError(
+                f"the checkpoint {self._directory / str(step)} is of another run, of another configuration or other "
+                "data; move it back where it was made, or give another --workdir"
+            )
+        self.notes = beside["notes"]
         return state
 
     def _set_aside(self, paths: list[Path]) -> None:
@@ -201,9 +228,9 @@ def _quiet() -> Iterator[None]:
     sys.unraisablehook = hook
 
 
-def digest(state: TrainState) -> str:
-    """The SHA-256 of a state: of every array its place in the tree, type, shape and bytes."""
-    total = hashlib.sha256()
+def digest(state: TrainState, notes: dict[str, Any] | None = None) -> str:
+    """The SHA-256 of a state: of every array its place in the tree, type, shape and bytes; and of notes, if any."""
+    total = hashlib.sha256(json.dumps(notes, sort_keys=True).encode() if notes else b"")
     for path, leaf in jax.tree_util.tree_leaves_with_path(state._asdict()):
         array = np.asarray(leaf)
         total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
@@ -214,7 +241,7 @@ def digest(state: TrainState) -> str:
 def _reason(error: BaseException, directory: Path) -> str:
     """In a few words: a full disk is named as one, whoever noticed it."""
     chain = _chain(error)
-    full = any(isinstance(e, OSError) and e.errno in _FULL for e in chain)
+    full = any(isinstance(e, OSError) and e.errno in _files.FULL for e in chain)
     if full or any("No space left" in str(e) or "quota exceeded" in str(e).lower() for e in chain):
         free = shutil.disk_usage(directory).free
         return f"no space left on the disk: {free / 2**20:.1f} MiB free"
@@ -229,94 +256,3 @@ def _chain(error: BaseException) -> list[BaseException]:
         chain.append(cause)
         cause = cause.__cause__ or cause.__context__
     return chain
-
-
-@contextlib.contextmanager
-def only_one(workdir: Path) -> Iterator[None]:
-    """Makes the folder of a run, and keeps a second process from training in it at the same time.
-
-    Raises:
-      UsageError: there is one already, or the folder cannot be made.
-    """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("w")
-    except OSError as error:
-        if error.errno in _FULL:
-            raise
-        raise UsageError(f"--workdir={workdir} cannot be written to ({error}); give another --workdir") from error
-    with lock:
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UsageError(
-                    f"--workdir={workdir}: another process is training there; wait for it, or give another --workdir"
-                ) from error
-            except OSError:
-                # A file system without locks: nothing can be known.
-                pass
-        yield
-
-
-def write_config(
-    workdir: Path,
-    config: TrainConfig,
-    data_facts: dict[str, Any],
-    why_not_longer: Callable[[TrainConfig], str | None] | None = None,
-) -> None:
-    """Writes `config.json` into a new run's folder; in an old one, checks that it is the same run, or a longer one.
-
-    Args:
-      workdir: the folder, which is made if need be.
-      config: of the run.
-      data_facts: what evaluation must know of the training data: image shape, classes, pixel statistics.
-      why_not_longer: of the configuration there, which differs in the length alone, why a run of this one cannot go on
-        from it; None: it can.
-
-    Raises:
-      UsageError: the folder holds a run of another configuration; the message names what differs.
-    """
-    path = workdir / "config.json"
-    if path.exists():
-        stored, stored_facts = read_config(workdir)
-        there, here = stored.identity(), config.identity()
-        differs = [f"--{name}: {there[name]} there, {here[name]} here" for name in here if there[name] != here[name]]
-        length_alone = all(there[name] == here[name] for name in here if name not in ("epochs", "steps"))
-        reason = why_not_longer(stored) if differs and length_alone and why_not_longer else ""
-        if differs and reason is not None:
-            raise UsageError(
-                f"the workdir {workdir} holds a run of another configuration ({'; '.join(differs)}). "
-                f"{reason}{'. ' * bool(reason)}Give another --workdir, or the flags that it was made with"
-            )
-        changed = [name for name in data_facts if stored_facts.get(name) != data_facts[name]]
-        if changed:
-            raise UsageError(
-                f"the workdir {workdir} holds a run on other data: its {', '.join(changed)} differ. "
-                "Give another --workdir, or the --data_dir that it was made with"
-            )
-        if not differs:
-            return
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps({"config": dataclasses.asdict(config), "data": data_facts}, indent=2) + "\n")
-    os.replace(aside, path)
-
-
-def read_config(workdir: Path) -> tuple[TrainConfig, dict[str, Any]]:
-    """The configuration of a run, and the facts about its data, from its folder.
-
-    Raises:
-      UsageError: it is not a run's folder, or its configuration cannot be read.
-    """
-    path = workdir / "config.json"
-    try:
-        stored = json.loads(path.read_text())
-        known = {field.name for field in dataclasses.fields(TrainConfig)}
-        fields: dict[str, Any] = {k: v for k, v in stored["config"].items() if k in known}
-        return TrainConfig(**fields), stored["data"]
-    except FileNotFoundError as error:
-        raise UsageError(f"{workdir} is not the folder of a run: it has no config.json") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{path} cannot be read ({error!r}); delete it, and the command that made the run writes it again"
-        ) from error

@@ -52,6 +52,11 @@ class Evaluator:
         self._resident: dict[str, Indexed] = {}
         self._compiled: dict[str, Callable] = {}
 
+    @property
+    def names(self) -> set[str]:
+        """The names of the splits."""
+        return set(self._splits)
+
     def compile(self, state: TrainState) -> None:
         """Puts the splits that are in memory on the devices, and compiles the step for each split."""
         for name in self._splits:

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from experiments.training import evaluation, extending, feeding, preflight, processes, ramp, steps
+from experiments.training import evaluation, feeding, preflight, processes, ramp, steps
 from experiments.training.checkpoints import Checkpoints
 from experiments.training.clock import Clock
 from experiments.training.config import AUTO, TrainConfig
@@ -66,7 +66,10 @@ class Fit:
         with self._progress, processes.Termination() as self._termination:
             if self._is_evaluated(step):
                 # It was stopped there: before the evaluation, or after.
-                results = self._log.evaluations(step) or self._evaluate_and_log(state, step)
+                results = self._log.evaluations(step)
+                # A row that was damaged is made again.
+                if set(results) != self._evaluate.names:
+                    results = self._evaluate_and_log(state, step)
                 reached = self._reached(results, step)
             while step < self.plan.total_steps and reached is None:
                 state, step = self._to_evaluation(state, step)
@@ -233,7 +236,6 @@ class Fit:
                 if not np.isfinite(np.asarray(leaf, np.float32)).all():
                     raise NonFiniteLossError(f"the parameters are not finite after step {step}; {REMEDY}")
             kept = {"seconds": dict(self._clock.seconds), "starts": self.starts, **ramp.notes(self.plan)}
-            kept["identity"] = extending.identity(self._config)
             self._checkpoints.save(state, kept)
 
 

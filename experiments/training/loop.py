@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
-import os
 import platform
 import sys
 from pathlib import Path
@@ -13,10 +11,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from experiments import _commands, _files, records
 from experiments import data as datasets
 from experiments._errors import UsageError
 from experiments.training import devices, evaluation, extending, feeding, norms, preflight, processes, steps
-from experiments.training.checkpoints import Checkpoints, only_one, write_config, writing_to
+from experiments.training.checkpoints import Checkpoints, writing_to
 from experiments.training.clock import Clock
 from experiments.training.config import TrainConfig
 from experiments.training.fit import Fit
@@ -26,6 +25,7 @@ from experiments.training.plan import Plan
 from experiments.training.population import population_statistics, where_recalibrated_differs
 from experiments.training.run import Run, prepare
 from experiments.training.terminal import say
+from experiments.training.workdir import only_one, read_config, write_config
 
 SUMMARY = "summary.json"
 # Images by which statistics are fixed before the first update.
@@ -96,12 +96,10 @@ def train(config: TrainConfig, *, check_statistics: bool = False) -> dict[str, A
             resident = feeding.is_resident(config, dataset, run.mesh, _device_memory(chosen[0]))
             feed = feeding.Feed(config, dataset.train, run.mesh, resident=resident)
             evaluate = evaluation.Evaluator(run.eval_step, dataset.test, run.mesh, resident=resident)
-            checkpoints = held.enter_context(Checkpoints(workdir))
+            checkpoints = held.enter_context(Checkpoints(workdir, run=read_config(workdir).run))
             state = checkpoints.restore(run.state, set_aside=True)
             if state is None:
                 state = initial_state(config, run, dataset)
-            else:
-                extending.check_checkpoint(config, checkpoints.notes, int(state.step))
             if int(state.step) > 0 and first:
                 print(f"Going on from the checkpoint of step {int(state.step)}.", flush=True)
             log = held.enter_context(MetricsLog(workdir, int(state.step), writes=first))
@@ -119,9 +117,7 @@ def train(config: TrainConfig, *, check_statistics: bool = False) -> dict[str, A
         summary["memory"] = None if fit.memory is None else fit.memory._asdict()
         if first:
             # Written last and whole: its presence says that the run is complete.
-            aside = workdir / f"{SUMMARY}.tmp"
-            aside.write_text(json.dumps(summary, indent=2) + "\n")
-            os.replace(aside, workdir / SUMMARY)
+            _files.write_json(workdir / SUMMARY, summary)
     return summary
 
 
@@ -171,24 +167,25 @@ def _facts(dataset: datasets.Dataset, statistics: tuple[np.ndarray, np.ndarray])
         "pixel_std": statistics[1].tolist(),
         "examples": dataset.train.size,
         "note": dataset.note,
+        "contents": datasets.digests(dataset),
     }
 
 
 def _finished(workdir: Path, plan: Plan) -> dict[str, Any] | None:
     """The summary of a run that is complete; one of a shorter run is put aside."""
     path = workdir / SUMMARY
+    if not path.exists():
+        return None
     try:
-        summary = json.loads(path.read_text())
-        target = (summary.get("target") or {}).get("reached_after_updates")
-        if summary["updates"] >= plan.total_steps or target is not None or plan.largest is not None:
-            return summary
-        if processes.is_first():
-            path.rename(path.with_stem(f"{path.stem}-{summary['updates']}"))
-        return None
-    except FileNotFoundError:
-        return None
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path} cannot be read ({error}); delete it, and the run ends again") from error
+        summary = _files.read_json(path, records.SUMMARY)
+    except UsageError as error:
+        raise UsageError(f"{error}. Move it away, and the run ends again") from error
+    target = (summary.get("target") or {}).get("reached_after_updates")
+    if summary["updates"] >= plan.total_steps or target is not None or plan.largest is not None:
+        return summary
+    if processes.is_first():
+        path.rename(path.with_stem(f"{path.stem}-{summary['updates']}"))
+    return None
 
 
 def _summarise(config: TrainConfig, run: Run, step: int, results, reached: int | None, clock: Clock) -> dict[str, Any]:
@@ -209,5 +206,5 @@ def _summarise(config: TrainConfig, run: Run, step: int, results, reached: int |
         "overhead": round(1 - compute / training, 4) if compute else None,
         "devices": f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}",
         "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "command": "python -m experiments.train " + " ".join(sys.argv[1:]),
+        "command": _commands.shareable_command(["python", "-m", "experiments.train", *sys.argv[1:]]),
     }

@@ -2,11 +2,11 @@
 
 import contextlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from absl import logging
+from experiments import _files, records
+from experiments._shapes import fits
 
 FILE = "metrics.jsonl"
 # All other kinds of row are named after the split that was evaluated.
@@ -16,14 +16,8 @@ NOT_CURVES = ("epoch", "examples")
 
 
 def read(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file. A line that was cut short is named and left out, and the rest is used."""
-    rows = []
-    for number, line in enumerate(Path(path).read_text(errors="replace").splitlines(), start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            logging.warning("%s, line %d is not a whole row and is left out", path, number)
-    return rows
+    """The rows of a metrics file. A line that is not a whole row is named and left out, and the rest is used."""
+    return _files.read_rows(Path(path), records.metrics_row)[0]
 
 
 class MetricsLog:
@@ -44,10 +38,8 @@ class MetricsLog:
         path = workdir / FILE
         if path.exists():
             rows = [row for row in read(path) if row["step"] <= step]
-            aside = path.with_suffix(".tmp")
-            aside.write_text("".join(json.dumps(row) + "\n" for row in rows))
-            os.replace(aside, path)
-        self._file = path.open("a", buffering=1)
+            _files.write(path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._file = _files.open_to_add(path)
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 
     def __enter__(self):
@@ -63,27 +55,28 @@ class MetricsLog:
 
     def evaluations(self, step: int) -> dict[str, dict[str, Any]]:
         """What was logged of an evaluation after a step, by split; nothing if there was none."""
-        there = read(self._path) if self._path.exists() else []
-        rows = [row for row in there if row["step"] == step and row["kind"] not in NOT_EVALUATIONS]
-        return {row["kind"]: {k: v for k, v in row.items() if k not in ("kind", "step", "epoch")} for row in rows}
+        rows = [row for row in read(self._path) if row["step"] == step and row["kind"] not in NOT_EVALUATIONS]
+        results = {row["kind"]: {k: v for k, v in row.items() if k not in ("kind", "step", "epoch")} for row in rows}
+        return {name: result for name, result in results.items() if fits(records.RESULT, result)}
 
     def noise(self, step: int) -> list[tuple[float, float]]:
         """The estimates of |G|^2 and tr Sigma that were logged up to a step, in order."""
-        there = read(self._path) if self._path.exists() else []
         return [
-            (row["gradient_norm2"], row["trace"]) for row in there if row["kind"] == "noise" and row["step"] <= step
+            (row["gradient_norm2"], row["trace"])
+            for row in read(self._path)
+            if row["kind"] == "noise" and row["step"] <= step
         ]
 
     def has(self, kind: str, step: int) -> bool:
         """Whether there is a row of a kind after a step."""
-        there = read(self._path) if self._path.exists() else []
-        return any(row["kind"] == kind and row["step"] == step for row in there)
+        return any(row["kind"] == kind and row["step"] == step for row in read(self._path))
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Adds a row {"kind", "step", **values}, and each number of it that is a curve as TensorBoard's `kind/name`."""
         if self._file is None or self._events is None:
             return
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self._file.write(json.dumps({"kind": kind, "step": step, **values}).encode() + b"\n")
+        self._file.flush()
         import tensorboardX.proto.summary_pb2 as generated
 
         messages: Any = generated  # Its names are made as it is imported.

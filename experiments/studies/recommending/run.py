@@ -1,11 +1,10 @@
 """A recommendation from its question to its files."""
 
-import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
+from experiments import _files, _workdirs
 from experiments._errors import UsageError
 from experiments.studies.jobs import Runner
 from experiments.studies.recommending.advice import advise
@@ -45,6 +44,7 @@ def recommend(
         raise UsageError(f"--target_accuracy is a share of 1, such as 0.98, not {target:g}")
     # Refuses what no run takes, before one is started.
     TrainConfig(**options, optimizer=optimizer)
+    _workdirs.claim(folder, _workdirs.RECOMMENDATION)
     data = with_held_out(options)
     with Runner(folder) as runner:
         lab = Lab(runner, 60 * minutes)
@@ -60,9 +60,7 @@ def recommend(
             )
         evidence = {**measure(lab, problem), "kind": devices["kind"]}
     result = {"minutes": minutes, "seconds": lab.spent(), "evidence": evidence, "advice": advise(evidence)}
-    aside = folder / f"{FILE}.tmp"
-    aside.write_text(json.dumps(finite(result), indent=1) + "\n")
-    os.replace(aside, folder / FILE)
+    _files.write_json(folder / FILE, finite(result))
     return result
 
 

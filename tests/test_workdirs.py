@@ -1,0 +1,135 @@
+"""A run's folder: whose code is run, which checkpoints and data it belongs to, and which program it is of."""
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from experiments import _workdirs
+from experiments._errors import StorageError, UsageError
+from experiments.training import loop
+from experiments.training.checkpoint_evaluation import evaluate_checkpoint
+from experiments.training.config import TrainConfig
+from experiments.training.workdir import only_one
+from tests import rig
+
+OWN = {"dataset": "tests.own:dataset", "model": "tests.own:model"}
+
+
+def train(workdir, **changes):
+    options = {**OWN, "batch_size": 16, "steps": 8, "warmup_epochs": 0, "num_devices": 2, **changes}
+    return loop.train(TrainConfig(**options, workdir=str(workdir)))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("workdirs") / "run"
+    train(workdir)
+    return workdir
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    return shutil.copytree(run, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("flag", ["model", "dataset"])
+def test_code_that_a_checkpoint_names_is_not_run(copy, monkeypatch, flag):
+    """A module that would say so if it were imported lies where it is looked for."""
+    (copy.parent / "theirs.py").write_text("import sys\nsys.theirs_was_run = True\ndef function(**_): return None\n")
+    monkeypatch.chdir(copy.parent)
+    path = copy / "config.json"
+    stored = json.loads(path.read_text())
+    stored["config"][flag] = "theirs:function"
+    path.write_text(json.dumps(stored))
+    given = {name: value for name, value in OWN.items() if name != flag}
+    with pytest.raises(UsageError, match=rf"the function theirs:function.* give --{flag}=theirs:function"):
+        evaluate_checkpoint(copy, num_devices=2, **given)
+    assert not hasattr(sys, "theirs_was_run") and "theirs" not in sys.modules
+    # What the command line names is run.
+    _, rows = evaluate_checkpoint(copy, num_devices=2, **OWN)
+    assert rows[0].before["examples"] == 16
+
+
+def test_a_checkpoint_of_another_run_is_refused(copy, tmp_path):
+    train(tmp_path / "other", seed=1)
+    shutil.rmtree(copy / "checkpoints")
+    shutil.copytree(tmp_path / "other" / "checkpoints", copy / "checkpoints")
+    with pytest.raises(UsageError, match="is of another run"):
+        evaluate_checkpoint(copy, num_devices=2, **OWN)
+    (copy / "summary.json").unlink()
+    with pytest.raises(UsageError, match="is of another run"):
+        train(copy)
+    assert sorted(p.name for p in (copy / "checkpoints").iterdir() if p.name.isdigit())
+
+
+def test_other_labels_are_other_data(copy, monkeypatch):
+    """As many, with the same images, in a run that is complete."""
+    made = rig.tiny()
+    test = made.test["test"]
+    changed = made._replace(test={"test": test._replace(labels=np.roll(test.labels, 1))})
+    monkeypatch.setattr("tests.own.dataset", lambda: changed)
+    with pytest.raises(UsageError, match="holds a run on other data: its contents differ"):
+        train(copy)
+
+
+def test_a_run_of_an_earlier_version_goes_on(copy):
+    """Which wrote neither digests of the data nor a name of the run."""
+    path = copy / "config.json"
+    stored = json.loads(path.read_text())
+    del stored["run"], stored["data"]["contents"]
+    path.write_text(json.dumps(stored))
+    (copy / "summary.json").unlink()
+    assert train(copy)["updates"] == 8
+
+
+def test_a_workdir_that_is_removed_under_a_run_is_said_to_be_gone(tmp_path, monkeypatch):
+    save = loop.Fit._save
+
+    def removed(self, state, step):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        save(self, state, step)
+
+    monkeypatch.setattr(loop.Fit, "_save", removed)
+    with pytest.raises(StorageError, match="was removed while this run was going on"):
+        train(tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_the_lock_is_not_written_through_a_link(tmp_path):
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "theirs")
+    with pytest.raises(StorageError, match="is a symbolic link"), only_one(tmp_path / "run"):
+        raise AssertionError("it was taken")
+    assert (tmp_path / "theirs").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("made", _workdirs.MAKES)
+@pytest.mark.parametrize("asked", [*_workdirs.MAKES, "benchmark"])
+def test_a_folder_belongs_to_one_program(tmp_path, made, asked):
+    _workdirs.claim(tmp_path / "folder", made)
+    if asked == made:
+        _workdirs.claim(tmp_path / "folder", asked)
+    else:
+        with pytest.raises(UsageError, match=f"holds {_workdirs.MAKES[made]}.*give another --workdir"):
+            _workdirs.claim(tmp_path / "folder", asked)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "program"),
+    [
+        ("config.json", "{}", _workdirs.RUN),
+        ("study.json", "{}", _workdirs.STUDY),
+        ("recommendation.json", "{}", _workdirs.RECOMMENDATION),
+        ("results.jsonl", '{"key": "grid-classification-local-p1-seed0"}', _workdirs.NORM_STUDY),
+        ("results.jsonl", '{"key": "short-b64-r0.01"}', _workdirs.RECOMMENDATION),
+        ("results.jsonl", '{"key": "time-b64-round0"}', _workdirs.STUDY),
+        ("other.txt", "", None),
+    ],
+)
+def test_folders_of_earlier_versions_are_told_by_their_files(tmp_path, file, content, program):
+    (tmp_path / file).write_text(content)
+    assert _workdirs.program_of(tmp_path) == program
