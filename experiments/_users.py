@@ -72,7 +72,8 @@ def running(flag: str, name: str, what: str) -> Iterator[None]:
         yield
     except UsageError:
         raise
-    except Exception as error:
+    # A program's own exit would end ours without a word.
+    except (Exception, SystemExit) as error:
         said = " ".join((str(error).strip() or "no message").split("\n\n")[0].split())
         if len(said) > MOST_CHARACTERS:
             said = f"{said[:MOST_CHARACTERS]} ..."

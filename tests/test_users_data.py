@@ -1,5 +1,7 @@
 """Data sets of the user's own: checked whole before anything is made of them, and as they are read."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -26,6 +28,7 @@ def test_right_data_are_taken(name):
     read = dataset.train.read(np.array([3, 0, 5]))
     np.testing.assert_array_equal(read.images, users_data.IMAGES[[3, 0, 5]])
     assert read.labels.dtype == np.int32 and data.is_streamed(dataset.train) == (name == "stream")
+    assert json.loads(json.dumps(dataset.train.image_shape)) == [8, 8, 1]
 
 
 @pytest.mark.parametrize(("name", "said"), [("late_half", "must be the 8 examples"), ("late_error", "raised OSError")])

@@ -103,6 +103,12 @@ class Wrong(nn.Module):
             return y, y
         if self.what == "one_answer":
             return y.mean(0, keepdims=True)
+        if self.what == "whole_numbers":
+            return jnp.argsort(y)
+        if self.what == "too_large":
+            return nn.Dense(self.num_classes)(nn.Dense(10**12)(y))
+        if self.what == "exits":
+            raise SystemExit(3)
         if self.what == "collection":
             self.variable("ema", "mean", jnp.zeros, ()).value += 1.0
         if self.what == "own_norm":
@@ -157,13 +163,27 @@ def nothing(**arguments):
     return None
 
 
-for _what in ("pair", "one_answer", "collection", "own_norm", "always_training", "fails_in_training"):
+class Uncalled(nn.Module):
+    """Of the name that another library has for a call."""
+
+    num_classes: int
+
+    def forward(self, x):
+        return nn.Dense(self.num_classes)(flat(x))
+
+
+_WRONG = ("pair", "one_answer", "collection", "own_norm", "always_training", "fails_in_training")
+for _what in (*_WRONG, "whole_numbers", "too_large", "exits"):
     globals()[_what] = partial(Wrong, what=_what)
 
 # The name, and what must be said.
 REFUSED = {
     "pair": r"gives logits in a tuple for 2 images",
     "one_answer": r"gives logits of shape \(1, 3\) for 2 images .* array of \(2, 3\)",
+    "whole_numbers": r"gives logits of type int32, and a loss needs floating point numbers",
+    "too_large": r"the parameters of --model=\S+ alone need 26,\d+.\d GiB, and there are",
+    "exits": r"its call in evaluation raised SystemExit: 3",
+    "Uncalled": r"the Uncalled that it returned has no __call__",
     "collection": r"keeps variables in ema, .* params and batch_stats alone",
     "own_norm": r"the statistics BatchNorm_0/mean, .* are each device's own",
     "always_training": r"its call in evaluation raised ModifyScopeVariableError",

@@ -61,6 +61,7 @@ def late(images, labels):
 GOOD = {
     "int64": lambda: of_train(IMAGES, LABELS.astype(np.int64)),
     "own": lambda: TINY._replace(train=Own()),
+    "numpy_shape": lambda: TINY._replace(train=Own(image_shape=tuple(np.array([8, 8, 1])))),
     "stream": lambda: TINY._replace(train=Stream(Source(), None, random_crops=False), num_classes=8),
 }
 # What makes it, and what must be said.
@@ -99,6 +100,8 @@ WRONG = {
     "ramp_test": (lambda: of_test({"ramp": TEST}), "there is one named 'ramp'"),
     "slash": (lambda: of_test({"a/b": TEST}), "there is one named 'a/b'"),
     "dollar": (lambda: of_test({"$x$": TEST}), r"there is one named '\$x\$'"),
+    "dots": (lambda: of_test({"..": TEST}), "there is one named '..'"),
+    "long_name": (lambda: of_test({"x" * 101: TEST}), "at most 100 letters"),
     "number_name": (lambda: of_test({1: TEST}), "there is one named 1"),
     "classes": (lambda: TINY._replace(num_classes=3.0), "num_classes must be a whole number .* 3.0"),
     "one_class": (lambda: TINY._replace(num_classes=1), "num_classes must be a whole number of at least 2"),

@@ -36,7 +36,7 @@ class Checked:
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Of one image: (height, width, channels)."""
-        return tuple(self.split.image_shape)
+        return tuple(int(n) for n in self.split.image_shape)
 
     def read(self, indices: np.ndarray, epoch: int = 0) -> Examples:
         """The examples of these numbers.
@@ -80,10 +80,10 @@ def dataset(name: str) -> Dataset:
     if not made.test:
         raise UsageError(f"{where} has no split to evaluate on: its `test` is empty")
     for split in made.test:
-        if not isinstance(split, str) or not re.fullmatch(r"[\w.-]+", split) or split in RESERVED:
+        if not isinstance(split, str) or not re.fullmatch(r"\w[\w.-]{0,99}", split) or split in RESERVED:
             raise UsageError(
-                f"{where}: a split is named by letters, digits and '_', '.' or '-', but not {', '.join(RESERVED)}, and "
-                f"there is one named {split!r}"
+                f"{where}: a split is named by at most 100 letters, digits and '_', '.' or '-', not a '.' first, and "
+                f"not {', '.join(RESERVED)}, and there is one named {split!r}"
             )
     classes: Any = made.num_classes
     if isinstance(classes, bool) or not isinstance(classes, int | np.integer) or classes < 2:

@@ -93,6 +93,10 @@ def _adapted(name: str, module: nn.Module) -> nn.Module:
     called: Any = module
     while isinstance(called, nn.Sequential) and called.layers:
         called = called.layers[0]
+    if not callable(called):
+        raise UsageError(
+            f"--model={name}: the {type(called).__name__} that it returned has no __call__, which is what is trained"
+        )
     taken = _taken(called.__call__ if isinstance(called, nn.Module) else called, skip=1)
     named = [*taken.required, *taken.optional]
     flag = next((argument for argument in (*TRAIN, *EVALUATE) if argument in named), "train" if taken.others else None)

@@ -24,6 +24,24 @@ def cpu_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _host_memory() -> int:
+    """The bytes that this process may use: the machine's, or the limit of its control group if that is lower."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            limits.append(int(Path(path).read_text()))
+        except (OSError, ValueError):
+            continue
+    return min(limits)
+
+
+def memory_of(device: Device) -> int | None:
+    """The bytes that a device may use, those of the host for a CPU; None: it does not say."""
+    if device.platform == "cpu":
+        return _host_memory()
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
 def set_up(
     num_devices: int | None,
     batch_size: int | None = None,

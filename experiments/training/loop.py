@@ -93,7 +93,7 @@ def train(config: TrainConfig, *, check_statistics: bool = False) -> dict[str, A
                 print("This run is complete; to run it again give another --workdir or --seed.\n")
             return summary
         with clock("start"):
-            resident = feeding.is_resident(config, dataset, run.mesh, _device_memory(chosen[0]))
+            resident = feeding.is_resident(config, dataset, run.mesh, devices.memory_of(chosen[0]))
             feed = feeding.Feed(config, dataset.train, run.mesh, resident=resident)
             evaluate = evaluation.Evaluator(run.eval_step, dataset.test, run.mesh, resident=resident)
             checkpoints = held.enter_context(Checkpoints(workdir, run=read_config(workdir).run))
@@ -150,12 +150,6 @@ def resolve(config: TrainConfig) -> TrainConfig:
         chosen = set_up_devices(config)
         config = dataclasses.replace(config, num_devices=len(chosen) // jax.process_count())
     return dataclasses.replace(config, workdir=config.workdir or config.default_workdir())
-
-
-def _device_memory(device: devices.Device) -> int | None:
-    if device.platform == "cpu":
-        return preflight.host_memory()
-    return (device.memory_stats() or {}).get("bytes_limit")
 
 
 def _facts(dataset: datasets.Dataset, statistics: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:

@@ -1,11 +1,10 @@
 """What a run will be, printed before its first step, with warnings; and the memory that it will take."""
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments._errors import UsageError
+from experiments.training import devices as machine
 from experiments.training import norms, optimizers
 from experiments.training.config import REFERENCE_BATCH_SIZE, TrainConfig
 from experiments.training.plan import Plan, wanted_warmup
@@ -166,7 +165,7 @@ def step_memory(compiled: Any, devices: Sequence[Any]) -> StepMemory:
     """The memory of a compiled step on the devices of this process that it runs on."""
     analysis = compiled.memory_analysis()
     on_cpu = devices[0].platform == "cpu"
-    limit = host_memory() if on_cpu else (devices[0].memory_stats() or {}).get("bytes_limit")
+    limit = machine.memory_of(devices[0])
     if analysis is None:
         return StepMemory(None, limit)
     needed = (
@@ -194,14 +193,3 @@ def memory_line(memory: StepMemory) -> str:
             f"{memory.limit / 2**30:.1f} GiB; lower --batch_size, or raise --accumulation_steps"
         )
     return f"memory    {memory.needed / 2**30:.2f} GiB predicted for a step, of {memory.limit / 2**30:.1f} GiB"
-
-
-def host_memory() -> int:
-    """The bytes that this process may use: the machine's, or the limit of its control group if that is lower."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limits.append(int(Path(path).read_text()))
-        except (OSError, ValueError):
-            continue
-    return min(limits)

@@ -136,7 +136,7 @@ def prepare(
     descent = make_descent(config, plan)
     peak = config.peak_learning_rate
     evaluated = make_model(config, dataset.num_classes)
-    tried, variables = trial.in_evaluation(config, dataset, evaluated)
+    tried, variables = trial.in_evaluation(config, dataset, evaluated, devices.memory_of(chosen[0]))
     mesh = devices.make_mesh(chosen)
     recipe = make_recipe(config, dataset.num_classes, statistics)
     recipe = recipe._replace(flax_norms=bool(tried.flax_norms), span=config.span)

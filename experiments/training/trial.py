@@ -34,7 +34,9 @@ class Trial(NamedTuple):
     flax_norms: tuple[str, ...]
 
 
-def in_evaluation(config: TrainConfig, dataset: datasets.Dataset, model: nn.Module) -> tuple[Trial, Any]:
+def in_evaluation(
+    config: TrainConfig, dataset: datasets.Dataset, model: nn.Module, memory: int | None
+) -> tuple[Trial, Any]:
     """Traces a model as it is evaluated.
 
     Returns:
@@ -65,8 +67,12 @@ def in_evaluation(config: TrainConfig, dataset: datasets.Dataset, model: nn.Modu
     with _of(config, "its call in evaluation"), nn.intercept_methods(note):
         made, variables = jax.eval_shape(initialised, images)
     variables = nn.meta.unbox(variables)
-    _check_variables(config, variables)
+    _check_variables(config, variables, memory)
     wanted = (*first.labels.shape, dataset.num_classes)
+    if not jnp.issubdtype(getattr(made, "dtype", jnp.float32), jnp.floating):
+        raise UsageError(
+            f"--model={config.model} gives logits of type {made.dtype}, and a loss needs floating point numbers"
+        )
     if getattr(made, "shape", None) != wanted:
         kind = "a class for every pixel, as of --model=fcn" if first.labels.ndim > 1 else "one class an image"
         given = f"of shape {made.shape}" if hasattr(made, "shape") else f"in a {type(made).__name__}"
@@ -131,9 +137,16 @@ def _of(config: TrainConfig, what: str) -> contextlib.AbstractContextManager:
     return _users.running("model", config.model, what) if own else contextlib.nullcontext()
 
 
-def _check_variables(config: TrainConfig, variables: Any) -> None:
-    if not jax.tree.leaves(variables.get("params", {})):
+def _check_variables(config: TrainConfig, variables: Any, memory: int | None) -> None:
+    params = jax.tree.leaves(variables.get("params", {}))
+    if not params:
         raise UsageError(f"--model={config.model} has no parameters to train")
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in params)
+    if memory is not None and needed > memory:
+        raise UsageError(
+            f"the parameters of --model={config.model} alone need {needed / 2**30:,.1f} GiB, and there are "
+            f"{memory / 2**30:,.1f} GiB of memory; take a smaller model"
+        )
     others = sorted(name for name in variables if name not in ("params", "batch_stats"))
     if others:
         raise UsageError(
