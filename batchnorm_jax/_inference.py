@@ -1,8 +1,6 @@
 """Normalising by fixed moments: what a trained model does, and how the layer before can do it as well."""
 
-import difflib
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,7 +9,7 @@ from jax import lax
 
 from batchnorm_jax._activations import Activation
 from batchnorm_jax._moments import expand, promoted, statistics_dtype
-from batchnorm_jax._options import check_input, check_real
+from batchnorm_jax._options import check_epsilon, check_input, check_real
 
 
 def normalize(
@@ -38,7 +36,7 @@ def normalize(
       scale: shape (*features), or None for 1.
       bias: shape (*features), or None for 0.
       axis: the feature axis or axes.
-      epsilon: added to the variance.
+      epsilon: added to the variance; at least 0.
       activation: an elementwise function, or None.
       residual: of the shape of `x`, added before the activation.
       dtype: of y; None: what `x`, `scale`, `bias` and `residual` promote to.
@@ -47,8 +45,8 @@ def normalize(
       y, of the shape of `x`, computed in at least float32.
 
     Raises:
-      ValueError: integer input, no features, a feature axis is out of range, or mean, var, scale, bias or residual
-        have another shape.
+      ValueError: integer input, no features, a feature axis is out of range, a negative epsilon, or mean, var, scale,
+        bias or residual have another shape.
 
     Example:
       >>> import jax.numpy as jnp
@@ -63,6 +61,7 @@ def normalize(
     scale, bias, residual = (None if a is None else jnp.asarray(a) for a in (scale, bias, residual))
     features = check_input(x, axis, caller="normalize", may_be_empty=True)
     check_real(scale, bias, x, caller="normalize")
+    check_epsilon(epsilon, caller="normalize")
     shape = tuple(x.shape[i] for i in features)
     for name, value, wanted in (
         ("mean", mean, shape),
@@ -112,7 +111,7 @@ def fold(
       var: shape (out,).
       scale: of the norm, shape (out,), or None for 1.
       beta: the bias of the norm, shape (out,), or None for 0.
-      epsilon: added to the variance.
+      epsilon: added to the variance; at least 0.
 
     Returns:
       The new kernel and bias, computed in at least float32, returned in the dtype of the kernel; the bias is complex
@@ -121,7 +120,8 @@ def fold(
       the layer round the kernel alone.
 
     Raises:
-      ValueError: integer weights, a complex scale, or mean, var, scale, beta or bias have another number of features.
+      ValueError: integer weights, a complex scale, a negative epsilon, or mean, var, scale, beta or bias have another
+        number of features.
 
     Example:
       >>> import jax.numpy as jnp
@@ -140,6 +140,7 @@ def fold(
             "dtype and its output features on the last axis. Fold before quantizing"
         )
     check_real(scale, None, kernel, caller="fold")
+    check_epsilon(epsilon, caller="fold")
     features = kernel.shape[-1:]
     for name, value in (("mean", mean), ("var", var), ("scale", scale), ("beta", beta), ("bias", bias)):
         if value is not None and (value.shape if name != "bias" else value.shape[-1:]) != features:
@@ -189,26 +190,6 @@ def apply_folded(
     if bias is not None:
         bias = expand(bias.astype(promoted(wide, bias.dtype)), (y.ndim - 1,), y.ndim)
     return _finish(y.astype(wide), bias, residual, activation, dtype)
-
-
-def unknown_path(kind: str, path: str, known: Iterable[str]) -> ValueError:
-    """An error that lists the paths there are and names the one closest to what came."""
-    known = sorted(known)
-    closest = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
-    hint = f"; did you mean {closest[0]!r}?" if closest else ""
-    return ValueError(f"fold: no {kind} {path!r} can be folded; there are: {', '.join(known) or 'none'}{hint}")
-
-
-def warn_of_norms_that_stay(number: int, reasons: Sequence[str]) -> None:
-    """Warns of norms that were not folded where all that can be were asked for."""
-    if number:
-        more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
-        warnings.warn(
-            f"fold: {number} norm{'s' if number > 1 else ''} of the model stay{'' if number > 1 else 's'} as "
-            f"{'they are' if number > 1 else 'it is'}: {'; '.join(reasons[:5])}{more}. Give pairs to fold these alone",
-            UserWarning,
-            stacklevel=4,
-        )
 
 
 def _gain(var: jax.Array, scale: jax.Array | None, epsilon: float, wide: Any) -> jax.Array:

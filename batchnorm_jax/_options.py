@@ -104,9 +104,13 @@ def check_names(given: Iterable[str], known: Iterable[str], *, caller: str) -> N
 
 
 def check_epsilon(epsilon: Any, *, caller: str) -> None:
-    """Raises a ValueError for an epsilon that is no number, or negative."""
-    if epsilon is None or isinstance(epsilon, bool | str) or (isinstance(epsilon, int | float) and not epsilon >= 0):
-        raise ValueError(f"{caller}: epsilon={epsilon!r} must be a number of at least 0; the usual one is 1e-5")
+    """Raises a ValueError for an epsilon that is no number, or negative; a traced one is a number when it runs."""
+    if isinstance(epsilon, Tracer):
+        return
+    number = isinstance(epsilon, int | float | np.number | np.ndarray | jax.Array)
+    if number and not isinstance(epsilon, bool) and np.shape(epsilon) == () and np.isrealobj(epsilon) and epsilon >= 0:
+        return
+    raise ValueError(f"{caller}: epsilon={epsilon!r} must be a number of at least 0; the usual one is 1e-5")
 
 
 def check_options(*, collective, activation: Any, save_for_backward, has_residual: bool, scale, caller: str) -> None:

@@ -110,6 +110,7 @@ def check(model, variables, pairs, *args, tolerance=TOLERANCE, **kwargs):
     return folded
 
 
+@pytest.mark.filterwarnings("ignore::batchnorm_jax._conditioning.NegativeScaleWarning")
 @pytest.mark.parametrize(("layer", "norm"), sorted(CASES))
 def test_every_layer_with_every_norm(layer, norm):
     make_layer, shape = LAYERS[layer]

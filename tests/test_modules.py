@@ -57,6 +57,7 @@ def with_nnx(options, x, training, **call):
     return y, module.mean[...], module.var[...]
 
 
+@pytest.mark.filterwarnings("ignore::batchnorm_jax._conditioning.NegativeScaleWarning")
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("run", [with_linen, with_nnx])
 def test_every_option_reaches_the_function(run, option):

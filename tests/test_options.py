@@ -46,18 +46,32 @@ def test_no_momentum_points_to_recalibrate(place):
         TAKING_MOMENTUM[place](momentum=None)
 
 
-@pytest.mark.parametrize("momentum", [0, 1, 0.5, np.float32(0.9), jnp.float32(0.9)])
+@pytest.mark.parametrize("momentum", [0, 1, 0.5, np.float32(0.9), jnp.float32(0.9)], ids=repr)
 def test_what_is_a_share_is_taken(momentum):
     for place in PLACES.values():
         place(momentum=momentum)
     jax.jit(lambda m: update_running(jnp.zeros(3), jnp.ones(3), MOMENTS, momentum=m))(momentum)
 
 
-@pytest.mark.parametrize("epsilon", [None, -1e-5, float("nan"), "1e-5"])
-@pytest.mark.parametrize("place", [*PLACES.values(), lambda **given: batch_norm(X, **given)])
+TAKING_EPSILON = {
+    **PLACES,
+    "batch_norm": lambda **given: batch_norm(X, **given),
+    "batch_renorm": lambda **given: batchnorm_jax.batch_renorm(X, jnp.zeros(3), jnp.ones(3), **given),
+    "normalize": lambda **given: batchnorm_jax.normalize(X, jnp.zeros(3), jnp.ones(3), **given),
+    "fold": lambda **given: batchnorm_jax.fold(jnp.ones((2, 3)), None, jnp.zeros(3), jnp.ones(3), **given),
+}
+
+
+@pytest.mark.parametrize("epsilon", [None, -1e-5, float("nan"), "1e-5", np.float32(-1), jnp.ones(2), 1j, True], ids=str)
+@pytest.mark.parametrize("place", TAKING_EPSILON)
 def test_an_epsilon_is_at_least_0(place, epsilon):
-    with pytest.raises(ValueError, match=r"epsilon=.* must be a number of at least 0"):
-        place(epsilon=epsilon)
+    with pytest.raises(ValueError, match=r"^\w+: epsilon=.* must be a number of at least 0"):
+        TAKING_EPSILON[place](epsilon=epsilon)
+
+
+@pytest.mark.parametrize("place", TAKING_EPSILON)
+def test_an_epsilon_of_0_is_taken(place):
+    TAKING_EPSILON[place](epsilon=0)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parent.parent
 
 # A module may import those of its own row and of the rows above it.
 LIBRARY = [
-    {"_moments", "_activations", "_conditioning"},
-    {"_collectives", "_reductions"},
+    {"_moments", "_activations", "_conditioning", "_flow"},
+    {"_collectives", "_reductions", "_pairs"},
     {"_spans", "_statistics", "_options"},
     {"_core"},
     {"_remat"},

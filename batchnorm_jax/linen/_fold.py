@@ -12,8 +12,9 @@ from flax import linen as nn
 from batchnorm_jax import _inference
 from batchnorm_jax._core import effective_scale
 from batchnorm_jax._moments import feature_axes, statistics_dtype
+from batchnorm_jax._pairs import Seen
 from batchnorm_jax.linen._adapt import Replace, check_replace, plain_class, replacer
-from batchnorm_jax.linen._pairs import NORMS, Seen, check_pairs, pairs_of, trace
+from batchnorm_jax.linen._pairs import NORMS, check_pairs, pairs_of, trace
 
 Pairs = Iterable[tuple[str, str]]
 

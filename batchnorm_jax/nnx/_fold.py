@@ -12,11 +12,13 @@ from batchnorm_jax import _inference
 from batchnorm_jax._core import effective_scale
 from batchnorm_jax._moments import feature_axes, statistics_dtype
 from batchnorm_jax.nnx._pairs import features_last, find_pairs, put
+from batchnorm_jax.nnx._synchronize import no_norms
+from batchnorm_jax.nnx._trace import trace
 
 Model = TypeVar("Model", bound=nnx.Module)
 
 
-def fold(model: Model, pairs: Iterable[tuple[str, str]] | None = None) -> Model:
+def fold(model: Model, pairs: Iterable[tuple[str, str]] | None = None, *args: Any, **kwargs: Any) -> Model:
     """A copy of a model with its batch norms folded into the convolutions and dense layers before them.
 
     It gives what the model gives in evaluation, to rounding, with one multiplication and one subtraction a value less;
@@ -28,24 +30,30 @@ def fold(model: Model, pairs: Iterable[tuple[str, str]] | None = None) -> Model:
     derived from them, which might do more, and norms of Flax and of `batchnorm_jax`. In bfloat16 (`dtype`) results
     differ by a few roundings, about 1e-2 of the greatest.
 
-    Without `pairs`, a norm is folded where it stands directly behind such a layer in an `nnx.Sequential`, also where
-    one is nested in another, or in an `nnx.List`. A list is taken to be applied in its order with nothing in between,
-    and the norm of a pair to be given the layer's output as it is, which nobody else is: this cannot be seen from the
-    modules, so compare one result.
+    With an example, a copy of the model is traced in evaluation, and nothing is computed: the program shows which norm
+    is given a layer's output as it is, and nobody else. Without one, a norm is folded where it stands directly behind a
+    layer in an `nnx.Sequential`, also where one is nested in another, or in an `nnx.List`; a list is taken to be
+    applied in its order with nothing in between, and the norm of a pair that is given to be behind its layer. This
+    cannot be seen from the modules, so give an example, or compare one result.
 
     Args:
       model: the model.
-      pairs: paths, (layer, norm), as ("block/conv", "block/norm") or ("layers/0", "layers/1"), with slashes as
-        `synchronize` gives them; dots do as well.
+      pairs: (layer, norm) paths, as ("block/conv", "block/norm") or ("layers/0", "layers/1"), with slashes as
+        `synchronize` gives them; dots do as well. None: every layer that can be folded, with a warning of the norms
+        that stay, and why.
+      *args: an example of what the model is called with; arrays may be `jax.ShapeDtypeStruct`s.
+      **kwargs: of the same.
 
     Returns:
       The folded copy, in evaluation mode. It raises a ValueError where a folded norm is to normalise by the batch, as
       after `train()`.
 
     Raises:
-      ValueError: there is nothing to fold, a path is unknown, or a pair cannot be folded: one of them stands in two
-        places, they differ in their features, the feature axis is not the last, the norm updates its statistics in
+      ValueError: there is nothing to fold, a path is unknown, or a pair cannot be folded: with an example, the norm is
+        not given the layer's output as it is, or someone else is too; one of them stands in two places or is called
+        twice, they differ in their features, the feature axis is not the last, the norm updates its statistics in
         evaluation, or their variables are stacked by `nnx.vmap`.
+      UserWarning: without pairs, a norm stays as it is; the message says why.
 
     Example:
       >>> import jax.numpy as jnp
@@ -53,7 +61,7 @@ def fold(model: Model, pairs: Iterable[tuple[str, str]] | None = None) -> Model:
       >>> from batchnorm_jax.nnx import BatchNorm, fold
       >>> rngs = nnx.Rngs(0)
       >>> model = nnx.Sequential(nnx.Linear(2, 4, rngs=rngs), BatchNorm(4, activation=nnx.relu, rngs=rngs))
-      >>> folded = fold(model)
+      >>> folded = fold(model, None, jnp.ones((1, 2)))
       >>> model.eval()
       >>> x = jnp.array([[1.0, 2.0]])
       >>> bool(jnp.allclose(folded(x), model(x), atol=1e-5)), len(nnx.state(folded, nnx.BatchStat))
@@ -61,11 +69,14 @@ def fold(model: Model, pairs: Iterable[tuple[str, str]] | None = None) -> Model:
 
     Source: as `batchnorm_jax.fold`.
     """
+    if not isinstance(model, nnx.Module):
+        raise no_norms(model, caller="fold")
     folded = nnx.clone(model)
-    for layer, norm in find_pairs(folded, pairs):
+    folded.eval()
+    found = find_pairs(folded, pairs, partial(trace, folded, args, kwargs) if args or kwargs else None)
+    for layer, norm in found:
         _fold_pair(layer.value, norm.value)
         put(norm, FoldedNorm(norm.value))
-    folded.eval()
     return folded
 
 

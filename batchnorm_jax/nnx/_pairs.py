@@ -2,15 +2,16 @@
 
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from batchnorm_jax._inference import unknown_path
+from batchnorm_jax._pairs import Trace, check_paths, every_pair, objection, objection_to_equation, say_what_stays
 from batchnorm_jax.nnx._module import BatchNorm, BatchRenorm
+from batchnorm_jax.nnx._synchronize import lookalikes, name_lookalikes, norms
 
 LAYERS = (nnx.Conv, nnx.ConvTranspose, nnx.Linear, nnx.LinearGeneral, nnx.Einsum)
 NORMS = (nnx.BatchNorm, BatchNorm, BatchRenorm)
@@ -32,34 +33,116 @@ class Pair(NamedTuple):
     norm: Place
 
 
-def find_pairs(model: nnx.Module, pairs: Iterable[tuple[str, str]] | None) -> list[Pair]:
-    """The layers and norms of these paths, or without paths those that stand one behind the other.
+class Model:
+    """Where the modules and variables of a model stand.
+
+    Attributes:
+      places: by path, a shared module once for each path to it.
+      first: of each module, by its id, the first path.
+      layers: the paths of the layers that can be folded by what they are, a shared one once.
+      norms: likewise.
+    """
+
+    def __init__(self, model: nnx.Module):
+        self.places = {place.path: place for place in _places(model)}
+        self.first: dict[int, str] = {}
+        self._uses: dict[int, set[tuple[int, Any]]] = defaultdict(set)
+        for path, place in self.places.items():
+            self.first.setdefault(id(place.value), path)
+            self._uses[id(place.value)].add((id(place.parent), place.key))
+        self.layers, self.norms = (
+            [path for path in self.first.values() if type(self.places[path].value) in classes]
+            for classes in (LAYERS, NORMS)
+        )
+
+    def pair(self, layer: str, norm: str) -> Pair:
+        """Returns the modules of two paths."""
+        return Pair(self.places[layer], self.places[norm])
+
+    def check(self, pairs: Any) -> list[tuple[str, str]]:
+        """Returns pairs that were given, with slashes, if there is each path, once."""
+
+        def with_slashes(path: Any) -> Any:
+            # As attributes are written, too.
+            return path.replace(".", "/") if isinstance(path, str) and path not in self.places else path
+
+        if isinstance(pairs, Iterable) and not isinstance(pairs, str):
+            pairs = [tuple(map(with_slashes, p)) if isinstance(p, tuple | list) else p for p in pairs]
+        layers, norms = (
+            [path for path, place in self.places.items() if type(place.value) in classes] for classes in (LAYERS, NORMS)
+        )
+        return check_paths(pairs, layers, norms)
+
+    def objection(self, layer: str, norm: str) -> str:
+        """Why the pair cannot be folded, by what the modules are; "" where it can."""
+        pair = self.pair(layer, norm)
+        for place in pair:
+            owned = (place.value.kernel, place.value.bias) if place is pair.layer else ()
+            if any(len(self._uses[id(v)]) > 1 for v in (place.value, *owned)):
+                return (
+                    f"{place.path!r} is shared: it, or a variable of it, is in several places. Folded for one of them "
+                    "it would be wrong for the other"
+                )
+        if isinstance(pair.norm.parent, tuple):
+            return f"{norm!r} is in a tuple, which cannot be changed; keep it in an nnx.List"
+        reason = _misfit(pair.layer.value, pair.norm.value)
+        return f"{layer!r} and {norm!r}{reason}" if reason else ""
+
+
+def find_pairs(
+    model: nnx.Module, pairs: Iterable[tuple[str, str]] | None, trace: Callable[[], Trace] | None
+) -> list[Pair]:
+    """Returns the layers and norms of these paths, or without paths every pair that there is.
+
+    Args:
+      model: the copy that is folded.
+      pairs: as of `fold`.
+      trace: runs the model on an example, and says what it saw; None: there is no example.
 
     Raises:
       ValueError: there are none, a path is unknown, or they cannot be folded.
+      UserWarning: without pairs, a norm stays.
     """
-    places = {place.path: place for place in _places(model)}
-    chosen = _chained(places.values()) if pairs is None else list(pairs)
-    if not chosen:
-        raise ValueError(
-            "fold: there is nothing to fold: no nnx.Sequential or nnx.List has a BatchNorm directly behind a "
-            f"{' or '.join(layer.__name__ for layer in LAYERS)}; give pairs, such as [('block/conv', 'block/norm')]"
-        )
-    found = [Pair(_find(places, layer, "layer", LAYERS), _find(places, norm, "norm", NORMS)) for layer, norm in chosen]
-    uses = defaultdict(set)
-    for place in places.values():
-        uses[id(place.value)].add((id(place.parent), place.key))
-    taken = [id(place.value) for pair in found for place in pair]
-    for pair in found:
-        for place in pair:
-            owned = (place.value.kernel, place.value.bias) if place is pair.layer else ()
-            if taken.count(id(place.value)) > 1 or any(len(uses[id(v)]) > 1 for v in (place.value, *owned)):
-                raise ValueError(
-                    f"fold: {place.path!r} is shared: it, or a variable of it, is in several places or pairs. Folded "
-                    "for one of them it would be wrong for the other"
-                )
-        _check(*pair)
+    known = Model(model)
+    chosen = None if pairs is None else known.check(pairs)
+    seen = None if trace is None else trace()
+    if chosen is not None:
+        for layer, norm in chosen:
+            if reason := known.objection(layer, norm) or _objection_seen(seen, layer, norm):
+                raise ValueError(f"fold: {reason}")
+        return [known.pair(*pair) for pair in chosen]
+    candidates, reasons = _chained(known) if seen is None else every_pair(seen)
+    if seen is not None:
+        reasons += [_not_called("norm", path) for path in known.norms if path not in seen.norms]
+    found = []
+    for layer, norm in candidates:
+        if reason := known.objection(layer, norm):
+            reasons.append(reason if repr(norm) in reason else f"norm {norm!r}: {reason}")
+        else:
+            found.append(known.pair(layer, norm))
+    for path, norm in norms(model):
+        if type(norm) not in NORMS:
+            reasons.append(f"norm {path!r} is of the class {type(norm).__name__}, which may do more than its base")
+    left = lookalikes(model)
+    number = len(reasons) + len(left)
+    if left:
+        reasons.insert(0, name_lookalikes(left))
+    example = "Give an example of what the model is called with, as in fold(model, None, x), or pairs"
+    say_what_stays(found, number, reasons, **({"advice": example} if seen is None else {}))
     return found
+
+
+def _objection_seen(seen: Trace | None, layer: str, norm: str) -> str:
+    if seen is None:
+        return ""
+    for kind, path, called in (("layer", layer, seen.layers), ("norm", norm, seen.norms)):
+        if path not in called:
+            return _not_called(kind, path)
+    return objection(seen, layer, norm)
+
+
+def _not_called(kind: str, path: str) -> str:
+    return f"{kind} {path!r} is not called with this example"
 
 
 def put(place: Place, value: Any) -> None:
@@ -92,20 +175,23 @@ def _places(node: Any, path: tuple[str, ...] = (), above: tuple[int, ...] = ()) 
                 yield from _places(value, here, (*above, id(node)))
 
 
-def _chained(places: Iterable[Place]) -> list[tuple[str, str]]:
-    """The paths of every layer and norm that stand next to each other in a list, as that of a Sequential."""
-    places = list(places)
-    first_path: dict[int, str] = {}
-    for place in places:
-        first_path.setdefault(id(place.value), place.path)
+def _chained(known: Model) -> tuple[list[tuple[str, str]], list[str]]:
+    """Returns the layers and norms that stand next to each other in a list, and of other norms that they do not."""
     found = {}
-    for place in places:
+    for place in known.places.values():
         if isinstance(place.value, nnx.List):
             chain = list(_flattened(place.value))
             for layer, norm in itertools.pairwise(chain):
                 if type(layer) in LAYERS and type(norm) in NORMS:
-                    found[first_path[id(layer)], first_path[id(norm)]] = None
-    return list(found)
+                    found[known.first[id(layer)], known.first[id(norm)]] = None
+    reasons, behind = [], {norm for _, norm in found}
+    for path in known.norms:
+        if path not in behind:
+            reasons.append(f"norm {path!r} does not stand directly behind a layer in an nnx.Sequential or nnx.List")
+        elif len(layers := [layer for layer, norm in found if norm == path]) > 1:
+            reasons.append(f"norm {path!r} is shared: it stands behind {' and '.join(map(repr, layers))}")
+    taken = [path for pair in found for path in pair]
+    return [pair for pair in found if all(taken.count(path) == 1 for path in pair)], reasons
 
 
 def _flattened(chain: Iterable[Any]) -> Iterator[Any]:
@@ -117,32 +203,17 @@ def _flattened(chain: Iterable[Any]) -> Iterator[Any]:
             yield child
 
 
-def _find(places: dict[str, Place], path: str, kind: str, classes: tuple[type, ...]) -> Place:
-    # As attributes are written, too.
-    path = path if path in places else path.replace(".", "/")
-    known = [p for p, place in places.items() if type(place.value) in classes]
-    if path not in known:
-        raise unknown_path(kind, path, known)
-    return places[path]
-
-
-def _check(layer: Place, norm: Place) -> None:
-    """Raises a ValueError where the two do not fit, or cannot be folded."""
-    pair = f"fold: {layer.path!r} and {norm.path!r}"
-    if norm.value.mean[...].ndim != 1:
-        raise ValueError(
-            f"{pair} are stacked: the mean has shape {norm.value.mean[...].shape}; fold one at a time, as "
-            "nnx.vmap(fold)(model) does"
-        )
-    features = features_last(layer.value, layer.value.kernel[...]).shape[-1]
-    if features != norm.value.num_features:
-        raise ValueError(f"{pair} do not belong together: {features} features and {norm.value.num_features}")
-    rank = len(layer.value.kernel_size) + 2 if hasattr(layer.value, "kernel_size") else None
-    if norm.value.axis != -1 and (norm.value.axis < 0 or rank not in (None, norm.value.axis + 1)):
-        raise ValueError(f"{pair}: the norm's feature axis is {norm.value.axis}, and the layer's is the last")
-    if getattr(norm.value, "update_stats", None):
-        raise ValueError(f"{pair}: the norm updates its statistics in evaluation too (update_stats=True)")
-    if isinstance(layer.value, nnx.Einsum):
-        operands, result = layer.value.einsum_str.split("->")
-        if operands[-1] != result[-1] or not result[-1].isalpha():
-            raise ValueError(f"{pair}: {layer.value.einsum_str!r} does not have the kernel's last axis last")
+def _misfit(layer: Any, norm: Any) -> str:
+    """Why the two do not fit, or cannot be folded, as the end of a sentence; "" where they can."""
+    if norm.mean[...].ndim != 1:
+        return f" are stacked: the mean has shape {norm.mean[...].shape}; fold one at a time, as nnx.vmap(fold)(model)"
+    features = features_last(layer, layer.kernel[...]).shape[-1]
+    if features != norm.num_features:
+        return f" do not belong together: {features} features and {norm.num_features}"
+    rank = len(layer.kernel_size) + 2 if hasattr(layer, "kernel_size") else None
+    if norm.axis != -1 and (norm.axis < 0 or rank not in (None, norm.axis + 1)):
+        return f": the norm's feature axis is {norm.axis}, and the layer's is the last"
+    if getattr(norm, "update_stats", None):
+        return ": the norm updates its statistics in evaluation too (update_stats=True)"
+    reason = objection_to_equation(layer.einsum_str) if isinstance(layer, nnx.Einsum) else ""
+    return f": {reason}" if reason else ""
