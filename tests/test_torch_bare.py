@@ -191,7 +191,7 @@ def test_a_buffer_of_integers_is_refused_where_it_is_named_and_where_it_is_not()
         (
             {"conv.weight": (4, 2, 3, 3), "conv.gain": (4, 1, 1, 1)},
             {"conv": "a/conv"},
-            r"has no others\. Carry 'gain' as it is .*, 'conv.gain': Layer\('a/conv/gain', kind='as_is'\), ",
+            r"has no others\. Carry 'gain' by a name of its own, 'conv.gain': Layer\('a/conv/gain', kind='as_is'\), ",
         ),
         (
             {"fc.weight": (4, 2), "fc.bias": (4,), "block.0.token": (1, 1)},
@@ -244,7 +244,7 @@ def test_what_from_torch_says_of_bare_parameters(shapes, names, message):
         (
             {"b": {"kernel": np.zeros((2, 2)), "gain": np.zeros(2)}},
             {"x": "b"},
-            r"Carry 'gain' as it is with a name of its own, 'x.gain': Layer\('b/gain', kind='as_is'\)",
+            r"has \['kernel'\], .* Carry 'gain' by a name of its own, 'x.gain': Layer\('b/gain', kind='as_is'\)",
         ),
         (
             {"gamma": np.zeros(2)},

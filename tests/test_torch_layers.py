@@ -168,3 +168,23 @@ def test_the_statistics_that_a_layer_holds_decide(make, training):
 
 def test_a_norm_with_a_scale_alone_has_that_option():
     assert options_to_torch(options_from_torch({"bias": False}))["bias"] is False
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.6])
+def test_synchronize_gives_an_unmodified_model_the_running_variance_of_pytorch(momentum):
+    """By the norm's own momentum; Flax's variance, which is divided by n, is another one."""
+    model = nn.Sequential([nn.BatchNorm(use_running_average=False, momentum=momentum)])
+    theirs = torch.nn.BatchNorm1d(4, momentum=1 - momentum)
+    variables = flax_alone = model.init(jax.random.key(0), draw(6, 4))
+    for step in range(3):
+        x = draw(6, 4, seed=step)
+        want = theirs(torch.tensor(x)).detach().numpy()
+        with batchnorm_jax.linen.synchronize(None, unbiased_running_var=True):
+            got, updates = model.apply(variables, x, mutable=["batch_stats"])
+        variables = {**variables, **updates}
+        flax_alone = {**flax_alone, **model.apply(flax_alone, x, mutable=["batch_stats"])[1]}
+        assert normwise_error(got, want) < 1e-5
+    stats = variables["batch_stats"]["layers_0"]
+    assert normwise_error(stats["mean"], theirs.running_mean.numpy()) < 1e-5
+    assert normwise_error(stats["var"], theirs.running_var.numpy()) < 1e-5
+    assert normwise_error(flax_alone["batch_stats"]["layers_0"]["var"], theirs.running_var.numpy()) > 0.03

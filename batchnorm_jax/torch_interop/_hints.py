@@ -44,9 +44,10 @@ def check_state(state: Any, layers: Iterable[str], caller: str) -> None:
         return
     layers = list(layers)
 
-    def fit(found: tuple[str, Mapping[Any, Any]]) -> tuple[int, int]:
-        modules = {str(name).rpartition(".")[0] for name in found[1]}
-        return sum(name in modules for name in layers), len(found[1])
+    def fit(found: tuple[str, Mapping[Any, Any]]) -> tuple[int, int, int]:
+        # What an optimizer holds of a parameter is arrays too, but not by names of modules.
+        modules = [str(name).rpartition(".")[0] for name in found[1]]
+        return sum(name in modules for name in layers), sum(map(bool, modules)), len(modules)
 
     if inner := sorted(_states(state), key=fit, reverse=True):
         best = [f"file{where}" for where, found in inner if fit((where, found)) == fit(inner[0])]
@@ -186,16 +187,19 @@ def unclear(name: str, path: Path, arrays: Arrays, caller: str) -> ValueError:
     )
 
 
-def check_extra(name: str, path: Path, arrays: Iterable[str], known: Iterable[str], kind: str, caller: str) -> None:
-    """Refuses arrays that a layer of the kind does not have, with the lines that carry them beside it."""
+def check_extra(name: str, path: Path, arrays: Iterable[str], kind: str, caller: str) -> None:
+    """Refuses arrays that a layer of the kind does not have, with the line that carries one of them beside it."""
     rule = KINDS[kind]
-    if rule.verbatim or not (extra := [entry for entry in arrays if entry not in set(known)]):
+    ours = {entry: leaf if caller == "to_torch" else entry for entry, leaf in rule.entries.items()}
+    # Flax's norms have statistics, whether they are read or not.
+    known = {*ours.values(), *(("mean", "var") if caller == "to_torch" else ())}
+    if rule.verbatim or not (extra := [entry for entry in arrays if entry not in known]):
         return
-    needed = sorted(rule.required)
-    others = sorted(set(rule.entries) - set(needed))
+    needed = sorted(ours[entry] for entry in rule.required)
+    others = sorted(set(ours.values()) - set(needed))
     raise ValueError(
-        f"{caller}: layer {name!r} has the arrays {sorted(map(str, arrays))}; a layer of kind {kind!r} has {needed}, "
-        f"may have {others}, and has no others. Carry {listed(extra)} as it is with a name of its own, "
+        f"{caller}: layer {name!r} has the arrays [{listed(sorted(map(str, arrays)))}]; a layer of kind {kind!r} has "
+        f"{needed}, may have {others}, and has no others. Carry {listed(extra)} by a name of its own, "
         f"{as_is(key(name, str(extra[0])), (*path, extra[0]))}, name the layer's kind, or take out what is no layer's"
     )
 

@@ -19,7 +19,6 @@ from batchnorm_jax.torch_interop._hints import (
 )
 from batchnorm_jax.torch_interop._layers import (
     COUNT,
-    KINDS,
     as_jax,
     as_numpy,
     as_torch,
@@ -121,7 +120,7 @@ def from_torch(
             raise unclear(name, path, arrays, caller)
         if kind == "batch_norm" and COUNT in arrays:
             counts[key(name, COUNT)] = arrays.pop(COUNT)
-        check_extra(name, path, arrays, KINDS[kind].entries, kind, caller)
+        check_extra(name, path, arrays, kind, caller)
         turned = layer_to_flax(arrays, kind, layer.flattened, f"{caller}: layer {name!r}")
         for entry, array in turned.items():
             branch, leaf = (path[:-1], path[-1]) if name in alone else (path, _leaf(entry, layer, api))
@@ -211,7 +210,7 @@ def to_torch(
         kind = layer.kind or kind_of_flax(arrays)
         if kind is None:
             raise unclear(name, path, arrays, caller)
-        check_extra(name, path, arrays, (*KINDS[kind].entries.values(), "mean", "var"), kind, caller)
+        check_extra(name, path, arrays, kind, caller)
         turned = layer_to_torch(arrays, kind, layer.flattened, f"{caller}: layer {name!r}")
         for entry, array in turned.items():
             state[name if name in alone else key(name, str(entry))] = as_torch(array, as_tensor)
