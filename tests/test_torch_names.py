@@ -56,7 +56,7 @@ def without(name):
         # A bias of other than the first size belongs to a transposed convolution, one of more axes to a LayerNorm.
         (zeros(weight=(4, 3, 2, 2), bias=3), None, r"one of 'conv', 'conv_transpose'\.$"),
         (zeros(weight=(4, 3, 2), bias=(4, 3, 2)), None, "one of 'conv', 'conv_transpose'"),
-        (zeros(weight_ih_l0=(4, 4)), None, "one of 'conv', .*'batch_norm'"),
+        (zeros(weight_ih_l0=(4, 4)), None, r"bare parameters; carry them .* with '': Layer\('', kind='as_is'\)$"),
         (zeros(**VECTOR, running_mean=3), None, r"a layer of kind 'batch_norm' has \['running_mean', 'running_var'\]"),
         (zeros(weight=3, **RUNNING), None, "both weight and bias or neither: add a scale of ones"),
         (

@@ -1,7 +1,7 @@
 """The state of one layer in PyTorch's layout and in Flax's: names, axes and arrays, with neither of them imported."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
+SHOWN = 6  # names in a message: enough to see of what kind they are
+
+
+def listed(items: Iterable[Any], write: Callable[[Any], str] = repr, between: str = ", ") -> str:
+    """The first few of the items, and how many more there are."""
+    items = list(items)
+    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return between.join(map(write, items[:SHOWN])) + more
 
 
 def _same(array: np.ndarray) -> np.ndarray:
@@ -36,12 +44,14 @@ class Kind(NamedTuple):
     """How the state of one kind of layer differs between PyTorch and Flax.
 
     Attributes:
-      entries: PyTorch's name of each array, and Flax's.
+      entries: PyTorch's name of each array, and Flax's; none for a kind that takes any array under its own name.
       required: those that every such layer has, by PyTorch's names.
       ranks: the number of axes that the weight may have.
       to_flax: the weight's axes from PyTorch's order to Flax's.
       to_torch: the reverse.
       feature_axis: the axis of PyTorch's weight that may run over a flattened feature map; None: there is none.
+      output_axis: the axis of PyTorch's weight that the bias runs over; None: weight and bias have one shape, or there
+        is no bias.
     """
 
     entries: Mapping[str, str]
@@ -50,26 +60,35 @@ class Kind(NamedTuple):
     to_flax: Callable[[np.ndarray], np.ndarray] = _same
     to_torch: Callable[[np.ndarray], np.ndarray] = _same
     feature_axis: int | None = None
+    output_axis: int | None = None
+
+    @property
+    def verbatim(self) -> bool:
+        """Whether arrays of any name and shape are carried as they are."""
+        return not self.entries
 
 
 _AFFINE = {"weight": "scale", "bias": "bias"}
 _TRACKED = {**_AFFINE, "running_mean": "mean", "running_var": "var"}
 _KERNEL = {"weight": "kernel", "bias": "bias"}
 KINDS = {
-    "conv": Kind(_KERNEL, ("weight",), (3, 4, 5), _conv_to_flax, _conv_to_torch),
-    "conv_transpose": Kind(_KERNEL, ("weight",), (3, 4, 5), _conv_transpose_to_flax, _conv_transpose_to_torch),
-    "linear": Kind(_KERNEL, ("weight",), (2,), np.transpose, np.transpose, feature_axis=1),
+    "conv": Kind(_KERNEL, ("weight",), (3, 4, 5), _conv_to_flax, _conv_to_torch, output_axis=0),
+    "conv_transpose": Kind(
+        _KERNEL, ("weight",), (3, 4, 5), _conv_transpose_to_flax, _conv_transpose_to_torch, output_axis=1
+    ),
+    "linear": Kind(_KERNEL, ("weight",), (2,), np.transpose, np.transpose, feature_axis=1, output_axis=0),
     "embedding": Kind({"weight": "embedding"}, ("weight",), (2,)),
     "batch_norm": Kind(_TRACKED, ("running_mean", "running_var"), (1,), feature_axis=0),
     "untracked_batch_norm": Kind(_AFFINE, ("weight", "bias"), (1,), feature_axis=0),
     "norm": Kind(_AFFINE, ("weight",), (1,), feature_axis=0),
+    "as_is": Kind({}, (), ()),
 }
 COUNT = "num_batches_tracked"
 
 
-def collection(leaf: str | int) -> str:
+def collection(leaf: str | int, verbatim: bool = False) -> str:
     """The collection of `flax.linen` in which an array of this name is."""
-    return "batch_stats" if leaf in ("mean", "var") else "params"
+    return "batch_stats" if leaf in ("mean", "var") and not verbatim else "params"
 
 
 def kind_of_torch(arrays: Arrays) -> str | None:
@@ -103,6 +122,8 @@ def layer_to_flax(arrays: Arrays, kind: str, flattened: tuple[int, ...] | None, 
       where: begins an error's message.
     """
     rule = KINDS[kind]
+    if rule.verbatim:
+        return _carried(arrays, flattened, where)
     _check_names(arrays, set(rule.entries), set(rule.required), kind, where)
     _check_shapes(arrays, rule, kind, where)
     if flattened is not None:
@@ -117,6 +138,8 @@ def layer_to_flax(arrays: Arrays, kind: str, flattened: tuple[int, ...] | None, 
 def layer_to_torch(arrays: Arrays, kind: str, flattened: tuple[int, ...] | None, where: str) -> Arrays:
     """The reverse of `layer_to_flax`."""
     rule = KINDS[kind]
+    if rule.verbatim:
+        return _carried(arrays, flattened, where)
     if kind == "untracked_batch_norm":
         arrays = {name: a for name, a in arrays.items() if name not in ("mean", "var")}
     _check_names(arrays, set(rule.entries.values()), {rule.entries[name] for name in rule.required}, kind, where)
@@ -127,6 +150,23 @@ def layer_to_torch(arrays: Arrays, kind: str, flattened: tuple[int, ...] | None,
     if flattened is not None:
         turned = _reordered(turned, rule, np.argsort(_channels_last(flattened)), where)
     return turned
+
+
+def _carried(arrays: Arrays, flattened: tuple[int, ...] | None, where: str) -> Arrays:
+    """Checks that arrays can be carried as they are, among the parameters."""
+    if flattened is not None:
+        raise ValueError(f"{where} is carried as it is, with no features of a flattened map: leave `flattened` out")
+    if not {"running_mean", "running_var"}.isdisjoint(arrays):
+        raise ValueError(
+            f"{where} has running statistics, which are no parameters: leave kind='as_is' out, and it is a batch norm"
+        )
+    if whole := {str(name): str(a.dtype) for name, a in arrays.items() if not jnp.issubdtype(a.dtype, jnp.inexact)}:
+        raise ValueError(
+            f"{where} has {listed(whole)} of type {listed(sorted(set(whole.values())), str)}: a buffer, which has no "
+            "place among parameters, since jax.grad takes none of that type. Take it out of the dictionary and compute "
+            "it in the Flax model"
+        )
+    return arrays
 
 
 def _check_names(arrays: Arrays, known: set[str], required: set[str], kind: str, where: str) -> None:
@@ -151,6 +191,22 @@ def _check_shapes(arrays: Arrays, rule: Kind, kind: str, where: str) -> None:
             f"{where} has arrays of the shapes {shapes}; for kind {kind!r} the weight has "
             f"{' or '.join(map(str, rule.ranks))} axes and the others one{', all of one size' * (rule.ranks == (1,))}"
         )
+    if rule.output_axis is None or not {"weight", "bias"} <= set(arrays):
+        return
+    outputs, biases = arrays["weight"].shape[rule.output_axis], arrays["bias"].size
+    if outputs == biases:
+        return
+    if kind == "conv_transpose" and outputs and biases % outputs == 0:
+        groups = biases // outputs
+        raise ValueError(
+            f"{where} has {outputs} outputs per group and a bias of {biases}: a transposed convolution of {groups} "
+            f"groups, and Flax's has one. Give the state and the Flax model one layer per group, with "
+            f"weight.chunk({groups}) and bias.chunk({groups}) of it"
+        )
+    raise ValueError(
+        f"{where} has arrays of the shapes {shapes}: for kind {kind!r} the weight has {outputs} outputs, and so must "
+        "the bias. Name another kind"
+    )
 
 
 def _channels_last(shape: tuple[int, ...]) -> np.ndarray:
@@ -185,7 +241,8 @@ def as_numpy(value: Any) -> np.ndarray:
 
 def as_jax(array: np.ndarray) -> Any:
     """The same array in JAX; as it is where JAX would round it, as it does float64 while x64 is not enabled."""
-    array = np.ascontiguousarray(array)
+    # Not np.ascontiguousarray, which makes a scalar an array of one number.
+    array = np.asarray(array, order="C")
     return jnp.asarray(array) if jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype else array
 
 

@@ -1,11 +1,11 @@
-"""Which layer of a PyTorch model is which of a Flax model: paths, and what is said where the two do not match."""
+"""Which layer of a PyTorch model is which of a Flax model: names and paths."""
 
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from batchnorm_jax.torch_interop._layers import KINDS, Arrays, collection
+from batchnorm_jax.torch_interop._layers import KINDS, collection
 
 Path = tuple[str | int, ...]
 APIS = ("linen", "nnx")
@@ -24,10 +24,22 @@ class Layer:
     | "batch_norm" | BatchNorm1d, 2d, 3d, SyncBatchNorm | BatchNorm |
     | "untracked_batch_norm" | the same with track_running_stats=False | BatchNorm, whose mean and var are not read |
     | "norm" | LayerNorm, GroupNorm: (features,) | LayerNorm, GroupNorm |
+    | "as_is" | bare parameters of a module: a LayerScale's gamma, a class token, attention biases | the same, under \
+their own names |
+
+    "as_is" carries every array that a module itself holds, in PyTorch's layout, as parameters. Named instead of the
+    module, one array is carried alone, under any name: {"stem.conv": "stem/conv", "stem.conv.gain":
+    Layer("stem/conv/scale", kind="as_is")}. Its floating-point buffers come too, since a state dictionary does not say
+    which they are; arrays of integers, such as a `relative_position_index`, are refused, since they are never
+    parameters.
+
+    A grouped ConvTranspose is one layer per group here, as Flax has no other. Without a bias nothing in its arrays
+    says how many groups it has; `like` of `from_torch` does.
 
     Attributes:
-      path: of the module in the Flax model, "stage1/block0/norm" or ("stage1", "block0", "norm"); "" is the model
-        itself. For nnx the numbers in a string are indices: "blocks/0/norm" is `model.blocks[0].norm`.
+      path: of the module in the Flax model, "stage1/block0/norm" or ("stage1", "block0", "norm"), and of an array that
+        is carried alone; "" is the model itself. For nnx the numbers in a string are indices: "blocks/0/norm" is
+        `model.blocks[0].norm`.
       kind: of the layer, a row of the table. None: what its arrays look like. Where they could be several layers' (a
         linear layer without bias or an embedding; one-dimensional norms) it is asked for. A transposed convolution
         looks like a convolution, so always say which it is.
@@ -36,7 +48,7 @@ class Layer:
         the other's order. (Or transpose the map before it is flattened in Flax, and leave this out.)
 
     Raises:
-      ValueError: the kind is not in the table.
+      ValueError: the kind is not in the table, or the path is no path.
 
     Example:
       >>> Layer("head", kind="linear", flattened=(64, 7, 7)).kind
@@ -52,6 +64,16 @@ class Layer:
     def __post_init__(self):
         if self.kind is not None:
             _check_choice("Layer: kind", self.kind, KINDS)
+        _check_path(self.path, "Layer: path")
+
+    def __repr__(self) -> str:
+        given = [f"{name}={value!r}" for name in ("kind", "flattened") if (value := getattr(self, name)) is not None]
+        return f"Layer({', '.join([repr(self.path), *given])})"
+
+    @property
+    def verbatim(self) -> bool:
+        """Whether the kind carries arrays as they are."""
+        return self.kind is not None and KINDS[self.kind].verbatim
 
 
 Names = Mapping[str, str | Path | Layer]
@@ -59,15 +81,26 @@ Names = Mapping[str, str | Path | Layer]
 
 def parse_names(names: Names | None, api: str, caller: str) -> dict[str, tuple[Path, Layer]]:
     """PyTorch's name of each layer -> its path, no two the same, and the layer."""
-    _check_choice(f"{caller}: api", api, APIS)
+    check_api(api, caller)
+    if names is not None and (not isinstance(names, Mapping) or not names):
+        raise ValueError(
+            f"{caller}: names={names!r} names no layer; give PyTorch's name of each -> its path in the Flax model, as "
+            "names_from_torch(state_dict) does for a start, or None where the state is that of one layer"
+        )
     layers: dict[str, tuple[Path, Layer]] = {}
     taken: dict[Path, str] = {}
     for name, value in ({"": ""} if names is None else names).items():
-        layer = value if isinstance(value, Layer) else Layer(value)
-        path = layer.path
-        if isinstance(path, str):
-            parts = filter(None, path.split("/"))
-            path = tuple(int(part) if api == "nnx" and part.isdecimal() else part for part in parts)
+        if not isinstance(name, str):
+            raise ValueError(f"{caller}: the name {name!r} must be a string, PyTorch's name of a module")
+        if not isinstance(value, Layer):
+            _check_path(value, f"{caller}: the path of {name!r}")
+            value = Layer(value)
+        layer, path = value, parse_path(value.path, api)
+        if api == "linen" and isinstance(layer.path, str) and path[:1] in (("params",), ("batch_stats",)):
+            raise ValueError(
+                f"{caller}: the path of {name!r} is {layer.path!r}; a path begins below the collection: "
+                f"{text(path[1:])!r}. Where a module of that name is meant, give {path!r}"
+            )
         if path in taken:
             raise ValueError(
                 f"{caller}: the names lead {taken[path]!r} and {name!r} to one path, {text(path)!r}; give each its "
@@ -78,14 +111,35 @@ def parse_names(names: Names | None, api: str, caller: str) -> dict[str, tuple[P
     return layers
 
 
+def check_api(api: str, caller: str) -> None:
+    """Refuses an interface of Flax that there is not."""
+    _check_choice(f"{caller}: api", api, APIS)
+
+
+def parse_path(path: str | Path, api: str) -> Path:
+    """A path as a tuple: a number in a string is an index for nnx, and a name for linen."""
+    if not isinstance(path, str):
+        return path
+    return tuple(int(part) if api == "nnx" and part.isdecimal() else part for part in path.split("/") if part)
+
+
 def key(name: str, entry: str) -> str:
     """PyTorch's name of an array."""
     return f"{name}.{entry}" if name else entry
 
 
-def place(path: Path, leaf: str | int, api: str) -> Path:
+def modules_of(state_dict: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The arrays of each PyTorch module, by their names in the module."""
+    groups: dict[str, dict[str, Any]] = {}
+    for full, value in state_dict.items():
+        name, _, entry = full.rpartition(".")
+        groups.setdefault(name, {})[entry] = value
+    return groups
+
+
+def place(path: Path, leaf: str | int, api: str, verbatim: bool = False) -> Path:
     """The keys that lead to an array in Flax's variables."""
-    return (collection(leaf), *path, leaf) if api == "linen" else (*path, leaf)
+    return (collection(leaf, verbatim), *path, leaf) if api == "linen" else (*path, leaf)
 
 
 def text(path: Path) -> str:
@@ -111,51 +165,16 @@ def nested(leaves: Mapping[Path, Any]) -> dict[Any, Any]:
     return tree
 
 
-def check_match(missing: list[str], candidates: list[str], left_over: list[str], source: str, caller: str) -> None:
-    """Refuses names that lead nowhere, with the closest of the candidates, and what has no name."""
-    wrong = []
-    if missing:
-        wrong.append(f"named and not in {source}: {', '.join(_with_closest(name, candidates) for name in missing)}")
-    if left_over:
-        wrong.append(f"in {source} and not named: {', '.join(map(repr, left_over))}")
-    if wrong:
-        raise ValueError(
-            f"{caller}: {'; '.join(wrong)}. Every name needs a layer and every layer a name: mend the names, or take "
-            f"what is not wanted out of {source}"
-        )
-
-
-def unclear(name: str, path: Path, arrays: Arrays, caller: str) -> ValueError:
-    """The error where a layer may be of several kinds."""
-    ranks = {arrays[entry].ndim for entry in ("weight", "kernel", "scale") if entry in arrays}
-    kinds = [kind for kind, rule in KINDS.items() if ranks & set(rule.ranks) and kind != "batch_norm"] or list(KINDS)
-    shapes = {entry: array.shape for entry, array in arrays.items()}
-    hint = " A batch norm has a running mean and variance, which are not there." if ranks == {1} else ""
-    return ValueError(
-        f"{caller}: layer {name!r} has arrays of the shapes {shapes}, from which its kind is not clear; say it in the "
-        f"names, {name!r}: Layer({text(path)!r}, kind=...), one of {', '.join(map(repr, kinds))}.{hint}"
-    )
-
-
-def check_like(leaves: Mapping[Path, Any], like: Any, caller: str) -> None:
-    """Refuses leaves that have not the paths and shapes of those of `like`."""
-    have, want = ({p: tuple(leaf.shape) for p, leaf in tree.items()} for tree in (leaves, flat(like)))
-    wrong = [f"{text(path)} is missing" for path in want if path not in have]
-    wrong += [f"{text(path)} is not in `like`" for path in have if path not in want]
-    wrong += [
-        f"{text(path)} has shape {shape}, not {want[path]}"
-        for path, shape in have.items()
-        if want.get(path, shape) != shape
-    ]
-    if wrong:
-        raise ValueError(f"{caller}: the result is not like `like`: {'; '.join(wrong)}. Mend the names, or the model")
-
-
-def _with_closest(name: str, candidates: list[str]) -> str:
-    # A wrapped model's names all begin with the wrapper's: module.conv1.
-    within = [candidate for candidate in candidates if candidate.endswith((f".{name}", f"/{name}"))]
-    closest = within or difflib.get_close_matches(name, candidates, 1, 0.5)
-    return f"{name!r} (closest: {closest[0]!r})" if closest else repr(name)
+def _check_path(path: Any, what: str) -> None:
+    if isinstance(path, str):
+        if "." in path:
+            raise ValueError(
+                f"{what} is {path!r}; the parts of a path are separated by slashes: {path.replace('.', '/')!r}. Where "
+                f"a name in the Flax model has a dot, give a tuple of names, {tuple(path.split('/'))!r}"
+            )
+        return
+    if not isinstance(path, tuple) or any(not isinstance(part, str | int) or part == "" for part in path):
+        raise ValueError(f"{what} is {path!r}; a path is a string, 'stage1/norm', or a tuple, ('stage1', 'norm')")
 
 
 def _check_choice(what: str, given: str, choices: Iterable[str]) -> None:

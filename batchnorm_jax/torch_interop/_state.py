@@ -5,6 +5,18 @@ from typing import Any
 
 import numpy as np
 
+from batchnorm_jax.torch_interop._hints import (
+    as_is,
+    check_alone,
+    check_derived,
+    check_extra,
+    check_like,
+    check_match,
+    check_places,
+    check_state,
+    hint_of_torch,
+    unclear,
+)
 from batchnorm_jax.torch_interop._layers import (
     COUNT,
     as_jax,
@@ -14,18 +26,19 @@ from batchnorm_jax.torch_interop._layers import (
     kind_of_torch,
     layer_to_flax,
     layer_to_torch,
+    listed,
 )
 from batchnorm_jax.torch_interop._names import (
+    Layer,
     Names,
-    check_like,
-    check_match,
+    Path,
     flat,
     key,
+    modules_of,
     nested,
     parse_names,
     place,
     text,
-    unclear,
 )
 
 
@@ -41,6 +54,8 @@ def from_torch(
       state_dict: PyTorch's name of each array -> a PyTorch tensor on any device, or a NumPy array.
       names: PyTorch's name of each module with arrays of its own, "layer1.0.bn1" -> its path in the Flax model,
         "layer1/block0/norm", or a `Layer`, which says more. None: the dictionary is that of one layer.
+        `names_from_torch` makes names to begin with. Parameters that are no layer's (a class token, a LayerScale's
+        gamma) are carried as they are by `Layer(path, kind="as_is")`.
       api: "linen", or "nnx".
       like: variables of the Flax model, to check that the result has their paths and shapes: for linen what
         `model.init` gives, or `jax.eval_shape` of it; for nnx `nnx.state(model, (nnx.Param, nnx.BatchStat))`, since
@@ -58,7 +73,9 @@ def from_torch(
     Raises:
       ValueError: a name is not in the dictionary, or an entry of it not in the names; it is not clear of what kind a
         layer is; a layer's arrays have names or shapes that its kind has not; two layers have one path; the result is
-        not like `like`.
+        not like `like`. The dictionary is inside the one that is given, or has a weight in parts, as `weight_norm` and
+        `spectral_norm` keep it; the message says how to get at the weight. A module has bare parameters, or a buffer
+        of integers, which is no parameter; the message has the line of names that carries it, or says to take it out.
 
     Example:
       >>> import numpy as np
@@ -81,14 +98,21 @@ def from_torch(
     """
     caller = "from_torch"
     layers = parse_names(names, api, caller)
-    groups: dict[str, dict[str, Any]] = {}
-    for full, value in state_dict.items():
-        name, _, entry = full.rpartition(".")
-        groups.setdefault(name, {})[entry] = value
+    check_state(state_dict, layers, caller)
+    # Names of one array and no module.
+    alone = (set(layers) & set(state_dict)) - set(modules_of(state_dict))
+    groups = modules_of({name: value for name, value in state_dict.items() if name not in alone})
+    for name in sorted(alone):
+        path, layer = layers[name]
+        check_alone(name, layer, path, caller)
+        groups[name] = {name.rpartition(".")[2]: state_dict[name]}
+    check_derived(groups, caller, [name for name, (_, layer) in layers.items() if layer.verbatim])
+    missing = [name for name in layers if name not in groups]
     unnamed = [name for name in groups if name not in layers]
     left_over = [key(name, entry) for name in unnamed for entry in groups[name]]
-    check_match([name for name in layers if name not in groups], unnamed, left_over, "the state dictionary", caller)
-    leaves, counts = {}, {}
+    hint = hint_of_torch(missing, groups, unnamed, names is None)
+    check_match(missing, unnamed, left_over, "the state dictionary", caller, hint)
+    leaves, counts, owners = {}, {}, []
     for name, (path, layer) in layers.items():
         arrays = {entry: as_numpy(value) for entry, value in groups[name].items()}
         kind = layer.kind or kind_of_torch(arrays)
@@ -96,11 +120,22 @@ def from_torch(
             raise unclear(name, path, arrays, caller)
         if kind == "batch_norm" and COUNT in arrays:
             counts[key(name, COUNT)] = arrays.pop(COUNT)
+        check_extra(name, path, arrays, kind, caller)
         turned = layer_to_flax(arrays, kind, layer.flattened, f"{caller}: layer {name!r}")
-        leaves |= {place(path, leaf, api): as_jax(array) for leaf, array in turned.items()}
+        for entry, array in turned.items():
+            branch, leaf = (path[:-1], path[-1]) if name in alone else (path, _leaf(entry, layer, api))
+            at = place(branch, leaf, api, layer.verbatim)
+            owners.append((at, name))
+            leaves[at] = as_jax(array)
+    check_places(owners, caller)
     if like is not None:
         check_like(leaves, like, caller)
     return nested(leaves), counts
+
+
+def _leaf(entry: str, layer: Layer, api: str) -> str | int:
+    """The key of an array: of one that is carried as it is, a number is an index of a list in nnx."""
+    return int(entry) if api == "nnx" and layer.verbatim and entry.isdecimal() else entry
 
 
 def to_torch(
@@ -147,11 +182,23 @@ def to_torch(
     by_path = {path: name for name, (path, _) in layers.items()}
     depth = 1 if api == "linen" else 0
     groups: dict[str, dict[Any, Any]] = {}
-    left_over = []
+    alone: set[str] = set()
+    left_over: list[Path] = []
     for path, value in flat(variables).items():
-        branch, leaf = path[depth:-1], path[-1]
-        if branch in by_path and path == place(branch, leaf, api):
-            groups.setdefault(by_path[branch], {})[leaf] = value
+        whole, branch, leaf = path[depth:], path[depth:-1], path[-1]
+        name = by_path.get(whole)
+        if name is not None and whole:
+            # The path of a name is that of one array.
+            if not layers[name][1].verbatim:
+                raise ValueError(
+                    f"{caller}: the path of {name!r}, {text(whole)!r}, is that of an array; give its module's, "
+                    f"{text(branch)!r}, or carry the array as it is, with {as_is(name, whole)}"
+                )
+            alone.add(name)
+        else:
+            name = by_path.get(branch)
+        if name is not None and path == place(branch, leaf, api, layers[name][1].verbatim):
+            groups.setdefault(name, {})[leaf] = value
         else:
             left_over.append(path)
     missing = [text(path) for name, (path, _) in layers.items() if name not in groups]
@@ -163,13 +210,18 @@ def to_torch(
         kind = layer.kind or kind_of_flax(arrays)
         if kind is None:
             raise unclear(name, path, arrays, caller)
+        check_extra(name, path, arrays, kind, caller)
         turned = layer_to_torch(arrays, kind, layer.flattened, f"{caller}: layer {name!r}")
-        state |= {key(name, entry): as_torch(array, as_tensor) for entry, array in turned.items()}
+        for entry, array in turned.items():
+            state[name if name in alone else key(name, str(entry))] = as_torch(array, as_tensor)
         if kind == "batch_norm":
             counted.append(key(name, COUNT))
     counts = {} if num_batches_tracked is None else num_batches_tracked
     if not isinstance(counts, Mapping):
         counts = dict.fromkeys(counted, counts)
     if unknown := sorted(set(counts) - set(counted)):
-        raise ValueError(f"{caller}: num_batches_tracked has {unknown}; the batch norms that are named have {counted}")
+        raise ValueError(
+            f"{caller}: num_batches_tracked has [{listed(unknown)}]; the batch norms that are named have "
+            f"[{listed(counted)}]"
+        )
     return state | {name: as_torch(np.asarray(count, np.int64), as_tensor) for name, count in counts.items()}

@@ -1,0 +1,24 @@
+"""Arrays for the tests of torch_interop, and what it means that two states are alike."""
+
+import numpy as np
+
+from tests.reference import normwise_error
+
+
+def draw(*shape, seed=0):
+    return np.random.default_rng(seed).normal(0.5, 1, shape).astype(np.float32)
+
+
+def assert_close(got, want):
+    assert set(got) == set(want)
+    for name, array in want.items():
+        if name.endswith("num_batches_tracked"):
+            assert int(got[name]) == int(array), name
+        else:
+            assert normwise_error(got[name], array) < 1e-5, name
+
+
+def check_same(got, want):
+    assert set(got) == set(want)
+    for name, tensor in want.items():
+        assert got[name].equal(tensor) and got[name].dtype == tensor.dtype, name
