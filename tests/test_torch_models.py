@@ -4,13 +4,21 @@ import re
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 import batchnorm_jax.linen
 import batchnorm_jax.nnx
-from batchnorm_jax.torch_interop import Layer, from_torch, options_from_torch, options_to_torch, to_torch
+from batchnorm_jax.torch_interop import (
+    Layer,
+    from_torch,
+    names_from_torch,
+    options_from_torch,
+    options_to_torch,
+    to_torch,
+)
 from tests.reference import normwise_error
 from tests.torch_arrays import assert_close, check_same, draw
 
@@ -220,3 +228,16 @@ def test_a_name_of_a_wrapped_model_is_said():
     net = torch.nn.DataParallel(torch.nn.Sequential(torch.nn.Linear(2, 3)))
     with pytest.raises(ValueError, match=r"'0' \(closest: 'module.0'\); .* 'module.0.weight', 'module.0.bias'"):
         from_torch(net.state_dict(), {"0": "fc"})
+
+
+@pytest.mark.parametrize("api", ["linen", "nnx"])
+def test_the_first_map_of_a_network_is_the_right_one(api):
+    """All but the flattening, of which the arrays say nothing."""
+    net = torch_net(flatten=True)
+    if api == "linen":
+        init = LinenNet(True, {}).init
+        like = jax.eval_shape(lambda: init(jax.random.key(0), jnp.zeros((1, 8, 6, 3)), True))
+    else:
+        like = nnx.state(nnx.eval_shape(lambda: NNXNet(True, {}, nnx.Rngs(0))), (nnx.Param, nnx.BatchStat))
+    paths = {name: getattr(layer, "path", layer) for name, layer in names_of(net, api, flatten=True).items()}
+    assert names_from_torch(net.state_dict(), like, api=api) == paths
