@@ -33,10 +33,24 @@ def write(path: Path, content: str | bytes) -> None:
     Raises:
       StorageError: it cannot be written: a full disk, a folder that is read-only or gone.
     """
+    with writing(path) as file:
+        file.write(content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a file to be written aside, which gets its name when the context ends without an error.
+
+    Args:
+      path: of the file. A symbolic link there is replaced, and what it leads to is left alone.
+
+    Raises:
+      StorageError: it cannot be written.
+    """
     aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
-        with _opened(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, "wb") as file:
-            file.write(content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
+        with _opened(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL, "wb+") as file:
+            yield file
         os.replace(aside, path)
     except OSError as error:
         raise cannot_write(path, error) from error
@@ -128,6 +142,30 @@ def cannot_write(path: Path, error: OSError) -> StorageError:
 def reason(error: BaseException) -> str:
     """Why a file could not be used, without its name."""
     return (isinstance(error, OSError) and error.strerror) or str(error).partition("\n")[0]
+
+
+def refuse_links(folder: Path) -> None:
+    """Refuses a folder that is a symbolic link or holds one, for a library that would write through it.
+
+    Raises:
+      StorageError: the link is named.
+    """
+    with storing(folder):
+        for path in (folder, *(folder.iterdir() if folder.is_dir() else ())):
+            if path.is_symlink():
+                raise cannot_write(path, OSError(errno.ELOOP, os.strerror(errno.ELOOP)))
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that is shown and not interpreted; none if it is not there or cannot be read."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        logging.warning("%s cannot be read and is left out: %s", path, _why(error))
+        return []
+    return [_UNPRINTABLE.sub("\ufffd", line) for line in content.decode(errors="replace").splitlines()]
 
 
 def read_json(path: Path, shape: Shape) -> Any:

@@ -1,10 +1,11 @@
 """Shapes of what a file holds, and a check of a value against one; the message names the place that does not fit.
 
 A shape is a function of a value that raises `MismatchError`: `text`, `flag`, `anything`, or what one of `number`,
-`whole`, `optional`, `items`, `table` and `record` makes.
+`matching`, `whole`, `optional`, `every`, `items`, `table` and `record` makes.
 """
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -52,8 +53,26 @@ def flag(value: Any) -> None:
         raise MismatchError("true or false", value)
 
 
-def number(least: float = -math.inf, *, above: float = -math.inf, finite: bool = True) -> Shape:
+def matching(pattern: str) -> Shape:
+    """A shape that fits text that a regular expression matches from end to end."""
+
+    def check(value: Any) -> None:
+        if not isinstance(value, str) or not re.fullmatch(pattern, value):
+            raise MismatchError(f"text of the form {pattern}", value)
+
+    return check
+
+
+def number(
+    least: float = -math.inf, *, above: float = -math.inf, below: float = math.inf, finite: bool = True
+) -> Shape:
     """A shape that fits numbers, from `least` on, or greater than `above`; those that are not finite on request.
+
+    Args:
+      least: the smallest that fits.
+      above: fits no more, if it is given.
+      below: fits no more, if it is given.
+      finite: infinities and what is not a number do not fit.
 
     Example:
       >>> number(above=0)(0.5)
@@ -63,6 +82,7 @@ def number(least: float = -math.inf, *, above: float = -math.inf, finite: bool =
       experiments._shapes.MismatchError: the whole must be a finite number of at least 0, and is -1
     """
     limits = f" of at least {least:g}" if least > -math.inf else f" above {above:g}" if above > -math.inf else ""
+    limits += f" below {below:g}" if below < math.inf else ""
 
     def check(value: Any) -> None:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -70,6 +90,7 @@ def number(least: float = -math.inf, *, above: float = -math.inf, finite: bool =
             is_number = False
         # Whatever is not a number compares as false.
         inside = is_number and (not finite or math.isfinite(value)) and not (value < least or value <= above)
+        inside = inside and not (below < math.inf and value >= below)
         if not inside:
             raise MismatchError(f"a {'finite ' if finite else ''}number{limits}", value)
 
@@ -89,6 +110,16 @@ def whole(least: int = -MOST) -> Shape:
 def optional(shape: Shape) -> Shape:
     """A shape that also fits null."""
     return lambda value: None if value is None else shape(value)
+
+
+def every(*shapes: Shape) -> Shape:
+    """A shape that fits what fits each of several."""
+
+    def check(value: Any) -> None:
+        for shape in shapes:
+            shape(value)
+
+    return check
 
 
 def items(first: Shape, *others: Shape, least: int = 0) -> Shape:

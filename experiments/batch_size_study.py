@@ -77,7 +77,7 @@ def main() -> None:
 def note_command(folder: Path, command: str) -> None:
     """Adds a command to those that made a study: its parts may be asked for one after the other."""
     made = folder / "command.txt"
-    commands = made.read_text(errors="replace").splitlines() if made.exists() else []
+    commands = _files.read_lines(made)
     _files.write(made, "".join(f"{line}\n" for line in dict.fromkeys([*commands, command])))
 
 

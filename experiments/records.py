@@ -5,8 +5,10 @@ from typing import Any
 from experiments._shapes import (
     MismatchError,
     anything,
+    every,
     flag,
     items,
+    matching,
     number,
     optional,
     record,
@@ -16,6 +18,8 @@ from experiments._shapes import (
 )
 
 POSITIVE, SHARE, NUMBER = number(above=0), number(0), number()
+# Seconds since 1970, up to the year 9999, which dates end with.
+MOMENT = optional(number(0, below=253_402_300_800))
 UNBOUNDED = number(finite=False)
 INTERVAL = items(UNBOUNDED, UNBOUNDED)
 # A value and its interval, in which null is "no bound".
@@ -40,14 +44,25 @@ SUMMARY = record(
         "parameters": whole(0),
         "overhead": optional(NUMBER),
         "starts": whole(0),
+        "first_step_ended": MOMENT,
         "memory": optional(record({"needed": optional(whole(0)), "limit": optional(whole(0))})),
     },
 )
 
+
+def option(value: Any) -> None:
+    """The shape of an option of a run: null, text, true, false or a number."""
+    if value is not None and not isinstance(value, str | bool):
+        NUMBER(value)
+
+
 # `config.json` of a run, as far as a report reads it.
 CONFIG = record(
     {
-        "config": record({"model": text, "dataset": text, "batch_size": whole(1)}, {"label_smoothing": number(0)}),
+        "config": every(
+            table(option),
+            record({"model": text, "dataset": text, "batch_size": whole(1)}, {"label_smoothing": number(0)}),
+        ),
         "data": record({}, {"note": text}),
     }
 )
@@ -110,6 +125,7 @@ _ENDED = record(
         "seconds": SECONDS,
         "devices": text,
         "versions": table(text),
+        "first_step_ended": MOMENT,
         "target": optional(record({"reached_after_updates": optional(whole(0))})),
     },
 )
@@ -118,21 +134,26 @@ _STUDY_ROW = record(
     {"command": text, "label": text, "error": text, "diverged": flag, "summary": _ENDED, **_NOTES},
 )
 # What a key begins with, and what the options of such a row must hold for a report to place it.
+_SIZED = record({"options": record({"batch_size": whole(1)})})
 _PLACED = record({"options": record({"batch_size": whole(1), "seed": whole(0)})})
 _RATED = record({"options": record({"learning_rate": POSITIVE})})
 _TO_TARGET = record({}, {"summary": record({"target": record({}), "epochs": number(0)})})
 _COMPUTED = record({}, {"summary": record({"seconds": record({"compute": number(0)}), "updates": whole(1)})})
+_GRID_KEY = r"grid-\w+-\w+-p[1-9][0-9]{0,8}-seed[0-9]+"
 _BY_KIND = {
     "fixed": (_PLACED, _RATED, _TO_TARGET, _COMPUTED),
     "tuned": (_PLACED, _RATED, _TO_TARGET, _COMPUTED),
     "time": (_PLACED, _COMPUTED),
-    "ramp": (_PLACED, _COMPUTED, record({"label": text})),
-    "ladder": (_PLACED, _COMPUTED),
-    "backwards": (_PLACED, _COMPUTED),
-    "search": (_PLACED, _RATED, record({"options": record({"optimizer": text})})),
-    "final": (_PLACED, _RATED, record({"options": record({"optimizer": text})})),
-    "minimum": (_PLACED, _RATED),
-    "grid": (_COMPUTED,),
+    "ramp": (_SIZED, _COMPUTED, record({"label": text})),
+    "ladder": (_SIZED, _COMPUTED),
+    "backwards": (_SIZED, _COMPUTED),
+    "search": (_SIZED, _RATED, record({"options": record({"optimizer": text})})),
+    "final": (_SIZED, _RATED, record({"options": record({"optimizer": text})})),
+    "minimum": (_SIZED, _RATED),
+    "grid": (
+        _COMPUTED,
+        record({"key": matching(_GRID_KEY), "options": record({"num_devices": whole(1), "steps": whole(1)})}),
+    ),
     "rate": (_COMPUTED, _RATED),
 }
 
@@ -279,7 +300,7 @@ RECOMMENDATION = record(
         "seconds": NUMBER,
         "evidence": record(
             {
-                "options": record({}, {"norm": optional(text)}),
+                "options": record({"dataset": text}, {"model": text, "norm": optional(text)}),
                 "examples": whole(0),
                 "held_out": whole(0),
                 "devices": whole(1),

@@ -205,7 +205,8 @@ def test_the_swing_and_the_noise_scale_of_made_up_runs_are_found():
 
 def test_the_eigenvalue_of_a_run_is_that_of_its_dense_hessian(study):
     row = next(row for row in jobs.read(study / jobs.FILE) if row["key"].startswith("minimum-epochs-b8-"))
-    restored = restore(jobs.workdir(jobs.Job(row["key"], row["options"]), study), num_devices=1)
+    own = {name: row["options"][name] for name in ("model", "dataset")}
+    restored = restore(jobs.workdir(jobs.Job(row["key"], row["options"]), study), num_devices=1, **own)
     flat, unravel = jax.flatten_util.ravel_pytree(restored.state.params)
     train, recipe = restored.data.train, restored.recipe
     images = (train.images / 255.0 - recipe.mean) / recipe.std

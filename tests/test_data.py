@@ -1,6 +1,8 @@
 """The data sets: what is on which side, the order of batches, the cache, and refusals."""
 
 import io
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ from PIL import Image
 from scipy import ndimage
 
 from experiments import data
-from experiments.data import arrays, digits, tfds, warping
+from experiments._errors import UsageError
+from experiments.data import arrays, contents, digits, tfds, warping
 
 
 def test_digits_are_what_they_are_said_to_be():
@@ -163,12 +166,12 @@ def test_tfds_reads_a_prepared_data_set(tmp_path, monkeypatch):
     assert dataset.num_classes == 3 and tfds.prepared(str(tmp_path / "data")) == ["tiny"]
 
 
-def make_tfds(directory, name):
+def make_tfds(directory, name, *, seed=0, train=6):
     """Writes a data set of nine 4x4 images as TFDS does, without TensorFlow."""
     tfds_package = pytest.importorskip("tensorflow_datasets")
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    r = np.random.default_rng(0)
+    r = np.random.default_rng(seed)
     images = r.integers(0, 256, (9, 4, 4, 1), dtype=np.uint8)
     labels = np.arange(9) % 3
     features = tfds_package.features.FeaturesDict(
@@ -180,7 +183,7 @@ def make_tfds(directory, name):
     path = directory / name / "1.0.0"
     path.mkdir(parents=True)
     splits = []
-    for split, chosen in (("train", slice(0, 6)), ("test", slice(6, 9))):
+    for split, chosen in (("train", slice(0, train)), ("test", slice(6, 9))):
         file = path / f"{name}-{split}.array_record-00000-of-00001"
         writer = ArrayRecordWriter(str(file), "group_size:1")
         for image, label in zip(images[chosen], labels[chosen], strict=True):
@@ -202,3 +205,52 @@ def make_tfds(directory, name):
         data_dir=str(path), features=features, split_infos=splits, supervised_keys=("image", "label"), check_data=False
     )
     return images, labels
+
+
+def test_other_files_in_the_same_place_are_other_data(tmp_path, monkeypatch):
+    """Of the same version: fewer examples, and other examples in shards of the same size."""
+    monkeypatch.setenv(arrays.CACHE_VARIABLE, str(tmp_path / "cache"))
+    place, before = tmp_path / "data", tmp_path / "before"
+    images, _ = make_tfds(place, "tiny")
+    assert data.load("tiny", str(place)).train.size == 6
+    place.rename(before)
+    others, _ = make_tfds(place, "tiny", seed=1)
+    sizes = [[p.stat().st_size for p in sorted(d.rglob("*record*"))] for d in (before, place)]
+    assert sizes[0] == sizes[1]
+    np.testing.assert_array_equal(data.load("tiny", str(place)).train.images, others[:6])
+    shutil.rmtree(place)
+    make_tfds(place, "tiny", train=4)
+    assert data.load("tiny", str(place)).train.size == 4
+    # The first again, elsewhere: what was decoded then is used.
+    monkeypatch.setattr(tfds, "_decode", None)
+    np.testing.assert_array_equal(data.load("tiny", str(before)).train.images, images[:6])
+
+
+def test_a_shard_that_holds_another_number_of_examples_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv(arrays.CACHE_VARIABLE, str(tmp_path / "cache"))
+    make_tfds(tmp_path / "data", "tiny")
+    info = tmp_path / "data" / "tiny" / "1.0.0" / "dataset_info.json"
+    info.write_text(info.read_text().replace('"6"', '"5"'))
+    with pytest.raises(
+        UsageError, match=r"tiny-train.* holds 6 examples, and dataset_info.json says 5.*tfds build tiny"
+    ):
+        data.load("tiny", str(tmp_path / "data"))
+
+
+def test_files_too_large_to_be_read_whole_are_told_apart(tmp_path, monkeypatch):
+    """By evenly spaced blocks, the first and the last among them, and by the time of the last change."""
+    monkeypatch.setattr(contents, "READ_WHOLE", 1000)
+    monkeypatch.setattr(contents, "BLOCK", 100)
+    path = tmp_path / "shard"
+    path.write_bytes(bytes(10_000))
+    found = {contents.of_files([path])}
+    for at in (0, 9_999):
+        changed = bytearray(10_000)
+        changed[at] = 1
+        stat = path.stat()
+        path.write_bytes(changed)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        found.add(contents.of_files([path]))
+    os.utime(path, ns=(0, 0))
+    found.add(contents.of_files([path]))
+    assert len(found) == 4

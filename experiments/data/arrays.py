@@ -1,8 +1,7 @@
 """What a data set is: splits of images and labels, in memory or streamed; and a cache of arrays on disk."""
 
+import json
 import os
-import tempfile
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -10,7 +9,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from absl import logging
 
+from experiments import _files
+from experiments._errors import StorageError, UsageError
+
 CACHE_VARIABLE = "BATCHNORM_JAX_CACHE"
+# The entry of a cached file that says what else it holds. Checksums guard the bytes of arrays alone, not their names
+# and shapes.
+CONTENTS = "contents"
 
 
 class Split(Protocol):
@@ -93,22 +98,39 @@ def cached(key: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.
     path = cache_dir() / f"{key}.npz"
     if path.exists():
         try:
-            with path.open("rb") as file, np.load(file) as stored:
-                return dict(stored)
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            logging.warning("The cached data set %s cannot be read (%s); it is made again.", path, error)
+            return _read(path)
+        # Whatever zip and NumPy raise of a damaged file, which is no closed list: the arrays can be made again.
+        except Exception as error:
+            why = _files.reason(error) or type(error).__name__
+            logging.warning("The cached data set %s cannot be read (%s); it is made again.", path, why)
     logging.info("Preparing %s, to be kept at %s", key, path)
     arrays = make()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Written aside and renamed, so that no process ever reads half a file.
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            try:
-                np.savez(file, allow_pickle=False, **arrays)
-            except OSError:
-                os.unlink(file.name)
-                raise
-        os.replace(file.name, path)
-    except OSError as error:
-        logging.warning("The data set cannot be kept at %s (%s); it will be made again next time.", path, error)
+        _files.make_folder(path.parent)
+        with _files.writing(path) as file:
+            np.savez(file, allow_pickle=False, **arrays, **{CONTENTS: np.frombuffer(_contents(arrays), np.uint8)})
+    except (StorageError, UsageError) as error:
+        why = error.__cause__ or error
+        logging.warning("The data set cannot be kept at %s (%s); it will be made again next time.", path, why)
     return arrays
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a cached file.
+
+    Raises:
+      ValueError: they are not those that were written; and whatever else a damaged file leads to.
+    """
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        if CONTENTS not in stored.files:
+            raise ValueError("it does not say what it holds")
+        written = stored[CONTENTS].tobytes()
+        arrays = {name: stored[name] for name in stored.files if name != CONTENTS}
+    if written != _contents(arrays):
+        raise ValueError("it does not hold what it says")
+    return arrays
+
+
+def _contents(arrays: dict[str, np.ndarray]) -> bytes:
+    """Name, type and shape of every array, as text."""
+    return json.dumps([[name, str(a.dtype), list(a.shape)] for name, a in sorted(arrays.items())]).encode()

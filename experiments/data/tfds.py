@@ -3,15 +3,18 @@
 A data set is prepared once by TFDS itself, which needs TensorFlow (`pip install .[prepare]`); reading does not.
 """
 
-import hashlib
+import contextlib
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments import _files, _shapes
 from experiments._errors import UsageError, unknown_name
+from experiments.data import contents
 from experiments.data.arrays import Dataset, Examples, Split, cached
 from experiments.data.stream import Stream
 
@@ -37,8 +40,8 @@ def load(name: str, data_dir: str | None, image_size: int | None = None, known: 
       others are streamed.
 
     Raises:
-      UsageError: it is not prepared in `data_dir`, is not one of labelled images, or has images of several sizes and
-        no `image_size` was given.
+      UsageError: it is not prepared in `data_dir`, its files are damaged, it is not one of labelled images, or has
+        images of several sizes and no `image_size` was given.
     """
     directory = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets").expanduser()
     base = name.partition(":")[0]
@@ -52,35 +55,125 @@ def load(name: str, data_dir: str | None, image_size: int | None = None, known: 
         raise UsageError(
             "TFDS data sets need the package tensorflow-datasets: pip install tensorflow-datasets"
         ) from error
-    try:
-        builder: Any = tfds.builder(name, data_dir=str(directory), try_gcs=False)
-    except (DatasetNotFoundError, AssertionError) as error:
-        raise _not_prepared(name, directory, known) from error
-    if not builder.info.splits:
-        raise _not_prepared(name, directory, known)
-    if builder.info.supervised_keys is None or not {"image", "label"} <= set(builder.info.features):
-        raise UsageError(f"dataset {name!r} has no labelled images (its features: {', '.join(builder.info.features)})")
-    test = "test" if "test" in builder.info.splits else "validation"
-    if not {"train", test} <= set(builder.info.splits):
-        raise UsageError(f"dataset {name!r} needs the splits train and test; it has {', '.join(builder.info.splits)}")
-
-    place = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:8]
-    version = str(builder.version)
-
-    def split(which: str) -> Split:
+    with _reading(name, directory / base):
         try:
-            source = builder.as_data_source(split=which)
-        except NotImplementedError as error:
-            raise UsageError(f"dataset {name!r} must be prepared with --file_format=array_record ({error})") from error
-        if image_size is not None:
-            return Stream(source, image_size, random_crops=which == "train")
-        if not _fits(name, builder, which):
-            return Stream(source, None, random_crops=False)
-        arrays = cached(f"tfds-{base}-{version}-{which}-{place}", lambda: _decode(source))
-        return Examples(arrays["images"], arrays["labels"])
+            builder: Any = tfds.builder(name, data_dir=str(directory), try_gcs=False)
+        except (DatasetNotFoundError, AssertionError) as error:
+            raise _not_prepared(name, directory, known) from error
+        if not builder.info.splits:
+            raise _not_prepared(name, directory, known)
+        if builder.info.supervised_keys is None or not {"image", "label"} <= set(builder.info.features):
+            raise UsageError(
+                f"dataset {name!r} has no labelled images (its features: {', '.join(builder.info.features)})"
+            )
+        test = "test" if "test" in builder.info.splits else "validation"
+        if not {"train", test} <= set(builder.info.splits):
+            raise UsageError(
+                f"dataset {name!r} needs the splits train and test; it has {', '.join(builder.info.splits)}"
+            )
+        shape = builder.info.features["image"].shape
+        if len(shape) != 3 or 0 in shape or shape[2] is None:
+            raise ValueError(f"features.json gives images the shape {shape}, and not height, width and channels")
+        num_classes = getattr(builder.info.features["label"], "num_classes", None)
+        if not num_classes:
+            raise UsageError(f"the labels of dataset {name!r} are no classes: {builder.info.features['label']}")
+        splits = {
+            which: _split(name, builder, which, image_size, place=directory / base)
+            for which in dict.fromkeys(("train", test))
+        }
+    return Dataset(
+        name, splits["train"], {"test": splits[test]}, num_classes, NOTES.get((base, str(builder.version)), "")
+    )
 
-    num_classes = builder.info.features["label"].num_classes
-    return Dataset(name, split("train"), {"test": split(test)}, num_classes, NOTES.get((base, version), ""))
+
+def _split(name: str, builder: Any, which: str, image_size: int | None, *, place: Path) -> Split:
+    """A split of a prepared data set: in memory if it fits there, else streamed."""
+    _check_shards(builder, which)
+    try:
+        source = _Source(builder.as_data_source(split=which), name, place, builder.info.features["label"].num_classes)
+    except NotImplementedError as error:
+        raise UsageError(f"dataset {name!r} must be prepared with --file_format=array_record ({error})") from error
+    if image_size is not None:
+        return Stream(source, image_size, random_crops=which == "train")
+    if not _fits(name, builder, which):
+        return Stream(source, None, random_crops=False)
+    # By what the files hold: others in the same place are other data.
+    described = [Path(builder.data_path) / file for file in ("dataset_info.json", "features.json")]
+    held = contents.of_files([*described, *_shards(builder, which)])
+    shape = tuple(builder.info.features["image"].shape)
+    arrays = cached(f"tfds-{builder.name}-{builder.version}-{which}-{held}", lambda: _decode(source, shape))
+    return Examples(arrays["images"], arrays["labels"])
+
+
+def _shards(builder: Any, which: str) -> list[Path]:
+    return [Path(path) for path in builder.info.splits[which].filepaths]
+
+
+def _check_shards(builder: Any, which: str) -> None:
+    """Compares the shards of a split with what `dataset_info.json` says that they hold.
+
+    Raises:
+      ValueError: a shard is not there or holds another number of examples.
+    """
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    info = builder.info.splits[which]
+    for path, said in zip(_shards(builder, which), info.shard_lengths, strict=True):
+        if not path.is_file():
+            raise ValueError(f"its shard {path.name} is not there")
+        # Of other formats TFDS itself says that they cannot be read like this.
+        if ".array_record" in path.name:
+            reader = ArrayRecordReader(str(path))
+            holds = reader.num_records()
+            reader.close()
+            if holds != said:
+                raise ValueError(f"its shard {path.name} holds {holds:,} examples, and dataset_info.json says {said:,}")
+
+
+class _Source:
+    """The examples of a split as TFDS decodes them; one that cannot be read is an error that names the data set."""
+
+    def __init__(self, source: Any, name: str, place: Path, num_classes: int):
+        self._source, self._name, self._place, self._num_classes = source, name, place, num_classes
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        with _reading(self._name, self._place):
+            record = self._source[index]
+            if not 0 <= int(record["label"]) < self._num_classes:
+                raise ValueError(
+                    f"example {index} has the label {record['label']}, and there are {self._num_classes} classes"
+                )
+            return record
+
+
+@contextlib.contextmanager
+def _reading(name: str, place: Path) -> Iterator[None]:
+    """Turns whatever TFDS raises of damaged files into an error that names the data set, and says how to mend it."""
+    try:
+        yield
+    except UsageError:
+        raise
+    # Parsers, decoders and readers raise errors of their own, which is no closed list.
+    except Exception as error:
+        why = _broken_description(place) or _files.reason(error)[:200].rstrip(".") or type(error).__name__
+        raise UsageError(
+            f"dataset {name!r} cannot be read from {place}: {why}. Move that folder away and prepare it again, with a "
+            f"network: pip install '.[prepare]' && tfds build {name} --data_dir={place.parent} "
+            "--file_format=array_record"
+        ) from error
+
+
+def _broken_description(place: Path) -> str:
+    """Which of the files that describe a data set is no JSON, which TFDS does not say."""
+    for path in sorted(place.glob("**/*.json")):
+        try:
+            _files.read_json(path, _shapes.record({}))
+        except UsageError as error:
+            return str(error)
+    return ""
 
 
 def _fits(name: str, builder: Any, split: str) -> bool:
@@ -100,9 +193,11 @@ def prepared(data_dir: str | None) -> list[str]:
     return sorted(p.name for p in directory.iterdir() if p.is_dir()) if directory.is_dir() else []
 
 
-def _decode(source) -> dict[str, np.ndarray]:
+def _decode(source: Any, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     def example(i):
         record = source[i]
+        if record["image"].shape != shape:
+            raise ValueError(f"the image of example {i} has the shape {record['image'].shape}, and not {shape}")
         return record["image"], record["label"]
 
     with ThreadPoolExecutor() as pool:

@@ -120,6 +120,11 @@ def _floor(series) -> float:
     return min(ends) - 5 if ends else 0
 
 
+def rows_left_out(folder: str | Path) -> int:
+    """How many lines of a study's rows are no whole rows."""
+    return _files.read_rows(Path(folder) / "results.jsonl", records.study_row)[1]
+
+
 def read_study(folder: str | Path) -> dict[str, dict[str, Any]]:
     """The rows of a study, the last of each key, those with an error too.
 

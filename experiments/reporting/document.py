@@ -9,6 +9,10 @@ from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import LogFormatterMathtext
+
+from experiments import _files
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #fff; --text: #1c2330; --quiet: #5a6475; --line: #e3e7ee; --code: #f4f6f9;
@@ -74,16 +78,34 @@ def write_svg(drawing: Figure, path: str | Path) -> Path:
     """Writes a drawing as a picture of its own, which is light or dark as the reader's pages are."""
     path = Path(path)
     picture = _svg(drawing, path.stem, transparent=False)
-    path.write_text(re.sub(r"<svg[^>]*>", lambda head: head[0] + _DARK, picture, count=1))
+    _files.write(path, re.sub(r"<svg[^>]*>", lambda head: head[0] + _DARK, picture, count=1))
     return path
 
 
 def _svg(drawing: Figure, names: str, *, transparent: bool) -> str:
     """A drawing as SVG. Without date and random names: of the same files it is the same."""
     text = io.StringIO()
+    _write_out_formulas(drawing)
     with matplotlib.rc_context({"svg.hashsalt": names}):
         drawing.savefig(text, format="svg", metadata={"Date": None}, transparent=transparent)
     return text.getvalue()
+
+
+def _write_out_formulas(drawing: Figure) -> None:
+    """Shows every text as it stands: text comes from files, in which a dollar sign is a dollar sign.
+
+    Powers of ten at the ticks of a logarithmic axis are matplotlib's own, and stay formulas.
+    """
+    axis_of_powers = [
+        axis
+        for axes in drawing.axes
+        for axis in (axes.xaxis, axes.yaxis)
+        if isinstance(axis.get_major_formatter(), LogFormatterMathtext)
+    ]
+    powers = {id(tick.label1) for axis in axis_of_powers for tick in axis.get_major_ticks()}
+    for text in drawing.findobj(Text):
+        if isinstance(text, Text) and id(text) not in powers:
+            text.set_parse_math(False)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = True, wrap: bool = False) -> str:

@@ -1,6 +1,5 @@
 """The norm beside its peers, in one picture."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments import _files, benchmark_records
+from experiments.reporting.section import fitting
 from experiments.reporting.style import dress, legend
 
 OURS = "batchnorm_jax"
@@ -27,8 +28,15 @@ def norm_figure(path: str | Path) -> Figure:
 
     Args:
       path: the `norm.json` of `experiments.benchmark --suite=norm`.
+
+    Raises:
+      UsageError: the file is not there, or is damaged.
     """
-    results = json.loads(Path(path).read_text())["rows"]
+    with fitting(path):
+        return _drawn(_files.read_json(Path(path), benchmark_records.NORM)["rows"])
+
+
+def _drawn(results: dict[str, Any]) -> Figure:
     panels = [
         (part, draw)
         for part, draw in (("speed", _speed), ("gpu", _speed), ("memory", _memory), ("accuracy", _accuracy))

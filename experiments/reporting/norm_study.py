@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from experiments import _commands, _files
-from experiments.reporting.curves import read_study
+from experiments.reporting.curves import read_study, rows_left_out
 from experiments.reporting.document import commands, document, figure, made_on, table
-from experiments.reporting.section import moments_of
+from experiments.reporting.section import fitting, moments_of
 from experiments.reporting.style import canvas, dress, legend
 
 CONFIDENCE = 0.95
@@ -154,9 +154,24 @@ def _draw(axes: Axes, cells: dict[tuple[str, int], Cell], task: str) -> None:
 
 
 def write_norm_study_page(folder: str | Path) -> Path:
-    """Writes `report.html` into the folder of a study."""
+    """Writes `report.html` into the folder of a study.
+
+    Raises:
+      UsageError: the folder holds no rows, or rows that do not fit together.
+    """
+    with fitting(folder):
+        title, parts = _page(folder)
+    path = Path(folder) / "report.html"
+    _files.write(path, document(title, parts))
+    return path
+
+
+def _page(folder: str | Path) -> tuple[str, list[str]]:
+    """Title and body of the page."""
     rows = read(folder)
     parts: list[str] = [made_on(moments_of(rows.values()))]
+    if lines := rows_left_out(folder):
+        parts.append(f"<p>{lines} lines of results.jsonl are no whole rows and are left out.</p>")
     tasks = [task for task in METRICS if grid(rows, task)]
     if tasks:
         caption = "Lines join the means over seeds."
@@ -203,13 +218,10 @@ def write_norm_study_page(folder: str | Path) -> Path:
             commands(command),
             "<p>and likewise for each run</p>",
         ]
-    path = Path(folder) / "report.html"
     studied = sorted(
         {f"{of.get('model', 'simple_cnn')} on {of.get('dataset')}" for of in (r["options"] for r in ended)}
     )
-    title = "Which statistics to normalise by" + (f": {' and '.join(studied)}" if studied else "")
-    _files.write(path, document(title, parts))
-    return path
+    return "Which statistics to normalise by" + (f": {' and '.join(studied)}" if studied else ""), parts
 
 
 def finding(rows: dict[str, dict[str, Any]], task: str) -> str:

@@ -2,11 +2,13 @@
 
 import html
 from pathlib import Path
+from typing import Any
 
 from experiments import _commands, _files, records
 from experiments._errors import UsageError
 from experiments.reporting.curves import curve_panels, read_rows
 from experiments.reporting.document import commands, document, figure, made_on, table
+from experiments.reporting.section import fitting
 
 
 def write_page(workdir: str | Path) -> Path:
@@ -28,6 +30,15 @@ def write_page(workdir: str | Path) -> Path:
         _, broken = read_rows(workdir / "metrics.jsonl")
     except UsageError as error:
         raise UsageError(f"{workdir} holds no complete run ({error}); the training command completes it") from error
+    with fitting(workdir):
+        title, parts = _page(workdir, summary, stored, broken)
+    path = workdir / "report.html"
+    _files.write(path, document(title, parts))
+    return path
+
+
+def _page(workdir: Path, summary: dict[str, Any], stored: dict[str, Any], broken: int) -> tuple[str, list[str]]:
+    """Title and body of the page."""
     config = stored["config"]
     note = stored["data"].get("note", "")
     title = f"{config['model']} on {config['dataset']}, batch {config['batch_size']}"
@@ -63,9 +74,7 @@ def write_page(workdir: str | Path) -> Path:
         table(("option", "value"), options, numbers=False),
         "</details>",
     ]
-    path = workdir / "report.html"
-    _files.write(path, document(title, parts))
-    return path
+    return title, parts
 
 
 def _score(result: dict) -> str:

@@ -19,7 +19,7 @@ from experiments.reporting.recommendation_text import (
     settings,
     spent,
 )
-from experiments.reporting.section import moments_of
+from experiments.reporting.section import fitting, moments_of
 from experiments.reporting.style import (
     COLOUR,
     GREY,
@@ -104,8 +104,17 @@ def write_recommendation_page(folder: str | Path) -> Path:
     """Writes `report.html` into the folder of a recommendation.
 
     Raises:
-      UsageError: there is no recommendation in the folder.
+      UsageError: there is no recommendation in the folder, or it is damaged.
     """
+    with fitting(folder):
+        title, parts = _page(folder)
+    path = Path(folder) / "report.html"
+    _files.write(path, document(title, parts))
+    return path
+
+
+def _page(folder: str | Path) -> tuple[str, list[str]]:
+    """Title and body of the page."""
     result = _read(folder)
     evidence, advice = result["evidence"], result["advice"]
     rows = read_study(folder).values() if (Path(folder) / "results.jsonl").exists() else ()
@@ -131,11 +140,8 @@ def write_recommendation_page(folder: str | Path) -> Path:
     if evidence["not_measured"]:
         parts += ["<h2>Not measured</h2>", _list(evidence["not_measured"])]
     parts.append(f"<p>{spent(result)} were spent.</p>")
-    path = Path(folder) / "report.html"
     options = evidence["options"]
-    title = f"Which batch size for {options.get('model', 'simple_cnn')} on {options['dataset']}?"
-    _files.write(path, document(title, parts))
-    return path
+    return f"Which batch size for {options.get('model', 'simple_cnn')} on {options['dataset']}?", parts
 
 
 def _list(texts: list[str]) -> str:

@@ -1,7 +1,8 @@
 """A section of the batch-size study's report: a question, a sentence that answers it, and what that rests on."""
 
+import contextlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,27 @@ class Section(NamedTuple):
     title: str
     answer: str
     parts: list[str]
+
+
+@contextlib.contextmanager
+def fitting(folder: str | Path) -> Iterator[None]:
+    """Turns what comes of numbers that have their shapes and do not fit together into an error that says so.
+
+    Shapes are checked as files are read. What one file says of another, or one number of the next, is not: a part may
+    name runs that are gone, or two of its sizes may be the same.
+
+    Raises:
+      UsageError: in place of an arithmetic, look-up, type or value error.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"the numbers in {folder} do not fit together ({type(error).__name__}: {_files.reason(error):.100}); run "
+            "the same command again, which completes them, or remove what was changed"
+        ) from error
 
 
 def analysis(folder: str | Path, part: str) -> dict[str, Any] | None:

@@ -4,15 +4,18 @@ import html
 import shlex
 from pathlib import Path
 
+from absl import logging
+
 from experiments import _commands, _files
+from experiments._errors import UsageError
 from experiments.reporting.convergence import convergence_sections, epochs_figure
 from experiments.reporting.critical import convergence_figure, critical_sections
-from experiments.reporting.curves import read_study
+from experiments.reporting.curves import read_study, rows_left_out
 from experiments.reporting.document import commands, document, made_on, table, write_svg
 from experiments.reporting.generalisation import generalisation_sections
 from experiments.reporting.large_batch import large_batch_sections
 from experiments.reporting.ramp import ramp_figure, ramp_sections
-from experiments.reporting.section import Section, moments_of
+from experiments.reporting.section import Section, fitting, moments_of
 from experiments.reporting.smoothness import smoothness_sections
 from experiments.reporting.step_time import time_sections
 
@@ -38,7 +41,20 @@ def study_sections(folder: str | Path) -> list[Section]:
       UsageError: the folder holds no rows.
     """
     read_study(folder)
-    return sorted((section for make in _SECTIONS for section in make(folder)), key=lambda section: section.number)
+    return _sections(folder)[0]
+
+
+def _sections(folder: str | Path) -> tuple[list[Section], list[str]]:
+    """The sections in their order, and why others are left out."""
+    sections, left_out = [], []
+    for make in _SECTIONS:
+        try:
+            with fitting(folder):
+                sections += make(folder)
+        except UsageError as error:
+            logging.warning("A part of the report is left out: %s", error)
+            left_out.append(f"A part is left out: {_commands.without_paths(str(error))}")
+    return sorted(sections, key=lambda section: section.number), left_out
 
 
 def write_study_page(folder: str | Path) -> Path:
@@ -50,8 +66,8 @@ def write_study_page(folder: str | Path) -> Path:
       UsageError: the folder holds no rows.
     """
     rows = read_study(folder)
-    sections = study_sections(folder)
-    parts = [made_on(moments_of(rows.values()))]
+    sections, left_out = _sections(folder)
+    parts = [made_on(moments_of(rows.values())), *_left_out(folder, left_out)]
     parts += ["<ol>"] if sections else ["<p>No question has been answered yet.</p>"]
     parts += [f'<li value="{s.number}"><a href="#q{s.number}">{html.escape(s.title)}</a></li>' for s in sections]
     parts += ["</ol>"] if sections else []
@@ -59,16 +75,27 @@ def write_study_page(folder: str | Path) -> Path:
         parts.append(f'<h2 id="q{section.number}">{section.number}. {html.escape(section.title)}</h2>')
         parts.append(f"<p><strong>{html.escape(section.answer)}</strong></p>")
         parts += section.parts
-    made = Path(folder) / "command.txt"
-    made_by = made.read_text(errors="replace").splitlines() if made.is_file() else []
+    made_by = _files.read_lines(Path(folder) / "command.txt")
     parts += _made_by(rows, "".join(f"{_commands.shareable_text(line)}\n" for line in made_by))
     path = Path(folder) / "report.html"
     studied = " and ".join(f"{model} on {dataset}" for dataset, model in _studied(rows))
     for name, draw in PICTURES.items():
         if (Path(folder) / name).exists():
-            write_svg(draw(folder), Path(folder) / name)
+            try:
+                with fitting(folder):
+                    drawing = draw(folder)
+            except UsageError as error:
+                logging.warning("The picture %s is not made again: %s", name, error)
+                continue
+            write_svg(drawing, Path(folder) / name)
     _files.write(path, document("What the batch size does" + (f": {studied}" if studied else ""), parts))
     return path
+
+
+def _left_out(folder: str | Path, reasons: list[str]) -> list[str]:
+    if lines := rows_left_out(folder):
+        reasons = [f"{lines} lines of results.jsonl are no whole rows and are left out.", *reasons]
+    return [f"<p>{html.escape(reason)}</p>" for reason in dict.fromkeys(reasons)]
 
 
 def _studied(rows: dict) -> list[tuple[str, str]]:

@@ -104,7 +104,7 @@ class _Decades(LogLocator):
             return super().tick_values(vmin, vmax)
         exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         for parts in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
-            every = max(1, round(math.log10(high / low) / MOST_TICKS)) if parts == (1,) else 1
+            every = max(1, round((math.log10(high) - math.log10(low)) / MOST_TICKS)) if parts == (1,) else 1
             ticks = [part * 10.0**e for e in exponents if e % every == 0 for part in parts]
             if sum(low <= tick <= high for tick in ticks) >= FEWEST_TICKS:
                 return np.array(ticks)

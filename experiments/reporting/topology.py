@@ -1,12 +1,13 @@
 """The norm as compiled for accelerators that were not there, beside Flax's, in one picture."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments import _files, benchmark_records
+from experiments.reporting.section import fitting
 from experiments.reporting.style import legend
 
 FLAX = "flax"
@@ -28,8 +29,15 @@ def topology_figure(path: str | Path) -> Figure:
 
     Args:
       path: the result of `experiments.benchmark --suite=norm --topology=...`.
+
+    Raises:
+      UsageError: the file is not there, or is damaged.
     """
-    results = json.loads(Path(path).read_text())["rows"]
+    with fitting(path):
+        return _drawn(_files.read_json(Path(path), benchmark_records.TOPOLOGY)["rows"])
+
+
+def _drawn(results: dict[str, Any]) -> Figure:
     layers, networks = (_compiled(results.get(part, ())) for part in ("layers", "resnet50"))
     panels = [(_layers, layers)] if layers else []
     panels += [(_work, networks), (_memory, networks)] if networks else []

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import shlex
 import subprocess
 import sys
 import time
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import _files, records
+from experiments import _commands, _files, records
 from experiments._errors import UsageError
 
 FILE = "results.jsonl"
@@ -89,7 +88,7 @@ class Runner:
             row = {
                 "key": job.key,
                 "options": job.options,
-                "command": shlex.join(["python", *command(job, self._folder)]),
+                "command": _commands.shareable_command(["python", *command(job, self._folder)]),
             }
             row |= {"label": job.label} if job.label else {}
             row |= self._worker.train(job)

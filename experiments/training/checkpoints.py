@@ -29,6 +29,9 @@ _NOTES = _shapes.record(
         "ramp": _shapes.record({"epochs": _shapes.items(_shapes.whole(0)), "largest": _shapes.whole(1)}),
     },
 )
+# Orbax's own description of a checkpoint, as far as opening needs it.
+_TIME = _shapes.optional(_shapes.whole())
+_DESCRIBED = _shapes.record({}, {"init_timestamp_nsecs": _TIME, "commit_timestamp_nsecs": _TIME})
 _BESIDE = _shapes.record({"sha256": _shapes.text, "notes": _NOTES}, {"run": _shapes.optional(_shapes.text)})
 
 
@@ -83,7 +86,7 @@ class Checkpoints:
             None: not known.
 
         Raises:
-          UsageError: with `read_only`, there are none.
+          UsageError: with `read_only`, there are none; or they cannot be opened, for what describes one is damaged.
         """
         self._run = run
         self._directory = Path(workdir).absolute() / "checkpoints"
@@ -92,9 +95,31 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=KEEP, create=not read_only, cleanup_tmp_directories=not read_only, read_only=read_only
         )
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        self._manager = self._opened(options)
         # What was kept beside the state that was restored last.
         self.notes: dict[str, Any] = {}
+
+    def _opened(self, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+        """Orbax's manager, which reads what describes each checkpoint, and cannot do without one of them."""
+        try:
+            return ocp.CheckpointManager(self._directory, options=options)
+        # What it raises depends on which byte is wrong.
+        except Exception as error:
+            broken = self._undescribed()
+            raise UsageError(
+                f"the checkpoints in {self._directory} cannot be opened "
+                f"({broken or _files.reason(error)[:200] or type(error).__name__}); move the folder of that checkpoint "
+                "away, and the one before it is used, or give another --workdir"
+            ) from error
+
+    def _undescribed(self) -> str:
+        """What is wrong with the file that describes a checkpoint, of the first for which something is."""
+        for path in sorted(self._directory.glob("*/_CHECKPOINT_METADATA")):
+            try:
+                _files.read_json(path, _DESCRIBED)
+            except UsageError as error:
+                return str(error)
+        return ""
 
     def __enter__(self):
         return self

@@ -39,6 +39,7 @@ class MetricsLog:
         if path.exists():
             rows = [row for row in read(path) if row["step"] <= step]
             _files.write(path, "".join(json.dumps(row) + "\n" for row in rows))
+        _files.refuse_links(workdir / "tensorboard")
         self._file = _files.open_to_add(path)
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
 

@@ -1,0 +1,330 @@
+"""Every file that is read, with what makes and what reads it; and ways in which a file may be damaged.
+
+`python -m tests.readers DAMAGES [KIND ...]` tries so many damages of each file and counts what comes of them.
+"""
+
+import collections
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import jax
+import numpy as np
+
+from experiments import data, reporting
+from experiments._errors import StorageError, UsageError
+from experiments.data import arrays
+from experiments.reporting import convergence as convergence_report
+from experiments.reporting import critical, document, generalisation, large_batch, ramp, smoothness, step_time
+from experiments.studies import jobs, norm
+from experiments.training import loop, metrics, workdir
+from experiments.training.checkpoint_evaluation import restore
+from experiments.training.config import TrainConfig
+from tests import test_data, test_figures, test_norm_study, test_reporting
+
+DOCS = Path(__file__).parent.parent / "docs"
+STUDY = DOCS / "batch_size_mnist"
+# Written into JSON as they stand, for no value in Python has them.
+RAW = {"deep": "[" * 20_000 + "]" * 20_000, "digits": "9" * 5_000, "huge": "1e400", "NaN": "NaN", "-inf": "-Infinity"}
+VALUES = [None, "text", "$x_{", "", -1, 0, 3, 1e300, 1e-300, [], {}, True, *RAW]
+OWN = {"dataset": "tests.own:dataset", "model": "tests.own:model"}
+
+
+class Reader(NamedTuple):
+    """A program that reads files.
+
+    Attributes:
+      make: makes a folder of whole files.
+      files: those that are damaged, by their paths in the folder.
+      read: reads them; what it returns is compared with what the whole files give, unless it is text.
+      exact: a result must be that of the whole files; else numbers may differ, and pages may not show what is none.
+    """
+
+    make: Callable[[Path], Any]
+    files: tuple[str, ...]
+    read: Callable[[Path], Any]
+    exact: bool = False
+
+
+def _copies(source: Path) -> Callable[[Path], Any]:
+    def make(folder):
+        for path in source.iterdir():
+            if path.is_file() and path.suffix in (".json", ".jsonl", ".txt"):
+                shutil.copy(path, folder / path.name)
+
+    return make
+
+
+def _norm_rows(folder: Path) -> None:
+    size = test_norm_study.SIZE
+    made = [test_norm_study.made_up(job) for job in norm.grid_jobs(size, ["classification"], 8)]
+    rates = [test_norm_study.row(job, 0.8, shift={"mean": 0.25, "std": 1.5}) for job in norm.rate_jobs(size, 8)]
+    test_norm_study.write(folder, [*made, *rates])
+
+
+def _train(folder: Path) -> Any:
+    options = {**OWN, "batch_size": 16, "steps": 4, "warmup_epochs": 0, "num_devices": 2, "checkpoint_every": 2}
+    with contextlib.redirect_stdout(io.StringIO()):
+        return loop.train(TrainConfig(**options, workdir=str(folder)))["results"]
+
+
+def _evaluate(folder: Path) -> Any:
+    state = restore(folder, num_devices=2, **OWN).state
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)] if int(state.step) == 4 else ""
+
+
+def _log(folder: Path) -> None:
+    with metrics.MetricsLog(folder, 6) as log:
+        log.evaluations(4)
+        log.noise(4)
+        log.write("train", 7, {"loss": 1.0})
+
+
+def _lock(folder: Path) -> None:
+    with workdir.only_one(folder):
+        pass
+
+
+def _rows(folder: Path) -> None:
+    with jobs.Runner(folder) as runner:
+        for row in runner.rows():
+            runner.is_done(jobs.Job(row["key"], row["options"]))
+
+
+def _cache(folder: Path) -> Any:
+    os.environ[arrays.CACHE_VARIABLE] = str(folder)
+    r = np.random.default_rng(0)
+    made = {"images": r.integers(0, 256, (40, 4, 4, 1), dtype=np.uint8), "labels": np.arange(40, dtype=np.int32)}
+    got = arrays.cached("key", lambda: made)
+    return sorted((name, array.dtype.str, array.shape, array.tobytes()) for name, array in got.items())
+
+
+def _tfds(folder: Path) -> Any:
+    os.environ[arrays.CACHE_VARIABLE] = str(folder / "cache")
+    dataset = data.load("tiny", str(folder))
+    splits = (dataset.train, *dataset.test.values())
+    got = [(split.read(np.arange(split.size)), split.size) for split in splits]
+    return [(size, e.images.tobytes(), e.labels.tobytes()) for e, size in got], dataset.num_classes
+
+
+def _section(part: str, make: Callable[[Path], Any], *files: str) -> Reader:
+    def read(folder):
+        from experiments.reporting.section import fitting
+
+        with fitting(folder):
+            return "".join(text for section in make(folder) for text in (section.answer, *section.parts))
+
+    return Reader(_copies(STUDY), files or (f"{part}.json",), read)
+
+
+def _text(write: Callable[[Path], Path]) -> Callable[[Path], str]:
+    return lambda folder: write(folder).read_text()
+
+
+def _undrawn(write: Callable[[Path], Path]) -> Callable[[Path], str]:
+    """A page without its pictures, which take most of the time, and which the readers of its parts draw."""
+
+    def read(folder):
+        with mock.patch.object(document, "_svg", return_value="<svg></svg>"):
+            return write(folder).read_text()
+
+    return read
+
+
+def _figure(draw: Callable[[Path], Any], file: str) -> Callable[[Path], str]:
+    return lambda folder: reporting.write_svg(draw(folder / file), folder / "figure.svg").read_text()
+
+
+_TINY = "tiny/1.0.0"
+READERS = {
+    "run page": Reader(
+        test_reporting.write_run, ("config.json", "summary.json", "metrics.jsonl"), _text(reporting.write_page)
+    ),
+    "time": _section("time", step_time.time_sections),
+    "smoothness": _section("smoothness", smoothness.smoothness_sections),
+    "convergence": _section(
+        "convergence", convergence_report.convergence_sections, "convergence.json", "results.jsonl"
+    ),
+    "critical": _section("convergence", critical.critical_sections),
+    "large batch": _section("ladder", large_batch.large_batch_sections, "ladder.json", "backwards.json"),
+    "generalisation": _section("generalisation", generalisation.generalisation_sections),
+    "ramp": _section("ramp", ramp.ramp_sections),
+    "study page": Reader(
+        _copies(STUDY), ("command.txt", "time.json", "results.jsonl"), _undrawn(reporting.write_study_page)
+    ),
+    "norm study page": Reader(_norm_rows, ("results.jsonl",), _text(reporting.write_norm_study_page)),
+    "recommendation page": Reader(
+        _copies(DOCS / "recommend" / "digits" / "recommendation"),
+        ("recommendation.json", "results.jsonl"),
+        _text(reporting.write_recommendation_page),
+    ),
+    "norm picture": Reader(test_figures.of_the_norm, ("norm.json",), _figure(reporting.norm_figure, "norm.json")),
+    "topology picture": Reader(
+        _copies(DOCS / "topology"), ("norm-v6e-2x2.json",), _figure(reporting.topology_figure, "norm-v6e-2x2.json")
+    ),
+    "study": Reader(_copies(STUDY), ("results.jsonl",), _rows),
+    "lock": Reader(_lock, (".lock", ".program"), _lock),
+    "metrics": Reader(test_reporting.write_run, ("metrics.jsonl",), _log),
+    "train": Reader(_train, ("config.json", "summary.json", "metrics.jsonl", ".lock", ".program"), _train),
+    "evaluate": Reader(_train, ("config.json", "checkpoints"), _evaluate, exact=True),
+    "cache": Reader(_cache, ("key.npz",), _cache, exact=True),
+    "TFDS": Reader(
+        lambda folder: test_data.make_tfds(folder, "tiny"),
+        tuple(f"{_TINY}/{name}" for name in ("dataset_info.json", "features.json"))
+        + tuple(f"{_TINY}/tiny-{split}.array_record-00000-of-00001" for split in ("train", "test")),
+        _tfds,
+        exact=True,
+    ),
+}
+
+
+def damages(whole: bytes, r: np.random.Generator, most: int) -> Iterator[tuple[str, bytes]]:
+    """Contents in place of a whole file: cut, flipped, of other text, and, of JSON, with other values in it."""
+    yield "empty", b""
+    yield "not UTF-8", b"\xff\xfe" + whole
+    yield "deep", RAW["deep"].encode()
+    yield "zeros", bytes(len(whole))
+    made = list(_of_bytes(whole, r, most))
+    with contextlib.suppress(ValueError):
+        of_json = list(_of_json(whole))
+        some = r.permutation(len(of_json))[: 2 * most]
+        made += [(what, build()) for what, build in (of_json[i] for i in some)]
+    for i in sorted(r.permutation(len(made))[: max(0, most - 4)]):
+        yield made[i]
+
+
+def _of_bytes(whole: bytes, r: np.random.Generator, most: int) -> Iterator[tuple[str, bytes]]:
+    for at in r.integers(0, max(1, len(whole)), most // 4 + 2):
+        yield f"cut at {at}", whole[:at]
+    for at in r.integers(0, max(1, len(whole)), most // 4 + 2) if whole else ():
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << int(r.integers(8))
+        yield f"flipped at {at}", bytes(flipped)
+
+
+def _of_json(whole: bytes) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Damages of every node of a file of JSON, or of one value of each line."""
+    lines = whole.splitlines()
+    rows = [json.loads(line) for line in lines] if len(lines) > 1 and whole[:2] != b"{\n" else None
+    if rows is None:
+        rows, lines = [json.loads(whole)], [whole]
+    for number, row in enumerate(rows):
+        for path in _paths(row):
+            for value in [*VALUES, "delete"] if path else VALUES:
+                yield (
+                    f"line {number + 1}, {'.'.join(map(str, path)) or 'all'}: {value!r:.20}",
+                    lambda number=number, row=row, path=path, value=value: b"\n".join(
+                        [*lines[:number], _changed(row, path, value), *lines[number + 1 :], b""]
+                    ),
+                )
+
+
+def _paths(value: Any, path: tuple = ()) -> Iterator[tuple]:
+    yield path
+    parts = value.items() if isinstance(value, dict) else enumerate(value[:3]) if isinstance(value, list) else ()
+    for key, part in parts:
+        yield from _paths(part, (*path, key))
+
+
+def _changed(row: Any, path: tuple, value: Any) -> bytes:
+    mark = "@@@"
+    copy = json.loads(json.dumps(row))
+    into = {"": copy}
+    place: Any = into
+    for key in ("", *path)[:-1]:
+        place = place[key]
+    last = ("", *path)[-1]
+    if value == "delete":
+        del place[last]
+    else:
+        place[last] = mark if isinstance(value, str) and value in RAW else value
+    return json.dumps(into[""]).replace(f'"{mark}"', RAW.get(value, "") if isinstance(value, str) else "").encode()
+
+
+def outcome(reader: Reader, folder: Path, whole: Any) -> str:
+    """What comes of reading a damaged folder: "read", "refused", "wrong", or the traceback of another error."""
+    try:
+        got = reader.read(folder)
+    except (UsageError, StorageError) as error:
+        said = str(error)
+        return "refused" if said and "\n" not in said and len(said) < 1000 else f"no sentence: {said[:300]}"
+    except Exception:
+        return traceback.format_exc()
+    if reader.exact:
+        return "read" if got in (whole, "") else "wrong"
+    if isinstance(got, str):
+        return "read" if _none(got) <= _none(whole) else f"wrong: {_none(got) - _none(whole)}"
+    return "read"
+
+
+def _none(page: str) -> set[str]:
+    """What no page shows in place of a number, but where it says what is wrong with a file."""
+    shown = re.sub(r"<p>A part is left out.*?</p>|<svg.*?</svg>|<[^>]*>", " ", page, flags=re.DOTALL)
+    return set(re.findall(r"\b(?:nan|inf|None|NaN|Infinity)\b", shown))
+
+
+def sweep(name: str, most: int, seed: int = 0) -> Iterator[tuple[str, str]]:
+    """Damages every file of a reader in so many ways each; yields the damage, and what came of it."""
+    reader, r = READERS[name], np.random.default_rng(seed)
+    with tempfile.TemporaryDirectory() as made:
+        original, folder = Path(made) / "original", Path(made) / "damaged"
+        original.mkdir()
+        reader.make(original)
+        shutil.copytree(original, folder, symlinks=True)
+        whole = reader.read(folder)
+        files = [
+            p for f in reader.files for p in ([original / f] if not (original / f).is_dir() else _inside(original / f))
+        ]
+        for file in files:
+            place = file.relative_to(original)
+            content = file.read_bytes()
+
+            def fresh(place=place):
+                shutil.rmtree(folder)
+                shutil.copytree(original, folder, symlinks=True)
+                return folder / place
+
+            for what, damaged in damages(content, r, most):
+                fresh().write_bytes(damaged)
+                yield f"{name}: {place}: {what}", outcome(reader, folder, whole)
+            path = fresh()
+            path.unlink()
+            yield f"{name}: {place}: gone", outcome(reader, folder, whole)
+            path = fresh()
+            path.unlink()
+            path.mkdir()
+            yield f"{name}: {place}: a folder", outcome(reader, folder, whole)
+            path = fresh()
+            path.unlink()
+            path.symlink_to(path.name)
+            yield f"{name}: {place}: a link to itself", outcome(reader, folder, whole)
+
+
+def _inside(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def main(most: int, names: list[str]) -> None:
+    """Prints what comes of the damages of each reader."""
+    for name in names or READERS:
+        counts: collections.Counter[str] = collections.Counter()
+        for what, came in sweep(name, most):
+            kind = came if came in ("read", "refused") else "wrong" if came.startswith("wrong") else "error"
+            counts[kind] += 1
+            if kind in ("wrong", "error"):
+                print(what, came if kind == "wrong" else "\n  ".join(came.strip().splitlines()[-3:]), flush=True)
+        print(name, dict(counts), flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2:])

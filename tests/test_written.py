@@ -1,0 +1,202 @@
+"""Files that are written: whole or not at all, never through a link, to be shared without a path of this machine."""
+
+import errno
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from experiments import _files, batch_size_study, reporting
+from experiments._errors import StorageError, UsageError
+from experiments.benchmarking import result
+from experiments.data import arrays
+from experiments.reporting import document
+from experiments.studies import jobs
+from experiments.training import metrics, workdir
+from tests import readers, test_reporting
+
+ROOT = Path(__file__).parent.parent
+# What writes a file in place: all of it goes through `experiments._files`.
+DIRECT = re.compile(
+    r"\.write_text\(|\.write_bytes\(|\.touch\(|\.to_csv\(|np\.save|NamedTemporaryFile|\bopen\([^)]*[\"'][wax]|os\.open\(|"
+    r"json\.dump\(|\.savefig\("
+)
+ALLOWED = {
+    # To a file that `_files.writing` opened; to memory; a lock, without touching what is there.
+    ("data/arrays.py", "np.savez(file, allow_pickle=False"),
+    ("reporting/document.py", 'drawing.savefig(text, format="svg"'),
+    ("training/workdir.py", "descriptor = os.open(path, os.O_RDWR | os.O_CREAT"),
+}
+
+
+def test_nothing_is_written_in_place():
+    found = set()
+    for path in sorted((ROOT / "experiments").rglob("*.py")):
+        name = str(path.relative_to(ROOT / "experiments"))
+        if name == "_files.py":
+            continue
+        lines = [line.strip() for line in path.read_text().splitlines()]
+        found |= {(name, line) for line in lines if DIRECT.search(line)}
+    left = {(name, line) for name, line in found if not any(name == n and line.startswith(t) for n, t in ALLOWED)}
+    assert left == set() and len(found) == len(ALLOWED)
+
+
+def _tree(folder):
+    made = {"study": readers._copies(readers.STUDY), "run": test_reporting.write_run, "norm": readers._norm_rows}
+    made["recommendation"] = readers._copies(readers.DOCS / "recommend" / "digits" / "recommendation")
+    for name, make in made.items():
+        (folder / name).mkdir()
+        make(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Folders of every kind, without pages."""
+    return _tree(tmp_path_factory.mktemp("whole"))
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pages without their pictures, which take most of the time."""
+    monkeypatch.setattr(document, "_svg", lambda *_, **__: "<svg></svg>")
+
+
+@pytest.fixture
+def folders(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "all")
+    return tmp_path / "all"
+
+
+def _log(folder):
+    with metrics.MetricsLog(folder / "run", 6) as log:
+        log.write("train", 7, {"loss": 1.0})
+
+
+def _lock(folder):
+    with workdir.only_one(folder / "run"):
+        pass
+
+
+# A file, and what writes it.
+WRITERS = {
+    "run/report.html": lambda folder: reporting.write_page(folder / "run"),
+    "norm/report.html": lambda folder: reporting.write_norm_study_page(folder / "norm"),
+    "recommendation/report.html": lambda folder: reporting.write_recommendation_page(folder / "recommendation"),
+    "study/report.html": lambda folder: reporting.write_study_page(folder / "study"),
+    "study/command.txt": lambda folder: batch_size_study.note_command(folder / "study", "python new"),
+    "run/curves.svg": lambda folder: reporting.write_svg(Figure(), folder / "run/curves.svg"),
+    "run/norm.json": lambda folder: result.write([], folder / "run/norm.json", []),
+    "run/metrics.jsonl": _log,
+    "run/.lock": _lock,
+    "run/tensorboard": _log,
+    "study/results.jsonl": lambda folder: _files.add_row(folder / "study" / jobs.FILE, {"key": "a"}),
+}
+# Opened where it is, or added to: refused there.
+REFUSED = {"run/.lock", "run/tensorboard", "study/results.jsonl"}
+
+
+@pytest.mark.parametrize("file", WRITERS)
+def test_no_file_is_written_through_a_link_that_was_there(folders, undrawn, tmp_path, file):
+    theirs, path = tmp_path / "theirs", folders / file
+    if file.endswith("tensorboard"):
+        theirs.mkdir()
+    else:
+        theirs.write_bytes(path.read_bytes() if path.exists() else b"theirs")
+        path.unlink(missing_ok=True)
+    before = theirs.read_bytes() if theirs.is_file() else []
+    path.symlink_to(theirs)
+    if file in REFUSED:
+        with pytest.raises(StorageError, match="is a symbolic link"):
+            WRITERS[file](folders)
+    else:
+        WRITERS[file](folders)
+        assert not path.is_symlink() and path.is_file()
+    assert (theirs.read_bytes() if theirs.is_file() else list(theirs.iterdir())) == before
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(errno.ENOSPC, "no space left on the disk"), (errno.EROFS, "cannot be written")]
+)
+@pytest.mark.parametrize("file", [f for f in WRITERS if f not in ("study/report.html", "run/tensorboard")])
+def test_what_cannot_be_written_is_a_sentence_and_the_file_is_as_it_was(
+    folders, undrawn, monkeypatch, file, number, said
+):
+    path = folders / file
+    before = path.read_bytes() if path.exists() else None
+    opened = os.open
+
+    def full(path, flags, *arguments, **named):
+        if flags & (os.O_WRONLY | os.O_RDWR) and str(path).startswith(str(folders)):
+            raise OSError(number, os.strerror(number))
+        return opened(path, flags, *arguments, **named)
+
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises((StorageError, UsageError), match=said) as raised:
+        WRITERS[file](folders)
+    monkeypatch.undo()
+    assert "\n" not in str(raised.value)
+    assert (path.read_bytes() if path.exists() else None) == before
+    assert not list(folders.rglob("*.tmp"))
+
+
+def test_pages_hold_no_path_of_this_machine(folders, undrawn):
+    """Every kind of page, from files whose commands, options and errors are full of them."""
+    here = str(folders)
+    run = folders / "run"
+    for name in ("config.json", "summary.json"):
+        stored = json.loads((run / name).read_text())
+        if name == "config.json":
+            stored["config"] |= {"workdir": f"{here}/run", "data_dir": f"{here}/data"}
+        else:
+            stored["command"] = f"python -m experiments.train --workdir={here}/run '--data_dir={here}/a b'"
+        (run / name).write_text(json.dumps(stored))
+    for place in ("study", "norm"):
+        rows = [json.loads(line) for line in (folders / place / "results.jsonl").read_text().splitlines()]
+        for row in rows:
+            row["command"] = f"python -m experiments.train --workdir={here}/x --data_dir={here}"
+            row["options"]["data_dir"] = here
+        failed = {"key": "fixed-none", "options": {"data_dir": here}, "error": f"see {here}/worker.log: no"}
+        lines = [json.dumps(row) for row in [*rows, failed]]
+        # And a damaged line, which is named.
+        (folders / place / "results.jsonl").write_text("".join(f"{line}\n" for line in [*lines, "{"]))
+    (folders / "study/command.txt").write_text(f"python -m experiments.batch_size_study --workdir={here}/s\n")
+    (folders / "study/smoothness.json").write_text("{")
+    for file in WRITERS:
+        if file.endswith(".html"):
+            page = WRITERS[file](folders).read_text()
+            assert here not in page and str(folders.parent) not in page, file
+    study = (folders / "study/report.html").read_text()
+    assert "smoothness.json cannot be read" in study and "1 lines of results.jsonl are no whole rows" in study
+    assert "--workdir=x" in (folders / "norm/report.html").read_text()
+
+
+def test_a_dollar_sign_in_a_label_is_no_formula(tmp_path):
+    """Which matplotlib would refuse to draw; powers of ten at its ticks stay formulas."""
+    for kind in ("test", "$x_{", "a $\\frac$ b"):
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"kind": kind, "step": 1, "loss": 0.5, "accuracy": 0.9}) + "\n")
+    figure = reporting.training_curves(tmp_path)
+    figure.axes[0].set_title("$x_{")
+    text = reporting.write_svg(figure, tmp_path / "curves.svg").read_text()
+    assert "<!-- $x_{ -->" in text and "<!-- $x_{: 0.5000 -->" in text
+    figure = Figure()
+    figure.subplots().loglog([1, 1e6], [1, 1e6])
+    assert "<!-- $\\mathdefault{10^{6}}$ -->" in reporting.write_svg(figure, tmp_path / "powers.svg").read_text()
+
+
+def test_a_cached_data_set_that_is_another_is_made_again(tmp_path, monkeypatch, caplog):
+    """A file of other arrays in its place, without the list of what it holds or with that of others."""
+    monkeypatch.setenv(arrays.CACHE_VARIABLE, str(tmp_path))
+    right, other = {"a": np.arange(3)}, {"a": np.arange(4)}
+    for held in ({}, {arrays.CONTENTS: np.frombuffer(arrays._contents(right), np.uint8)}):
+        np.savez(tmp_path / "key.npz", allow_pickle=False, **other, **held)
+        caplog.clear()
+        assert arrays.cached("key", lambda: right)["a"].tolist() == [0, 1, 2]
+        assert "it does not" in caplog.text
+        assert arrays.cached("key", dict) == {"a": pytest.approx(right["a"])}
