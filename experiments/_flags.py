@@ -1,4 +1,4 @@
-"""What the entry points share: flags made from a dataclass, and errors printed for a person."""
+"""What the entry points share: flags with limits, made from a dataclass or one by one, and errors for a person."""
 
 import dataclasses
 import logging as standard_logging
@@ -6,10 +6,13 @@ import sys
 import types
 import typing
 import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 
-from experiments import _help
+from experiments import _help, _limits, _workdirs
 from experiments._errors import StorageError, UsageError
 
 # For absl a flag belongs to the module that defines it, and --help is of the module that runs: of which these are.
@@ -18,33 +21,137 @@ flags.disclaim_key_flags()
 # Parts of the paths of files whose warnings are of no use to a user.
 LIBRARIES = ("orbax", "etils", "tensorstore")
 
-_DEFINE = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool}
-
-
 # What a shell says of a program that Ctrl-C ended.
 INTERRUPTED = 130
+# Flags with which a program says something and makes nothing.
+MAKING_NOTHING = ("dry_run", "list_presets")
 
 
-class _NumberOrName(flags.ArgumentParser):
-    """A whole number, or else a name."""
+class _Parser(flags.ArgumentParser):
+    """Takes what is within the limits of a flag.
+
+    Attributes:
+      name: of the flag.
+      kinds: of its values: one of str, int and float, or int and str.
+      several: whether it takes a list, separated by commas.
+      limits: of `_limits`, and an `example` of a list.
+    """
+
+    def __init__(self, *, name: str, kinds: set[type], several: bool, limits: Mapping[str, Any]):
+        self.name, self.kinds, self.several, self.limits = name, kinds, several, limits
 
     def parse(self, argument):
+        """The value or the values.
+
+        Raises:
+          UsageError: it is none, or not within the limits.
+        """
+        value = self._listed(argument) if self.several else self._one(argument)
+        _limits.check(self.name, value, self.limits)
+        return value
+
+    def flag_type(self):
+        """The type, for --helpfull."""
+        return "comma separated list" if self.several else " or ".join(kind.__name__ for kind in self.kinds)
+
+    def _listed(self, argument) -> list:
+        given = list(argument) if isinstance(argument, list | tuple) else _commas(self.name, argument)
         try:
-            return int(argument)
-        except ValueError:
+            return [self._one(one) for one in given]
+        except UsageError as error:
+            if self.kinds == {str}:
+                raise
+            what = "numbers" if float in self.kinds else self.limits.get("what", "numbers")
+            said = _limits.shown(argument)
+            raise UsageError(f"--{self.name} are {what}, as in {self.limits['example']}, not {said}") from error
+
+    def _one(self, argument):
+        if not isinstance(argument, str) or self.kinds == {str}:
             return argument
+        try:
+            return int(argument) if int in self.kinds else float(argument)
+        except ValueError as error:
+            if str in self.kinds:
+                return argument
+            what = "whole number" if int in self.kinds else "number"
+            raise UsageError(f"--{self.name} must be a {what}, not {_limits.shown(argument) or 'empty'}") from error
 
 
-def define(dataclass: type) -> None:
-    """Defines one flag for each field of a dataclass, its help from the field's metadata."""
+class _Switch(flags.BooleanFlag):
+    """A flag that is on or off, which says briefly what it is not."""
+
+    def _parse(self, argument):
+        try:
+            return super()._parse(argument)
+        except flags.IllegalFlagValueError as error:
+            said = _limits.shown(argument) or "empty"
+            raise UsageError(f"--{self.name} must be true or false, not {said}") from error
+
+
+def _commas(name: str, argument: str) -> list[str]:
+    try:
+        return flags.ListParser().parse(argument)
+    except ValueError as error:
+        raise UsageError(f"--{name} must be separated by commas, not {_limits.shown(argument)}") from error
+
+
+def _define(name: str, kinds: set[type], default: Any, help: str, limits: Mapping[str, Any], several=False) -> None:
+    serializer = flags.ListSerializer(",") if several else flags.ArgumentSerializer()
+    parser = _Parser(name=name, kinds=kinds, several=several, limits=limits)
+    flags.DEFINE(parser, name, default, help, flag_values=flags.FLAGS, serializer=serializer)
+
+
+def text(name: str, default: Any, help: str, **limits: Any) -> None:
+    """Defines a flag that takes a text."""
+    _define(name, {str}, default, help, limits)
+
+
+def whole(name: str, default: int | None, help: str, **limits: Any) -> None:
+    """Defines a flag that takes a whole number."""
+    _define(name, {int}, default, help, limits)
+
+
+def number(name: str, default: float | None, help: str, **limits: Any) -> None:
+    """Defines a flag that takes a number."""
+    _define(name, {float}, default, help, limits)
+
+
+def switch(name: str, help: str, *, default: bool = False) -> None:
+    """Defines a flag that is on or off."""
+    flags.DEFINE_flag(_Switch(name=name, default=default, help=help, short_name=None), flags.FLAGS)
+
+
+def several(name: str, of: type, default: Sequence | None, help: str, **limits: Any) -> None:
+    """Defines a flag that takes a list, separated by commas; the limits are those of each."""
+    _define(name, {of}, default, help, limits, several=True)
+
+
+def define(
+    dataclass: type,
+    only: Sequence[str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+    helps: Mapping[str, str] | None = None,
+) -> None:
+    """Defines one flag for each field of a dataclass, its help and its limits from the field's metadata.
+
+    Args:
+      dataclass: whose fields.
+      only: the names of some of the fields; None: all.
+      defaults: in place of the fields' own.
+      helps: in place of the fields' own.
+    """
+    hints = typing.get_type_hints(dataclass)
     for field in dataclasses.fields(dataclass):
-        kind = typing.get_type_hints(dataclass)[field.name]
+        if only is not None and field.name not in only:
+            continue
+        default = (defaults or {}).get(field.name, field.default)
+        help: str = (helps or {}).get(field.name) or field.metadata["help"]
+        kind = hints[field.name]
         kinds = set(typing.get_args(kind) if isinstance(kind, types.UnionType) else [kind]) - {types.NoneType}
-        if kinds == {int, str}:
-            flags.DEFINE(_NumberOrName(), field.name, field.default, field.metadata["help"])
+        if kinds == {bool}:
+            switch(field.name, help, default=default)
         else:
-            (kind,) = kinds
-            _DEFINE[kind](field.name, field.default, field.metadata["help"])
+            _define(field.name, kinds, default, help, field.metadata)
 
 
 def given(dataclass: type) -> dict:
@@ -53,11 +160,44 @@ def given(dataclass: type) -> dict:
     return {name: flags.FLAGS[name].value for name in names if flags.FLAGS[name].present}
 
 
+def parse(arguments: list[str], positional: str | None = None) -> None:
+    """Parses a command line, and checks all that can be known before any work is done.
+
+    Args:
+      arguments: of the program, its name in front.
+      positional: the flag that an argument without a name is for; None: no such argument is taken.
+
+    Raises:
+      UsageError: a flag is not known, its value is not within its limits, or its folder cannot be made.
+    """
+    values = flags.FLAGS
+    try:
+        rest = values(arguments)[1:]
+        if len(rest) == 1 and positional is not None and not values[positional].present:
+            values[positional].parse(rest.pop())
+    except UsageError:
+        raise
+    # Of a value for a flag that takes none absl says so by a ValueError.
+    except (flags.Error, ValueError) as error:
+        # What a parser says of a value is wrapped by absl, which repeats the value however long it is.
+        if isinstance(refusal := error.__cause__ or error.__context__, UsageError):
+            raise refusal from None
+        raise UsageError(_limits.shown(" ".join(str(error).split()), most=400)) from error
+    if rest:
+        raise UsageError(f"unexpected arguments: {_limits.shown(' '.join(rest))}; a flag is given as --NAME=VALUE")
+    if any(name in values and values[name].value for name in MAKING_NOTHING):
+        return
+    for name in values:
+        limits = getattr(values[name].parser, "limits", {})
+        if limits.get("is_made") and values[name].value is not None:
+            _workdirs.check_can_be_made(Path(str(values[name].value)), name)
+
+
 def run(main, errors: tuple[type[Exception], ...] = (UsageError,), *, positional: str | None = None) -> None:
     """Runs an entry point. Errors that a user can mend are printed without a traceback, and exit with 2.
 
     Args:
-      main: the entry point.
+      main: the entry point; the exit status that it returns is that of the program, None for 0.
       errors: those that are printed.
       positional: the flag that an argument without a name is for; None: no such argument is taken.
     """
@@ -65,24 +205,30 @@ def run(main, errors: tuple[type[Exception], ...] = (UsageError,), *, positional
         print(text)
         return
 
-    def wrapped(argv):
+    def parsed(arguments):
+        try:
+            parse(arguments, positional)
+        except (UsageError, StorageError) as error:
+            _end(error)
+
+    def wrapped(_):
         # Orbax tells of every file that it writes; what it warns of is kept.
         logging.set_verbosity(logging.WARNING)
         _quiet_libraries()
-        if len(argv) == 2 and positional is not None and not flags.FLAGS[positional].present:
-            flags.FLAGS[positional].parse(argv.pop())
-        if len(argv) > 1:
-            raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
         try:
-            main()
+            return main()
         except (*errors, StorageError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+            _end(error)
         except KeyboardInterrupt:
             print("\nstopped by Ctrl-C; the same command goes on from what is kept", file=sys.stderr, flush=True)
             sys.exit(INTERRUPTED)
 
-    app.run(wrapped)
+    app.run(wrapped, flags_parser=parsed)
+
+
+def _end(error: Exception) -> typing.NoReturn:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 def _quiet_libraries() -> None:

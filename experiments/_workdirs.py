@@ -1,5 +1,7 @@
 """Which program a folder of results belongs to, so that no other one writes there."""
 
+import contextlib
+import os
 import re
 from pathlib import Path
 
@@ -56,6 +58,22 @@ def claim(folder: Path, program: str) -> None:
     _files.make_folder(folder)
     if program_of(folder) is None:
         _files.write(folder / MARK, f"{program}\n")
+
+
+def check_can_be_made(folder: Path, flag: str = "workdir") -> None:
+    """Refuses a folder that cannot be made or written to, and leaves everything as it was.
+
+    Raises:
+      UsageError: the message names the flag.
+    """
+    made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
+        _files.make_folder(folder, flag)
+    finally:
+        for path in made:
+            # Somebody else may have put something there since.
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def check(folder: Path, program: str) -> None:

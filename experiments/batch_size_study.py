@@ -9,9 +9,9 @@ from pathlib import Path
 from absl import flags
 
 from experiments import _commands, _files, _flags, _workdirs
-from experiments._errors import UsageError, unknown_name
 from experiments.reporting import write_study_page
 from experiments.studies import batch_size, settings
+from experiments.training.config import LARGEST_SEED, TrainConfig
 from experiments.training.terminal import say
 
 FLAGS = flags.FLAGS
@@ -20,24 +20,54 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Defines the flags; a program that only imports this module has none of them."""
     names = ", ".join(sorted(settings.PRESETS))
-    flags.DEFINE_string("preset", "quick", f"How much to study, and of which data: {names}.")
-    flags.DEFINE_list("parts", None, f"What to study, of {', '.join(batch_size.PARTS)}. Default: what the preset has.")
-    flags.DEFINE_string("dataset", None, "Data set in place of the preset's; also 'package.module:function'.")
-    flags.DEFINE_string("data_dir", None, "TFDS data directory. Default: TFDS's own.")
-    flags.DEFINE_integer("image_size", None, "As for experiments.train.")
-    flags.DEFINE_string("model", None, "Model in place of the preset's; also 'package.module:factory'.")
-    flags.DEFINE_string(
-        "norm", None, "Norm of every run. Default: none where batch sizes from 1 on are compared, else batch."
+    _flags.text("preset", "quick", f"How much to study, and of which data: {names}.", among=tuple(settings.PRESETS))
+    _flags.several(
+        "parts",
+        str,
+        None,
+        f"What to study, of {', '.join(batch_size.PARTS)}. Default: what the preset has.",
+        among=tuple(batch_size.PARTS),
+        kind="part",
     )
-    flags.DEFINE_float("target_accuracy", None, "Accuracy that the runs to a target stop at, such as 0.98.")
-    flags.DEFINE_integer("max_epochs", None, "Stop runs to the target after this many epochs.", lower_bound=1)
-    flags.DEFINE_list("batch_sizes", None, "Batch sizes to tune the rate and compare minima at, in rising order.")
-    flags.DEFINE_list("learning_rates", None, "Learning rates to begin the search with, at the smallest batch size.")
-    flags.DEFINE_list("seeds", None, "Seeds of every part except the rate search.")
-    flags.DEFINE_integer("num_devices", None, "Devices of every run. Default: as experiments.train.")
-    flags.DEFINE_string("workdir", None, "Folder for the results. Default: runs/batch_size_study-PRESET.")
-    flags.DEFINE_bool("list_presets", False, "Print the presets with the data set and the parts of each; run nothing.")
-    flags.DEFINE_bool("dry_run", False, "Print what would be run, and about how long it takes; run nothing.")
+    helps = {
+        "dataset": "Data set in place of the preset's; also 'package.module:function'.",
+        "data_dir": "TFDS data directory. Default: TFDS's own.",
+        "image_size": "As for experiments.train.",
+        "model": "Model in place of the preset's; also 'package.module:factory'.",
+        "norm": "Norm of every run. Default: none where batch sizes from 1 on are compared, else batch.",
+        "target_accuracy": "Accuracy that the runs to a target stop at, such as 0.98.",
+        "num_devices": "Devices of every run. Default: as experiments.train.",
+        "workdir": "Folder for the results. Default: runs/batch_size_study-PRESET.",
+    }
+    _flags.define(TrainConfig, tuple(helps), dict.fromkeys(helps), helps)
+    _flags.whole("max_epochs", None, "Stop runs to the target after this many epochs.", least=1, most=10**9)
+    _flags.several(
+        "batch_sizes",
+        int,
+        None,
+        "Batch sizes to tune the rate and compare minima at, in rising order.",
+        least=1,
+        example="1,2,32",
+    )
+    _flags.several(
+        "learning_rates",
+        float,
+        None,
+        "Learning rates to begin the search with, at the smallest batch size.",
+        above=0,
+        example="0.01,0.02",
+    )
+    _flags.several(
+        "seeds",
+        int,
+        None,
+        "Seeds of every part except the rate search.",
+        least=0,
+        most=LARGEST_SEED,
+        example="0,1,2",
+    )
+    _flags.switch("list_presets", "Print the presets with the data set and the parts of each; run nothing.")
+    _flags.switch("dry_run", "Print what would be run, and about how long it takes; run nothing.")
 
 
 def main() -> None:
@@ -46,21 +76,16 @@ def main() -> None:
         for name, study in settings.PRESETS.items():
             say(f"{name:<10}{study.options['dataset']}: {', '.join(batch_size.parts_of(study))}")
         return
-    if FLAGS.preset not in settings.PRESETS:
-        raise unknown_name("preset", FLAGS.preset, settings.PRESETS)
     study = settings.changed(
         settings.PRESETS[FLAGS.preset],
         {name: FLAGS[name].value for name in ("dataset", "data_dir", "image_size", "model", "norm", "num_devices")},
         target=FLAGS.target_accuracy,
         max_epochs=FLAGS.max_epochs,
-        batch_sizes=_numbers("batch_sizes", int),
-        rates=_numbers("learning_rates", float),
-        seeds=_numbers("seeds", int),
+        batch_sizes=FLAGS.batch_sizes,
+        rates=FLAGS.learning_rates,
+        seeds=FLAGS.seeds,
     )
     parts = FLAGS.parts or batch_size.parts_of(study)
-    for part in parts:
-        if part not in batch_size.PARTS:
-            raise unknown_name("part", part, batch_size.PARTS)
     folder = Path(FLAGS.workdir or f"runs/batch_size_study-{FLAGS.preset}")
     _workdirs.check(folder, _workdirs.STUDY)
     if FLAGS.dry_run:
@@ -79,17 +104,6 @@ def note_command(folder: Path, command: str) -> None:
     made = folder / "command.txt"
     commands = _files.read_lines(made)
     _files.write(made, "".join(f"{line}\n" for line in dict.fromkeys([*commands, command])))
-
-
-def _numbers(name: str, kind: type) -> tuple | None:
-    given = FLAGS[name].value
-    if given is None:
-        return None
-    try:
-        return tuple(kind(text) for text in given)
-    except ValueError as error:
-        example = "1,2,32" if kind is int else "0.01,0.02"
-        raise UsageError(f"--{name} are numbers, as in {example}, not {','.join(given)}") from error
 
 
 if __name__ == "__main__":

@@ -6,32 +6,51 @@ of the domain.
 
 from absl import flags
 
-from experiments import _flags
+from experiments import _flags, _limits
 from experiments._errors import UsageError
 from experiments.data.domains import DOMAINS
-from experiments.training.checkpoint_evaluation import RECALIBRATIONS, Evaluated, evaluate_checkpoint
+from experiments.training.checkpoint_evaluation import (
+    OWN_DOMAIN,
+    RECALIBRATIONS,
+    Evaluated,
+    evaluate_checkpoint,
+)
+from experiments.training.config import TrainConfig
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
     """Defines the flags; a program that only imports this module has none of them."""
-    flags.DEFINE_string("checkpoint", None, "The folder of a run, its workdir, also without --checkpoint=.")
-    flags.DEFINE_integer("step", None, "The step whose checkpoint to evaluate. Default: the newest.")
-    flags.DEFINE_string("dataset", None, "Evaluate on this data set's test splits. Default: the run's own.")
-    flags.DEFINE_string(
-        "model",
+    _flags.text(
+        "checkpoint",
         None,
-        "The model. Default: the run's own. A function of your own, 'package.module:factory', must be given here, and "
-        "one that makes the data set in --dataset: a function that a checkpoint names is not run.",
+        "The folder of a run, its workdir, also without --checkpoint=.",
+        form=_limits.folder_there,
     )
-    flags.DEFINE_string("data_dir", None, "TFDS data directory. Default: the run's own.")
-    flags.DEFINE_integer("num_devices", None, "Devices to use. Default: all accelerators, or one a CPU core.")
+    _flags.whole("step", None, "The step whose checkpoint to evaluate. Default: the newest.", least=0)
+    helps = {
+        "dataset": "Evaluate on this data set's test splits. Default: the run's own.",
+        "model": "The model. Default: the run's own. A function of your own, 'package.module:factory', must be given "
+        "here, and one that makes the data set in --dataset: a function that a checkpoint names is not run.",
+        "data_dir": "TFDS data directory. Default: the run's own.",
+        "num_devices": "Devices to use. Default: all accelerators, or one a CPU core.",
+    }
+    _flags.define(TrainConfig, tuple(helps), dict.fromkeys(helps), helps)
     names = ", ".join(DOMAINS)
-    flags.DEFINE_list("domain", [], f"Show the images as in these domains: {names}; all: these and their own.")
+    _flags.several(
+        "domain",
+        str,
+        None,
+        f"Show the images as in these domains: {names}; all: these and their own.",
+        among=(*DOMAINS, OWN_DOMAIN, "all"),
+    )
     modes = " or ".join(RECALIBRATIONS)
-    flags.DEFINE_string(
-        "recalibrate", None, f"Also with the statistics of the domain's training images: {modes}. Default: no."
+    _flags.text(
+        "recalibrate",
+        None,
+        f"Also with the statistics of the domain's training images: {modes}. Default: no.",
+        among=RECALIBRATIONS,
     )
 
 
@@ -41,7 +60,7 @@ def main() -> None:
         raise UsageError("name the folder of a run, what train calls its workdir: experiments.evaluate runs/NAME")
     step, rows = evaluate_checkpoint(
         FLAGS.checkpoint,
-        FLAGS.domain,
+        FLAGS.domain or (),
         FLAGS.recalibrate,
         step=FLAGS.step,
         dataset=FLAGS.dataset,

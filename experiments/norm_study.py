@@ -14,19 +14,44 @@ from experiments import _flags, _workdirs
 from experiments._errors import UsageError, unknown_name
 from experiments.reporting import write_norm_study_page
 from experiments.studies import jobs, norm
+from experiments.training.config import TrainConfig
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
     """Defines the flags; a program that only imports this module has none of them."""
-    flags.DEFINE_string("preset", "full", "'full', an hour on two cores, or 'quick', three minutes and three norms.")
-    flags.DEFINE_list("norms", None, f"What to compare, of {', '.join(norm.NORMS)}. Default: those of the preset.")
-    flags.DEFINE_list("tasks", list(norm.TASKS), "What to train.")
-    flags.DEFINE_list("per_device_batch_sizes", None, "Examples a device. Default: those of the preset.")
-    flags.DEFINE_integer("num_devices", 8, "Devices of a run.")
-    flags.DEFINE_string("workdir", None, "Folder for the results. Default: runs/norm_study-PRESET.")
-    flags.DEFINE_bool("dry_run", False, "Print the commands of the runs that are not done, and run none.")
+    _flags.text(
+        "preset",
+        "full",
+        "'full', an hour on two cores, or 'quick', three minutes and three norms.",
+        among=tuple(norm.PRESETS),
+    )
+    known = ", ".join(norm.NORMS)
+    _flags.several(
+        "norms",
+        str,
+        None,
+        f"What to compare, of {known}. Default: those of the preset.",
+        among=tuple(norm.NORMS),
+        kind="norm",
+    )
+    _flags.several("tasks", str, list(norm.TASKS), "What to train.", among=tuple(norm.TASKS), kind="task")
+    _flags.several(
+        "per_device_batch_sizes",
+        int,
+        None,
+        "Examples a device. Default: those of the preset.",
+        example="1,2,32",
+        what="whole numbers",
+        least=1,
+    )
+    helps = {
+        "num_devices": "Devices of a run.",
+        "workdir": "Folder for the results. Default: runs/norm_study-PRESET.",
+    }
+    _flags.define(TrainConfig, tuple(helps), {"num_devices": 8}, helps)
+    _flags.switch("dry_run", "Print the commands of the runs that are not done, and run none.")
 
 
 def main() -> None:

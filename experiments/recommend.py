@@ -14,6 +14,7 @@ from absl import flags
 from experiments import _flags
 from experiments.reporting import recommendation_lines, write_recommendation_page
 from experiments.studies.recommending.run import finite, recommend
+from experiments.training.config import TrainConfig
 from experiments.training.terminal import say
 
 FLAGS = flags.FLAGS
@@ -22,23 +23,23 @@ OPTIONS = ("dataset", "data_dir", "image_size", "model", "norm", "span", "dtype"
 
 def define_flags() -> None:
     """Defines the flags; a program that only imports this module has none of them."""
-    flags.DEFINE_string("dataset", "digits", "As for experiments.train; also 'package.module:function'.")
-    flags.DEFINE_string("data_dir", None, "TFDS data directory. Default: TFDS's own.")
-    flags.DEFINE_integer("image_size", None, "As for experiments.train.")
-    flags.DEFINE_string("model", "simple_cnn", "As for experiments.train; also 'package.module:factory'.")
-    flags.DEFINE_string("norm", None, "As for experiments.train.")
-    flags.DEFINE_integer("span", None, "As for experiments.train.")
-    flags.DEFINE_string("dtype", None, "As for experiments.train.")
-    flags.DEFINE_integer("num_devices", None, "As for experiments.train.")
-    flags.DEFINE_enum("optimizer", "nesterov", ["nesterov", "sgd"], "Optimizer of all runs.")
-    flags.DEFINE_float(
-        "target_accuracy",
-        None,
-        "Accuracy to reach as fast as possible, such as 0.98. Default: none.",
+    helps = {
+        "dataset": "As for experiments.train; also 'package.module:function'.",
+        "model": "As for experiments.train; also 'package.module:factory'.",
+        **dict.fromkeys(("image_size", "norm", "span", "dtype", "num_devices"), "As for experiments.train."),
+        "target_accuracy": "Accuracy to reach as fast as possible, such as 0.98. Default: none.",
+        "workdir": "Folder for the results. Default: runs/recommend-DATASET-MODEL.",
+    }
+    _flags.define(TrainConfig, (*OPTIONS, *helps), dict.fromkeys(("norm", "dtype")), helps)
+    _flags.text("optimizer", "nesterov", "Optimizer of all runs.", among=("nesterov", "sgd"))
+    _flags.number(
+        "budget_minutes",
+        10.0,
+        "Time limit for measuring, in minutes.",
+        above=0,
+        says="must be positive and finite, such as 10",
     )
-    flags.DEFINE_float("budget_minutes", 10.0, "Time limit for measuring, in minutes.")
-    flags.DEFINE_string("workdir", None, "Folder for the results. Default: runs/recommend-DATASET-MODEL.")
-    flags.DEFINE_bool("json", False, "Print the result as JSON, and nothing else.")
+    _flags.switch("json", "Print the result as JSON, and nothing else.")
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import _flags, _workdirs
+from experiments import _flags, _limits, _workdirs
 from experiments._errors import UsageError
 from experiments.reporting import write_norm_study_page, write_page, write_recommendation_page, write_study_page
 
@@ -16,7 +16,12 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags; a program that only imports this module has none of them."""
-    flags.DEFINE_string("workdir", None, "The folder of a run, a study or a recommendation, also without --workdir=.")
+    _flags.text(
+        "workdir",
+        None,
+        "The folder of a run, a study or a recommendation, also without --workdir=.",
+        form=_limits.folder_there,
+    )
 
 
 def main() -> None:

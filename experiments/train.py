@@ -29,8 +29,10 @@ def define_flags() -> None:
     """Defines the flags; a program that only imports this module has none of them."""
     _flags.define(TrainConfig)
     names = ", ".join(sorted(presets.PRESETS))
-    flags.DEFINE_bool("list_presets", False, "Print the presets with result and source, and train nothing.")
-    flags.DEFINE_string("preset", None, f"A published recipe, which flags beside it change: {names}.")
+    _flags.switch("list_presets", "Print the presets with result and source, and train nothing.")
+    _flags.text(
+        "preset", None, f"A published recipe, which flags beside it change: {names}.", among=tuple(presets.PRESETS)
+    )
 
 
 def main() -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import flags
 
 from experiments import _flags, _help, data, evaluate, train
 from experiments._errors import UsageError
@@ -16,25 +15,9 @@ from experiments.data import users
 from experiments.training import plan, preflight, presets
 from experiments.training.config import TrainConfig
 from tests import rig
+from tests.programs import run
 
 PAGE = (Path(__file__).parent.parent / "docs" / "your_own.md").read_text()
-
-
-def run(module, arguments, monkeypatch, **options):
-    """Runs a program as its command line would, in this process, with flags of its own."""
-    values = flags.FlagValues()
-    for name in ("DEFINE", "DEFINE_string", "DEFINE_integer", "DEFINE_float", "DEFINE_bool", "DEFINE_list"):
-        define = getattr(flags, name)
-        monkeypatch.setattr(flags, name, lambda *a, define=define, **k: define(*a, flag_values=values, **k))
-    monkeypatch.setattr(_flags, "_DEFINE", {
-        str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool,
-    })  # fmt: skip
-    monkeypatch.setattr(flags, "FLAGS", values)
-    monkeypatch.setattr(module, "FLAGS", values)
-    monkeypatch.setattr(sys, "argv", [f"experiments.{module.__name__}", *arguments])
-    monkeypatch.setattr(_flags.app, "run", lambda main: main(values(sys.argv)))
-    module.define_flags()
-    _flags.run(module.main, **options)
 
 
 def test_the_page_runs(tmp_path, monkeypatch, capsys):
@@ -49,9 +32,9 @@ def test_the_page_runs(tmp_path, monkeypatch, capsys):
     ]
     assert [command[2] for command in commands] == [f"experiments.{n}" for n in ("train", "evaluate", "recommend")]
     with monkeypatch.context() as patched:
-        run(train, [*commands[0][3:], "--num_devices=2"], patched)
+        assert run(train, [*commands[0][3:], "--num_devices=2"], patched) == 0
     with monkeypatch.context() as patched:
-        run(evaluate, [*commands[1][3:], "--num_devices=2"], patched, positional="checkpoint")
+        assert run(evaluate, [*commands[1][3:], "--num_devices=2"], patched, positional="checkpoint") == 0
     said = capsys.readouterr().out
     assert float(re.findall(r"^test +100 +([\d.]+)%", said, re.MULTILINE)[-1]) > 90
     assert (tmp_path / "runs/mine/report.html").exists()
@@ -121,8 +104,7 @@ def test_every_option_of_a_run_is_in_a_group():
 
 
 def test_evaluate_says_what_is_missing(monkeypatch, capsys):
-    with pytest.raises(SystemExit):
-        run(evaluate, [], monkeypatch, positional="checkpoint")
+    assert run(evaluate, [], monkeypatch, positional="checkpoint") == 2
     assert "experiments.evaluate runs/NAME" in capsys.readouterr().err
 
 

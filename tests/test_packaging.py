@@ -24,7 +24,7 @@ LIBRARY = [
 ]
 EXPERIMENTS = [
     {"_errors", "_commands"},
-    {"_shapes"},
+    {"_limits", "_shapes"},
     {"_files", "records"},
     {"_workdirs"},
     {"_users"},

@@ -63,7 +63,7 @@ def to_domain(name: str, examples: Examples) -> Examples:
       255
     """
     if name not in DOMAINS:
-        raise unknown_name("domain", name, tuple(DOMAINS))
+        raise unknown_name("domain", name, tuple(DOMAINS), hint=" It is --domain.")
     images = np.clip(np.rint(DOMAINS[name](examples.images.astype(np.float32))), 0, 255).astype(np.uint8)
     labels = examples.labels
     if name == "rotated" and labels.ndim > 1:

@@ -23,6 +23,18 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 RESIDUAL = ("resnet18", "resnet50")
 
 
+def check_name(flag: str, name: str) -> None:
+    """Refuses what is neither a key of `MODELS` nor of the form `package.module:factory`; imports nothing.
+
+    Raises:
+      UsageError: the message names the flag and lists the models.
+    """
+    if name not in MODELS and not _users.is_users_own(name):
+        raise unknown_name(
+            "model", name, MODELS, hint=f" Or name a factory of your own: --{flag}=package.module:factory."
+        )
+
+
 def create(name: str, *, zero_last_scale: bool = True, **arguments) -> nn.Module:
     """The model of that name.
 
@@ -41,8 +53,7 @@ def create(name: str, *, zero_last_scale: bool = True, **arguments) -> nn.Module
     """
     if _users.is_users_own(name):
         return users.model(name, **{"norm": None, "dtype": jnp.dtype("float32"), **arguments})
-    if name not in MODELS:
-        raise unknown_name("model", name, MODELS)
+    check_name("model", name)
     if name in RESIDUAL:
         arguments["zero_last_scale"] = zero_last_scale
     return MODELS[name](**arguments)

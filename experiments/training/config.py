@@ -3,10 +3,10 @@
 import dataclasses
 import hashlib
 import json
-import math
 from typing import Any
 
-from experiments._errors import UsageError, unknown_name
+from experiments import _limits, models
+from experiments._errors import UsageError
 from experiments.training import augmentation, norms, optimizers, schedules
 
 # On these a run's numbers do not depend, to rounding, so that it may go on in another place or on other devices. (But
@@ -28,10 +28,14 @@ REFERENCE_NORM_MOMENTUM = 0.9
 DTYPES = ("float32", "bfloat16")
 INPUTS = ("auto", "resident", "streamed")
 AUTO = "auto"
+# The keys of JAX hold 32 bits of a seed: of two seeds that differ above these the initial parameters are the same.
+LARGEST_SEED = 2**32 - 1
+# More than a process has anywhere; a CPU would be divided into as many as are asked for.
+MOST_DEVICES = 1024
 
 
 def _option(default: Any, help: str, **limits: Any) -> Any:
-    """A field; of its limits `least` and `below` bound a number, and `among` lists what a name may be."""
+    """A field, and its limits as `_limits` has them."""
     return dataclasses.field(default=default, metadata={"help": help, **limits})
 
 
@@ -53,10 +57,11 @@ class TrainConfig:
         "digits",
         "Data set: 'digits' or 'shapes' (no network needed), any prepared TFDS name such as 'mnist', or a function of "
         "your own, 'package.module:function'.",
+        form=_limits.dataset,
     )
-    data_dir: str | None = _option(None, "TFDS data directory. Default: TFDS's own.")
+    data_dir: str | None = _option(None, "TFDS data directory. Default: TFDS's own.", form=_limits.folder)
     image_size: int | None = _option(
-        None, "Crop and resize the images of a TFDS data set to this size as they are read.", least=1
+        None, "Crop and resize the images of a TFDS data set to this size as they are read.", least=1, most=8192
     )
     input: str = _option(
         "auto",
@@ -72,7 +77,9 @@ class TrainConfig:
     drop_remainder: bool = _option(
         True, "Leave out an epoch's examples after its last full batch; else they make a smaller one."
     )
-    model: str = _option("simple_cnn", "Model to train, or a factory of your own, 'package.module:factory'.")
+    model: str = _option(
+        "simple_cnn", "Model to train, or a factory of your own, 'package.module:factory'.", form=models.check_name
+    )
     zero_last_scale: bool = _option(True, "Start residual blocks as the identity, in models that have them.")
     dtype: str = _option("float32", "Compute dtype: 'float32' or 'bfloat16'.", among=DTYPES)
     norm: str = _option(
@@ -104,10 +111,14 @@ class TrainConfig:
         least=1,
         among=(AUTO,),
     )
-    epochs: int = _option(20, "Passes over the training set.", least=1)
+    epochs: int = _option(20, "Passes over the training set.", least=1, most=10**9)
     steps: int | None = _option(None, "Updates in all, in place of --epochs; the schedule ends there.", least=1)
     target_accuracy: float | None = _option(
-        None, "Stop at the first evaluation where the first split evaluated reaches this, such as 0.98.", least=0
+        None,
+        "Stop at the first evaluation where the first split evaluated reaches this, such as 0.98.",
+        above=0,
+        most=1,
+        says="is a share of 1, such as 0.98",
     )
     optimizer: str = _option(
         "nesterov",
@@ -130,27 +141,47 @@ class TrainConfig:
         "Decay after warmup: 'constant', 'step', 'cosine', 'polynomial' (power 2) or 'cyclic'.",
         among=tuple(schedules.DECAYS),
     )
-    warmup_epochs: float = _option(2.0, "Epochs over which the rate rises linearly to its peak.", least=0)
-    step_epochs: str | None = _option(
-        None, "Epochs at which --schedule=step divides the rate, such as '30,60,80'. Default: 1/3, 2/3 and 8/9 of all."
+    warmup_epochs: float = _option(
+        2.0, "Epochs over which the rate rises linearly to its peak.", least=0, most=schedules.MOST_EPOCHS
     )
-    step_factor: float = _option(10.0, "By what --schedule=step divides the rate.", least=1)
-    cycle_epochs: float = _option(4.0, "Length of a cycle of --schedule=cyclic.", least=0)
+    step_epochs: str | None = _option(
+        None,
+        "Epochs at which --schedule=step divides the rate, such as '30,60,80'. Default: 1/3, 2/3 and 8/9 of all.",
+        form=lambda _, text: schedules.parse_epochs(text),
+    )
+    step_factor: float = _option(10.0, "By what --schedule=step divides the rate.", least=1, most=1e9)
+    cycle_epochs: float = _option(
+        4.0, "Length of a cycle of --schedule=cyclic, in epochs.", least=0, most=schedules.MOST_EPOCHS
+    )
     momentum: float = _option(0.9, "Momentum of the optimizer; Adam's b1.", least=0, below=1)
     weight_decay: float = _option(2e-3, "Decay of kernels; never of norm parameters or biases.", least=0)
     decay_all: bool = _option(False, "Have norm parameters and biases decay too, as a naive recipe would.")
     label_smoothing: float = _option(0.1, "Share of the target spread over all classes.", least=0, below=1)
-    seed: int = _option(0, "Seed of the initial parameters, the order of the examples and the augmentation.", least=0)
+    seed: int = _option(
+        0, "Seed of the initial parameters, the order of the examples and the augmentation.", least=0, most=LARGEST_SEED
+    )
     num_devices: int | None = _option(
-        None, "Devices of each process. Default: all accelerators, or on a CPU one a core that divides the batch."
+        None,
+        "Devices of each process. Default: all accelerators, or on a CPU one a core that divides the batch.",
+        least=1,
+        most=MOST_DEVICES,
     )
     distributed: bool = _option(
         False, "One of several processes, found by JAX itself: SLURM, Open MPI, Kubernetes or Cloud TPU."
     )
-    coordinator_address: str | None = _option(None, "Host and port of process 0, where JAX does not find it itself.")
-    num_processes: int | None = _option(None, "With --coordinator_address: how many processes there are.", least=1)
+    coordinator_address: str | None = _option(
+        None, "Host and port of process 0, where JAX does not find it itself.", form=_limits.address
+    )
+    num_processes: int | None = _option(
+        None, "With --coordinator_address: how many processes there are.", least=1, most=2**16
+    )
     process_id: int | None = _option(None, "With --coordinator_address: which one this is, from 0.", least=0)
-    workdir: str | None = _option(None, "Folder for results. Default: one under runs/, named after the configuration.")
+    workdir: str | None = _option(
+        None,
+        "Folder for results. Default: one under runs/, named after the configuration.",
+        form=_limits.folder,
+        is_made=True,
+    )
     log_every: int = _option(1, "Updates between two rows of metrics.", least=1)
     evaluate_every: int = _option(
         0, "Updates between two evaluations, besides those at the end of every epoch. 0: those alone.", least=0
@@ -166,11 +197,7 @@ class TrainConfig:
     def __post_init__(self):
         """Refuses what cannot be, before anything is loaded or compiled."""
         for field in dataclasses.fields(self):
-            _check(field.name, getattr(self, field.name), field.metadata)
-        if self.num_devices is not None and self.num_devices < 1:
-            raise UsageError(f"--num_devices must be at least 1, not {self.num_devices}")
-        if self.target_accuracy is not None and self.target_accuracy > 1:
-            raise UsageError(f"--target_accuracy is a share of 1, such as 0.98, not {self.target_accuracy}")
+            _limits.check(field.name, getattr(self, field.name), field.metadata)
         self._check_combinations()
 
     def _check_combinations(self) -> None:
@@ -207,7 +234,11 @@ class TrainConfig:
             raise UsageError("--num_processes and --process_id come with --coordinator_address=HOST:PORT")
         if self.coordinator_address is not None and missing:
             raise UsageError(f"--coordinator_address comes with --{' and --'.join(missing)}")
-        schedules.parse_epochs(self.step_epochs)
+        if self.num_processes is not None and self.process_id is not None and self.process_id >= self.num_processes:
+            raise UsageError(
+                f"--process_id must be less than --num_processes={self.num_processes}, and counts from 0, not "
+                f"{self.process_id}"
+            )
 
     def _check_ramp(self, ramp: int | str) -> None:
         if isinstance(ramp, str) and self.schedule != "constant":
@@ -263,21 +294,6 @@ class TrainConfig:
         """A folder that the same command finds again, and another configuration does not."""
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
         return f"runs/{self.dataset.replace(':', '_')}-{self.model.replace(':', '_')}-b{self.batch_size}-{digest}"
-
-
-def _check(name: str, value: Any, limits: Any) -> None:
-    if "among" in limits and isinstance(value, str) and value not in limits["among"]:
-        raise unknown_name(name, value, limits["among"], hint=f" It is --{name}.")
-    if value is None or isinstance(value, str | bool):
-        return
-    if "below" in limits:
-        if not limits["least"] <= value < limits["below"]:
-            raise UsageError(
-                f"--{name} must be at least {limits['least']} and less than {limits['below']}, not {value}"
-            )
-    elif "least" in limits and not (limits["least"] <= value and math.isfinite(value)):
-        finite = "finite and " if isinstance(value, float) else ""
-        raise UsageError(f"--{name} must be {finite}at least {limits['least']}, not {value}")
 
 
 # Goyal et al. 2017 (linear); Krizhevsky 2014 and You et al. 2019 (square root).

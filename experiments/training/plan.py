@@ -3,6 +3,7 @@
 import math
 from typing import NamedTuple
 
+from experiments import _limits
 from experiments._errors import UsageError
 from experiments.training import optimizers, schedules
 from experiments.training.config import AUTO, TrainConfig
@@ -167,7 +168,13 @@ def _warmup(config: TrainConfig, steps_per_epoch: int, total: int) -> int:
 
 
 def _total_steps(config: TrainConfig, last: Phase) -> int:
-    return config.steps or last.first_step + (config.epochs - last.first_epoch) * last.steps_per_epoch
+    total = config.steps or last.first_step + (config.epochs - last.first_epoch) * last.steps_per_epoch
+    if total > _limits.MOST_WHOLE:
+        raise UsageError(
+            f"--epochs={config.epochs} are {total:,} updates, and they are counted up to {_limits.MOST_WHOLE:,}; train "
+            "for fewer"
+        )
+    return total
 
 
 def _largest_of_ramp(config: TrainConfig, examples: int, devices: int) -> int:

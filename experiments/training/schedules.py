@@ -5,12 +5,14 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import optax
 
+from experiments import _limits
 from experiments._errors import UsageError, unknown_name
 
 # Of the whole training; Goyal et al. divide at epochs 30, 60 and 80 of 90.
 STEP_FRACTIONS = (1 / 3, 2 / 3, 8 / 9)
 # The least rate of a cycle, of its peak: Smith 2015 goes from 0.001 to 0.006.
 CYCLE_FLOOR = 1 / 6
+MOST_EPOCHS = 1e9
 
 
 def _constant(peak, steps, start, boundaries, cycle):
@@ -118,7 +120,7 @@ def parse_epochs(text: str | None) -> tuple[float, ...] | None:
     try:
         epochs = tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise UsageError(f"--step_epochs must be numbers such as '30,60,80', not {text!r}") from error
-    if any(not 0 < epoch < float("inf") for epoch in epochs) or list(epochs) != sorted(set(epochs)):
-        raise UsageError(f"--step_epochs must be positive and rise, not {text!r}")
+        raise UsageError(f"--step_epochs must be numbers such as '30,60,80', not {_limits.shown(text)}") from error
+    if any(not 0 < epoch <= MOST_EPOCHS for epoch in epochs) or list(epochs) != sorted(set(epochs)):
+        raise UsageError(f"--step_epochs must be positive, at most {MOST_EPOCHS:g} and rise, not {_limits.shown(text)}")
     return epochs

@@ -1,0 +1,150 @@
+"""Limits of options: declared beside each option, and checked the same way for every program and for `TrainConfig`.
+
+| limit | meaning |
+|---|---|
+| `least`, `above` | the smallest number, included or not |
+| `most`, `below` | the largest number, included or not |
+| `among` | the names that there are |
+| `form` | a function of the name of the option and its text, which raises `UsageError` |
+| `says` | what is required, in place of the words that follow from the numbers |
+| `kind` | what a name is called, where it is not called as its option is |
+| `is_made` | a folder for results, which the program makes |
+
+A number without limits must be finite and fit 32 bits; a text must be printable and not empty.
+"""
+
+import math
+import os
+import re
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments._errors import UsageError, unknown_name
+
+# Steps, sizes and labels are int32 on the devices; of floating point numbers products must stay finite in float32.
+MOST_WHOLE = 2**31 - 1
+MOST_NUMBER = 1e18
+MOST_CHARACTERS = 4_000
+# Of a part of a path, in bytes, on every usual file system.
+MOST_OF_A_NAME = 255
+MOST_FOLDERS = 100
+MOST_SHOWN = 60
+
+
+def check(name: str, value: Any, limits: Mapping[str, Any]) -> None:
+    """Checks the value of an option, or each of several.
+
+    Args:
+      name: of the option, without dashes.
+      value: a number, a text, a list of these, or None, which any option may be.
+      limits: those of the table above; others are not looked at.
+
+    Raises:
+      UsageError: it is not within them; the message names the option, and what is required.
+
+    Example:
+      >>> check("epochs", 0, {"least": 1})
+      Traceback (most recent call last):
+      ...
+      experiments._errors.UsageError: --epochs must be at least 1, not 0
+    """
+    if isinstance(value, list | tuple):
+        if not value:
+            raise UsageError(f"--{name} is empty; name at least one, or leave --{name} out")
+        for one in value:
+            check(name, one, limits)
+    elif isinstance(value, str):
+        _check_text(name, value, limits)
+    elif value is not None and not isinstance(value, bool):
+        _check_number(name, value, limits)
+
+
+def shown(value: Any, most: int = MOST_SHOWN) -> str:
+    """A value as an error shows it: on one line, and not longer than that can be read."""
+    try:
+        text = str(value)
+    except ValueError:
+        # Python writes no whole numbers of thousands of digits.
+        return f"a number of {value.bit_length()} bits"
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+
+
+def _check_text(name: str, text: str, limits: Mapping[str, Any]) -> None:
+    if not text.strip():
+        raise UsageError(f"--{name} is empty; give a value, or leave --{name} out")
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text):
+        raise UsageError(f"--{name} must be of printable characters, not {shown(text)}")
+    if len(text) > MOST_CHARACTERS:
+        raise UsageError(f"--{name} must have at most {MOST_CHARACTERS:,} characters, not {len(text):,}")
+    if "among" in limits and text not in limits["among"]:
+        raise unknown_name(limits.get("kind", name), shown(text), limits["among"], hint=f" It is --{name}.")
+    if "form" in limits:
+        limits["form"](name, text)
+
+
+def _check_number(name: str, value: Any, limits: Mapping[str, Any]) -> None:
+    whole = not isinstance(value, float)
+    largest = MOST_WHOLE if whole else MOST_NUMBER
+    most = limits.get("most", largest)
+    fits = (
+        math.isfinite(value)
+        and value <= most
+        and limits.get("least", -largest) <= value
+        and ("above" not in limits or limits["above"] < value)
+        and ("below" not in limits or value < limits["below"])
+    )
+    if fits:
+        return
+    if "says" in limits:
+        raise UsageError(f"--{name} {limits['says']}, not {shown(value)}")
+    bounds = [f"at least {limits['least']}"] if "least" in limits else []
+    bounds += [f"greater than {limits['above']}"] if "above" in limits else []
+    bounds += [f"less than {limits['below']}"] if "below" in limits else []
+    # The largest number is of interest to those alone who come near to it.
+    if not bounds or "most" in limits or value > most:
+        bounds += [f"at most {most:,}" if whole else f"at most {most:g}"] if "below" not in limits else []
+    finite = "" if whole or "below" in limits else "finite and "
+    raise UsageError(f"--{name} must be {finite}{' and '.join(bounds)}, not {shown(value)}")
+
+
+def folder(name: str, text: str) -> None:
+    """Refuses what no file system takes as the name of a folder, and a file."""
+    parts = Path(text).parts
+    if len(parts) > MOST_FOLDERS:
+        raise UsageError(f"--{name} must be at most {MOST_FOLDERS} folders deep, not {len(parts):,}")
+    longest = max((len(part.encode(errors="replace")) for part in parts), default=0)
+    if longest > MOST_OF_A_NAME:
+        raise UsageError(
+            f"--{name}: a part of the path has {longest:,} bytes, and file systems take {MOST_OF_A_NAME}; give a "
+            f"shorter --{name}"
+        )
+    if os.path.lexists(text) and not os.path.isdir(text):
+        raise UsageError(f"--{name}={shown(text)} is not a folder; give another --{name}")
+
+
+def folder_there(name: str, text: str) -> None:
+    """Refuses what is no folder that is there."""
+    folder(name, text)
+    if not os.path.isdir(text):
+        raise UsageError(f"--{name}={shown(text)}: there is no such folder; give that of a run, such as runs/NAME")
+
+
+def dataset(name: str, text: str) -> None:
+    """Refuses what is not of the form of a data set's name, or of `package.module:function`."""
+    if not re.fullmatch(r"[^\W\d]\w*(?:[./:+-][\w*]+)*", text):
+        raise UsageError(
+            f"--{name} must be a name such as mnist or cifar10:3.0.2, or package.module:function, not {shown(text)}"
+        )
+
+
+def address(name: str, text: str) -> None:
+    """Refuses what is not HOST:PORT."""
+    found = re.fullmatch(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9_.-]*)):([0-9]{1,5})", text)
+    if found is None or not 1 <= int(found[1]) <= 65535:
+        raise UsageError(
+            f"--{name} must be HOST:PORT, a name or an address and a number from 1 to 65535, such as 10.0.0.1:1234, "
+            f"not {shown(text)}"
+        )

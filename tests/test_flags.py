@@ -1,0 +1,190 @@
+"""The flags of every program: whatever their values, one sentence that names the flag comes out, or work begins."""
+
+import contextlib
+import os
+import shlex
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from experiments import _flags
+from experiments._errors import UsageError
+from tests.programs import POSITIONAL, PROGRAMS, StartedError, begin, run, stop_before_work, use_own_flags
+
+# What no flag takes, but for those below.
+NONSENSE = (
+    "", " ", "\t", "nan", "inf", "-inf", "1e308", "-1e308", "-1", "-0.5", "9" * 30, "9" * 400, "9" * 5000, "-" * 9,
+    "\0", "a\nb", "\ud800", "x" * 5000, "x/" * 1500, "/dev/null", "/dev/null/x", "/proc/x", "file", "file/x", "1,,2",
+    ",", "\N{SNOWMAN}", "'; rm", "None", "[1]", "0x", "1e", "true false", "a=b", "nonsense", "localhost:abc", "h:0",
+    "h:70000", ":1", ".", "..", "a:", ":b", "mine:", "a b", '"a',
+)  # fmt: skip
+# Names that somebody's folder may have.
+FOLDERS = {"workdir", "data_dir"}
+NO_FOLDERS = {
+    "", " ", "\t", "9" * 400, "9" * 5000, "\0", "a\nb", "\ud800", "x" * 5000, "x/" * 1500, "/dev/null",
+    "/dev/null/x", "/proc/x", "file", "file/x",
+}  # fmt: skip
+# Those of data sets are looked for when work has begun.
+DATASETS = {"nan", "inf", "None", "nonsense", "file", "file/x"} | {"localhost:abc", "h:0", "h:70000"}
+# A model or a data set of that form is a function of the user's own, and imported when work has begun.
+FUNCTIONS = {"localhost:abc"}
+
+
+def is_nonsense(name, flag, value):
+    """Whether a value must be refused before work begins."""
+    if POSITIONAL.get(name) == flag:
+        return value not in (".", "..")
+    if flag in FOLDERS:
+        # A data directory is looked at when it is read.
+        return value in NO_FOLDERS - ({"/dev/null/x", "/proc/x", "file/x"} if flag == "data_dir" else set())
+    if flag == "dataset":
+        return value not in DATASETS
+    return not (flag == "model" and value in FUNCTIONS)
+
+
+def outcome(name, flag, value, patch):
+    """What comes of a value: "begun", or the sentence that refuses it."""
+    try:
+        folder = [f"--{POSITIONAL[name]}=."] if POSITIONAL.get(name, flag) != flag else []
+        begin(name, [*folder, f"--{flag}={value}"], patch)
+    except StartedError:
+        return "begun"
+    except UsageError as error:
+        return str(error)
+    return "begun"
+
+
+def flags_of(name):
+    with pytest.MonkeyPatch.context() as patch:
+        values = use_own_flags(PROGRAMS[name][0], patch)
+        return sorted(set(values) - {"dry_run", "list_presets"}), {n for n in values if values[n].boolean}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("flags")
+    (folder / "file").write_text("in the way")
+    with contextlib.chdir(folder):
+        yield folder
+
+
+def check(place, name, flag, value):
+    before = sorted(p.name for p in place.iterdir())
+    with pytest.MonkeyPatch.context() as patch:
+        said = outcome(name, flag, value, patch)
+    # A study makes its folder where it begins.
+    if said != "begun":
+        assert f"--{flag}" in said, said
+        assert "\n" not in said and len(said) < 1000, said
+        assert sorted(p.name for p in place.iterdir()) == before
+    return said
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_nonsense_is_refused_by_every_flag(place, name):
+    """The first of the values by each flag, the next ones by turns; `pytest -m slow` takes all of all."""
+    names, booleans = flags_of(name)
+    for number, flag in enumerate(names):
+        turn = (NONSENSE[(number * 5 + k) % len(NONSENSE)] for k in range(5))
+        for value in {"", "\0", "9" * 400, *turn}:
+            said = check(place, name, flag, value)
+            assert (said != "begun") == (flag in booleans or is_nonsense(name, flag, value)), (flag, value, said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_all_nonsense_is_refused_by_every_flag(place, name):
+    names, booleans = flags_of(name)
+    for flag in names:
+        for value in NONSENSE:
+            said = check(place, name, flag, value)
+            assert (said != "begun") == (flag in booleans or is_nonsense(name, flag, value)), (flag, value, said)
+
+
+VALUES = st.one_of(
+    st.text(st.characters(blacklist_categories=()), max_size=20),
+    st.integers().map(str),
+    st.floats().map(str),
+    st.lists(st.one_of(st.integers(), st.floats(), st.text(max_size=5)), max_size=4).map(
+        lambda values: ",".join(map(str, values))
+    ),
+    st.sampled_from(["digits", "simple_cnn", "1", "0", "2,4", "0.5", "batch", "none", "auto", "norm", "train", "true"]),
+)  # fmt: skip
+
+
+def whatever(place, name, data):
+    names, _ = flags_of(name)
+    value = data.draw(VALUES)
+    check(place, name, data.draw(st.sampled_from(names)), value)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_value_is_refused_or_work_begins(place, name, data):
+    whatever(place, name, data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROGRAMS)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_of_many_values_is_refused_or_work_begins(place, name, data):
+    whatever(place, name, data)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("train", ["--nodrop_remainder=true"], "--nodrop_remainder=true does not take an argument"),
+        ("train", ["--epochs=1e308"], "--epochs must be a whole number, not 1e308"),
+        ("train", ["--warmup_epochs=1e308"], "--warmup_epochs must be finite and at least 0 and at most 1e+09, not"),
+        ("train", [f"--seed={2**63}"], "--seed must be at least 0 and at most 4,294,967,295, not 9223372036854775808"),
+        ("train", [f"--num_devices={10**18}"], "--num_devices must be at least 1 and at most 1,024, not"),
+        ("train", ["--coordinator_address=localhost:abc"], "--coordinator_address must be HOST:PORT"),
+        ("train", ["--step_epochs=1e308"], "--step_epochs must be"),
+        ("train", ["nosuch"], "unexpected arguments: nosuch; a flag is given as --NAME=VALUE"),
+        ("train", ["--batchsize=8"], "Unknown command line flag 'batchsize'. Did you mean: batch_size"),
+        ("benchmark", ["--batch_sizes=a"], "--batch_sizes are numbers, as in 6,60,600, not a"),
+        ("benchmark", ["--rounds=0"], "--rounds must be at least 1 and at most 10,000, not 0"),
+        ("benchmark", ["--seconds=inf"], "--seconds must be finite and greater than 0 and at most 3600, not inf"),
+        ("evaluate", ["/dev/null"], "--checkpoint=/dev/null is not a folder"),
+        ("report", ["nosuch"], "--workdir=nosuch: there is no such folder"),
+    ],
+)  # fmt: skip
+def test_the_sentence(place, capsys, monkeypatch, name, arguments, message):
+    """On one line, with exit status 2."""
+    stop_before_work(name, monkeypatch)
+    assert run(PROGRAMS[name][0], arguments, monkeypatch, positional=POSITIONAL.get(name)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {message}") and said.count("\n") == 1
+
+
+def test_a_folder_that_can_be_made_is_left_unmade(place, monkeypatch):
+    with pytest.raises(StartedError):
+        begin("train", ["--workdir=elsewhere/some where/deep"], monkeypatch)
+    assert not (place / "elsewhere").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_is_read_only_is_refused(place, monkeypatch):
+    (place / "closed").mkdir(mode=0o500)
+    with pytest.raises(UsageError, match="--workdir=closed/run cannot be written to"):
+        begin("train", ["--workdir=closed/run"], monkeypatch)
+
+
+def test_ctrl_c_ends_with_one_line(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PROGRAMS["train"][0], "resolve", interrupted)
+    assert run(PROGRAMS["train"][0], [], monkeypatch) == _flags.INTERRUPTED
+    assert capsys.readouterr().err == "\nstopped by Ctrl-C; the same command goes on from what is kept\n"
+
+
+def test_a_printed_command_can_be_pasted(place):
+    from experiments.studies.jobs import Job, command
+
+    words = ["python", *command(Job("a", {"dataset": "mine:data"}), place / "some where's")]
+    assert shlex.split(shlex.join(words)) == words
