@@ -11,8 +11,8 @@ from jax.core import Tracer
 from batchnorm_jax._activations import Activation, static
 from batchnorm_jax._collectives import AxisName, Pool, axis_size, check_groups, vary_like
 from batchnorm_jax._core import Correction, Spec, effective_scale, normalize_by_batch
-from batchnorm_jax._moments import Moments, check_mask
-from batchnorm_jax._options import check_epsilon, check_input, check_options, check_real
+from batchnorm_jax._moments import Moments, as_array, check_mask
+from batchnorm_jax._options import check_dtype, check_epsilon, check_input, check_options, check_real
 from batchnorm_jax._spans import average_over_spans, cut_spans, plan_span
 
 
@@ -157,8 +157,12 @@ def pooled_norm(
     correction: Correction | None = None,
 ) -> tuple[jax.Array, Moments]:
     """`batch_norm`, and with a `correction` batch renormalization; `caller` is named in errors."""
-    x = jnp.asarray(x)
-    scale, bias, shift, residual = (None if a is None else jnp.asarray(a) for a in (scale, bias, shift, residual))
+    x = as_array(x, "the input", caller=caller)
+    scale, bias, shift, residual = (
+        None if a is None else as_array(a, name, caller=caller)
+        for name, a in (("scale", scale), ("bias", bias), ("shift", shift), ("residual", residual))
+    )
+    check_dtype(dtype, caller=caller)
     features = check_input(x, axis, caller=caller)
     axis_name = tuple(axis_name) if isinstance(axis_name, list) else axis_name
     shape = tuple(x.shape[i] for i in features)

@@ -31,6 +31,8 @@ def axis_size(axis_name: AxisName | None, *, caller: str) -> int:
         return 1
     try:
         return lax.axis_size(axis_name)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{caller}: axis_name={axis_name!r} must be the name of a mapped axis, or several") from error
     except NameError as error:
         raise ValueError(
             f"{caller}: axis_name={axis_name!r} is not bound here{_bound_names()}. Call it inside jax.pmap, "

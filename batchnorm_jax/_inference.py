@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from batchnorm_jax._activations import Activation
-from batchnorm_jax._moments import expand, promoted, statistics_dtype
-from batchnorm_jax._options import check_epsilon, check_input, check_real
+from batchnorm_jax._moments import as_array, expand, promoted, statistics_dtype
+from batchnorm_jax._options import check_activation, check_dtype, check_epsilon, check_input, check_real
 
 
 def normalize(
@@ -56,9 +56,15 @@ def normalize(
 
     Source: Ioffe and Szegedy, "Batch Normalization", arXiv 1502.03167, 2015, algorithm 2.
     """
-    x = jnp.asarray(x)
-    mean, var = jnp.asarray(mean), jnp.asarray(var)
-    scale, bias, residual = (None if a is None else jnp.asarray(a) for a in (scale, bias, residual))
+    x, mean, var = (
+        as_array(a, name, caller="normalize") for name, a in (("the input", x), ("mean", mean), ("var", var))
+    )
+    scale, bias, residual = (
+        None if a is None else as_array(a, name, caller="normalize")
+        for name, a in (("scale", scale), ("bias", bias), ("residual", residual))
+    )
+    check_activation(activation, caller="normalize")
+    check_dtype(dtype, caller="normalize")
     features = check_input(x, axis, caller="normalize", may_be_empty=True)
     check_real(scale, bias, x, caller="normalize")
     check_epsilon(epsilon, caller="normalize")
@@ -132,8 +138,13 @@ def fold(
     Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only
     Inference", arXiv 1712.05877, 2017, section 3.2.
     """
-    kernel, mean, var = jnp.asarray(kernel), jnp.asarray(mean), jnp.asarray(var)
-    bias, scale, beta = (None if a is None else jnp.asarray(a) for a in (bias, scale, beta))
+    kernel, mean, var = (
+        as_array(a, name, caller="fold") for name, a in (("the kernel", kernel), ("mean", mean), ("var", var))
+    )
+    bias, scale, beta = (
+        None if a is None else as_array(a, name, caller="fold")
+        for name, a in (("bias", bias), ("scale", scale), ("beta", beta))
+    )
     if not jnp.issubdtype(kernel.dtype, jnp.inexact) or kernel.ndim == 0:
         raise ValueError(
             f"fold: the kernel is {kernel.dtype} of shape {kernel.shape}; it must have a floating point or complex "

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 
 class Moments(NamedTuple):
@@ -56,9 +58,14 @@ def pool(moments: Moments, axis: int = 0) -> Moments:
 
     Source: Chan, Golub and LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
     """
+    moments = as_moments(moments, caller="pool")
+    if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
+        raise ValueError(f"pool: axis={axis!r} must be an integer")
     shapes = [jnp.shape(part) for part in moments]
     sizes = [shape[axis] if -len(shape) <= axis < len(shape) else None for shape in shapes]
-    if shapes[0] != shapes[1] or None in sizes or len(set(sizes)) != 1:
+    # A count per feature, or one for all.
+    fits = shapes[2] == shapes[0] or len(shapes[2]) < len(shapes[0])
+    if shapes[0] != shapes[1] or None in sizes or len(set(sizes)) != 1 or not fits:
         raise ValueError(
             f"pool: mean, var and count must have as many sets along axis {axis}, and mean and var the same shape; "
             f"they have the shapes {shapes[0]}, {shapes[1]} and {shapes[2]}. Stack one set after another, for "
@@ -111,6 +118,13 @@ def update_running(
       ValueError: the momentum is None, below 0 or above 1.
     """
     check_momentum(momentum, caller="update_running")
+    moments = as_moments(moments, caller="update_running")
+    mean, var = (as_array(a, name, caller="update_running") for name, a in (("mean", mean), ("var", var)))
+    if mean.shape != moments.mean.shape or var.shape != moments.var.shape:
+        raise ValueError(
+            f"update_running: mean has shape {mean.shape} and var {var.shape}, and those of the batch have "
+            f"{moments.mean.shape} and {moments.var.shape}; they must be the same"
+        )
     new_var = moments.var
     if unbiased:
         new_var = new_var * (moments.count / jnp.maximum(moments.count - 1, 1))
@@ -134,11 +148,53 @@ def check_momentum(momentum: Any, *, caller: str) -> None:
             f"{caller}: momentum=None, PyTorch's plain average over all batches, is not kept here; give a number of 0 "
             "to 1, and take the exact statistics at the end with recalibrate"
         )
-    if isinstance(momentum, bool | str) or (isinstance(momentum, int | float) and not 0 <= momentum <= 1):
+    if not is_number(momentum) or not (isinstance(momentum, Tracer) or 0 <= momentum <= 1):
         raise ValueError(
             f"{caller}: momentum={momentum!r} must be a number of 0 to 1, the share of the running statistics that is "
             "kept (PyTorch's momentum is 1 minus this one)"
         )
+
+
+def as_array(value: Any, name: str, *, caller: str, listed: bool = True) -> jax.Array:
+    """Returns what was given as an array of numbers; `listed`: also a list or tuple of such, stacked.
+
+    Raises:
+      ValueError: it is none.
+    """
+    try:
+        array = jnp.asarray(value) if listed or not isinstance(value, tuple | list) else None
+    except (TypeError, ValueError, OverflowError):
+        array = None
+    if array is None or not (jnp.issubdtype(array.dtype, jnp.number) or array.dtype == bool):
+        raise ValueError(f"{caller}: {name} must be an array of numbers, not {_described(value)}")
+    return array
+
+
+def as_moments(moments: Any, *, caller: str) -> Moments:
+    """Returns `Moments` of arrays.
+
+    Raises:
+      ValueError: it is no tuple of mean, var and count.
+    """
+    if not isinstance(moments, tuple) or len(moments) != 3:
+        raise ValueError(f"{caller}: moments must be Moments(mean, var, count), not {_described(moments)}")
+    return Moments(*(as_array(a, name, caller=caller) for name, a in zip(Moments._fields, moments, strict=True)))
+
+
+def is_number(value: Any) -> bool:
+    """Whether an option is one real number, maybe one that is known only when the program runs."""
+    if isinstance(value, Tracer):
+        return True
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number | np.ndarray | jax.Array):
+        return False
+    dtype = jnp.result_type(value)
+    real = jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
+    return np.shape(value) == () and real
+
+
+def _described(value: Any) -> str:
+    dtype = getattr(value, "dtype", None)
+    return f"{type(value).__name__}" + (f" of dtype {dtype}" if dtype is not None else "")
 
 
 def conditioning(moments: Moments, shift: jax.Array) -> jax.Array:
@@ -161,6 +217,12 @@ def conditioning(moments: Moments, shift: jax.Array) -> jax.Array:
       >>> float(conditioning(Moments(jnp.array([3.0]), jnp.array([1.0]), jnp.array(8)), jnp.array([0.0])))
       9.0
     """
+    moments = as_moments(moments, caller="conditioning")
+    shift = as_array(shift, "shift", caller="conditioning")
+    if shift.shape != moments.mean.shape:
+        raise ValueError(
+            f"conditioning: shift has shape {shift.shape}, and the mean {moments.mean.shape}; give it that"
+        )
     shift = shift.astype(moments.mean.dtype)
     distance = squared_modulus(moments.mean - jnp.where(jnp.isfinite(shift), shift, 0))
     tiny = jnp.finfo(moments.var.dtype).tiny
@@ -202,7 +264,7 @@ def expand(statistic: jax.Array, features: tuple[int, ...], ndim: int) -> jax.Ar
 
 def check_mask(mask: jax.Array, shape: tuple[int, ...], *, caller: str) -> jax.Array:
     """The mask as booleans, of the rank of the input, each axis either 1 or the input's."""
-    mask = jnp.asarray(mask)
+    mask = as_array(mask, "mask", caller=caller)
     if mask.ndim <= len(shape):
         full = (1,) * (len(shape) - mask.ndim) + mask.shape
         if all(m in (1, s) for m, s in zip(full, shape, strict=True)):

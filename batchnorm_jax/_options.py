@@ -10,7 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from batchnorm_jax._activations import inverse, recognised
-from batchnorm_jax._moments import feature_axes
+from batchnorm_jax._moments import feature_axes, is_number
 
 COLLECTIVES = ("psum", "all_gather")
 SAVED = ("input", "output", "nothing")
@@ -107,21 +107,39 @@ def check_epsilon(epsilon: Any, *, caller: str) -> None:
     """Raises a ValueError for an epsilon that is no number, or negative; a traced one is a number when it runs."""
     if isinstance(epsilon, Tracer):
         return
-    number = isinstance(epsilon, int | float | np.number | np.ndarray | jax.Array)
-    if number and not isinstance(epsilon, bool) and np.shape(epsilon) == () and np.isrealobj(epsilon) and epsilon >= 0:
+    if not is_number(epsilon) or not epsilon >= 0:
+        raise ValueError(f"{caller}: epsilon={epsilon!r} must be a number of at least 0; the usual one is 1e-5")
+
+
+def check_activation(activation: Any, *, caller: str) -> None:
+    """Raises a ValueError for what is no function."""
+    if activation is not None and not callable(activation):
+        raise ValueError(f"{caller}: activation={activation!r} is not a function; give one, for example jax.nn.relu")
+
+
+def check_dtype(dtype: Any, name: str = "dtype", *, caller: str) -> None:
+    """Raises a ValueError for what is no dtype of floating point or complex numbers; None is one that is not given."""
+    if dtype is None:
         return
-    raise ValueError(f"{caller}: epsilon={epsilon!r} must be a number of at least 0; the usual one is 1e-5")
+    try:
+        # An array has a dtype, and is none.
+        known = not isinstance(dtype, jax.Array | np.ndarray) and jnp.issubdtype(jnp.dtype(dtype), jnp.inexact)
+    except (TypeError, ValueError):
+        known = False
+    if not known:
+        raise ValueError(
+            f"{caller}: {name}={dtype!r} must be a floating point or complex dtype, for example jnp.float32"
+        )
 
 
 def check_options(*, collective, activation: Any, save_for_backward, has_residual: bool, scale, caller: str) -> None:
     """Raises a ValueError where options are unknown or conflict; `scale` is looked at where its value is known."""
-    if activation is not None and not callable(activation):
-        raise ValueError(f"{caller}: activation={activation!r} is not a function; give one, for example jax.nn.relu")
+    check_activation(activation, caller=caller)
     for name, value, known in (
         ("collective", collective, COLLECTIVES),
         ("save_for_backward", save_for_backward, SAVED),
     ):
-        if value not in known:
+        if not isinstance(value, str) or value not in known:
             raise ValueError(f"{caller}: {name}={value!r} is not known; give one of {', '.join(map(repr, known))}")
     if save_for_backward != "output":
         return

@@ -111,7 +111,7 @@ def say_what_stays(
         )
 
 
-def check_paths(pairs: Iterable[tuple[str, str]], layers: Iterable[str], norms: Iterable[str]) -> list[tuple[str, str]]:
+def check_paths(pairs: Any, layers: Iterable[str], norms: Iterable[str]) -> list[tuple[str, str]]:
     """Returns the pairs as they were given, if there is each path, once.
 
     Raises:

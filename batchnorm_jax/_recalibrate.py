@@ -67,7 +67,12 @@ def recalibrate(
     Source: Wu and Johnson, "Rethinking 'Batch' in BatchNorm", arXiv 2105.07576, 2021, section 3; Li et al.,
     "Revisiting Batch Normalization For Practical Domain Adaptation", arXiv 1603.04779, 2016.
     """
-    if mode not in MODES:
+    if not callable(moments_fn):
+        raise ValueError(f"recalibrate: moments_fn must be a function of variables and a batch, not {moments_fn!r}")
+    check_variables(variables, caller="recalibrate")
+    if not isinstance(batches, Iterable) or isinstance(batches, str | Mapping):
+        raise ValueError(f"recalibrate: batches must be a list of batches, or another iterable, not {batches!r}")
+    if not isinstance(mode, str) or mode not in MODES:
         raise ValueError(f"recalibrate: mode={mode!r} is not known; give one of {', '.join(map(repr, MODES))}")
     if "batch_stats" not in variables:
         raise ValueError(
@@ -101,6 +106,14 @@ def recalibrate(
         if same or passes >= sum(moments.count.size for moments in _leaves(found)):
             return variables
         passes += 1
+
+
+def check_variables(variables: Any, *, caller: str) -> None:
+    """Raises a ValueError for variables that are no mapping."""
+    if not isinstance(variables, Mapping):
+        raise ValueError(
+            f"{caller}: variables must be a mapping, such as model.init gives, not {type(variables).__name__}"
+        )
 
 
 def _moments_of(moments_fn, variables, batches) -> Any:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from batchnorm_jax._batch_norm import batch_norm, pooled_norm
 from batchnorm_jax._core import Correction
-from batchnorm_jax._moments import Moments
+from batchnorm_jax._moments import Moments, as_array, is_number
 
 # The options of `batch_norm`, with its defaults.
 _DEFAULTS: dict[str, Any] = {
@@ -73,7 +73,9 @@ def batch_renorm(
         raise TypeError(
             f"batch_renorm: unknown option {', '.join(sorted(unknown))}; those of batch_norm are {', '.join(_DEFAULTS)}"
         )
-    x, mean, var = jnp.asarray(x), jnp.asarray(mean), jnp.asarray(var)
+    x, mean, var = (
+        as_array(a, name, caller="batch_renorm") for name, a in (("the input", x), ("mean", mean), ("var", var))
+    )
     if jnp.iscomplexobj(x) or jnp.iscomplexobj(mean):
         raise ValueError(
             "batch_renorm: the input and the running mean must be real, since a distance is clipped; normalise the "
@@ -93,6 +95,9 @@ def batch_renorm(
 def check_limits(r_max: Any, d_max: Any, *, caller: str) -> None:
     """Raises a ValueError for numbers out of range; a schedule's value is known only when the program runs."""
     for name, limit, least in (("r_max", r_max, 1), ("d_max", d_max, 0)):
+        array = isinstance(limit, jax.Array) and jnp.issubdtype(limit.dtype, jnp.number)
+        if not callable(limit) and not (is_number(limit) or array):
+            raise ValueError(f"{caller}: {name}={limit!r} must be a number of at least {least}")
         if isinstance(limit, int | float) and not limit >= least:
             raise ValueError(f"{caller}: {name}={limit} must be at least {least}")
 

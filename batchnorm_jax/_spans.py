@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from batchnorm_jax._collectives import Groups, Pool, fused_sum, pool_size, vary_like
@@ -39,7 +40,7 @@ def plan_span(span: int | None, examples: int, pool: Pool, *, caller: str) -> Sp
       ValueError: no split of devices and examples gives such spans; the message lists those that work.
     """
     devices = pool_size(pool)
-    if span is not None and (isinstance(span, bool) or not hasattr(span, "__index__")):
+    if span is not None and (isinstance(span, bool) or not isinstance(span, int | np.integer)):
         raise ValueError(f"{caller}: span={span!r} must be a whole number of examples, or None for all")
     if span is None or span == devices * examples:
         return SpanPlan(None, pool, None)

@@ -40,6 +40,15 @@ def check_replace(replace: Replace | None, *, caller: str) -> dict[type, Any]:
     return dict(replace or {})
 
 
+def check_model(model: Any, *, caller: str) -> None:
+    """Raises a ValueError for what is no module of flax.linen."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"{caller}: the model must be a flax.linen module, not {type(model).__name__}; for flax.nnx there is "
+            f"batchnorm_jax.nnx.{caller}"
+        )
+
+
 def plain_class(module: nn.Module) -> type:
     """The class of a module, under what `nn.remat`, `nn.jit`, `nn.scan` and their like make of it."""
     cls = type(module)

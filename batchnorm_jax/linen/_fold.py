@@ -13,7 +13,8 @@ from batchnorm_jax import _inference
 from batchnorm_jax._core import effective_scale
 from batchnorm_jax._moments import feature_axes, statistics_dtype
 from batchnorm_jax._pairs import Seen
-from batchnorm_jax.linen._adapt import Replace, check_replace, plain_class, replacer
+from batchnorm_jax._recalibrate import check_variables
+from batchnorm_jax.linen._adapt import Replace, check_model, check_replace, plain_class, replacer
 from batchnorm_jax.linen._pairs import NORMS, check_pairs, pairs_of, trace
 
 Pairs = Iterable[tuple[str, str]]
@@ -75,6 +76,8 @@ def fold(
 
     Source: as `batchnorm_jax.fold`.
     """
+    check_model(model, caller="fold")
+    check_variables(variables, caller="fold")
     variables = core.unfreeze(dict(variables))
     rules = check_replace(replace, caller="fold")
     seen = trace(model, variables, args, kwargs, rules)

@@ -13,8 +13,8 @@ from flax import linen as nn
 from batchnorm_jax._activations import Activation
 from batchnorm_jax._collectives import AxisName
 from batchnorm_jax._layer import Limit, Limits, Running, call, diagnose, limits_at
-from batchnorm_jax._moments import check_momentum, feature_axes, promoted
-from batchnorm_jax._options import check_epsilon, check_names, check_options
+from batchnorm_jax._moments import as_array, check_momentum, feature_axes, promoted
+from batchnorm_jax._options import check_dtype, check_epsilon, check_names, check_options
 from batchnorm_jax._renorm import check_limits, relaxed_d_max, relaxed_r_max
 
 
@@ -108,6 +108,8 @@ class BatchNorm(nn.Module):
     def __post_init__(self):
         check_momentum(self.momentum, caller="BatchNorm")
         check_epsilon(self.epsilon, caller="BatchNorm")
+        check_dtype(self.dtype, caller="BatchNorm")
+        check_dtype(self.param_dtype, "param_dtype", caller="BatchNorm")
         zero_scale = self.use_scale and self.scale_init is nn.initializers.zeros
         check_options(
             collective=self.collective,
@@ -148,6 +150,7 @@ class BatchNorm(nn.Module):
             `batchnorm_jax.batch_norm` raises.
         """
         use_running_average = nn.merge_param("use_running_average", self.use_running_average, use_running_average)
+        x = as_array(x, "the input", caller="BatchNorm", listed=False)
         features = feature_axes(self.axis, x.ndim, caller=f"BatchNorm {self.name or ''}".strip())
         shape = tuple(x.shape[i] for i in features)
         stats_dtype = jnp.float32 if self.force_float32_reductions else self.param_dtype

@@ -13,6 +13,7 @@ from batchnorm_jax._layer import Running, pool_calls, pooled_moments, pooled_ove
 from batchnorm_jax._moments import Moments, feature_axes
 from batchnorm_jax.linen._adapt import (
     Replace,
+    check_model,
     check_replace,
     is_to_replace,
     looks_like_a_norm,
@@ -112,6 +113,7 @@ def moments_fn(
       >>> jax.vmap(lambda x: function(variables, x), axis_name="batch")(x)["layers_0"].mean[0]
       Array([2.], dtype=float32)
     """
+    check_model(model, caller="recalibrate")
     rules = check_replace(replace, caller="recalibrate")
 
     def interceptor(next_function, call_args, call_kwargs, context: nn.module.InterceptorContext):

@@ -7,14 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.nnx.nn import dtypes
 
 from batchnorm_jax._activations import Activation
 from batchnorm_jax._collectives import AxisName
 from batchnorm_jax._layer import Limit, Limits, Running, call, diagnose, limits_at
-from batchnorm_jax._moments import check_momentum, feature_axes
-from batchnorm_jax._options import check_epsilon, check_names, check_options
+from batchnorm_jax._moments import as_array, check_momentum, feature_axes
+from batchnorm_jax._options import check_dtype, check_epsilon, check_names, check_options
 from batchnorm_jax._renorm import check_limits, relaxed_d_max, relaxed_r_max
 
 _ZEROS, _ONES = nnx.initializers.zeros_init(), nnx.initializers.ones_init()
@@ -103,6 +104,12 @@ class BatchNorm(nnx.Module):
     ):
         check_momentum(momentum, caller="BatchNorm")
         check_epsilon(epsilon, caller="BatchNorm")
+        check_dtype(dtype, caller="BatchNorm")
+        check_dtype(param_dtype, "param_dtype", caller="BatchNorm")
+        if isinstance(num_features, bool) or not isinstance(num_features, int | np.integer) or num_features < 1:
+            raise ValueError(f"BatchNorm: num_features={num_features!r} must be a whole number of at least 1")
+        if axis_index_groups is not None and not isinstance(axis_index_groups, Sequence):
+            raise ValueError(f"BatchNorm: axis_index_groups must be a list of lists, not {axis_index_groups!r}")
         if peers:
             known = [n for n in inspect.signature(BatchNorm.__init__).parameters if n not in ("self", "peers")]
             check_names(peers, known, caller=type(self).__name__)
@@ -181,6 +188,7 @@ class BatchNorm(nnx.Module):
                 "BatchNorm: use_running_average is given neither in the constructor nor in the call; give it in one of "
                 "them, or call model.train() or model.eval()"
             )
+        x = as_array(x, "the input", caller="BatchNorm", listed=False)
         features = feature_axes(self.axis, x.ndim, caller="BatchNorm")
         if tuple(x.shape[i] for i in features) != (self.num_features,):
             raise ValueError(
