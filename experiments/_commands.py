@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +34,17 @@ def without_paths(text: str) -> str:
       'see worker.log; 3/4 of it, at https://example.org/a/b'
     """
     return re.sub(r"(?<![\w.:/~-])~?(?:/[\w.+@%-]*[\w+@%-])+/?", lambda found: Path(found[0]).name, text)
+
+
+def status_of_study(failed: Sequence[str]) -> int:
+    """Says which runs of a study failed; the exit status, 1 if there are any."""
+    if failed:
+        print(
+            f"error: {len(failed)} runs failed and are not in the report: {', '.join(failed)}; worker.log says why, "
+            "and the same command tries them again",
+            file=sys.stderr,
+        )
+    return int(bool(failed))
 
 
 def shareable_text(command: str) -> str:

@@ -70,12 +70,12 @@ def define_flags() -> None:
     _flags.switch("dry_run", "Print what would be run, and about how long it takes; run nothing.")
 
 
-def main() -> None:
-    """Parses the flags, runs what has not been run, writes the report."""
+def main() -> int:
+    """Parses the flags, runs what has not been run, writes the report; the exit status."""
     if FLAGS.list_presets:
         for name, study in settings.PRESETS.items():
             say(f"{name:<10}{study.options['dataset']}: {', '.join(batch_size.parts_of(study))}")
-        return
+        return 0
     study = settings.changed(
         settings.PRESETS[FLAGS.preset],
         {name: FLAGS[name].value for name in ("dataset", "data_dir", "image_size", "model", "norm", "num_devices")},
@@ -91,12 +91,13 @@ def main() -> None:
     if FLAGS.dry_run:
         for line in batch_size.describe(study, parts, folder):
             print(line)
-        return
+        return 0
     _workdirs.claim(folder, _workdirs.STUDY)
     words = ["python", "-m", "experiments.batch_size_study", *sys.argv[1:]]
     note_command(folder, _commands.shareable_command(words))
-    batch_size.run(study, parts, folder)
+    failed = batch_size.run(study, parts, folder)
     print(f"report      {write_study_page(folder)}")
+    return _commands.status_of_study(failed)
 
 
 def note_command(folder: Path, command: str) -> None:

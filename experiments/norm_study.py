@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import _flags, _workdirs
+from experiments import _commands, _flags, _workdirs
 from experiments._errors import UsageError, unknown_name
 from experiments.reporting import write_norm_study_page
 from experiments.studies import jobs, norm
@@ -54,12 +54,13 @@ def define_flags() -> None:
     _flags.switch("dry_run", "Print the commands of the runs that are not done, and run none.")
 
 
-def main() -> None:
-    """Parses the flags, runs what has not been run, writes the report."""
+def main() -> int:
+    """Parses the flags, runs what has not been run, writes the report; the exit status."""
     size = check(FLAGS.preset, FLAGS.norms, FLAGS.tasks, FLAGS.num_devices, FLAGS.per_device_batch_sizes)
     folder = Path(FLAGS.workdir or f"runs/norm_study-{FLAGS.preset}")
     rates = norm.rate_jobs(size, FLAGS.num_devices) if {"synchronised", "frozen"} <= set(size.norms) else []
     all_jobs = [*rates, *norm.grid_jobs(size, FLAGS.tasks, FLAGS.num_devices)]
+    jobs.refuse_hopeless(all_jobs)
     _workdirs.check(folder, _workdirs.NORM_STUDY)
     if not FLAGS.dry_run:
         _workdirs.claim(folder, _workdirs.NORM_STUDY)
@@ -68,12 +69,13 @@ def main() -> None:
         if FLAGS.dry_run:
             for job in waiting:
                 print(shlex.join(["python", *jobs.command(job, folder)]))
-            return
+            return 0
         for number, job in enumerate(waiting, start=1):
             runner.run(job, f"{number} of {len(waiting)}")
         for job in rates:
             runner.note(job, "shift", norm.shift_of)
     print(f"report      {write_norm_study_page(folder)}")
+    return _commands.status_of_study(runner.failed())
 
 
 def check(

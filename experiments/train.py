@@ -45,10 +45,10 @@ def main() -> None:
         preset = presets.PRESETS[FLAGS.preset]
         say(f"preset    {FLAGS.preset}: {preset.result}\nsource    {preset.source}")
     given = _flags.given(TrainConfig)
-    config = resolve(presets.configure(FLAGS.preset, given))
-    for text in presets.unused(config, given):
-        say(f"warning   {text}, and changes nothing here")
     try:
+        config = resolve(presets.configure(FLAGS.preset, given))
+        for text in presets.unused(config, given):
+            say(f"warning   {text}, and changes nothing here")
         summary = train(config, check_statistics=True)
     except (StorageError, PeerError) as error:
         # At once: writers that are still open would each try again, and JAX would wait for the process that has ended.

@@ -8,9 +8,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from experiments import _flags
+from experiments import _commands, _flags, batch_size_study
 from experiments._errors import UsageError
-from tests.programs import POSITIONAL, PROGRAMS, StartedError, begin, run, stop_before_work, use_own_flags
+from experiments.studies import jobs
+from tests.programs import (
+    POSITIONAL,
+    PROGRAMS,
+    StartedError,
+    begin,
+    run,
+    start,
+    stop_before_work,
+    use_own_flags,
+)
 
 # What no flag takes, but for those below.
 NONSENSE = (
@@ -188,3 +198,28 @@ def test_a_printed_command_can_be_pasted(place):
 
     words = ["python", *command(Job("a", {"dataset": "mine:data"}), place / "some where's")]
     assert shlex.split(shlex.join(words)) == words
+
+
+@pytest.mark.parametrize("dry_run", [[], ["--dry_run"]])
+@pytest.mark.parametrize("flag", ["--model=nosuch", "--norm=nosuch", "--num_devices=1000"])
+def test_a_study_of_which_no_run_can_begin_is_refused(place, monkeypatch, flag, dry_run):
+    """In the second case by the sizes of its runs, which 1,000 devices do not divide."""
+    use_own_flags(batch_size_study, monkeypatch)
+    monkeypatch.setattr(jobs._Worker, "train", start)
+    name = flag.partition("=")[0]
+
+    def study():
+        _flags.parse(["study", "--workdir=hopeless", "--parts=ladder", flag, *dry_run])
+        batch_size_study.main()
+
+    with pytest.raises(UsageError, match=name):
+        study()
+
+
+def test_a_study_with_failed_runs_names_them_and_ends_with_1(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jobs._Worker, "train", lambda self, job: {"error": "no luck", "diverged": False})
+    runner = jobs.Runner(tmp_path)
+    runner.run_all([jobs.Job("first", {"batch_size": 8}), jobs.Job("second", {"batch_size": 16})])
+    assert runner.failed() == ["first", "second"]
+    assert _commands.status_of_study(runner.failed()) == 1 and "first, second" in capsys.readouterr().err
+    assert _commands.status_of_study([]) == 0

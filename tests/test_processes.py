@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.training import metrics
+from experiments._errors import UsageError
+from experiments.training import metrics, processes
+from experiments.training.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "NPROC"}
@@ -55,6 +57,30 @@ def finish(workdir, processes, environment=None, **changes):
         assert any(process.returncode == -signal.SIGABRT for process in started), "\n".join(outputs)
         print(f"{workdir}: a collective of fake devices aborted; started again")
     raise AssertionError("\n".join(outputs))
+
+
+def test_a_coordinator_that_is_not_there_is_waited_for_aloud(monkeypatch, capsys):
+    """Nothing listens at the port: at once the address and the time left, again, and a sentence at the end."""
+    monkeypatch.setattr(processes, "CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(processes, "SAID_EVERY", 0.1)
+    address = f"127.0.0.1:{free_port()}"
+    config = TrainConfig(coordinator_address=address, num_processes=2, process_id=1)
+    with pytest.raises(processes.PeerError, match=rf"waited 0 s for process 0 at {address} .*refused"):
+        processes._meet(config, address)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) >= 3 and all(line.startswith(f"waiting   for process 0 at {address}: ") for line in lines)
+
+
+def test_the_coordinator_listens_on_the_address_that_is_given(capsys):
+    assert processes._is_of_this_machine(f"127.0.0.1:{free_port()}")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UsageError, match=r"--coordinator_address=.* cannot listen there"):
+            processes._is_of_this_machine(f"127.0.0.1:{taken.getsockname()[1]}")
+    # An address of documentation, RFC 5737, which no machine has.
+    assert not processes._is_of_this_machine("192.0.2.1:1234")
+    assert "listens on all of its addresses, port 1234" in capsys.readouterr().out
 
 
 def losses(workdir):

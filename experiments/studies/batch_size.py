@@ -23,7 +23,7 @@ from experiments import _files, _workdirs, records
 from experiments._errors import UsageError
 from experiments.studies import convergence, generalisation, large_batch, ramp, smoothness, step_time
 from experiments.studies.convergence import Data
-from experiments.studies.jobs import Job, Runner, command
+from experiments.studies.jobs import Job, Runner, command, refuse_hopeless
 from experiments.studies.settings import Study, data_of, fitted
 from experiments.training.config import PLACES
 
@@ -134,15 +134,19 @@ def parts_of(study: Study) -> list[str]:
     return [name for name in PARTS if name not in EXTRA and (name != "search" or study.search)]
 
 
-def run(study: Study, parts: Sequence[str], folder: Path) -> None:
+def run(study: Study, parts: Sequence[str], folder: Path) -> list[str]:
     """Runs what has not been run, and keeps what each part's report needs in `PART.json`.
 
+    Returns:
+      The keys of the runs that failed; the same command tries them again.
+
     Raises:
-      UsageError: the folder holds a study of other data or another model, or a part has too few batch sizes that the
-        data allow.
+      UsageError: the folder holds a study of other data or another model, a part has too few batch sizes that the data
+        allow, or no run can begin.
     """
     data = data_of(study)
     study = fitted(study, data.examples, parts)
+    _refuse_hopeless(study, parts, data, Runner(folder))
     _claim(folder, study)
     with Runner(folder) as runner:
         for part in (name for name in PARTS if name in parts):
@@ -150,6 +154,11 @@ def run(study: Study, parts: Sequence[str], folder: Path) -> None:
             rows, analysis = PARTS[part](study, data, runner)
             # A report shows these rows, and not those of other grids that the folder may hold.
             _write(folder / f"{part}.json", {**analysis, "keys": sorted({row["key"] for row in rows})})
+    return runner.failed()
+
+
+def _refuse_hopeless(study: Study, parts: Sequence[str], data: Data, runner: Runner) -> None:
+    refuse_hopeless([job for part in parts for job in planned(study, part, data, runner)], data.examples)
 
 
 def _claim(folder: Path, study: Study) -> None:
@@ -220,6 +229,7 @@ def describe(study: Study, parts: Sequence[str], folder: Path) -> list[str]:
     data = data_of(study)
     study = fitted(study, data.examples, parts)
     runner = Runner(folder)
+    _refuse_hopeless(study, parts, data, runner)
     lines, total = [], 0.0
     for part in (name for name in PARTS if name in parts):
         waiting = [job for job in planned(study, part, data, runner) if not runner.is_done(job)]

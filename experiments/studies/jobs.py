@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 from experiments import _commands, _files, records
 from experiments._errors import UsageError
+from experiments.training import plan
+from experiments.training.config import TrainConfig
 
 FILE = "results.jsonl"
 
@@ -40,6 +42,31 @@ def command(job: Job, folder: Path) -> list[str]:
     """The arguments of the training command of a job, after `python`."""
     options = {**job.options, "workdir": workdir(job, folder)}
     return ["-m", "experiments.train", *(f"--{name}={value}" for name, value in options.items() if value is not None)]
+
+
+def refuse_hopeless(jobs: Sequence[Job], examples: int | None = None) -> None:
+    """Refuses a study of which no run can begin, before any of them is started.
+
+    Args:
+      jobs: all that are known.
+      examples: that they train on; None: not known, and sizes are not compared with it.
+
+    Raises:
+      UsageError: every one of them is refused; the message is that of the first.
+    """
+    first = None
+    for job in jobs:
+        try:
+            config = TrainConfig(**job.options)
+            if examples is not None:
+                plan.make(config, examples, config.num_devices or 1)
+            return
+        except UsageError as error:
+            first = first or error
+    if first is not None:
+        devices = jobs[0].options.get("num_devices")
+        given = "" if devices is None else f" with --num_devices={devices}"
+        raise UsageError(f"no run of this study can begin{given}: {first}") from first
 
 
 class Runner:
@@ -104,6 +131,10 @@ class Runner:
         for number, job in enumerate(to_run, start=1):
             self.run(job, f"{number} of {len(to_run)}")
         return [self.run(job) for job in jobs]
+
+    def failed(self) -> list[str]:
+        """The keys of the runs that ended with an error; a loss that is not finite is a result, and none."""
+        return sorted(key for key, row in self._rows.items() if not _is_result(row))
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows of the study."""

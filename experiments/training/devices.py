@@ -86,7 +86,7 @@ def set_up(
     # If JAX is in use already, in a notebook or in the tests, what it has is what there is.
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", num_devices or most(cpu_cores()))
-    there = jax.local_devices()
+    there = local_devices()
     on_cpu = there[0].platform == "cpu"
     count = num_devices or (most(min(cpu_cores(), len(there))) if on_cpu else len(there))
     if count > len(there):
@@ -106,6 +106,25 @@ def set_up(
     for process in range(processes):
         chosen += [d for d in jax.devices() if d.process_index == process][:count]
     return chosen
+
+
+def local_devices() -> list[Device]:
+    """The devices of this process.
+
+    Raises:
+      UsageError: JAX finds none of the platform that the environment variable JAX_PLATFORMS names.
+    """
+    try:
+        return jax.local_devices()
+    # An assertion of JAX's, where the package for the platform is not installed.
+    except (RuntimeError, AssertionError) as error:
+        platforms = jax.config.values.get("jax_platforms")
+        if not platforms:
+            raise
+        said = str(error).partition("\n")[0] or "its package is not installed"
+        raise UsageError(
+            f"JAX_PLATFORMS={platforms} asks for devices that are not found here ({said}); unset it, or set it to cpu"
+        ) from error
 
 
 def keep_compiled_programs(directory: Path) -> None:
