@@ -232,8 +232,10 @@ def _end(error: Exception) -> typing.NoReturn:
 
 
 def _quiet_libraries() -> None:
-    """Keeps what Orbax and what it rests on warn of from users, who can do nothing about it; errors are said."""
+    """Keeps what JAX's cache, Orbax and what it rests on warn of from users, who can do nothing about it; errors are said."""
     warnings.filterwarnings("ignore", module=r"(orbax|etils|tensorstore)\b")
+    # An entry that a killed process has left half written is made again.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
 
     def is_ours(record) -> bool:
         return record.levelno >= standard_logging.ERROR or not any(part in record.pathname for part in LIBRARIES)

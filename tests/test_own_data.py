@@ -58,7 +58,7 @@ def test_labels_that_are_no_classes_are_refused(bad, monkeypatch):
     labels = made.train.labels.astype(bad) if isinstance(bad, type) else made.train.labels.astype(np.int64) + bad
     monkeypatch.setattr(users._users, "function", lambda flag, name: lambda: made._replace(
         train=made.train._replace(labels=labels)))  # fmt: skip
-    with pytest.raises(UsageError, match="labels of train"):
+    with pytest.raises(UsageError, match="train: the labels must be"):
         users.dataset("mine:data")
 
 
