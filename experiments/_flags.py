@@ -232,7 +232,7 @@ def _end(error: Exception) -> typing.NoReturn:
 
 
 def _quiet_libraries() -> None:
-    """Keeps what JAX's cache, Orbax and what it rests on warn of from users, who can do nothing about it; errors are said."""
+    """Keeps warnings of JAX's cache and of Orbax from users, who can do nothing about them; errors are said."""
     warnings.filterwarnings("ignore", module=r"(orbax|etils|tensorstore)\b")
     # An entry that a killed process has left half written is made again.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")

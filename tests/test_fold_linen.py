@@ -124,6 +124,7 @@ def test_every_layer_with_every_norm(layer, norm):
     assert jax.tree.map(jnp.shape, folded["params"]["layer"]) == jax.tree.map(jnp.shape, variables["params"]["layer"])
 
 
+@pytest.mark.filterwarnings("ignore::batchnorm_jax._conditioning.NegativeScaleWarning")
 @settings(max_examples=10, deadline=None)
 @given(
     seed=st.integers(0, 2**31),

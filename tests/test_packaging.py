@@ -25,7 +25,7 @@ LIBRARY = [
 EXPERIMENTS = [
     {"_errors", "_commands"},
     {"_limits", "_shapes"},
-    {"_files", "records"},
+    {"_files", "records", "benchmark_records"},
     {"_workdirs"},
     {"_users"},
     {"data", "models"},
@@ -35,7 +35,7 @@ EXPERIMENTS = [
     {"train", "evaluate", "batch_size_study", "recommend", "norm_study", "benchmark", "report"},
 ]
 # Reads result files only.
-STANDALONE = {"reporting": {"_errors", "_commands", "_files", "_workdirs", "records", "reporting"}}
+STANDALONE = {"reporting": {"_errors", "_commands", "_files", "_workdirs", "records", "benchmark_records", "reporting"}}
 
 
 def imports(path):
