@@ -191,8 +191,9 @@ PARTS = {
                 record(
                     {
                         "overhead": number(0),
-                        "throughput": POSITIVE,
-                        "knee": number(0),
+                        # Both are infinite where the time of an update does not grow.
+                        "throughput": number(above=0, finite=False),
+                        "knee": number(0, finite=False),
                         "intervals": record({"knee": INTERVAL}),
                     }
                 )

@@ -230,7 +230,10 @@ def test_the_preflight_says_what_norms_of_the_models_own_do():
         (lambda: TrainConfig(learning_rate=float("nan")), r"--learning_rate must be finite"),
         (lambda: TrainConfig(optimizer="lasr"), r"unknown optimizer 'lasr'.*Did you mean 'lars'"),
         (lambda: TrainConfig(dtype="float16"), r"unknown dtype 'float16'; there are: bfloat16, float32"),
-        (lambda: TrainConfig(step_epochs="60,30"), r"--step_epochs must be positive and rise, not '60,30'"),
+        (
+            lambda: TrainConfig(step_epochs="60,30"),
+            r"--step_epochs must be positive, .* and rise, not 60,30",
+        ),
         (lambda: TrainConfig(step_epochs="a"), r"--step_epochs must be numbers"),
         (lambda: TrainConfig(batch_size=6, backwards_per_forward=4), r"--backwards_per_forward=4 does not divide"),
         (

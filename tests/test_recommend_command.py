@@ -45,7 +45,7 @@ def test_the_command_line_end_to_end(tmp_path):
             ["--span=131072"],
             "need batches of 131,072 examples, and 60,000 are there to train on; take a smaller --span",
         ),
-        (["--num_devices=0"], "--num_devices must be at least 1, not 0"),
+        (["--num_devices=0"], "--num_devices must be at least 1 and at most 1,024, not 0"),
         (["--model=simple_cn"], "Did you mean 'simple_cnn'"),
     ],
 )

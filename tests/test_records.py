@@ -1,5 +1,8 @@
 """Result files that exist have the shapes that their readers ask for, and damaged ones are named."""
 
+import json
+import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +10,7 @@ import pytest
 from experiments import _files, records
 from experiments._errors import UsageError
 from experiments.reporting import section
+from experiments.reporting.step_time import time_sections
 
 DOCS = Path(__file__).parent.parent / "docs"
 PARTS = ("time", "smoothness", "convergence", "backwards", "ladder", "generalisation", "ramp")
@@ -28,3 +32,13 @@ def test_a_damaged_part_is_named(tmp_path, part, content):
     (tmp_path / f"{part}.json").write_text(content)
     with pytest.raises(UsageError, match=rf"{part}.json cannot be read"):
         section.analysis(tmp_path, part)
+
+
+def test_a_time_that_does_not_grow_with_the_batch_is_shown(tmp_path):
+    """The fit of an update's time has no slope then: its throughput and its knee are infinite."""
+    shutil.copy(DOCS / "batch_size_mnist" / "results.jsonl", tmp_path)
+    found = json.loads((DOCS / "batch_size_mnist" / "time.json").read_text())
+    found["fit"] |= {"throughput": math.inf, "knee": math.inf}
+    _files.write_json(tmp_path / "time.json", found)
+    (times,) = time_sections(tmp_path)[:1]
+    assert "above" in times.answer and "nan" not in "".join(times.parts)
