@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
 from flax import linen as nn
 from jax.sharding import Mesh
@@ -112,8 +111,7 @@ def restore(
         state = checkpoints.restore(like, step)
     if state is None:
         raise UsageError(f"{workdir} has no checkpoint yet")
-    statistics = np.array(facts["pixel_mean"], np.float32), np.array(facts["pixel_std"], np.float32)
-    recipe = make_recipe(config, facts["num_classes"], statistics)
+    recipe = make_recipe(config, facts["num_classes"], (facts["pixel_mean"], facts["pixel_std"]))
     return Restored(state, built, recipe, loaded, mesh, config.span)
 
 

@@ -17,7 +17,7 @@ PER_DEVICE = 512
 SAMPLE = 2048
 
 
-def pixel_statistics(train: datasets.Split) -> tuple[np.ndarray, np.ndarray]:
+def pixel_statistics(train: datasets.Split) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of the pixels of training images, per channel, of values from 0 to 1.
 
     Of a stream, those of some 2,000 images spread over it. A channel of one value has a deviation of 1.
@@ -34,7 +34,8 @@ def pixel_statistics(train: datasets.Split) -> tuple[np.ndarray, np.ndarray]:
     std = np.sqrt(np.maximum(counts @ levels**2 / counts.sum(axis=1) - mean**2, 1e-12))
     # What is the same in all of training tells nothing there, and must not be blown up where it is not.
     std = np.where(np.count_nonzero(counts, axis=1) == 1, 1.0, std)
-    return mean.astype(np.float32), std.astype(np.float32)
+    # Of the precision in which images are standardised.
+    return mean.astype(np.float32).tolist(), std.astype(np.float32).tolist()
 
 
 class Evaluator:

@@ -152,13 +152,13 @@ def resolve(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, workdir=config.workdir or config.default_workdir())
 
 
-def _facts(dataset: datasets.Dataset, statistics: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+def _facts(dataset: datasets.Dataset, statistics: tuple[list[float], list[float]]) -> dict[str, Any]:
     """What evaluation must know of the training data."""
     return {
         "image_shape": list(dataset.train.image_shape),
         "num_classes": dataset.num_classes,
-        "pixel_mean": statistics[0].tolist(),
-        "pixel_std": statistics[1].tolist(),
+        "pixel_mean": statistics[0],
+        "pixel_std": statistics[1],
         "examples": dataset.train.size,
         "note": dataset.note,
         "contents": datasets.digests(dataset),

@@ -106,10 +106,10 @@ def make_descent(config: TrainConfig, plan: plans.Plan) -> Descent:
     return Descent(lambda peak: make_optimizer(config, schedule(peak)), schedule)
 
 
-def make_recipe(config: TrainConfig, dataset_classes: int, statistics: tuple[np.ndarray, np.ndarray]) -> Recipe:
+def make_recipe(config: TrainConfig, dataset_classes: int, statistics: tuple[Any, Any]) -> Recipe:
     """What the steps of a configuration do beside model and optimizer."""
     return Recipe(
-        *statistics,
+        *(np.asarray(of_channels, np.float32) for of_channels in statistics),
         num_classes=dataset_classes,
         label_smoothing=config.label_smoothing,
         augmentation=config.augmentation,
@@ -121,7 +121,7 @@ def make_recipe(config: TrainConfig, dataset_classes: int, statistics: tuple[np.
 def prepare(
     config: TrainConfig,
     dataset: datasets.Dataset,
-    statistics: tuple[np.ndarray, np.ndarray],
+    statistics: tuple[list[float], list[float]],
     chosen: list[devices.Device],
 ) -> Run:
     """Makes everything that a run needs; refuses what cannot be before anything is compiled.
