@@ -219,11 +219,25 @@ def run(main, errors: tuple[type[Exception], ...] = (UsageError,), *, positional
             return main()
         except (*errors, StorageError) as error:
             _end(error)
+        except (RuntimeError, AssertionError):
+            _end_without_devices()
+            raise
         except KeyboardInterrupt:
             print("\nstopped by Ctrl-C; the same command goes on from what is kept", file=sys.stderr, flush=True)
             sys.exit(INTERRUPTED)
 
     app.run(wrapped, flags_parser=parsed)
+
+
+def _end_without_devices() -> None:
+    """Says so if the devices are missing that JAX was told to use; it raises that wherever it is used first."""
+    # JAX takes a second to import, which a program that ends well need not.
+    from experiments.training import devices
+
+    try:
+        devices.local_devices()
+    except UsageError as error:
+        _end(error)
 
 
 def _end(error: Exception) -> typing.NoReturn:

@@ -2,8 +2,10 @@
 
 import contextlib
 import os
+import re
 import shlex
 
+import jax
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -191,6 +193,29 @@ def test_ctrl_c_ends_with_one_line(monkeypatch, capsys):
     monkeypatch.setattr(PROGRAMS["train"][0], "resolve", interrupted)
     assert run(PROGRAMS["train"][0], [], monkeypatch) == _flags.INTERRUPTED
     assert capsys.readouterr().err == "\nstopped by Ctrl-C; the same command goes on from what is kept\n"
+
+
+@pytest.mark.parametrize("raised", [AssertionError(), RuntimeError("Unable to initialize backend 'tpu': no chip")])
+def test_missing_devices_are_one_line_in_every_program(raised, monkeypatch, capsys):
+    def fails(*_, **__):
+        raise raised
+
+    monkeypatch.setattr(jax, "local_devices", fails)
+    for name, work in {"train": "resolve", "benchmark": "_measure"}.items():
+        monkeypatch.setattr(PROGRAMS[name][0], work, fails)
+        assert run(PROGRAMS[name][0], [], monkeypatch) == 2
+        assert re.fullmatch(
+            r"error: JAX_PLATFORMS=cpu asks for devices that are not found.*\n", capsys.readouterr().err
+        )
+
+
+def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr(PROGRAMS["train"][0], "resolve", fails)
+    with pytest.raises(RuntimeError, match="ours"):
+        run(PROGRAMS["train"][0], [], monkeypatch)
 
 
 def test_a_printed_command_can_be_pasted(place):
