@@ -3,6 +3,7 @@
 import os
 
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.nn.initializers import ones, zeros
 
@@ -55,6 +56,12 @@ def dataset():
 
 def larger():
     return rig.tiny(examples=256)
+
+
+def many():
+    """As large as those of a real run: an epoch of 48 batches of 512, and little to evaluate."""
+    made = rig.tiny(examples=24_576, size=28, classes=10)
+    return made._replace(test={"test": made.train.read(np.arange(512))})
 
 
 def number():

@@ -28,7 +28,8 @@ def free_port():
 def start(workdir, processes, environment=None, **changes):
     """The processes of one run, four devices in all."""
     port = free_port()
-    given = {"batch_size": 512, "steps": 20, "warmup_epochs": 0.1, "num_devices": 4 // processes, **changes}
+    given = {"dataset": "tests.own:many", "batch_size": 512, "steps": 20, "warmup_epochs": 0.1, **changes}
+    given["num_devices"] = 4 // processes
     given["workdir"] = workdir
     started = []
     for i in range(processes):

@@ -32,7 +32,14 @@ ABORTED = -signal.SIGABRT
 
 
 def command(workdir, **changes):
-    given = {"batch_size": 512, "steps": 40, "warmup_epochs": 0.1, "checkpoint_every": 3, **changes}
+    given = {
+        "dataset": "tests.own:many",
+        "batch_size": 512,
+        "steps": 40,
+        "warmup_epochs": 0.1,
+        "checkpoint_every": 3,
+        **changes,
+    }
     return [
         sys.executable,
         "-m",
@@ -66,7 +73,7 @@ def finish(workdir, **changes):
 
 
 def final_state(workdir, step=40):
-    like = rig.run_of(TrainConfig(batch_size=512), data.load("digits"), 2).state
+    like = rig.run_of(TrainConfig(batch_size=512), data.load("tests.own:many"), 2).state
     with Checkpoints(workdir) as checkpoints:
         return jax.device_get(checkpoints.restore(like, step))
 

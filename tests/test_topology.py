@@ -9,6 +9,7 @@ import sys
 import jax
 import pytest
 
+from experiments import _commands
 from experiments._errors import UsageError
 from experiments.benchmarking import hlo
 from experiments.benchmarking.topology import compiler, jobs, layers, network, suite, targets
@@ -306,6 +307,6 @@ def test_the_command_writes_what_it_compiled_and_draws_it(tmp_path):
     flags = ["--suite=norm", "--topology=h100:8", "--parts=layers", "--peers=policy", f"--workdir={tmp_path}"]
     subprocess.run([sys.executable, "-m", "experiments.benchmark", *flags], check=True, capture_output=True)
     written = json.loads((tmp_path / "norm-h100-8.json").read_text())
-    assert written["made_by"]["command"].endswith(" ".join(flags)) and "jax" in written["made_by"]
+    assert written["made_by"]["command"].endswith(_commands.shareable_command(flags)) and "jax" in written["made_by"]
     assert written["rows"]["topology"] == "h100:8" and written["rows"]["layers"] == []
     assert "<svg" in (tmp_path / "norm-h100-8.svg").read_text()
