@@ -1,4 +1,4 @@
-"""Which layers of a model can be folded with which norms, judged by what was seen of the model as it ran."""
+"""Finds the layers of a model that can be folded with its norms, from a record of one run of the model."""
 
 import difflib
 import itertools

@@ -1,4 +1,4 @@
-"""What the entry points share: flags with limits, made from a dataclass or one by one, and errors for a person."""
+"""Command-line flags with limits, made from a dataclass or one by one, and errors of every program as one line."""
 
 import dataclasses
 import logging as standard_logging

@@ -1,4 +1,4 @@
-"""Which program a folder of results belongs to, so that no other one writes there."""
+"""Marks each folder of results with the program that made it, so that no other program writes there."""
 
 import contextlib
 import os

@@ -32,21 +32,9 @@ ABORTED = -signal.SIGABRT
 
 
 def command(workdir, **changes):
-    given = {
-        "dataset": "tests.own:many",
-        "batch_size": 512,
-        "steps": 40,
-        "warmup_epochs": 0.1,
-        "checkpoint_every": 3,
-        **changes,
-    }
-    return [
-        sys.executable,
-        "-m",
-        "experiments.train",
-        *(f"--{k}={v}" for k, v in given.items()),
-        f"--workdir={workdir}",
-    ]
+    given = {"dataset": "tests.own:many", "batch_size": 512, "steps": 40, "warmup_epochs": 0.1, "checkpoint_every": 3}
+    given |= {**changes, "workdir": workdir}
+    return [sys.executable, "-m", "experiments.train", *(f"--{k}={v}" for k, v in given.items())]
 
 
 def start(workdir, **changes):

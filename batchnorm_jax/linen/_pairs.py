@@ -26,7 +26,7 @@ NORMS = (nn.BatchNorm, BatchNorm, BatchRenorm)
 
 
 class Traced(NamedTuple):
-    """What was seen of a model.
+    """The record of one run of a linen model.
 
     Attributes:
       seen: its layers and norms.

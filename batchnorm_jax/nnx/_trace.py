@@ -1,4 +1,4 @@
-"""What a model of nnx gives from one of its modules to another, seen by running a copy of it on an example."""
+"""Records which modules of an nnx model feed which others, by running a copy of the model on an example."""
 
 import functools
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What is said of states, names and variables that do not fit, and how each is mended."""
+"""Error messages for PyTorch states, names and variables that do not fit, each with the way to mend it."""
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -129,7 +129,7 @@ def check_match(
 
 
 def hint_of_torch(missing: list[str], groups: Groups, unnamed: list[str], everything: bool) -> str:
-    """What is likely to be wrong with names that do not match a state dictionary.
+    """Guesses why names do not match a state dictionary, and says how to mend them.
 
     Args:
       missing: the names that are not in it.

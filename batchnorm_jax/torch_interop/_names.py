@@ -1,4 +1,4 @@
-"""Which layer of a PyTorch model is which of a Flax model: names and paths."""
+"""Maps the names of PyTorch layers to the paths of Flax layers."""
 
 import dataclasses
 import difflib

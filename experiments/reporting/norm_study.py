@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from experiments import _commands, _files
+from experiments import _commands
 from experiments.reporting.curves import read_study, rows_left_out
-from experiments.reporting.document import commands, document, figure, made_on, table
-from experiments.reporting.section import fitting, moments_of
+from experiments.reporting.document import commands, figure, made_on, table
+from experiments.reporting.section import moments_of, write_report
 from experiments.reporting.style import canvas, dress, legend
 
 CONFIDENCE = 0.95
@@ -159,11 +159,7 @@ def write_norm_study_page(folder: str | Path) -> Path:
     Raises:
       UsageError: the folder holds no rows, or rows that do not fit together.
     """
-    with fitting(folder):
-        title, parts = _page(folder)
-    path = Path(folder) / "report.html"
-    _files.write(path, document(title, parts))
-    return path
+    return write_report(folder, lambda: _page(folder))
 
 
 def _page(folder: str | Path) -> tuple[str, list[str]]:

@@ -7,8 +7,8 @@ from typing import Any
 from experiments import _commands, _files, records
 from experiments._errors import UsageError
 from experiments.reporting.curves import curve_panels, read_rows
-from experiments.reporting.document import commands, document, figure, made_on, table
-from experiments.reporting.section import fitting
+from experiments.reporting.document import commands, figure, made_on, table
+from experiments.reporting.section import write_report
 
 
 def write_page(workdir: str | Path) -> Path:
@@ -30,11 +30,7 @@ def write_page(workdir: str | Path) -> Path:
         _, broken = read_rows(workdir / "metrics.jsonl")
     except UsageError as error:
         raise UsageError(f"{workdir} holds no complete run ({error}); the training command completes it") from error
-    with fitting(workdir):
-        title, parts = _page(workdir, summary, stored, broken)
-    path = workdir / "report.html"
-    _files.write(path, document(title, parts))
-    return path
+    return write_report(workdir, lambda: _page(workdir, summary, stored, broken))
 
 
 def _page(workdir: Path, summary: dict[str, Any], stored: dict[str, Any], broken: int) -> tuple[str, list[str]]:

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from experiments import _files, records
 from experiments._errors import UsageError
 from experiments.reporting.curves import read_study
-from experiments.reporting.document import commands, document, figure, made_on, table
+from experiments.reporting.document import commands, figure, made_on, table
 from experiments.reporting.recommendation_text import (
     command,
     headline,
@@ -19,7 +19,7 @@ from experiments.reporting.recommendation_text import (
     settings,
     spent,
 )
-from experiments.reporting.section import fitting, moments_of
+from experiments.reporting.section import moments_of, write_report
 from experiments.reporting.style import (
     COLOUR,
     GREY,
@@ -106,11 +106,7 @@ def write_recommendation_page(folder: str | Path) -> Path:
     Raises:
       UsageError: there is no recommendation in the folder, or it is damaged.
     """
-    with fitting(folder):
-        title, parts = _page(folder)
-    path = Path(folder) / "report.html"
-    _files.write(path, document(title, parts))
-    return path
+    return write_report(folder, lambda: _page(folder))
 
 
 def _page(folder: str | Path) -> tuple[str, list[str]]:

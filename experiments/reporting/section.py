@@ -2,13 +2,14 @@
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import _files, records
 from experiments._errors import UsageError
 from experiments.reporting.curves import read_study
+from experiments.reporting.document import document
 from experiments.reporting.style import number
 
 
@@ -47,6 +48,26 @@ def fitting(folder: str | Path) -> Iterator[None]:
             f"the numbers in {folder} do not fit together ({type(error).__name__}: {_files.reason(error):.100}); run "
             "the same command again, which completes them, or remove what was changed"
         ) from error
+
+
+def write_report(folder: str | Path, page: Callable[[], tuple[str, list[str]]]) -> Path:
+    """Writes `report.html` into a folder.
+
+    Args:
+      folder: of results.
+      page: makes the title and the body, from the files in the folder.
+
+    Returns:
+      The path of the report.
+
+    Raises:
+      UsageError: the numbers in the folder do not fit together.
+    """
+    with fitting(folder):
+        title, parts = page()
+    path = Path(folder) / "report.html"
+    _files.write(path, document(title, parts))
+    return path
 
 
 def analysis(folder: str | Path, part: str) -> dict[str, Any] | None:

@@ -168,11 +168,12 @@ def _facts(dataset: datasets.Dataset, statistics: tuple[list[float], list[float]
 def _finished(workdir: Path, plan: Plan) -> dict[str, Any] | None:
     """The summary of a run that is complete; one of a shorter run is put aside."""
     path = workdir / SUMMARY
-    if not path.exists():
-        return None
     try:
         summary = _files.read_json(path, records.SUMMARY)
     except UsageError as error:
+        # Not asked before: of several processes the first may put it aside in between.
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
         raise UsageError(f"{error}. Move it away, and the run ends again") from error
     target = (summary.get("target") or {}).get("reached_after_updates")
     if summary["updates"] >= plan.total_steps or target is not None or plan.largest is not None:
