@@ -60,6 +60,22 @@ def static(activation: Activation | None) -> Activation | None:
     return function
 
 
+def activated(activation: Activation, x: jax.Array) -> jax.Array:
+    """Applies an activation.
+
+    Raises:
+      ValueError: it gives no array of the shape of `x`.
+    """
+    y: Any = activation(x)
+    if jnp.shape(y) != x.shape or not hasattr(y, "dtype"):
+        given = f"an array of shape {y.shape}" if hasattr(y, "dtype") else f"{y!r}"
+        raise ValueError(
+            f"activation {getattr(activation, '__name__', activation)} gives {given} for an array of shape {x.shape}; "
+            "it must be elementwise, as jax.nn.relu is"
+        )
+    return y
+
+
 def is_relu(activation: Activation | None) -> bool:
     """Whether the sign of the result says what the derivative is."""
     return activation is jax.nn.relu

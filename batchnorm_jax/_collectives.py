@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,15 @@ class Pool(NamedTuple):
 
     axis_name: AxisName | None = None
     groups: Groups | None = None
+
+
+def check_axis_name(axis_name: Any, *, caller: str, hint: str = "") -> None:
+    """Raises a ValueError for what cannot name an axis: an array, a function, or what has no hash."""
+    for name in axis_name if isinstance(axis_name, tuple | list) else (axis_name,):
+        if callable(name) or hasattr(name, "shape") or not isinstance(name, Hashable):
+            raise ValueError(
+                f"{caller}: axis_name is a {type(name).__name__}; give the name of a mapped axis, such as 'batch'{hint}"
+            )
 
 
 def axis_size(axis_name: AxisName | None, *, caller: str) -> int:
@@ -59,18 +68,29 @@ def is_bound(axis_name: AxisName | None) -> bool:
     return True
 
 
+def as_groups(groups: Any, *, caller: str) -> Groups | None:
+    """Returns groups of whole numbers as tuples; whether they split an axis is known where it is bound.
+
+    Raises:
+      ValueError: it is no list of lists of whole numbers.
+    """
+    if groups is None:
+        return None
+    try:
+        return tuple(tuple(operator.index(i) for i in group) for group in groups)
+    except TypeError:
+        raise ValueError(f"{caller}: axis_index_groups must be a list of lists of integers, not {groups!r}") from None
+
+
 def check_groups(groups: Sequence[Sequence[int]] | None, participants: int, *, caller: str) -> Groups | None:
     """The groups as tuples.
 
     Raises:
       ValueError: there is no axis to group, or the groups do not split its participants evenly.
     """
-    if groups is None:
+    given = as_groups(groups, caller=caller)
+    if given is None:
         return None
-    try:
-        given = tuple(tuple(operator.index(i) for i in group) for group in groups)
-    except TypeError:
-        raise ValueError(f"{caller}: axis_index_groups must be a list of lists of integers, not {groups!r}") from None
     members = sorted(i for group in given for i in group)
     if len({len(group) for group in given}) != 1 or members != list(range(participants)):
         raise ValueError(

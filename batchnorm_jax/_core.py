@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from batchnorm_jax._activations import Activation, is_relu, undo
+from batchnorm_jax._activations import Activation, activated, is_relu, undo
 from batchnorm_jax._collectives import Pool, fused_sum, pool_size, unstack, varies_beyond, vary_like
 from batchnorm_jax._conditioning import warn_of_negative_scale
 from batchnorm_jax._moments import expand, positions, statistics_dtype
@@ -182,7 +182,7 @@ def _affine(spec: Spec, x, kept: Kept, gain, constant, residual, mask, alive) ->
         return kept.array
     u = deviation(None, Kept(x, kept.vectors), None, spec.features)
     y = _pre_activation(spec, u, gain, constant, residual)
-    y = (y if spec.activation is None else spec.activation(y)).astype(spec.dtype)
+    y = (y if spec.activation is None else activated(spec.activation, y)).astype(spec.dtype)
     # Of nothing but y, and compiled to it: its tangent depends on the mask, and vmap must see that y does.
     return y if mask is None else jnp.where(mask, y, y)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from batchnorm_jax._activations import Activation
+from batchnorm_jax._activations import Activation, activated
 from batchnorm_jax._moments import as_array, expand, promoted, statistics_dtype
 from batchnorm_jax._options import check_activation, check_dtype, check_epsilon, check_input, check_real
 
@@ -217,5 +217,5 @@ def _finish(
     if residual is not None:
         y = y + residual.astype(y.dtype)
     if activation is not None:
-        y = activation(y)
+        y = activated(activation, y)
     return y.astype(dtype)

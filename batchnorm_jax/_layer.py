@@ -8,11 +8,21 @@ import jax.numpy as jnp
 
 from batchnorm_jax._activations import Activation
 from batchnorm_jax._batch_norm import batch_norm
-from batchnorm_jax._collectives import AxisName, is_bound
+from batchnorm_jax._collectives import AxisName, as_groups, check_axis_name, is_bound
 from batchnorm_jax._conditioning import warn_of_conditioning
 from batchnorm_jax._core import effective_scale
 from batchnorm_jax._inference import normalize
-from batchnorm_jax._moments import Moments, conditioning, nearer_shift, pool, update_running, widened
+from batchnorm_jax._moments import (
+    Moments,
+    check_momentum,
+    conditioning,
+    is_number,
+    nearer_shift,
+    pool,
+    update_running,
+    widened,
+)
+from batchnorm_jax._options import as_flag, check_dtype, check_epsilon, check_options
 from batchnorm_jax._renorm import batch_renorm
 
 
@@ -53,7 +63,15 @@ Limit = float | Callable[[jax.Array], Any]
 
 def limits_at(r_max: Limit, d_max: Limit, steps: jax.Array) -> Limits:
     """The limits after `steps` updates, of numbers or of schedules."""
-    return Limits(*(limit(steps) if callable(limit) else limit for limit in (r_max, d_max)))
+    found = []
+    for name, limit in (("r_max", r_max), ("d_max", d_max)):
+        value = limit(steps) if callable(limit) else limit
+        if not is_number(value):
+            raise ValueError(
+                f"BatchRenorm: the function {name} must give a number for a number of updates, not {value!r}"
+            )
+        found.append(value)
+    return Limits(*found)
 
 
 class Called(NamedTuple):
@@ -68,6 +86,32 @@ class Called(NamedTuple):
     y: jax.Array
     running: Running | None
     conditioning: jax.Array | None
+
+
+FLAGS = ("use_bias", "use_scale", "use_fast_variance", "unbiased_running_var", "skip_nonfinite", "check_conditioning")
+
+
+def check_layer(norm: Any, *, scale: Any, caller: str) -> None:
+    """Raises a ValueError where an option of a layer is none that it can have; `scale`: its first value, if known."""
+    check_momentum(norm.momentum, caller=caller)
+    check_epsilon(norm.epsilon, caller=caller)
+    check_dtype(norm.dtype, caller=caller)
+    check_dtype(norm.param_dtype, "param_dtype", caller=caller)
+    check_axis_name(norm.axis_name, caller=caller)
+    as_groups(norm.axis_index_groups, caller=caller)
+    for name in FLAGS:
+        as_flag(getattr(norm, name), name, caller=caller)
+    for name in ("use_running_average", "update_stats"):
+        if getattr(norm, name) is not None:
+            as_flag(getattr(norm, name), name, caller=caller)
+    check_options(
+        collective=norm.collective,
+        activation=norm.activation,
+        save_for_backward=norm.save_for_backward,
+        has_residual=False,
+        scale=scale,
+        caller=caller,
+    )
 
 
 def call(
@@ -103,6 +147,9 @@ def call(
       limits: of a renormalization; None: none.
       initializing: no axis is bound yet, and nothing is averaged.
     """
+    use_running_average = as_flag(use_running_average, "use_running_average", caller="BatchNorm")
+    if update_stats is not None:
+        update_stats = as_flag(update_stats, "update_stats", caller="BatchNorm")
     if update_stats is None:
         update_stats = (not use_running_average) if norm.update_stats is None else norm.update_stats
     update_stats = update_stats and not initializing

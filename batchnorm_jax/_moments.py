@@ -187,7 +187,10 @@ def is_number(value: Any) -> bool:
         return True
     if isinstance(value, bool) or not isinstance(value, int | float | np.number | np.ndarray | jax.Array):
         return False
-    dtype = jnp.result_type(value)
+    try:
+        dtype = jnp.result_type(value)
+    except TypeError:  # Texts or objects in an array.
+        return False
     real = jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
     return np.shape(value) == () and real
 
@@ -240,7 +243,10 @@ def nearer_shift(moments: Moments, shift: jax.Array) -> jax.Array:
 def feature_axes(axis: int | Sequence[int], ndim: int, *, caller: str) -> tuple[int, ...]:
     """The feature axes, non-negative and in ascending order; the statistics have these axes in this order."""
     try:
-        given = tuple(operator.index(a) for a in (axis if isinstance(axis, Iterable) else (axis,)))
+        given = tuple(axis) if isinstance(axis, Iterable) else (axis,)
+        if any(isinstance(a, bool) for a in given):
+            raise TypeError
+        given = tuple(operator.index(a) for a in given)
     except TypeError:
         raise ValueError(f"{caller}: axis must be an integer or several, not {axis!r}") from None
     if ndim == 0:

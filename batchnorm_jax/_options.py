@@ -117,6 +117,23 @@ def check_activation(activation: Any, *, caller: str) -> None:
         raise ValueError(f"{caller}: activation={activation!r} is not a function; give one, for example jax.nn.relu")
 
 
+def as_flag(value: Any, name: str, *, caller: str) -> bool:
+    """Returns a flag as a bool.
+
+    Raises:
+      ValueError: it is neither true nor false, such as a text, or known only when the program runs.
+    """
+    if isinstance(value, Tracer):
+        raise ValueError(
+            f"{caller}: {name} decides which program is traced, and must be known then; mark it as static, as in "
+            "jax.jit(step, static_argnames='train')"
+        )
+    single = isinstance(value, np.ndarray | jax.Array) and np.shape(value) == () and value.dtype == bool
+    if single or isinstance(value, bool | np.bool_) or (isinstance(value, int) and value in (0, 1)):
+        return bool(value)
+    raise ValueError(f"{caller}: {name}={value!r} must be True or False")
+
+
 def check_dtype(dtype: Any, name: str = "dtype", *, caller: str) -> None:
     """Raises a ValueError for what is no dtype of floating point or complex numbers; None is one that is not given."""
     if dtype is None:

@@ -118,7 +118,7 @@ def check_paths(pairs: Any, layers: Iterable[str], norms: Iterable[str]) -> list
       ValueError: there is no such path, it is there twice, or there are no pairs.
     """
     known = {"layer": list(layers), "norm": list(norms)}
-    if isinstance(pairs, str) or not isinstance(pairs, Iterable):
+    if isinstance(pairs, str) or hasattr(pairs, "shape") or not isinstance(pairs, Iterable):
         raise ValueError(f"fold: pairs must be a list of (layer, norm) paths, or None, not {pairs!r}")
     pairs = list(pairs)
     if not pairs:

@@ -1,10 +1,12 @@
 """Population statistics over a data set, and so adaptation to another domain."""
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from batchnorm_jax._moments import Moments, pool
 
@@ -69,6 +71,7 @@ def recalibrate(
     """
     if not callable(moments_fn):
         raise ValueError(f"recalibrate: moments_fn must be a function of variables and a batch, not {moments_fn!r}")
+    _check_arguments(moments_fn)
     check_variables(variables, caller="recalibrate")
     if not isinstance(batches, Iterable) or isinstance(batches, str | Mapping):
         raise ValueError(f"recalibrate: batches must be a list of batches, or another iterable, not {batches!r}")
@@ -108,12 +111,33 @@ def recalibrate(
         passes += 1
 
 
-def check_variables(variables: Any, *, caller: str) -> None:
-    """Raises a ValueError for variables that are no mapping."""
+def _check_arguments(moments_fn: Callable[..., Any]) -> None:
+    """Raises a ValueError for a function that cannot be called with two arguments."""
+    try:
+        signature = inspect.signature(moments_fn)
+    except (TypeError, ValueError):  # Of some functions in C it is not known.
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        name = getattr(moments_fn, "__name__", type(moments_fn).__name__)
+        raise ValueError(
+            f"recalibrate: moments_fn is called with the variables and a batch, which {name}{signature} does not take"
+        ) from None
+
+
+def check_variables(variables: Any, *, caller: str, collections: bool = False) -> None:
+    """Raises a ValueError for variables that are no mapping; `collections`: of mappings, as Flax has them."""
     if not isinstance(variables, Mapping):
         raise ValueError(
             f"{caller}: variables must be a mapping, such as model.init gives, not {type(variables).__name__}"
         )
+    for name, collection in variables.items():
+        if collections and not isinstance(collection, Mapping):
+            raise ValueError(
+                f"{caller}: variables must map collections, such as 'params', to their variables, and {name!r} is "
+                f"{type(collection).__name__}; give what model.init gives"
+            )
 
 
 def _moments_of(moments_fn, variables, batches) -> Any:
@@ -138,6 +162,13 @@ def of_batches(moments_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], An
     """Returns the same function, which says what a batch is where a model fails on a tuple, as (images, labels)."""
 
     def function(variables: Any, batch: Any) -> Any:
+        for leaf in jax.tree.leaves(batch):
+            array = isinstance(leaf, jax.Array | np.ndarray | np.generic) and np.dtype(leaf.dtype).kind not in "OSU"
+            if not array and not isinstance(leaf, int | float | complex):
+                raise ValueError(
+                    f"recalibrate: a batch holds {leaf!r}, a {type(leaf).__name__}; give arrays, with which the model "
+                    "is called"
+                )
         if not isinstance(batch, tuple | list):
             return moments_fn(variables, batch)
         try:

@@ -83,6 +83,8 @@ def batch_renorm(
         )
     check_limits(r_max, d_max, caller="batch_renorm")
     for name, limit in (("r_max", r_max), ("d_max", d_max)):
+        if callable(limit):
+            raise ValueError(f"batch_renorm: {name} is a function; give its value, as in {name}={name}(step)")
         if jnp.shape(limit) != ():
             raise ValueError(f"batch_renorm: {name} must be one number, and has the shape {jnp.shape(limit)}")
     if var.shape != mean.shape:

@@ -77,7 +77,7 @@ def fold(
     Source: as `batchnorm_jax.fold`.
     """
     check_model(model, caller="fold")
-    check_variables(variables, caller="fold")
+    check_variables(variables, caller="fold", collections=True)
     variables = core.unfreeze(dict(variables))
     rules = check_replace(replace, caller="fold")
     seen = trace(model, variables, args, kwargs, rules)

@@ -12,9 +12,9 @@ from flax import linen as nn
 
 from batchnorm_jax._activations import Activation
 from batchnorm_jax._collectives import AxisName
-from batchnorm_jax._layer import Limit, Limits, Running, call, diagnose, limits_at
-from batchnorm_jax._moments import as_array, check_momentum, feature_axes, promoted
-from batchnorm_jax._options import check_dtype, check_epsilon, check_names, check_options
+from batchnorm_jax._layer import Limit, Limits, Running, call, check_layer, diagnose, limits_at
+from batchnorm_jax._moments import as_array, feature_axes, promoted
+from batchnorm_jax._options import as_flag, check_names
 from batchnorm_jax._renorm import check_limits, relaxed_d_max, relaxed_r_max
 
 
@@ -106,20 +106,10 @@ class BatchNorm(nn.Module):
     check_conditioning: bool = False
 
     def __post_init__(self):
-        check_momentum(self.momentum, caller="BatchNorm")
-        check_epsilon(self.epsilon, caller="BatchNorm")
-        check_dtype(self.dtype, caller="BatchNorm")
-        check_dtype(self.param_dtype, "param_dtype", caller="BatchNorm")
-        zero_scale = self.use_scale and self.scale_init is nn.initializers.zeros
-        check_options(
-            collective=self.collective,
-            activation=self.activation,
-            save_for_backward=self.save_for_backward,
-            has_residual=False,
-            # Of NumPy: of JAX it would be a tracer where the module is made inside a traced function.
-            scale=np.zeros(1) if zero_scale else None,
-            caller="BatchNorm",
-        )
+        zero_scale = self.use_scale is True and self.scale_init is nn.initializers.zeros
+        # Of NumPy: of JAX it would be a tracer where the module is made inside a traced function.
+        check_layer(self, scale=np.zeros(1) if zero_scale else None, caller="BatchNorm")
+        as_flag(self.force_float32_reductions, "force_float32_reductions", caller="BatchNorm")
         super().__post_init__()
 
     @nn.compact

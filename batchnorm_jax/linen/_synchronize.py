@@ -10,7 +10,7 @@ from typing import Any
 
 from flax import linen as nn
 
-from batchnorm_jax._collectives import AxisName
+from batchnorm_jax._collectives import AxisName, check_axis_name
 from batchnorm_jax._options import check_synchronize
 from batchnorm_jax.linen._adapt import (
     OF_FLAX,
@@ -25,6 +25,10 @@ from batchnorm_jax.linen._adapt import (
 )
 from batchnorm_jax.linen._module import BatchNorm, BatchRenorm
 
+_NOT_THE_MODEL = (
+    ". The model is not given: what is called inside the context is turned, with "
+    "`with synchronize('batch'): model.apply(...)`. (batchnorm_jax.nnx.synchronize takes a model)"
+)
 _FLAX_CALL, _OUR_CALL = inspect.unwrap(nn.BatchNorm.__call__), inspect.unwrap(BatchNorm.__call__)
 
 
@@ -101,7 +105,7 @@ def synchronize(
       >>> bool(jnp.allclose(y.mean((0, 1)), 0, atol=1e-6))
       True
     """
-    _check_axis_name(axis_name)
+    check_axis_name(axis_name, caller="synchronize", hint=_NOT_THE_MODEL)
     check_synchronize(options)
     rules = check_replace(replace, caller="synchronize")
     options = {"axis_name": axis_name, "axis_index_groups": None, **options}
@@ -198,18 +202,6 @@ def _names(axis_name: AxisName | None) -> set[Any]:
     if axis_name is None:
         return set()
     return set(axis_name) if isinstance(axis_name, tuple | list) else {axis_name}
-
-
-def _check_axis_name(axis_name: Any) -> None:
-    """Raises a ValueError where a model or a module is given in place of the name of an axis."""
-    names = axis_name if isinstance(axis_name, tuple | list) else (axis_name,)
-    for name in names:
-        if callable(name) or isinstance(name, dict) or hasattr(name, "shape"):
-            raise ValueError(
-                f"synchronize: axis_name is a {type(name).__name__}; give the name of a mapped axis, such as 'batch'. "
-                "The model is not given: what is called inside the context is turned, with "
-                "`with synchronize('batch'): model.apply(...)`. (batchnorm_jax.nnx.synchronize takes a model)"
-            )
 
 
 class _Contexts(threading.local):

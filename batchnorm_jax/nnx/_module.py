@@ -12,10 +12,10 @@ from flax import nnx
 from flax.nnx.nn import dtypes
 
 from batchnorm_jax._activations import Activation
-from batchnorm_jax._collectives import AxisName
-from batchnorm_jax._layer import Limit, Limits, Running, call, diagnose, limits_at
-from batchnorm_jax._moments import as_array, check_momentum, feature_axes
-from batchnorm_jax._options import check_dtype, check_epsilon, check_names, check_options
+from batchnorm_jax._collectives import AxisName, as_groups, check_axis_name
+from batchnorm_jax._layer import Limit, Limits, Running, call, check_layer, diagnose, limits_at
+from batchnorm_jax._moments import as_array, feature_axes
+from batchnorm_jax._options import check_names
 from batchnorm_jax._renorm import check_limits, relaxed_d_max, relaxed_r_max
 
 _ZEROS, _ONES = nnx.initializers.zeros_init(), nnx.initializers.ones_init()
@@ -102,36 +102,14 @@ class BatchNorm(nnx.Module):
         check_conditioning: bool = False,
         **peers: Any,
     ):
-        check_momentum(momentum, caller="BatchNorm")
-        check_epsilon(epsilon, caller="BatchNorm")
-        check_dtype(dtype, caller="BatchNorm")
-        check_dtype(param_dtype, "param_dtype", caller="BatchNorm")
-        if isinstance(num_features, bool) or not isinstance(num_features, int | np.integer) or num_features < 1:
-            raise ValueError(f"BatchNorm: num_features={num_features!r} must be a whole number of at least 1")
-        if axis_index_groups is not None and not isinstance(axis_index_groups, Sequence):
-            raise ValueError(f"BatchNorm: axis_index_groups must be a list of lists, not {axis_index_groups!r}")
+        whole = isinstance(num_features, int | np.integer) and not isinstance(num_features, bool)
+        if not whole or not 1 <= num_features < 2**31:
+            raise ValueError(
+                f"BatchNorm: num_features={num_features!r} must be a whole number of at least 1, below 2^31"
+            )
         if peers:
             known = [n for n in inspect.signature(BatchNorm.__init__).parameters if n not in ("self", "peers")]
             check_names(peers, known, caller=type(self).__name__)
-        shape = (num_features,)
-        self.mean = nnx.BatchStat(jnp.zeros(shape, jnp.float32))
-        self.var = nnx.BatchStat(jnp.ones(shape, jnp.float32))
-        # The order of the keys is Flax's, so that a seed gives the same parameters.
-        self.scale = (
-            nnx.Param(scale_init(rngs.params(), shape, param_dtype), **scale_metadata) if use_scale else nnx.data(None)
-        )
-        self.bias = (
-            nnx.Param(bias_init(rngs.params(), shape, param_dtype), **bias_metadata) if use_bias else nnx.data(None)
-        )
-        known = None if self.scale is None else self.scale[...]
-        check_options(
-            collective=collective,
-            activation=activation,
-            save_for_backward=save_for_backward,
-            has_residual=False,
-            scale=known,
-            caller="BatchNorm",
-        )
         self.num_features = num_features
         self.use_running_average = use_running_average
         self.axis = axis
@@ -141,9 +119,10 @@ class BatchNorm(nnx.Module):
         self.param_dtype = param_dtype
         self.use_bias = use_bias
         self.use_scale = use_scale
-        self.axis_name = tuple(axis_name) if isinstance(axis_name, list) else axis_name
+        check_axis_name(axis_name, caller="BatchNorm")
         # Tuples, since a list would count as state.
-        self.axis_index_groups = None if axis_index_groups is None else tuple(tuple(g) for g in axis_index_groups)
+        self.axis_name = tuple(axis_name) if isinstance(axis_name, list) else axis_name
+        self.axis_index_groups = as_groups(axis_index_groups, caller="BatchNorm")
         self.use_fast_variance = use_fast_variance
         self.promote_dtype = promote_dtype
         self.span = span
@@ -154,6 +133,18 @@ class BatchNorm(nnx.Module):
         self.skip_nonfinite = skip_nonfinite
         self.update_stats = update_stats
         self.check_conditioning = check_conditioning
+        check_layer(self, scale=None, caller="BatchNorm")
+        shape = (num_features,)
+        self.mean = nnx.BatchStat(jnp.zeros(shape, jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones(shape, jnp.float32))
+        # The order of the keys is Flax's, so that a seed gives the same parameters.
+        self.scale = (
+            nnx.Param(scale_init(rngs.params(), shape, param_dtype), **scale_metadata) if use_scale else nnx.data(None)
+        )
+        self.bias = (
+            nnx.Param(bias_init(rngs.params(), shape, param_dtype), **bias_metadata) if use_bias else nnx.data(None)
+        )
+        check_layer(self, scale=None if self.scale is None else self.scale[...], caller="BatchNorm")
 
     def __call__(
         self,
