@@ -14,6 +14,8 @@ from batchnorm_jax._moments import feature_axes, is_number
 
 COLLECTIVES = ("psum", "all_gather")
 SAVED = ("input", "output", "nothing")
+# Who is pooled with whom, and not how.
+OF_POOLING = ("axis_name", "axis_index_groups", "span")
 # What `synchronize` may give to a norm that exists: how it pools and averages, not what the model computes or keeps.
 OF_SYNCHRONIZE = (
     "axis_index_groups",

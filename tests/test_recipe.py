@@ -194,7 +194,7 @@ def test_the_preflight_says_what_norms_of_the_models_own_do():
     config = TrainConfig(batch_size=64)
     plan = plans.make(config, 6_000, 1)
     text = "\n".join(preflight.describe(config, plan, 1, "cpu", 1, trial.Trial({"a": 9, "b": 9}, ("a", "b"))))
-    assert "norm      2 of the model's own, flax.linen.BatchNorm, run so as well" in text
+    assert "norm      2 that the model makes itself run so as well" in text
     text = "\n".join(preflight.describe(config, plan, 1, "cpu", 1, trial.Trial({}, ())))
     assert "warning   the model has no batch normalization, so that --norm=batch changes nothing" in text
 

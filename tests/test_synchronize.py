@@ -217,8 +217,8 @@ def test_nnx_is_in_place():
     assert type(bn) is ours_nnx.BatchNorm and model.layers[1] is bn and model.layers[2][0] is bn
     assert (bn.span, bn.momentum, bn.use_scale, bn.axis_name) == (2, 0.5, False, None)
     jax.tree.map(np.testing.assert_array_equal, nnx.state(model), before)
-    assert ours_nnx.synchronize(model, axis_name="other") == [], "ours stay as they are"
-    assert bn.axis_name is None
+    assert ours_nnx.synchronize(model, axis_name=None, span=4) == [], "ours stay as they are"
+    assert bn.span == 2
     again = nnx.merge(*nnx.split(model))
     assert again.layers[1] is again.layers[2][0]
     x = draw((4, 3))[0]
@@ -310,7 +310,36 @@ def test_nnx_is_undone():
     assert attributes(model[0]) == before and model[0] is model[2] and type(model[0]) is nnx.BatchNorm
     assert (model[0].momentum, model[0].axis_name) == (0.5, "own")
     assert jnp.abs(model[0].mean[...]).max() > 0
-    assert ours_nnx.synchronize(model, axis_name="again") == ["0"]
+    assert ours_nnx.synchronize(model, axis_name="again") == ["0", "1"]
+
+
+def test_ours_without_an_axis_takes_the_one_that_is_given():
+    """As Flax's does, in both interfaces; one that has an axis keeps it, and the options of its own stay."""
+    x = draw((DEVICES, 4, 3))
+    for kind in (linen.BatchNorm, linen.BatchRenorm):
+        limits = {"r_max": 2.0, "d_max": 1.0} if kind is linen.BatchRenorm else {}
+        model = nn.Sequential([nn.Dense(3), kind(use_running_average=False, momentum=0.5, **limits)])
+        variables = model.init(jax.random.key(0), x[0])
+
+        def step(x, model=model, variables=variables):
+            with linen.synchronize("batch", span=2 * DEVICES) as turned:
+                found = model.apply(variables, x, mutable=["batch_stats"])
+            return found, len(turned)
+
+        want = model.clone(layers=[nn.Dense(3), model.layers[1].clone(axis_name="batch", span=2 * DEVICES)])
+        expected = jax.vmap(lambda x, m=want, v=variables: m.apply(v, x, mutable=["batch_stats"]), axis_name="batch")(x)
+        got, number = jax.vmap(step, axis_name="batch", out_axes=(0, None))(x)
+        assert number == 1
+        jax.tree.map(np.testing.assert_array_equal, got, expected)
+        assert model.layers[1].axis_name is None
+
+    own, kept = (ours_nnx.BatchNorm(3, momentum=0.5, axis_name=name, rngs=nnx.Rngs(0)) for name in (None, "own"))
+    before = attributes(own)
+    both = nnx.List([own, kept])
+    assert ours_nnx.synchronize(both, axis_name="batch", span=16, momentum=0.1) == ["0"]
+    assert (own.axis_name, own.span, own.momentum, kept.axis_name) == ("batch", 16, 0.5, "own")
+    assert ours_nnx.unsynchronize(both) == ["0"]
+    assert attributes(own) == before and type(own) is ours_nnx.BatchNorm
 
 
 def test_a_refusal_changes_nothing():

@@ -48,9 +48,10 @@ def nn_unboxed(tree):
     return users.nn.meta.unbox(tree)
 
 
-def test_norms_of_flax_are_pooled_over_the_devices(x64):
+@pytest.mark.parametrize("name", ["flax", "ours"])
+def test_norms_of_a_models_own_are_pooled_over_the_devices(x64, name):
     """The same steps on one device and on four."""
-    config = TrainConfig(**PLAIN, model="tests.users:flax")
+    config = TrainConfig(**PLAIN, model=f"tests.users:{name}")
     one, rows = rig.first_steps(config, rig.tiny(), 4, 1, jnp.float64)
     four, others = rig.first_steps(config, rig.tiny(), 4, 4, jnp.float64)
     np.testing.assert_allclose([r["loss"] for r in rows], [r["loss"] for r in others], rtol=1e-6)
@@ -63,7 +64,7 @@ def test_a_wrong_model_is_refused_in_a_sentence_before_anything_is_compiled(name
     with pytest.raises(UsageError, match=rf"(?s){users.REFUSED[name]}") as raised:
         rig.run_of(TrainConfig(**PLAIN, model=f"tests.users:{name}"), rig.tiny(), 2)
     said = str(raised.value).split("\n")
-    assert len(said[0]) < 600 and (f"--model=tests.users:{name}" in said[0] or name == "own_norm")
+    assert len(said[0]) < 600 and f"--model=tests.users:{name}" in said[0]
     assert all("experiments/" not in line and "site-packages" not in line for line in said[1:])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from flax import linen as nn
 
 from batchnorm_jax._collectives import AxisName, check_axis_name
-from batchnorm_jax._options import check_synchronize
+from batchnorm_jax._options import OF_POOLING, check_synchronize
 from batchnorm_jax.linen._adapt import (
     OF_FLAX,
     Replace,
@@ -39,7 +39,8 @@ def synchronize(
     """Runs every `flax.linen.BatchNorm` that is traced inside the context as `batchnorm_jax.linen.BatchNorm`.
 
     The model's code and variables stay as they are; its norms pool over `axis_name`, with our derivative rule and
-    collectives. Norms that are ours already keep their own options. A norm of another class, such as a copy of Flax's
+    collectives. Norms that are ours already keep their own options; one without an `axis_name` takes that of the
+    context, with its groups and span. A norm of another class, such as a copy of Flax's
     in somebody's package, is run as ours where `replace` says how.
 
     It must enclose the tracing: a function that was jitted and called before is not affected, nor a module under
@@ -66,7 +67,7 @@ def synchronize(
 
     Raises:
       ValueError: an option that is not known, or that would change what the model computes; or, on leaving, no norm was
-        turned: none was called, those called are of a class that is not known, or ours that do not pool over
+        turned: none was called, those called are of a class that is not known, or ours that pool over other axes than
         `axis_name`, or nothing was traced. (Not where the same context turned norms before: what was jitted then keeps
         the change.)
       UserWarning: some norms were turned, and a module that looks like another was not.
@@ -126,10 +127,17 @@ def synchronize(
             if is_flax_call(context):
                 return as_ours(module, **options)(*args, **kwargs)
             return run_as_ours(module, rules[plain_class(module)], args, kwargs, caller="synchronize", **options)
+        ours: Any = contextlib.nullcontext()
         if is_our_call(context):
             seen.norms.add(path)
             seen.ours[path] = module.axis_name
-        result = next_function(*args, **kwargs)
+            if axis_name is not None and module.axis_name is None:
+                seen.replaced.append(path)
+                for outer in _contexts.entered:
+                    outer.turned = True
+                ours = _with_options(module, {name: options[name] for name in OF_POOLING if name in options})
+        with ours:
+            result = next_function(*args, **kwargs)
         seen.called[plain_class(module).__name__] = None
         # Looked at last: what a class derived from a norm calls within is known by then.
         kind = plain_class(module)
@@ -144,6 +152,19 @@ def synchronize(
     finally:
         _contexts.entered.pop()
     seen.report(axis_name, repr(sorted(options.items())), require=require)
+
+
+@contextlib.contextmanager
+def _with_options(norm: nn.Module, options: dict[str, Any]) -> Iterator[None]:
+    """Gives a norm of ours other options while it is called. It stays the same object, by which others know it."""
+    before = {name: getattr(norm, name) for name in options}
+    for name, value in options.items():
+        object.__setattr__(norm, name, value)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            object.__setattr__(norm, name, value)
 
 
 @dataclasses.dataclass

@@ -9,7 +9,7 @@ from flax import linen as nn
 from flax import nnx
 
 from batchnorm_jax._collectives import AxisName
-from batchnorm_jax._options import check_synchronize
+from batchnorm_jax._options import OF_POOLING, check_synchronize
 from batchnorm_jax.nnx._module import BatchNorm
 
 _PARAMETERS = inspect.signature(BatchNorm.__init__).parameters
@@ -27,7 +27,8 @@ def synchronize(model: nnx.Module, *, axis_name: AxisName | None, **options: Any
 
     The modules stay the same objects, with the same variables: what is shared stays shared, and whoever refers to one,
     such as an optimizer, goes on doing so. They are no longer instances of Flax's class. Norms that are ours already
-    keep their own options. A function that was jitted by `nnx.jit` and called before is traced anew, since the model is
+    keep their own options; one without an `axis_name` takes that which is given, with its groups and span. A function
+    that was jitted by `nnx.jit` and called before is traced anew, since the model is
     another; one made by `nnx.cached_partial` is not.
 
     Args:
@@ -63,9 +64,13 @@ def synchronize(model: nnx.Module, *, axis_name: AxisName | None, **options: Any
     found = list(norms(model))
     if not found:
         raise no_norms(model, caller="synchronize")
-    turned = [(path, norm) for path, norm in found if not isinstance(norm, BatchNorm)]
+    turned = [
+        (path, norm)
+        for path, norm in found
+        if not isinstance(norm, BatchNorm) or (axis_name is not None and norm.axis_name is None)
+    ]
     for path, norm in turned:
-        if type(norm) is not nnx.BatchNorm:
+        if not isinstance(norm, BatchNorm) and type(norm) is not nnx.BatchNorm:
             raise ValueError(
                 f"synchronize: {path} is of the class {type(norm).__name__}, which may do more than the "
                 "flax.nnx.BatchNorm that it is derived from; derive it from batchnorm_jax.nnx.BatchNorm"
@@ -73,18 +78,22 @@ def synchronize(model: nnx.Module, *, axis_name: AxisName | None, **options: Any
     if left := lookalikes(model):
         warnings.warn(f"synchronize: {name_lookalikes(left)}", UserWarning, stacklevel=2)
     for _, norm in turned:
-        before = tuple((name, _frozen(getattr(norm, name))) for name in options if name in _OF_FLAX)
-        become_ours(norm)
-        norm.before_synchronize = before
-        for name in options:
+        given = [name for name in options if name in OF_POOLING or not isinstance(norm, BatchNorm)]
+        before = (type(norm), tuple((name, _frozen(getattr(norm, name))) for name in given if hasattr(norm, name)))
+        if not isinstance(norm, BatchNorm):
+            become_ours(norm)
+        if getattr(norm, "before_synchronize", None) is None:
+            norm.before_synchronize = before
+        for name in given:
             setattr(norm, name, getattr(example, name))
     return [path for path, _ in turned]
 
 
 def unsynchronize(model: nnx.Module) -> list[str]:
-    """Turns norms that `synchronize` turned back into `flax.nnx.BatchNorm`, with the options that they had, in place.
+    """Turns norms that `synchronize` turned back into what they were, with the options that they had, in place.
 
-    The variables, and so the running statistics, stay as they are by then. Norms that were ours from the start stay.
+    That is `flax.nnx.BatchNorm`, or ours without an axis. The variables, and so the running statistics, stay as they
+    are by then.
 
     Args:
       model: it, and every module in it, may be a norm.
@@ -108,10 +117,10 @@ def unsynchronize(model: nnx.Module) -> list[str]:
     if not turned:
         raise ValueError(f"unsynchronize: synchronize has turned no norm of this {type(model).__name__}")
     for _, norm in turned:
-        before = norm.before_synchronize
-        for name in (*_OURS, "before_synchronize"):
+        kind, before = norm.before_synchronize
+        for name in (*(_OURS if kind is nnx.BatchNorm else ()), "before_synchronize"):
             delattr(norm, name)
-        norm.__class__ = nnx.BatchNorm
+        norm.__class__ = kind
         for name, value in before:
             setattr(norm, name, value)
     return [path for path, _ in turned]

@@ -44,9 +44,9 @@ def describe(
         f"rate      {_rate(config, plan)}",
         f"norm      {_norm(config, per_device, devices)}",
     ]
-    if tried is not None and tried.flax_norms:
+    if tried is not None and tried.own_norms:
         lines.append(
-            f"norm      {len(tried.flax_norms)} of the model's own, flax.linen.BatchNorm, run so as well; their "
+            f"norm      {len(tried.own_norms)} that the model makes itself run so as well; their "
             "running statistics are averaged by --norm_momentum"
         )
     lines += [

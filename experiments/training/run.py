@@ -139,7 +139,7 @@ def prepare(
     tried, variables = trial.in_evaluation(config, dataset, evaluated, devices.memory_of(chosen[0]))
     mesh = devices.make_mesh(chosen)
     recipe = make_recipe(config, dataset.num_classes, statistics)
-    recipe = recipe._replace(flax_norms=bool(tried.flax_norms), span=config.span)
+    recipe = recipe._replace(own_norms=bool(tried.own_norms), span=config.span)
     if _users.is_users_own(config.model):
         model = make_model(config, dataset.num_classes, plan.total_steps)
         usual = Momentum(config.running_momentum(), config.running_momentum())

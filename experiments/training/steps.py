@@ -77,7 +77,7 @@ class Recipe(NamedTuple):
       augmentation: one of `augmentation.NAMES`.
       seed: of the augmentation.
       local_statistics: each device's norms have running statistics of their own, and their mean is kept.
-      flax_norms: some norms of the model are Flax's own, which are run as ours.
+      own_norms: some norms of the model are made by itself, and name no axis over which to pool.
       span: of those.
     """
 
@@ -88,7 +88,7 @@ class Recipe(NamedTuple):
     augmentation: str = "none"
     seed: int = 0
     local_statistics: bool = False
-    flax_norms: bool = False
+    own_norms: bool = False
     span: int | None = None
 
 
@@ -189,8 +189,8 @@ def losses_of(
 
 
 def _as_ours(recipe: Recipe) -> contextlib.AbstractContextManager:
-    """Has norms of Flax's own pool as those that a factory is given do."""
-    if not recipe.flax_norms:
+    """Has norms that a model makes itself pool as those that a factory is given do."""
+    if not recipe.own_norms:
         return contextlib.nullcontext()
     return synchronize(None if recipe.local_statistics else AXIS, span=recipe.span)
 

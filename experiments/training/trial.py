@@ -18,7 +18,7 @@ from experiments.training.steps import Batch, TrainState
 
 # A model that gives one answer for any batch gives it for one image, too.
 IMAGES = 2
-# Norms whose statistics are a batch's, which those of Flax's own can be given too.
+# Norms whose statistics are a batch's, which those that a model makes itself can be given too.
 OF_BATCHES = ("batch", "local")
 
 
@@ -27,11 +27,11 @@ class Trial(NamedTuple):
 
     Attributes:
       positions: of one example that each norm averages over, by its path.
-      flax_norms: the paths of those that are Flax's own, which run as ours.
+      own_norms: the paths of those that the model makes itself: Flax's, or ours without an axis.
     """
 
     positions: dict[str, int]
-    flax_norms: tuple[str, ...]
+    own_norms: tuple[str, ...]
 
 
 def in_evaluation(
@@ -48,7 +48,7 @@ def in_evaluation(
     first = dataset.train.read(np.arange(IMAGES) % dataset.train.size)
     images = jax.ShapeDtypeStruct(first.images.shape, jnp.float32)
     positions: dict[str, int] = {}
-    flax_norms: list[str] = []
+    own_norms: list[str] = []
 
     def note(next_function, args, kwargs, context: nn.module.InterceptorContext):
         norm: Any = context.module
@@ -57,8 +57,9 @@ def in_evaluation(
             features = [x.shape[axis] for axis in np.atleast_1d(np.asarray(norm.axis))]
             here = int(x.size) // int(np.prod(features)) // IMAGES
             positions[path] = min(positions.get(path, here), here)
-            if isinstance(norm, nn.BatchNorm) and path not in flax_norms:
-                flax_norms.append(path)
+            alone = config.norm != "local" and isinstance(norm, BatchNorm) and norm.axis_name is None
+            if (alone or isinstance(norm, nn.BatchNorm)) and path not in own_norms:
+                own_norms.append(path)
         return next_function(*args, **kwargs)
 
     def initialised(x):
@@ -80,12 +81,12 @@ def in_evaluation(
             f"--model={config.model} gives logits {given} for {IMAGES} images of --dataset={config.dataset}, whose "
             f"labels need an array of {wanted}: {kind}"
         )
-    if flax_norms and config.norm not in OF_BATCHES:
+    if own_norms and config.norm not in OF_BATCHES:
         raise UsageError(
             f"--norm={config.norm} does not reach the norms that --model={config.model} makes itself "
-            f"({_some(flax_norms)}); give the model the norm that its factory is given, or take --norm=batch or local"
+            f"({_some(own_norms)}); give the model the norm that its factory is given, or take --norm=batch or local"
         )
-    return Trial(positions, tuple(flax_norms)), variables
+    return Trial(positions, tuple(own_norms)), variables
 
 
 def in_training(
