@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import norm_study
 from experiments._errors import UsageError
 from experiments.reporting import norm_study as report
 from experiments.reporting import norm_study_figure, write_norm_study_page
 from experiments.studies import norm
 from experiments.training import loop, presets
 from experiments.training.config import TrainConfig
-from tests import rig
+from tests import programs, rig
 
 ROOT = Path(__file__).parent.parent
 SIZE = norm.PRESETS["full"]
@@ -155,20 +154,25 @@ def test_the_command_runs_a_study_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("given", "message"),
     [
-        ({"norms": ["synchronized"]}, "unknown norm 'synchronized'; there are: .* Did you mean 'synchronised'"),
-        ({"tasks": ["classify"]}, "unknown task 'classify'; there are: classification, segmentation"),
-        ({"preset": "ful"}, "unknown preset 'ful'; there are: full, quick. Did you mean 'full'"),
-        ({"per_device": ["1", "two"]}, "--per_device_batch_sizes are whole numbers, as in 1,2,32, not 1,two"),
-        ({"per_device": ["0"]}, "--per_device_batch_sizes must be at least 1, not 0"),
-        ({"per_device": []}, "--per_device_batch_sizes must be at least 1, not none"),
-        ({"num_devices": 0}, "--num_devices must be at least 1, not 0"),
+        ("--norms=synchronized", "unknown norm 'synchronized'; there are: .* Did you mean 'synchronised'"),
+        ("--tasks=classify", "unknown task 'classify'; there are: classification, segmentation"),
+        ("--preset=ful", "unknown preset 'ful'; there are: full, quick. Did you mean 'full'"),
+        ("--per_device_batch_sizes=1,two", "--per_device_batch_sizes are whole numbers, as in 1,2,32, not 1,two"),
+        ("--per_device_batch_sizes=0", "--per_device_batch_sizes must be at least 1, not 0"),
+        ("--num_devices=0", "--num_devices must be at least 1 and at most 256, not 0"),
+        ("--num_devices=1000", "--num_devices must be at least 1 and at most 256, not 1000"),
     ],
 )
-def test_what_cannot_be_studied_is_refused(changes, message):
-    given = {"preset": "quick", "norms": ["local"], "tasks": [], "num_devices": 8, "per_device": None}
-    assert norm_study.check(**given) == norm.PRESETS["quick"]._replace(norms=("local",))
-    assert norm_study.check(**{**given, "norms": None}) == norm.PRESETS["quick"]
+def test_what_cannot_be_studied_is_refused(monkeypatch, tmp_path, given, message):
+    where = ["--preset=quick", f"--workdir={tmp_path}", "--dry_run"]
     with pytest.raises(UsageError, match=message):
-        norm_study.check(**{**given, **changes})
+        programs.begin("norm_study", [*where, given], monkeypatch)
+
+
+def test_the_sizes_of_a_preset_can_be_replaced(monkeypatch, tmp_path, capsys):
+    where = ["--preset=quick", f"--workdir={tmp_path}", "--dry_run", "--norms=local", "--tasks=classification"]
+    programs.begin("norm_study", [*where, "--per_device_batch_sizes=2,16"], monkeypatch)
+    commands = capsys.readouterr().out.splitlines()
+    assert [re.search(r"--batch_size=(\d+)", line).group(1) for line in commands] == ["16", "128"]

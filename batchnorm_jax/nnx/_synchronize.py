@@ -64,7 +64,7 @@ def synchronize(model: nnx.Module, *, axis_name: AxisName | None, **options: Any
     found = list(norms(model))
     if not found:
         raise no_norms(model, caller="synchronize")
-    turned = [
+    turned: list[tuple[str, Any]] = [
         (path, norm)
         for path, norm in found
         if not isinstance(norm, BatchNorm) or (axis_name is not None and norm.axis_name is None)
@@ -78,12 +78,13 @@ def synchronize(model: nnx.Module, *, axis_name: AxisName | None, **options: Any
     if left := lookalikes(model):
         warnings.warn(f"synchronize: {name_lookalikes(left)}", UserWarning, stacklevel=2)
     for _, norm in turned:
-        given = [name for name in options if name in OF_POOLING or not isinstance(norm, BatchNorm)]
-        before = (type(norm), tuple((name, _frozen(getattr(norm, name))) for name in given if hasattr(norm, name)))
-        if not isinstance(norm, BatchNorm):
+        was_ours = isinstance(norm, BatchNorm)
+        given = [name for name in options if name in OF_POOLING or not was_ours]
+        kept = tuple((name, _frozen(getattr(norm, name))) for name in given if hasattr(norm, name))
+        before = getattr(norm, "before_synchronize", None) or (type(norm), kept)
+        if not was_ours:
             become_ours(norm)
-        if getattr(norm, "before_synchronize", None) is None:
-            norm.before_synchronize = before
+        norm.before_synchronize = before
         for name in given:
             setattr(norm, name, getattr(example, name))
     return [path for path, _ in turned]

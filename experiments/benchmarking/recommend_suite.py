@@ -7,7 +7,6 @@ as they end, and the rows of the table follow from what is kept.
 
 import contextlib
 import itertools
-import json
 import math
 import os
 import shutil
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from experiments import _files, records
 from experiments._errors import UsageError
 from experiments.benchmarking.recommend_table import table
 from experiments.studies import jobs
@@ -191,7 +191,7 @@ def _result(problem: Problem, folder: Path) -> dict[str, Any] | None:
     path = folder / RECOMMENDATION / FILE
     if not path.exists():
         return None
-    result = json.loads(path.read_text())
+    result = _files.read_json(path, records.RECOMMENDATION)
     evidence = result["evidence"]
     if evidence["target"] != problem.target or not problem.options.items() <= evidence["options"].items():
         raise UsageError(
