@@ -48,7 +48,7 @@ def nn_unboxed(tree):
     return users.nn.meta.unbox(tree)
 
 
-@pytest.mark.parametrize("name", ["flax", "ours"])
+@pytest.mark.parametrize("name", ["flax", "ours", "Spectral", "Recurrent"])
 def test_norms_of_a_models_own_are_pooled_over_the_devices(x64, name):
     """The same steps on one device and on four."""
     config = TrainConfig(**PLAIN, model=f"tests.users:{name}")

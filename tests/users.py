@@ -1,6 +1,7 @@
 """Models as users write them: those of other signatures, which train as they are, and wrong ones."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,7 @@ class Ours(nn.Module):
     """Norms of batchnorm_jax without an axis."""
 
     num_classes: int
-    kind: object = batchnorm_jax.linen.BatchNorm
+    kind: Any = batchnorm_jax.linen.BatchNorm
 
     @nn.compact
     def __call__(self, x, train: bool = True):
@@ -85,6 +86,37 @@ class Listed(nn.Module):
         a, b = self.param("ws", lambda key: [jax.random.normal(key, shape) / 8 for shape in widths])
         init = nn.with_partitioning(nn.initializers.lecun_normal(), (None, None))
         return nn.Dense(self.num_classes, kernel_init=init)(nn.relu(x @ a) @ b)
+
+
+class Spectral(nn.Module):
+    """Statistics of the parameters, not of the batch."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        x = nn.relu(nn.SpectralNorm(nn.Dense(16))(flat(x), update_stats=train))
+        return nn.Dense(self.num_classes)(x)
+
+
+class Recurrent(nn.Module):
+    """A scan over rows, whose carry begins with zeros."""
+
+    num_classes: int
+    dtype: object = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, *, train):
+        states: Any = nn.RNN(nn.LSTMCell(8, param_dtype=self.dtype))(x[..., 0])
+        return nn.Dense(self.num_classes)(states[:, -1])
+
+
+def by_place(num_classes, /):
+    return Flax(num_classes)
+
+
+def wrapper(*args):
+    return Flax(*args)
 
 
 def sequential(num_classes):
@@ -190,6 +222,8 @@ for _what in (*_WRONG, "whole_numbers", "too_large", "exits"):
 
 # The name, and what must be said.
 REFUSED = {
+    "by_place": r"num_classes, norm and dtype by name, .* takes num_classes by place alone",
+    "wrapper": r"num_classes, norm and dtype by name, .* takes \*args by place alone",
     "pair": r"gives logits in a tuple for 2 images",
     "one_answer": r"gives logits of shape \(1, 3\) for 2 images .* array of \(2, 3\)",
     "whole_numbers": r"gives logits of type int32, and a loss needs floating point numbers",

@@ -42,25 +42,42 @@ def model(name: str, num_classes: int, norm: Any, dtype: Any) -> nn.Module:
         known = {} if given.keys() & set(CLASSES) else {"num_classes": num_classes}
         given |= {**known, "norm": norm, "dtype": dtype}
     missing = [argument for argument in taken.required if argument not in given]
+    if taken.by_place:
+        raise _by_place(name, taken.by_place)
     if missing:
         raise UsageError(
             f"--model={name} must take num_classes, norm and dtype, or some of them, and it asks for "
             f"{', '.join(missing)} too; name a function that fills that in"
         )
     with _users.running("model", name, "the factory"):
-        made = factory(**given)
+        try:
+            made = factory(**given)
+        except TypeError as error:
+            # Of a wrapper without a signature of its own: what it wraps is not known.
+            if given or not taken.any_by_place:
+                raise
+            raise _by_place(name, ["*args"], f" ({error})") from error
     if not isinstance(made, nn.Module):
         raise UsageError(f"--model={name} must return a flax.linen module, and it returned {_described(made)}")
     return _adapted(name, made)
 
 
+def _by_place(name: str, arguments: list[str], why: str = "") -> UsageError:
+    return UsageError(
+        f"--model={name} is called with num_classes, norm and dtype by name, those of them that it takes, and it "
+        f"takes {', '.join(arguments)} by place alone{why}; write it as def model(num_classes), without / and *args"
+    )
+
+
 class _Taken:
-    """The arguments that a function takes by name, but for those with a place alone.
+    """The arguments that a function takes.
 
     Attributes:
       required: without a default.
       optional: with one.
       others: any other name is taken, too.
+      by_place: what is taken by its place alone, and has no default.
+      any_by_place: any number of others is taken by its place, as in `*args`.
     """
 
     def __init__(self, parameters: list[inspect.Parameter]):
@@ -69,6 +86,10 @@ class _Taken:
         self.required = [p.name for p in named if p.default is inspect.Parameter.empty]
         self.optional = [p.name for p in named if p.default is not inspect.Parameter.empty]
         self.others = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+        self.by_place = [
+            p.name for p in parameters if p.kind is p.POSITIONAL_ONLY and p.default is inspect.Parameter.empty
+        ]
+        self.any_by_place = any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
 
 def _taken(function: Callable, *, skip: int = 0) -> _Taken:

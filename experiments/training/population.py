@@ -15,7 +15,7 @@ from batchnorm_jax.linen import moments_fn
 from experiments import data as datasets
 from experiments._errors import UsageError
 from experiments.data.domains import to_domain
-from experiments.training import devices, steps
+from experiments.training import carries, devices, steps
 from experiments.training.evaluation import Evaluator
 from experiments.training.run import Run
 
@@ -74,7 +74,8 @@ def population_statistics(
     moments = moments_fn(model, mode=mode, axis_name=devices.AXIS, train=training, rngs=drawn)
 
     def function(variables, images):
-        return moments(variables, steps.standardised(images, recipe))
+        with carries.per_device():
+            return moments(variables, steps.standardised(images, recipe))
 
     function = jax.jit(jax.shard_map(function, mesh=mesh, in_specs=(steps.WHOLE, steps.CUT), out_specs=steps.WHOLE))
 

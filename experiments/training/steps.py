@@ -13,7 +13,7 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from batchnorm_jax.linen import synchronize
-from experiments._errors import UsageError
+from experiments.training import carries, sharing
 from experiments.training.augmentation import augment
 from experiments.training.averaging import Momentum, averaged
 from experiments.training.devices import AXIS
@@ -161,15 +161,21 @@ def losses_of(
     images = augment(recipe.augmentation, batch.images, key, first, total)
     # One key for all that a model draws, such as dropout; each device draws for its own examples.
     drawn = {"params": jax.random.fold_in(key, lax.axis_index(AXIS))}
-    with _as_ours(recipe), averaged(momentum):
-        logits, updates = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            standardised(images, recipe),
-            train=True,
-            mask=batch.mask,
-            rngs=drawn,
-            mutable=["batch_stats"],
-        )
+
+    def forward(params):
+        with _as_ours(recipe), averaged(momentum), carries.per_device():
+            logits, updates = model.apply(
+                {"params": params, "batch_stats": batch_stats},
+                standardised(images, recipe),
+                train=True,
+                mask=batch.mask,
+                rngs=drawn,
+                mutable=["batch_stats"],
+            )
+        # Those that nobody wrote are not handed out.
+        return logits, updates.get("batch_stats", batch_stats)
+
+    logits, new_stats = forward(params)
     # Models that others wrote give them in their compute type, in which a mean loss would be rounded.
     logits = logits.astype(jnp.float32)
     targets = optax.smooth_labels(jax.nn.one_hot(batch.labels, recipe.num_classes), recipe.label_smoothing)
@@ -177,14 +183,13 @@ def losses_of(
     correct = per_example((jnp.argmax(logits, axis=-1) == batch.labels).astype(jnp.float32))
     if batch.mask is not None:
         losses, correct = jnp.where(batch.mask, losses, 0), jnp.where(batch.mask, correct, 0)
-    # Those that nobody wrote are not handed out.
-    new_stats = updates.get("batch_stats", batch_stats)
     if recipe.local_statistics or lax.axis_size(AXIS) == 1:
         # A count of steps is the same on every device.
         new_stats = jax.tree.map(
             lambda a: lax.pmean(a, AXIS) if jnp.issubdtype(a.dtype, jnp.floating) else a, new_stats
         )
-    _check_shared(new_stats)
+    else:
+        new_stats = sharing.shared(new_stats, lambda common: forward(common)[1], params)
     return losses, correct, new_stats
 
 
@@ -193,21 +198,6 @@ def _as_ours(recipe: Recipe) -> contextlib.AbstractContextManager:
     if not recipe.own_norms:
         return contextlib.nullcontext()
     return synchronize(None if recipe.local_statistics else AXIS, span=recipe.span)
-
-
-def _check_shared(batch_stats: Any) -> None:
-    """Refuses statistics of each device's own: which of them the next step should have is not known."""
-    own = [
-        "/".join(str(getattr(key, "key", key)) for key in path)
-        for path, leaf in jax.tree.leaves_with_path(batch_stats)
-        if AXIS in jax.typeof(leaf).manual_axis_type.varying
-    ]
-    if own:
-        raise UsageError(
-            f"the statistics {', '.join(own[:3])} are each device's own, as of a norm that does not pool over "
-            "the devices; give the model the norm that its factory is given, or nn.BatchNorm, which is pooled here; or "
-            "take --norm=local, which averages them, or --num_devices=1"
-        )
 
 
 def own(params):
@@ -280,7 +270,8 @@ def eval_step(model: nn.Module, mesh: Mesh, recipe: Recipe):
     def local_step(params, batch_stats, source: Source, row):
         batch = pick(source, row)
         variables = {"params": params, "batch_stats": batch_stats}
-        logits: Any = model.apply(variables, standardised(batch.images, recipe), train=False)
+        with carries.per_device():
+            logits: Any = model.apply(variables, standardised(batch.images, recipe), train=False)
         logits = logits.astype(jnp.float32)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
         predicted = jnp.argmax(logits, axis=-1)
