@@ -23,6 +23,7 @@ import numpy as np
 
 from experiments import data, reporting
 from experiments._errors import StorageError, UsageError
+from experiments.benchmarking import recommend_suite, recommend_table
 from experiments.data import arrays
 from experiments.reporting import convergence as convergence_report
 from experiments.reporting import critical, document, generalisation, large_batch, ramp, smoothness, step_time
@@ -30,7 +31,7 @@ from experiments.studies import jobs, norm
 from experiments.training import loop, metrics, workdir
 from experiments.training.checkpoint_evaluation import restore
 from experiments.training.config import TrainConfig
-from tests import test_data, test_figures, test_norm_study, test_reporting
+from tests import test_data, test_figures, test_norm_study, test_recommend_suite, test_reporting
 
 DOCS = Path(__file__).parent.parent / "docs"
 STUDY = DOCS / "batch_size_mnist"
@@ -145,6 +146,11 @@ def _figure(draw: Callable[[Path], Any], file: str) -> Callable[[Path], str]:
     return lambda folder: reporting.write_svg(draw(folder / file), folder / "figure.svg").read_text()
 
 
+def _beside_grids(folder: Path) -> str:
+    row = recommend_suite.tabulate(test_recommend_suite.PROBLEM, folder)
+    return "\n".join(recommend_table.table([{"problem": "known", **row}]))
+
+
 _TINY = "tiny/1.0.0"
 READERS = {
     "run page": Reader(
@@ -167,6 +173,11 @@ READERS = {
         _copies(DOCS / "recommend" / "digits" / "recommendation"),
         ("recommendation.json", "results.jsonl"),
         _text(reporting.write_recommendation_page),
+    ),
+    "recommendations beside grids": Reader(
+        test_recommend_suite.make,
+        ("recommendation/recommendation.json", "grid/results.jsonl", "again/results.jsonl"),
+        _beside_grids,
     ),
     "norm picture": Reader(test_figures.of_the_norm, ("norm.json",), _figure(reporting.norm_figure, "norm.json")),
     "topology picture": Reader(

@@ -1,6 +1,5 @@
 """The trainer as a whole, run as a user runs it: what it adds to its compiled step, and how soon it begins."""
 
-import json
 import os
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments import _files, records
 from experiments.benchmarking import timing
 from experiments.data.arrays import CACHE_VARIABLE
 
@@ -70,4 +70,4 @@ def _train(flags: dict[str, Any], environment: dict[str, str] | None = None) -> 
         )
         if ended.returncode != 0:
             raise RuntimeError(f"the training command failed: {ended.stderr[-2000:]}")
-        return json.loads((Path(workdir) / "summary.json").read_text())
+        return _files.read_json(Path(workdir) / "summary.json", records.SUMMARY)
