@@ -57,7 +57,8 @@ def in_evaluation(
             features = [x.shape[axis] for axis in np.atleast_1d(np.asarray(norm.axis))]
             here = int(x.size) // int(np.prod(features)) // IMAGES
             positions[path] = min(positions.get(path, here), here)
-            alone = config.norm != "local" and isinstance(norm, BatchNorm) and norm.axis_name is None
+            # What a factory is given for --norm=batch has an axis.
+            alone = config.norm == "batch" and isinstance(norm, BatchNorm) and norm.axis_name is None
             if (alone or isinstance(norm, nn.BatchNorm)) and path not in own_norms:
                 own_norms.append(path)
         return next_function(*args, **kwargs)
