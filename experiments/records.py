@@ -340,7 +340,7 @@ RECOMMENDATION = record(
                     "binds": text,
                     "loosen": text,
                     "certainty": SHARE,
-                    "options": table(anything),
+                    "options": table(option),
                 }
             )
         ),

@@ -48,7 +48,7 @@ def headline(result: dict[str, Any]) -> str:
         return "No recommendation: the measurements do not decide it. What is missing is below."
     target = result["evidence"].get("target")
     text = f"Use a batch size of {advice['batch_size']:,} with a learning rate of {advice['learning_rate']:g}."
-    chosen = next(p for p in advice["predictions"] if p["batch_size"] == advice["batch_size"])
+    chosen = {p["batch_size"]: p for p in advice["predictions"]}[advice["batch_size"]]
     if chosen["seconds"] is None:
         return text
     seconds, low, high = chosen["seconds"]

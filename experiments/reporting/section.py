@@ -37,13 +37,13 @@ def fitting(folder: str | Path) -> Iterator[None]:
     name runs that are gone, or two of its sizes may be the same.
 
     Raises:
-      UsageError: in place of an arithmetic, look-up, type or value error.
+      UsageError: in place of an arithmetic, look-up or value error. Any other is a fault of this program's.
     """
     try:
         yield
     except UsageError:
         raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, LookupError, ValueError) as error:
         raise UsageError(
             f"the numbers in {folder} do not fit together ({type(error).__name__}: {_files.reason(error):.100}); run "
             "the same command again, which completes them, or remove what was changed"
