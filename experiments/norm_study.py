@@ -64,7 +64,6 @@ def main() -> int:
         _workdirs.claim(folder, _workdirs.NORM_STUDY)
     with jobs.Runner(folder) as runner:
         waiting = [job for job in all_jobs if not runner.is_done(job)]
-        jobs.refuse_broken(waiting)
         if FLAGS.dry_run:
             for job in waiting:
                 print(shlex.join(["python", *jobs.command(job, folder)]))

@@ -21,16 +21,16 @@ from unittest import mock
 import jax
 import numpy as np
 
-from experiments import data, evaluate, reporting
+from experiments import data, reporting
 from experiments._errors import StorageError, UsageError
-from experiments.benchmarking import recommend_suite, recommend_table
 from experiments.data import arrays
 from experiments.reporting import convergence as convergence_report
 from experiments.reporting import critical, document, generalisation, large_batch, ramp, smoothness, step_time
 from experiments.studies import jobs, norm
-from experiments.training import checkpoint_evaluation, loop, metrics, workdir
+from experiments.training import loop, metrics, workdir
+from experiments.training.checkpoint_evaluation import restore
 from experiments.training.config import TrainConfig
-from tests import test_data, test_figures, test_norm_study, test_recommend_suite, test_reporting
+from tests import test_data, test_figures, test_norm_study, test_reporting
 
 DOCS = Path(__file__).parent.parent / "docs"
 STUDY = DOCS / "batch_size_mnist"
@@ -79,19 +79,8 @@ def _train(folder: Path) -> Any:
 
 
 def _evaluate(folder: Path) -> Any:
-    state = checkpoint_evaluation.restore(folder, num_devices=2, **OWN).state
+    state = restore(folder, num_devices=2, **OWN).state
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)] if int(state.step) == 4 else ""
-
-
-def _evaluate_program(folder: Path) -> Any:
-    step, rows = checkpoint_evaluation.evaluate_checkpoint(folder, num_devices=2, **OWN)
-    return evaluate._table(rows, domains=False) if step == 4 else ""
-
-
-def _stopped(folder: Path) -> None:
-    _train(folder)
-    (folder / "summary.json").unlink()
-    shutil.rmtree(folder / "checkpoints" / "4")
 
 
 def _log(folder: Path) -> None:
@@ -179,13 +168,6 @@ READERS = {
         ("recommendation.json", "results.jsonl"),
         _text(reporting.write_recommendation_page),
     ),
-    "recommendations beside grids": Reader(
-        test_recommend_suite.make,
-        ("recommendation/recommendation.json", "grid/results.jsonl", "again/results.jsonl"),
-        lambda f: "\n".join(
-            recommend_table.table([{"problem": "", **recommend_suite.tabulate(test_recommend_suite.PROBLEM, f)}])
-        ),
-    ),
     "norm picture": Reader(test_figures.of_the_norm, ("norm.json",), _figure(reporting.norm_figure, "norm.json")),
     "topology picture": Reader(
         _copies(DOCS / "topology"), ("norm-v6e-2x2.json",), _figure(reporting.topology_figure, "norm-v6e-2x2.json")
@@ -195,8 +177,6 @@ READERS = {
     "metrics": Reader(test_reporting.write_run, ("metrics.jsonl",), _log),
     "train": Reader(_train, ("config.json", "summary.json", "metrics.jsonl", ".lock", ".program"), _train),
     "evaluate": Reader(_train, ("config.json", "checkpoints"), _evaluate, exact=True),
-    "evaluate program": Reader(_train, ("config.json", "checkpoints"), _evaluate_program, exact=True),
-    "resume": Reader(_stopped, ("config.json", "metrics.jsonl", "checkpoints"), _train, exact=True),
     "cache": Reader(_cache, ("key.npz",), _cache, exact=True),
     "TFDS": Reader(
         lambda folder: test_data.make_tfds(folder, "tiny"),

@@ -4,7 +4,6 @@ import contextlib
 import os
 import re
 import shlex
-from pathlib import Path
 
 import jax
 import pytest
@@ -249,17 +248,3 @@ def test_a_study_with_failed_runs_names_them_and_ends_with_1(tmp_path, monkeypat
     assert runner.failed() == ["first", "second"]
     assert _commands.status_of_study(runner.failed()) == 1 and "first, second" in capsys.readouterr().err
     assert _commands.status_of_study([]) == 0
-
-
-def test_a_study_of_a_model_that_fails_is_refused_before_a_run(tmp_path, monkeypatch):
-    """Unless another run can begin; in another process, which leaves nothing in the folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
-    options = {"dataset": "tests.own:dataset", "batch_size": 16, "num_devices": 2}
-    broken = jobs.Job("broken", {**options, "model": "tests.own:dataset"})
-    whole = jobs.Job("whole", {**options, "model": "tests.own:model"})
-    jobs.refuse_broken([broken, whole])
-    with pytest.raises(UsageError, match=r"no run of this study can begin: --model=tests\.own:dataset"):
-        jobs.refuse_broken([broken, broken])
-    jobs.refuse_broken([])
-    assert not list(tmp_path.iterdir())

@@ -8,8 +8,6 @@ from tests import readers
 LONG = {
     "train",
     "evaluate",
-    "evaluate program",
-    "resume",
     "convergence",
     "study page",
     "large batch",

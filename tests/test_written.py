@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,8 +16,7 @@ from experiments._errors import StorageError, UsageError
 from experiments.benchmarking import result
 from experiments.data import arrays
 from experiments.reporting import document
-from experiments.studies import batch_size, jobs, settings
-from experiments.studies.recommending import run as recommending
+from experiments.studies import jobs
 from experiments.training import metrics, workdir
 from tests import readers, test_reporting
 
@@ -85,26 +83,8 @@ def _lock(folder):
         pass
 
 
-def _recommendation(folder):
-    """As `recommend` ends, without its measurements."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recommending, "with_held_out", lambda options: SimpleNamespace(examples=100))
-        patch.setattr(jobs.Runner, "ask", lambda *_: {"count": 1, "kind": "cpu"})
-        patch.setattr(recommending, "Problem", lambda *_: SimpleNamespace(unit=1))
-        patch.setattr(recommending, "measure", lambda *_: {})
-        patch.setattr(recommending, "advise", lambda *_: None)
-        recommending.recommend({"dataset": "digits"}, target=0.9, minutes=1, folder=folder / "recommendation")
-
-
-def _claim_study(folder):
-    options = json.loads((folder / "study" / "study.json").read_text())
-    batch_size._claim(folder / "study", settings.PRESETS["quick"]._replace(options=options))
-
-
 # A file, and what writes it.
 WRITERS = {
-    "recommendation/recommendation.json": _recommendation,
-    "study/study.json": _claim_study,
     "run/report.html": lambda folder: reporting.write_page(folder / "run"),
     "norm/report.html": lambda folder: reporting.write_norm_study_page(folder / "norm"),
     "recommendation/report.html": lambda folder: reporting.write_recommendation_page(folder / "recommendation"),
@@ -220,19 +200,3 @@ def test_a_cached_data_set_that_is_another_is_made_again(tmp_path, monkeypatch, 
         assert arrays.cached("key", lambda: right)["a"].tolist() == [0, 1, 2]
         assert "it does not" in caplog.text
         assert arrays.cached("key", dict) == {"a": pytest.approx(right["a"])}
-
-
-@pytest.mark.parametrize("there", [b"", b"what was there"])
-def test_a_full_disk_costs_the_caching_of_data_alone(tmp_path, monkeypatch, caplog, there):
-    """What was there stays, nothing half-written does, and the arrays are given."""
-    monkeypatch.setenv(arrays.CACHE_VARIABLE, str(tmp_path))
-    (tmp_path / "key.npz").write_bytes(there)
-
-    def full(file, **_):
-        file.write(b"half")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(np, "savez", full)
-    assert arrays.cached("key", lambda: {"a": np.arange(3)})["a"].tolist() == [0, 1, 2]
-    assert "cannot be kept" in caplog.text and [path.name for path in tmp_path.iterdir()] == ["key.npz"]
-    assert (tmp_path / "key.npz").read_bytes() == there

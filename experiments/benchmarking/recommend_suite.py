@@ -20,12 +20,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from experiments import _files
+from experiments import _files, records
 from experiments._errors import UsageError
-from experiments._shapes import flag, items, optional, record, text, whole
-from experiments._shapes import table as table_of
 from experiments.benchmarking.recommend_table import table
-from experiments.records import BOUNDED, NUMBER, POSITIVE, option
 from experiments.studies import jobs
 from experiments.studies.convergence import CONFIDENCE, Setting, grid_jobs, tuned_job, updates_to_target
 from experiments.studies.jobs import Runner, read
@@ -41,14 +38,6 @@ SHARE = 0.1
 FRESH_SEEDS = (11, 12, 13, 14, 15, 16)
 # Of the most epochs of a grid's cell, how many a run with a fresh seed may take.
 PATIENCE = 2
-
-_SIZE = {"batch_size": whole(1)}
-_RUN = record({**_SIZE, "rate": POSITIVE, "seed": whole(0), "updates": whole(0), "reached": flag, "diverged": flag})
-_CANDIDATE = record({**_SIZE, "updates": optional(BOUNDED), "seconds": optional(BOUNDED)})
-_ADVICE = record({**_SIZE, "learning_rate": POSITIVE, "candidates": items(_CANDIDATE, least=1)})
-_EVIDENCE = {"options": table_of(option), "target": optional(NUMBER), "runs": items(_RUN), "not_measured": items(text)}
-# What is read of `recommendation.json`; the files of earlier versions hold less than today's.
-_RECOMMENDED = record({"seconds": NUMBER, "evidence": record(_EVIDENCE), "advice": optional(_ADVICE)})
 
 
 class Problem(NamedTuple):
@@ -163,8 +152,8 @@ def tabulate(problem: Problem, folder: Path) -> dict[str, Any]:
     fresh = {which: [row for row in again if _cell(row) == cell] for which, cell in cells.items()}
     found = compare(cells, fresh)
     if advice := result["advice"]:
-        predicted = {candidate["batch_size"]: candidate["seconds"] for candidate in advice["candidates"]}
-        found["recommended"]["predicted"] = predicted.get(advice["batch_size"])
+        (of_it,) = (p for p in advice["candidates"] if p["batch_size"] == advice["batch_size"])
+        found["recommended"]["predicted"] = of_it["seconds"]
     return {
         "target": problem.target,
         "grid": {"cells": len(_cells(grid)), "runs": len(grid), "seconds": _cost(grid)},
@@ -202,7 +191,7 @@ def _result(problem: Problem, folder: Path) -> dict[str, Any] | None:
     path = folder / RECOMMENDATION / FILE
     if not path.exists():
         return None
-    result = _files.read_json(path, _RECOMMENDED)
+    result = _files.read_json(path, records.RECOMMENDATION)
     evidence = result["evidence"]
     if evidence["target"] != problem.target or not problem.options.items() <= evidence["options"].items():
         raise UsageError(
@@ -213,13 +202,7 @@ def _result(problem: Problem, folder: Path) -> dict[str, Any] | None:
 
 
 def _compared(grid: Sequence[dict[str, Any]], advice: dict[str, Any] | None) -> dict[str, Cell]:
-    """The best cell of the grid, and the setting that is recommended if there is one.
-
-    Raises:
-      UsageError: no run of the grid ended.
-    """
-    if not grid:
-        raise UsageError("the grid of this problem holds no run that ended; give another --workdir")
+    """The best cell of the grid, and the setting that is recommended if there is one."""
     cells = {"best": best_cell(grid, _step_seconds(grid))}
     return cells | ({"recommended": Cell(advice["batch_size"], advice["learning_rate"])} if advice else {})
 

@@ -23,7 +23,7 @@ from experiments import _files, _workdirs, records
 from experiments._errors import UsageError
 from experiments.studies import convergence, generalisation, large_batch, ramp, smoothness, step_time
 from experiments.studies.convergence import Data
-from experiments.studies.jobs import Job, Runner, command, refuse_broken, refuse_hopeless
+from experiments.studies.jobs import Job, Runner, command, refuse_hopeless
 from experiments.studies.settings import Study, data_of, fitted
 from experiments.training.config import PLACES
 
@@ -158,9 +158,7 @@ def run(study: Study, parts: Sequence[str], folder: Path) -> list[str]:
 
 
 def _refuse_hopeless(study: Study, parts: Sequence[str], data: Data, runner: Runner) -> None:
-    jobs = [job for part in parts for job in planned(study, part, data, runner)]
-    refuse_hopeless(jobs, data.examples)
-    refuse_broken([job for job in jobs if not runner.is_done(job)])
+    refuse_hopeless([job for part in parts for job in planned(study, part, data, runner)], data.examples)
 
 
 def _claim(folder: Path, study: Study) -> None:

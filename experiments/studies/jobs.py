@@ -5,7 +5,6 @@ import hashlib
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -68,31 +67,6 @@ def refuse_hopeless(jobs: Sequence[Job], examples: int | None = None) -> None:
         devices = jobs[0].options.get("num_devices")
         given = "" if devices is None else f" with --num_devices={devices}"
         raise UsageError(f"no run of this study can begin{given}: {first}") from first
-
-
-def refuse_broken(jobs: Sequence[Job]) -> None:
-    """Refuses a study whose first run cannot be prepared, and no other either: no devices, a model that fails.
-
-    In a process of its own, which prepares them as a run is prepared and compiles no step; nothing is written.
-
-    Args:
-      jobs: that are not done yet.
-
-    Raises:
-      UsageError: every one of them is refused; the message is that of the first.
-    """
-    first = ""
-    with tempfile.TemporaryDirectory() as place, contextlib.closing(_Worker(Path(place))) as worker:
-        for job in jobs:
-            error = worker.prepare(job).get("error")
-            if error is None:
-                return
-            if error == first:
-                # Of the same kind, whatever their sizes.
-                break
-            first = first or error
-    if first:
-        raise UsageError(f"no run of this study can begin: {first}")
 
 
 class Runner:
@@ -230,15 +204,6 @@ class _Worker:
         """The summary of a job or its error."""
         options = {k: v for k, v in job.options.items() if v is not None}
         return self._ask({"train": {**options, "workdir": str(workdir(job, self._folder))}}, options.get("num_devices"))
-
-    def prepare(self, job: Job) -> dict[str, Any]:
-        """The error of what stands in the way of a job, if anything does; it is not run."""
-        options = {k: v for k, v in job.options.items() if v is not None}
-        return self._ask({"prepare": options}, options.get("num_devices"))
-
-    def close(self) -> None:
-        """Lets the process end."""
-        self.end()
 
     def call(
         self, function: Callable[..., Any], folder: Path, num_devices: int | None, given: dict[str, Any] | None = None

@@ -1,9 +1,9 @@
 """A process that trains one job after another, so that imports, data and collectives are set up once.
 
-It reads what to do, one line of JSON each, from its standard input: {"train": options}, {"prepare": options} of a run
-that is not run, or {"call": "module:function", "workdir": of a run that has ended, "given": arguments by name}. It
-answers each with a line: `summary` or `value`, or `error`. Its argument is the number of devices; without one there are
-as many as a run would have. `experiments.studies.jobs` starts it.
+It reads what to do, one line of JSON each, from its standard input: {"train": options}, or {"call": "module:function",
+"workdir": of a run that has ended, "given": arguments by name}. It answers each with a line: `summary` or `value`, or
+`error`. Its argument is the number of devices; without one there are as many as a run would have.
+`experiments.studies.jobs` starts it.
 """
 
 import importlib
@@ -18,7 +18,7 @@ from absl import logging
 
 from experiments.training import devices
 from experiments.training.config import TrainConfig
-from experiments.training.loop import prepare_only, train
+from experiments.training.loop import train
 from experiments.training.progress import NonFiniteLossError
 
 
@@ -52,8 +52,6 @@ def _answer(asked: dict[str, Any]) -> dict[str, Any]:
         # The summary names the command.
         sys.argv[1:] = [f"--{name}={value}" for name, value in asked["train"].items()]
         return {"summary": train(TrainConfig(**asked["train"]))}
-    if "prepare" in asked:
-        return {"value": prepare_only(TrainConfig(**asked["prepare"]))}
     module, _, name = asked["call"].partition(":")
     return {"value": getattr(importlib.import_module(module), name)(Path(asked["workdir"]), **asked.get("given", {}))}
 

@@ -121,23 +121,6 @@ def train(config: TrainConfig, *, check_statistics: bool = False) -> dict[str, A
     return summary
 
 
-def prepare_only(config: TrainConfig) -> int:
-    """Makes all that a run needs, and does not run it.
-
-    Returns:
-      How many devices it would use.
-
-    Raises:
-      UsageError: what was asked for cannot be done.
-    """
-    chosen = set_up_devices(config)
-    dataset = datasets.load(
-        config.dataset, config.data_dir, image_size=config.image_size, validation_examples=config.validation_examples
-    )
-    prepare(config, dataset, evaluation.pixel_statistics(dataset.train), chosen)
-    return len(chosen)
-
-
 def initial_state(config: TrainConfig, run: Run, dataset: datasets.Dataset) -> steps.TrainState:
     """The state before the first update; statistics that will not change are those of the training set."""
     if config.norm != "frozen":
