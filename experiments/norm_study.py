@@ -5,13 +5,11 @@ end, and a study that is stopped goes on with the same command.
 """
 
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 
 from experiments import _commands, _flags, _workdirs
-from experiments._errors import UsageError, unknown_name
 from experiments.reporting import write_norm_study_page
 from experiments.studies import jobs, norm
 from experiments.training.config import TrainConfig
@@ -56,7 +54,11 @@ def define_flags() -> None:
 
 def main() -> int:
     """Parses the flags, runs what has not been run, writes the report; the exit status."""
-    size = check(FLAGS.preset, FLAGS.norms, FLAGS.tasks, FLAGS.num_devices, FLAGS.per_device_batch_sizes)
+    size = norm.PRESETS[FLAGS.preset]
+    if FLAGS.norms is not None:
+        size = size._replace(norms=tuple(FLAGS.norms))
+    if FLAGS.per_device_batch_sizes is not None:
+        size = size._replace(per_device_batch_sizes=tuple(FLAGS.per_device_batch_sizes))
     folder = Path(FLAGS.workdir or f"runs/norm_study-{FLAGS.preset}")
     rates = norm.rate_jobs(size, FLAGS.num_devices) if {"synchronised", "frozen"} <= set(size.norms) else []
     all_jobs = [*rates, *norm.grid_jobs(size, FLAGS.tasks, FLAGS.num_devices)]
@@ -67,50 +69,17 @@ def main() -> int:
     with jobs.Runner(folder) as runner:
         waiting = [job for job in all_jobs if not runner.is_done(job)]
         if FLAGS.dry_run:
+            jobs.try_out(waiting)
             for job in waiting:
                 print(shlex.join(["python", *jobs.command(job, folder)]))
             return 0
+        runner.try_out(waiting)
         for number, job in enumerate(waiting, start=1):
             runner.run(job, f"{number} of {len(waiting)}")
         for job in rates:
             runner.note(job, "shift", norm.shift_of)
     print(f"report      {write_norm_study_page(folder)}")
     return _commands.status_of_study(runner.failed())
-
-
-def check(
-    preset: str,
-    norms: Sequence[str] | None,
-    tasks: Sequence[str],
-    num_devices: int,
-    per_device: Sequence[str] | None,
-) -> norm.Size:
-    """The size of the study that the flags ask for.
-
-    Raises:
-      UsageError: there is no such preset, norm or task, or a number is none.
-    """
-    names = (("preset", [preset], norm.PRESETS), ("norm", norms or (), norm.NORMS), ("task", tasks, norm.TASKS))
-    for kind, given, known in names:
-        for name in given:
-            if name not in known:
-                raise unknown_name(kind, name, known)
-    if num_devices < 1:
-        raise UsageError(f"--num_devices must be at least 1, not {num_devices}")
-    size = norm.PRESETS[preset]
-    if norms is not None:
-        size = size._replace(norms=tuple(norms))
-    if per_device is None:
-        return size
-    try:
-        sizes = tuple(int(text) for text in per_device)
-    except ValueError as error:
-        raise UsageError(
-            f"--per_device_batch_sizes are whole numbers, as in 1,2,32, not {','.join(per_device)}"
-        ) from error
-    if min(sizes, default=0) < 1:
-        raise UsageError(f"--per_device_batch_sizes must be at least 1, not {min(sizes, default='none')}")
-    return size._replace(per_device_batch_sizes=sizes)
 
 
 if __name__ == "__main__":
