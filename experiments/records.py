@@ -194,7 +194,7 @@ PARTS = {
                         # Both are infinite where the time of an update does not grow.
                         "throughput": number(above=0, finite=False),
                         "knee": number(0, finite=False),
-                        "intervals": record({"knee": INTERVAL}),
+                        "intervals": record(dict.fromkeys(("overhead", "throughput", "knee"), INTERVAL)),
                     }
                 )
             ),
@@ -301,7 +301,7 @@ RECOMMENDATION = record(
         "seconds": NUMBER,
         "evidence": record(
             {
-                "options": record({"dataset": text}, {"model": text, "norm": optional(text)}),
+                "options": every(table(option), record({"dataset": text}, {"model": text, "norm": optional(text)})),
                 "examples": whole(0),
                 "held_out": whole(0),
                 "devices": whole(1),
@@ -340,7 +340,7 @@ RECOMMENDATION = record(
                     "binds": text,
                     "loosen": text,
                     "certainty": SHARE,
-                    "options": table(anything),
+                    "options": table(option),
                 }
             )
         ),

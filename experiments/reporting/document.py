@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import LogFormatterMathtext
@@ -86,7 +87,8 @@ def _svg(drawing: Figure, names: str, *, transparent: bool) -> str:
     """A drawing as SVG. Without date and random names: of the same files it is the same."""
     text = io.StringIO()
     _write_out_formulas(drawing)
-    with matplotlib.rc_context({"svg.hashsalt": names}):
+    # Numbers of files may be too large for a logarithmic axis; what NumPy warns of is of no use to the reader.
+    with matplotlib.rc_context({"svg.hashsalt": names}), np.errstate(all="ignore"):
         drawing.savefig(text, format="svg", metadata={"Date": None}, transparent=transparent)
     return text.getvalue()
 

@@ -2,9 +2,12 @@
 
 import contextlib
 import math
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from experiments import _files, records
 from experiments._errors import UsageError
@@ -37,17 +40,28 @@ def fitting(folder: str | Path) -> Iterator[None]:
     name runs that are gone, or two of its sizes may be the same.
 
     Raises:
-      UsageError: in place of an arithmetic, look-up, type or value error.
+      UsageError: in place of an arithmetic, look-up or value error; it names the line of ours. Others are faults of
+        ours, and stay what they are.
     """
     try:
-        yield
+        # Of numbers that are too large; what comes of them is infinite.
+        with np.errstate(all="ignore"):
+            yield
     except UsageError:
         raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, LookupError, ValueError) as error:
         raise UsageError(
-            f"the numbers in {folder} do not fit together ({type(error).__name__}: {_files.reason(error):.100}); run "
-            "the same command again, which completes them, or remove what was changed"
+            f"the numbers in {folder} do not fit together ({type(error).__name__} in {_place(error)}: "
+            f"{_files.reason(error):.100}); run the same command again, which completes them, or remove what was "
+            "changed"
         ) from error
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line of a report that an error comes from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(Path(__file__).parent)]
+    return f"{Path(ours[-1].filename).name}, line {ours[-1].lineno}"
 
 
 def write_report(folder: str | Path, page: Callable[[], tuple[str, list[str]]]) -> Path:
