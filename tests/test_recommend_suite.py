@@ -141,7 +141,7 @@ def test_what_is_not_reached_and_what_is_not_recommended_stay_in_the_table(folde
         (lambda whole: whole.replace('"seed": 100', '"seed": null'), r"cannot be read: evidence.runs.0.seed must be"),
         (
             lambda whole: whole.replace('"batch_size": 128, "learning', '"batch_size": 7, "learning'),
-            "it recommends, 7,",
+            "it recommends, 7;",
         ),
     ],
 )

@@ -193,10 +193,8 @@ def tabulate(problem: Problem, folder: Path) -> dict[str, Any]:
     if advice := result["advice"]:
         of_it = next((p for p in advice["candidates"] if p["batch_size"] == advice["batch_size"]), None)
         if of_it is None:
-            raise UsageError(
-                f"{folder / RECOMMENDATION / FILE} must have the batch size that it recommends, "
-                f"{advice['batch_size']}, among its candidates; remove it, and it is made again"
-            )
+            path, size = folder / RECOMMENDATION / FILE, advice["batch_size"]
+            raise UsageError(f"{path} has no candidate of the size it recommends, {size}; remove it to make it again")
         found["recommended"]["predicted"] = of_it["seconds"]
     return {
         "target": problem.target,
