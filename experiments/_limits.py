@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments._errors import UsageError, unknown_name
+from experiments._errors import UsageError, shown, unknown_name
 
 # Steps, sizes and labels are int32 on the devices; of floating point numbers products must stay finite in float32.
 MOST_WHOLE = 2**31 - 1
@@ -30,7 +30,6 @@ MOST_CHARACTERS = 4_000
 # Of a part of a path, in bytes, on every usual file system.
 MOST_OF_A_NAME = 255
 MOST_FOLDERS = 100
-MOST_SHOWN = 60
 
 
 def check(name: str, value: Any, limits: Mapping[str, Any]) -> None:
@@ -61,17 +60,6 @@ def check(name: str, value: Any, limits: Mapping[str, Any]) -> None:
         _check_number(name, value, limits)
 
 
-def shown(value: Any, most: int = MOST_SHOWN) -> str:
-    """A value as an error shows it: on one line, and not longer than that can be read."""
-    try:
-        text = str(value)
-    except ValueError:
-        # Python writes no whole numbers of thousands of digits.
-        return f"a number of {value.bit_length()} bits"
-    text = text if text.isprintable() else repr(text)
-    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
-
-
 def _check_text(name: str, text: str, limits: Mapping[str, Any]) -> None:
     if not text.strip():
         raise UsageError(f"--{name} is empty; give a value, or leave --{name} out")
@@ -80,7 +68,7 @@ def _check_text(name: str, text: str, limits: Mapping[str, Any]) -> None:
     if len(text) > MOST_CHARACTERS:
         raise UsageError(f"--{name} must have at most {MOST_CHARACTERS:,} characters, not {len(text):,}")
     if "among" in limits and text not in limits["among"]:
-        raise unknown_name(limits.get("kind", name), shown(text), limits["among"], hint=f" It is --{name}.")
+        raise unknown_name(limits.get("kind", name), text, limits["among"], hint=f" It is --{name}.")
     if "form" in limits:
         limits["form"](name, text)
 

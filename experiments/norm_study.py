@@ -54,7 +54,11 @@ def define_flags() -> None:
 
 def main() -> int:
     """Parses the flags, runs what has not been run, writes the report; the exit status."""
-    size = _size()
+    size = norm.PRESETS[FLAGS.preset]
+    if FLAGS.norms is not None:
+        size = size._replace(norms=tuple(FLAGS.norms))
+    if FLAGS.per_device_batch_sizes is not None:
+        size = size._replace(per_device_batch_sizes=tuple(FLAGS.per_device_batch_sizes))
     folder = Path(FLAGS.workdir or f"runs/norm_study-{FLAGS.preset}")
     rates = norm.rate_jobs(size, FLAGS.num_devices) if {"synchronised", "frozen"} <= set(size.norms) else []
     all_jobs = [*rates, *norm.grid_jobs(size, FLAGS.tasks, FLAGS.num_devices)]
@@ -65,25 +69,17 @@ def main() -> int:
     with jobs.Runner(folder) as runner:
         waiting = [job for job in all_jobs if not runner.is_done(job)]
         if FLAGS.dry_run:
+            jobs.try_out(waiting)
             for job in waiting:
                 print(shlex.join(["python", *jobs.command(job, folder)]))
             return 0
+        runner.try_out(waiting)
         for number, job in enumerate(waiting, start=1):
             runner.run(job, f"{number} of {len(waiting)}")
         for job in rates:
             runner.note(job, "shift", norm.shift_of)
     print(f"report      {write_norm_study_page(folder)}")
     return _commands.status_of_study(runner.failed())
-
-
-def _size() -> norm.Size:
-    """The size of the study that the flags ask for."""
-    size = norm.PRESETS[FLAGS.preset]
-    if FLAGS.norms is not None:
-        size = size._replace(norms=tuple(FLAGS.norms))
-    if FLAGS.per_device_batch_sizes is not None:
-        size = size._replace(per_device_batch_sizes=tuple(FLAGS.per_device_batch_sizes))
-    return size
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Every file that is read, with what makes and what reads it; and ways in which a file may be damaged.
+"""Every file that is read, with what makes and what reads it, and what comes of damages.
 
 `python -m tests.readers DAMAGES [KIND ...]` tries so many damages of each file and counts what comes of them.
 """
@@ -6,13 +6,13 @@
 import collections
 import contextlib
 import io
-import json
 import os
 import re
 import shutil
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,8 +20,9 @@ from unittest import mock
 
 import jax
 import numpy as np
+import pytest
 
-from experiments import data, reporting
+from experiments import _flags, data, evaluate, reporting
 from experiments._errors import StorageError, UsageError
 from experiments.data import arrays
 from experiments.reporting import convergence as convergence_report
@@ -30,13 +31,10 @@ from experiments.studies import jobs, norm
 from experiments.training import loop, metrics, workdir
 from experiments.training.checkpoint_evaluation import restore
 from experiments.training.config import TrainConfig
-from tests import test_data, test_figures, test_norm_study, test_reporting
+from tests import damages, programs, test_data, test_figures, test_norm_study, test_reporting
 
 DOCS = Path(__file__).parent.parent / "docs"
 STUDY = DOCS / "batch_size_mnist"
-# Written into JSON as they stand, for no value in Python has them.
-RAW = {"deep": "[" * 20_000 + "]" * 20_000, "digits": "9" * 5_000, "huge": "1e400", "NaN": "NaN", "-inf": "-Infinity"}
-VALUES = [None, "text", "$x_{", "", -1, 0, 3, 1e300, 1e-300, [], {}, True, *RAW]
 OWN = {"dataset": "tests.own:dataset", "model": "tests.own:model"}
 
 
@@ -76,6 +74,24 @@ def _train(folder: Path) -> Any:
     options = {**OWN, "batch_size": 16, "steps": 4, "warmup_epochs": 0, "num_devices": 2, "checkpoint_every": 2}
     with contextlib.redirect_stdout(io.StringIO()):
         return loop.train(TrainConfig(**options, workdir=str(folder)))["results"]
+
+
+def _stopped(folder: Path) -> None:
+    """A run that was stopped after the first of its checkpoints."""
+    _train(folder)
+    shutil.rmtree(folder / "checkpoints" / "4")
+    (folder / "summary.json").unlink()
+
+
+def _evaluate_program(folder: Path) -> str:
+    """What the program prints; nothing, if that is of an older checkpoint."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        programs.use_own_flags(evaluate, patch)
+        own = [f"--{name}={value}" for name, value in OWN.items()]
+        _flags.parse(["evaluate", str(folder), "--num_devices=2", *own], "checkpoint")
+        evaluate.main()
+    return printed.getvalue() if printed.getvalue().startswith("step 4\n") else ""
 
 
 def _evaluate(folder: Path) -> Any:
@@ -177,6 +193,8 @@ READERS = {
     "metrics": Reader(test_reporting.write_run, ("metrics.jsonl",), _log),
     "train": Reader(_train, ("config.json", "summary.json", "metrics.jsonl", ".lock", ".program"), _train),
     "evaluate": Reader(_train, ("config.json", "checkpoints"), _evaluate, exact=True),
+    "evaluate program": Reader(_train, ("config.json", "checkpoints"), _evaluate_program, exact=True),
+    "resume": Reader(_stopped, ("config.json", "metrics.jsonl", "checkpoints"), _train, exact=True),
     "cache": Reader(_cache, ("key.npz",), _cache, exact=True),
     "TFDS": Reader(
         lambda folder: test_data.make_tfds(folder, "tiny"),
@@ -188,73 +206,13 @@ READERS = {
 }
 
 
-def damages(whole: bytes, r: np.random.Generator, most: int) -> Iterator[tuple[str, bytes]]:
-    """Contents in place of a whole file: cut, flipped, of other text, and, of JSON, with other values in it."""
-    yield "empty", b""
-    yield "not UTF-8", b"\xff\xfe" + whole
-    yield "deep", RAW["deep"].encode()
-    yield "zeros", bytes(len(whole))
-    made = list(_of_bytes(whole, r, most))
-    with contextlib.suppress(ValueError):
-        of_json = list(_of_json(whole))
-        some = r.permutation(len(of_json))[: 2 * most]
-        made += [(what, build()) for what, build in (of_json[i] for i in some)]
-    for i in sorted(r.permutation(len(made))[: max(0, most - 4)]):
-        yield made[i]
-
-
-def _of_bytes(whole: bytes, r: np.random.Generator, most: int) -> Iterator[tuple[str, bytes]]:
-    for at in r.integers(0, max(1, len(whole)), most // 4 + 2):
-        yield f"cut at {at}", whole[:at]
-    for at in r.integers(0, max(1, len(whole)), most // 4 + 2) if whole else ():
-        flipped = bytearray(whole)
-        flipped[at] ^= 1 << int(r.integers(8))
-        yield f"flipped at {at}", bytes(flipped)
-
-
-def _of_json(whole: bytes) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """Damages of every node of a file of JSON, or of one value of each line."""
-    lines = whole.splitlines()
-    rows = [json.loads(line) for line in lines] if len(lines) > 1 and whole[:2] != b"{\n" else None
-    if rows is None:
-        rows, lines = [json.loads(whole)], [whole]
-    for number, row in enumerate(rows):
-        for path in _paths(row):
-            for value in [*VALUES, "delete"] if path else VALUES:
-                yield (
-                    f"line {number + 1}, {'.'.join(map(str, path)) or 'all'}: {value!r:.20}",
-                    lambda number=number, row=row, path=path, value=value: b"\n".join(
-                        [*lines[:number], _changed(row, path, value), *lines[number + 1 :], b""]
-                    ),
-                )
-
-
-def _paths(value: Any, path: tuple = ()) -> Iterator[tuple]:
-    yield path
-    parts = value.items() if isinstance(value, dict) else enumerate(value[:3]) if isinstance(value, list) else ()
-    for key, part in parts:
-        yield from _paths(part, (*path, key))
-
-
-def _changed(row: Any, path: tuple, value: Any) -> bytes:
-    mark = "@@@"
-    copy = json.loads(json.dumps(row))
-    into = {"": copy}
-    place: Any = into
-    for key in ("", *path)[:-1]:
-        place = place[key]
-    last = ("", *path)[-1]
-    if value == "delete":
-        del place[last]
-    else:
-        place[last] = mark if isinstance(value, str) and value in RAW else value
-    return json.dumps(into[""]).replace(f'"{mark}"', RAW.get(value, "") if isinstance(value, str) else "").encode()
-
-
 def outcome(reader: Reader, folder: Path, whole: Any) -> str:
     """What comes of reading a damaged folder: "read", "refused", "wrong", or the traceback of another error."""
     try:
-        got = reader.read(folder)
+        # What NumPy says of numbers that are too large would be printed.
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            got = reader.read(folder)
     except (UsageError, StorageError) as error:
         said = str(error)
         return "refused" if said and "\n" not in said and len(said) < 1000 else f"no sentence: {said[:300]}"
@@ -294,7 +252,7 @@ def sweep(name: str, most: int, seed: int = 0) -> Iterator[tuple[str, str]]:
                 shutil.copytree(original, folder, symlinks=True)
                 return folder / place
 
-            for what, damaged in damages(content, r, most):
+            for what, damaged in damages.of(content, r, most):
                 fresh().write_bytes(damaged)
                 yield f"{name}: {place}: {what}", outcome(reader, folder, whole)
             path = fresh()
@@ -315,7 +273,8 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def main(most: int, names: list[str]) -> None:
-    """Prints what comes of the damages of each reader."""
+    """Prints what comes of the damages of each reader, and of all."""
+    total: collections.Counter[str] = collections.Counter()
     for name in names or READERS:
         counts: collections.Counter[str] = collections.Counter()
         for what, came in sweep(name, most):
@@ -324,6 +283,8 @@ def main(most: int, names: list[str]) -> None:
             if kind in ("wrong", "error"):
                 print(what, came if kind == "wrong" else "\n  ".join(came.strip().splitlines()[-3:]), flush=True)
         print(name, dict(counts), flush=True)
+        total += counts
+    print("in all", total.total(), dict(total))
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from experiments import _flags, norm_study
 from experiments._errors import UsageError
 from experiments.reporting import norm_study as report
 from experiments.reporting import norm_study_figure, write_norm_study_page
-from experiments.studies import norm
+from experiments.studies import jobs, norm
 from experiments.training import loop, presets
 from experiments.training.config import TrainConfig
 from tests import programs, rig
@@ -154,25 +155,39 @@ def test_the_command_runs_a_study_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("flag", "message"),
     [
-        ("--norms=synchronized", "unknown norm 'synchronized'; there are: .* Did you mean 'synchronised'"),
+        ("--norms=synchronized", "unknown norm 'synchronized'; there are: .* Did you mean 'synchronised'.* --norms"),
         ("--tasks=classify", "unknown task 'classify'; there are: classification, segmentation"),
         ("--preset=ful", "unknown preset 'ful'; there are: full, quick. Did you mean 'full'"),
         ("--per_device_batch_sizes=1,two", "--per_device_batch_sizes are whole numbers, as in 1,2,32, not 1,two"),
         ("--per_device_batch_sizes=0", "--per_device_batch_sizes must be at least 1, not 0"),
-        ("--num_devices=0", "--num_devices must be at least 1 and at most 256, not 0"),
-        ("--num_devices=1000", "--num_devices must be at least 1 and at most 256, not 1000"),
+        ("--per_device_batch_sizes=", "--per_device_batch_sizes is empty"),
+        ("--num_devices=0", "--num_devices must be at least 1 and at most 1,024, not 0"),
     ],
 )
-def test_what_cannot_be_studied_is_refused(monkeypatch, tmp_path, given, message):
-    where = ["--preset=quick", f"--workdir={tmp_path}", "--dry_run"]
+def test_what_cannot_be_studied_is_refused(monkeypatch, flag, message):
     with pytest.raises(UsageError, match=message):
-        programs.begin("norm_study", [*where, given], monkeypatch)
+        programs.begin("norm_study", [flag], monkeypatch)
 
 
-def test_the_sizes_of_a_preset_can_be_replaced(monkeypatch, tmp_path, capsys):
-    where = ["--preset=quick", f"--workdir={tmp_path}", "--dry_run", "--norms=local", "--tasks=classification"]
-    programs.begin("norm_study", [*where, "--per_device_batch_sizes=2,16"], monkeypatch)
-    commands = capsys.readouterr().out.splitlines()
-    assert [re.search(r"--batch_size=(\d+)", line).group(1) for line in commands] == ["16", "128"]
+def test_flags_take_the_place_of_the_preset(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jobs, "try_out", lambda jobs: None)
+    programs.use_own_flags(norm_study, monkeypatch)
+    flags = ["--preset=quick", "--norms=local", "--tasks=classification", "--per_device_batch_sizes=3,5", "--dry_run"]
+    _flags.parse(["study", *flags, f"--workdir={tmp_path / 'study'}"])
+    assert norm_study.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [sorted(re.findall(r"--norm=\w+|--batch_size=\d+", line)) for line in lines] == [
+        ["--batch_size=24", "--norm=local"],
+        ["--batch_size=40", "--norm=local"],
+    ]
+
+
+def test_what_no_run_can_begin_with_is_refused_even_by_a_dry_run(tmp_path, monkeypatch):
+    """In the process that would train: 1,000 devices of a CPU wait for each other for minutes."""
+    programs.use_own_flags(norm_study, monkeypatch)
+    _flags.parse(["study", "--preset=quick", "--num_devices=1000", "--dry_run", f"--workdir={tmp_path / 'study'}"])
+    with pytest.raises(UsageError, match="no run of this study can begin with --num_devices=1000: --num_devices=1000,"):
+        norm_study.main()
+    assert not list(tmp_path.iterdir())

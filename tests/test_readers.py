@@ -8,6 +8,8 @@ from tests import readers
 LONG = {
     "train",
     "evaluate",
+    "evaluate program",
+    "resume",
     "convergence",
     "study page",
     "large batch",

@@ -68,6 +68,7 @@ def folder(tmp_path):
         (place / name).mkdir(parents=True)
         (place / name / jobs.FILE).write_text("".join(json.dumps(r) + "\n" for r in rows))
     tried = {"batch_size": 128, "seed": 100, "rate": 0.01, "updates": 3000, "reached": True, "diverged": False}
+    tried["step_seconds"] = 0.02
     advice = {"batch_size": 128, "learning_rate": 0.01}
     advice["candidates"] = [prediction(64, 2100.0), prediction(128, 3000.0), prediction(32, None), prediction(16, 9.0)]
     evidence = {"runs": [tried], "not_measured": [], "target": 0.98, "options": {"dataset": "mnist", "norm": "batch"}}
@@ -131,6 +132,26 @@ def test_what_is_not_reached_and_what_is_not_recommended_stay_in_the_table(folde
     assert "recommended" not in found and found["predictions"] == []
     said = "\n".join(recommend_table.table([{"problem": "known", **found}]))
     assert "| none; not measured: all: too little time is left" in said
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda whole: whole[:40], "cannot be read: it is not JSON"),
+        (lambda whole: whole.replace('"seed": 100', '"seed": null'), r"cannot be read: evidence.runs.0.seed must be"),
+        (
+            lambda whole: whole.replace('"batch_size": 128, "learning', '"batch_size": 7, "learning'),
+            "it recommends, 7;",
+        ),
+    ],
+)
+def test_a_damaged_recommendation_is_named(folder, damage, said):
+    path = folder / RECOMMENDATION / FILE
+    path.write_text(damage(path.read_text()))
+    grid = folder / GRID / jobs.FILE
+    grid.write_text(grid.read_text().replace('"seed": 1', '"seed": null', 1))
+    with pytest.raises(UsageError, match=rf"{FILE} .*{said}"):
+        recommend_suite.tabulate(PROBLEM, folder)
 
 
 def test_a_recommendation_of_another_problem_is_not_taken_for_this_one(folder, monkeypatch):

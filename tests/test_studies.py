@@ -69,6 +69,31 @@ def test_devices_that_cannot_be_set_up_are_an_answer(tmp_path):
         assert runner.ask(count_devices, 3)["count"] == 3
 
 
+def test_a_study_of_which_no_run_can_begin_is_refused_before_any_does(tmp_path, monkeypatch):
+    """By its model in the process that trains, and only if every kind of run is refused; and by its devices."""
+    good = jobs.Job("good", {**TINY, "batch_size": 48})
+    with jobs.Runner(tmp_path) as runner:
+        for model, said in {
+            "tests.users:fails": "the factory raised",
+            "tests.users:fails_in_training": "its training step raised",
+            "tests.users:nothing": "must return a flax.linen module, and it returned a NoneType",
+        }.items():
+            bad = jobs.Job("bad", {**TINY, "model": model})
+            with pytest.raises(UsageError, match=f"no run of this study can begin with --num_devices=1: .*{said}"):
+                runner.try_out([bad])
+            runner.try_out([bad, good])
+        runner.try_out([])
+    assert not (tmp_path / jobs.FILE).exists() and not (tmp_path / "runs").exists()
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(UsageError, match=r"can begin.*JAX_PLATFORMS=cuda asks for devices that are not found here"):
+        jobs.try_out([good])
+
+
+def test_a_cpu_is_not_divided_into_more_devices_than_can_work(monkeypatch):
+    with pytest.raises(UsageError, match=r"--num_devices=1000, but a CPU of .* cores is divided into .* at most"):
+        devices.set_up(1000)
+
+
 def test_a_loss_that_is_not_finite_is_a_result_and_stays(tmp_path, capsys):
     job = jobs.Job("high", {**TINY, "learning_rate": 1e9, "norm": "none"})
     (row,) = run_all([job], tmp_path)

@@ -4,8 +4,10 @@ import errno
 import json
 import os
 import re
+import resource
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,7 +18,8 @@ from experiments._errors import StorageError, UsageError
 from experiments.benchmarking import result
 from experiments.data import arrays
 from experiments.reporting import document
-from experiments.studies import jobs
+from experiments.studies import batch_size, jobs, settings
+from experiments.studies.recommending import run as recommending
 from experiments.training import metrics, workdir
 from tests import readers, test_reporting
 
@@ -83,6 +86,37 @@ def _lock(folder):
         pass
 
 
+def _recommend(folder):
+    with mock.patch.multiple(
+        recommending,
+        with_held_out=lambda options: settings.Data(options, 60, 0),
+        Runner=mock.MagicMock(),
+        measure=lambda *_: {"note": "x" * 9_000},
+        advise=lambda _: None,
+    ):
+        runner: mock.MagicMock = recommending.Runner  # pyright: ignore[reportAssignmentType]
+        runner.return_value.__enter__.return_value.ask.return_value = {"count": 1, "kind": "cpu"}
+        recommending.recommend({"dataset": "digits"}, target=None, minutes=1, folder=folder / "recommendation")
+
+
+def _claim(folder):
+    path = folder / "study/study.json"
+    options = json.loads(path.read_text()) if path.exists() else {"dataset": "digits"}
+    batch_size._claim(path.parent, settings.PRESETS["quick"]._replace(options=options))
+
+
+def _cached(folder):
+    """A cache that cannot be kept is said to be so, and the data are used."""
+    warn = mock.Mock()
+    place = mock.patch.dict(os.environ, {arrays.CACHE_VARIABLE: str(folder / "run")})
+    with place, mock.patch.object(arrays.logging, "warning", warn):
+        assert arrays.cached("key", lambda: {"a": np.arange(9_000)})["a"].sum() == 40_495_500
+    said = [call.args[0] % call.args[1:] for call in warn.call_args_list]
+    for line in said:
+        if "cannot be kept" in line:
+            raise StorageError(line)
+
+
 # A file, and what writes it.
 WRITERS = {
     "run/report.html": lambda folder: reporting.write_page(folder / "run"),
@@ -95,6 +129,9 @@ WRITERS = {
     "run/metrics.jsonl": _log,
     "run/.lock": _lock,
     "run/tensorboard": _log,
+    "recommendation/recommendation.json": _recommend,
+    "study/study.json": _claim,
+    "run/key.npz": _cached,
     "study/results.jsonl": lambda folder: _files.add_row(folder / "study" / jobs.FILE, {"key": "a"}),
 }
 # Opened where it is, or added to: refused there.
@@ -121,7 +158,7 @@ def test_no_file_is_written_through_a_link_that_was_there(folders, undrawn, tmp_
 
 
 @pytest.mark.parametrize(
-    ("number", "said"), [(errno.ENOSPC, "no space left on the disk"), (errno.EROFS, "cannot be written")]
+    ("number", "said"), [(errno.ENOSPC, "(?i)no space left on"), (errno.EROFS, "cannot be (written|kept)")]
 )
 @pytest.mark.parametrize("file", [f for f in WRITERS if f not in ("study/report.html", "run/tensorboard")])
 def test_what_cannot_be_written_is_a_sentence_and_the_file_is_as_it_was(
@@ -142,6 +179,29 @@ def test_what_cannot_be_written_is_a_sentence_and_the_file_is_as_it_was(
     monkeypatch.undo()
     assert "\n" not in str(raised.value)
     assert (path.read_bytes() if path.exists() else None) == before
+    assert not list(folders.rglob("*.tmp"))
+
+
+# Appended to, or too short to be cut.
+LITTLE = {"run/.lock", "run/tensorboard"}
+
+
+@pytest.mark.parametrize("file", [f for f in WRITERS if f not in LITTLE])
+def test_a_file_that_is_cut_by_the_system_is_a_sentence_and_the_file_is_as_it_was(folders, undrawn, file):
+    """A limit of the size of files, which the system enforces as it does the end of a disk: in the middle."""
+    path = folders / file
+    before = path.read_bytes() if path.exists() else None
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    most = len(before or b"") + 10 if file in REFUSED else 10
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        with pytest.raises((StorageError, UsageError), match="File too large") as raised:
+            WRITERS[file](folders)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(raised.value)
+    after = path.read_bytes() if path.exists() else None
+    assert after == before if most == 10 else after is not None and after.startswith(before or b"")
     assert not list(folders.rglob("*.tmp"))
 
 
@@ -178,13 +238,33 @@ def test_pages_hold_no_path_of_this_machine(folders, undrawn):
 
 def test_a_dollar_sign_in_a_label_is_no_formula(tmp_path):
     """Which matplotlib would refuse to draw; powers of ten at its ticks stay formulas."""
-    for kind in ("test", "$x_{", "a $\\frac$ b"):
+    for kind in ("test", "$x_{$", "a $\\frac$ b"):
         with (tmp_path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"kind": kind, "step": 1, "loss": 0.5, "accuracy": 0.9}) + "\n")
     figure = reporting.training_curves(tmp_path)
-    figure.axes[0].set_title("$x_{")
+    figure.axes[0].set_title("$x_{$")
     text = reporting.write_svg(figure, tmp_path / "curves.svg").read_text()
-    assert "<!-- $x_{ -->" in text and "<!-- $x_{: 0.5000 -->" in text
+    assert "<!-- $x_{$ -->" in text and "<!-- $x_{$: 0.5000 -->" in text
+    # Wherever a figure shows text; the name of a category is a tick's, and grows with what is drawn.
+    figure = Figure(layout="constrained")
+    hostile = "$x_{$"
+    left, right = figure.subplots(1, 2)
+    figure.suptitle(f"{hostile}0")
+    for number, axes in enumerate((left, right)):
+        bars = axes.bar([f"{hostile}1{number}", f"{hostile}2{number}"], [1, 2], label=f"{hostile}3{number}")
+        axes.bar_label(bars, [f"{hostile}4{number}", f"{hostile}5{number}"])
+        axes.set(xlabel=f"{hostile}6{number}", ylabel=f"{hostile}7{number}", title=f"{hostile}8{number}")
+        axes.legend(title=f"{hostile}9{number}")
+        axes.annotate(f"{hostile}a{number}", (0, 1))
+        axes.set_yticks([0, 1, 3], labels=[f"{hostile}{c}{number}" for c in "cde"])
+    right.set_yscale("log")
+    right.set_yticks([1, 2], labels=[f"{hostile}f", f"{hostile}g"])
+    right.set_yticks([1.5], labels=[f"{hostile}h"], minor=True)
+    left.twinx().yaxis.set_major_formatter(lambda value, _: f"{hostile}i")
+    figure.legend(title=f"{hostile}j")
+    text = reporting.write_svg(figure, tmp_path / "all.svg").read_text()
+    wanted = {"0", *(f"{kind}{n}" for kind in "123456789a" for n in (0, 1)), "c0", "d0", "e0", *"fghij"}
+    assert {shown.removeprefix(hostile) for shown in re.findall(r"<!-- (.*?) -->", text) if hostile in shown} >= wanted
     figure = Figure()
     figure.subplots().loglog([1, 1e6], [1, 1e6])
     assert "<!-- $\\mathdefault{10^{6}}$ -->" in reporting.write_svg(figure, tmp_path / "powers.svg").read_text()

@@ -22,10 +22,11 @@ from scipy import stats
 
 from experiments import _files, records
 from experiments._errors import UsageError
+from experiments._shapes import every, items, optional, record, text, whole
 from experiments.benchmarking.recommend_table import table
 from experiments.studies import jobs
 from experiments.studies.convergence import CONFIDENCE, Setting, grid_jobs, tuned_job, updates_to_target
-from experiments.studies.jobs import Runner, read
+from experiments.studies.jobs import Runner
 from experiments.studies.recommending.curves import best_runs
 from experiments.studies.recommending.run import FILE, recommend
 from experiments.studies.recommending.target import step_seconds
@@ -79,6 +80,44 @@ PROBLEMS = {
     "digits": Problem({"dataset": "digits", "norm": "none"}, 0.96, _SIZES, (0.005, 0.01, 0.02, 0.04, 0.08), 5),
 }
 PARTS = tuple(PROBLEMS)
+# What is read here of a run.
+_ROW = every(
+    records.study_row,
+    record(
+        {"options": record({"batch_size": whole(1), "learning_rate": records.POSITIVE, "seed": whole(0)})},
+        {
+            "summary": record(
+                {
+                    "updates": whole(1),
+                    "seconds": record(dict.fromkeys(("compute", "in all"), records.SHARE)),
+                    "target": record({}),
+                }
+            )
+        },
+    ),
+)
+# And of a recommendation.
+_PREDICTION = record(
+    {"batch_size": whole(1), "updates": optional(records.BOUNDED), "seconds": optional(records.BOUNDED)}
+)
+_RESULT = record(
+    {
+        "seconds": records.NUMBER,
+        "evidence": record(
+            {
+                "target": optional(records.NUMBER),
+                "options": record({}),
+                "not_measured": items(text),
+                "runs": items(records.RUN),
+            }
+        ),
+        "advice": optional(
+            record(
+                {"batch_size": whole(1), "learning_rate": records.POSITIVE, "candidates": items(_PREDICTION, least=1)}
+            )
+        ),
+    }
+)
 
 
 def run(parts: Sequence[str], *, folder: Path, data_dir: str | None = None) -> list[dict[str, Any]]:
@@ -152,7 +191,10 @@ def tabulate(problem: Problem, folder: Path) -> dict[str, Any]:
     fresh = {which: [row for row in again if _cell(row) == cell] for which, cell in cells.items()}
     found = compare(cells, fresh)
     if advice := result["advice"]:
-        (of_it,) = (p for p in advice["candidates"] if p["batch_size"] == advice["batch_size"])
+        of_it = next((p for p in advice["candidates"] if p["batch_size"] == advice["batch_size"]), None)
+        if of_it is None:
+            path, size = folder / RECOMMENDATION / FILE, advice["batch_size"]
+            raise UsageError(f"{path} has no candidate of the size it recommends, {size}; remove it to make it again")
         found["recommended"]["predicted"] = of_it["seconds"]
     return {
         "target": problem.target,
@@ -182,16 +224,17 @@ def _seeds(rows: Sequence[dict[str, Any]]) -> set[tuple[Cell, int]]:
 def _rows(problem: Problem, folder: Path) -> list[dict[str, Any]]:
     """The problem's runs of a folder that ended, if only by a loss that diverged."""
     asked = {**problem.options, "target_accuracy": problem.target}.items()
-    ended = [row for row in read(folder / jobs.FILE) if "summary" in row or row.get("diverged")]
+    rows = {row["key"]: row for row in _files.read_rows(folder / jobs.FILE, _ROW)[0]}
+    ended = [row for row in rows.values() if "summary" in row or row.get("diverged")]
     return [row for row in ended if asked <= row["options"].items()]
 
 
 def _result(problem: Problem, folder: Path) -> dict[str, Any] | None:
     """The recommendation that a folder holds."""
     path = folder / RECOMMENDATION / FILE
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
-    result = _files.read_json(path, records.RECOMMENDATION)
+    result = _files.read_json(path, _RESULT)
     evidence = result["evidence"]
     if evidence["target"] != problem.target or not problem.options.items() <= evidence["options"].items():
         raise UsageError(

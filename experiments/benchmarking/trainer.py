@@ -10,8 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments import _files, records
+from experiments._errors import UsageError
+from experiments._shapes import every, record
 from experiments.benchmarking import timing
 from experiments.data.arrays import CACHE_VARIABLE
+
+# A summary with what is read here of it.
+_SUMMARY = every(records.SUMMARY, record({"overhead": records.NUMBER, "first_step_ended": records.POSITIVE}))
 
 
 def overhead(batch_sizes: Sequence[int], *, dataset: str, data_dir: str | None, rounds: int) -> list[dict[str, Any]]:
@@ -69,5 +74,6 @@ def _train(flags: dict[str, Any], environment: dict[str, str] | None = None) -> 
             check=False,
         )
         if ended.returncode != 0:
-            raise RuntimeError(f"the training command failed: {ended.stderr[-2000:]}")
-        return _files.read_json(Path(workdir) / "summary.json", records.SUMMARY)
+            said = next((line for line in reversed(ended.stderr.splitlines()) if line.strip()), "it said nothing")
+            raise UsageError(f"the training command failed with exit status {ended.returncode}: {said:.500}")
+        return _files.read_json(Path(workdir) / "summary.json", _SUMMARY)

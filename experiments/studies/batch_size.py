@@ -23,7 +23,7 @@ from experiments import _files, _workdirs, records
 from experiments._errors import UsageError
 from experiments.studies import convergence, generalisation, large_batch, ramp, smoothness, step_time
 from experiments.studies.convergence import Data
-from experiments.studies.jobs import Job, Runner, command, refuse_hopeless
+from experiments.studies.jobs import Job, Runner, command, refuse_hopeless, try_out
 from experiments.studies.settings import Study, data_of, fitted
 from experiments.training.config import PLACES
 
@@ -146,9 +146,10 @@ def run(study: Study, parts: Sequence[str], folder: Path) -> list[str]:
     """
     data = data_of(study)
     study = fitted(study, data.examples, parts)
-    _refuse_hopeless(study, parts, data, Runner(folder))
+    jobs = _possible(study, parts, data, Runner(folder))
     _claim(folder, study)
     with Runner(folder) as runner:
+        runner.try_out(jobs)
         for part in (name for name in PARTS if name in parts):
             print(f"part      {part}", flush=True)
             rows, analysis = PARTS[part](study, data, runner)
@@ -157,8 +158,11 @@ def run(study: Study, parts: Sequence[str], folder: Path) -> list[str]:
     return runner.failed()
 
 
-def _refuse_hopeless(study: Study, parts: Sequence[str], data: Data, runner: Runner) -> None:
-    refuse_hopeless([job for part in parts for job in planned(study, part, data, runner)], data.examples)
+def _possible(study: Study, parts: Sequence[str], data: Data, runner: Runner) -> list[Job]:
+    """The jobs of a study that are known, unless their options refuse all of them."""
+    jobs = [job for part in parts for job in planned(study, part, data, runner)]
+    refuse_hopeless(jobs, data.examples)
+    return jobs
 
 
 def _claim(folder: Path, study: Study) -> None:
@@ -229,7 +233,7 @@ def describe(study: Study, parts: Sequence[str], folder: Path) -> list[str]:
     data = data_of(study)
     study = fitted(study, data.examples, parts)
     runner = Runner(folder)
-    _refuse_hopeless(study, parts, data, runner)
+    try_out([job for job in _possible(study, parts, data, runner) if not runner.is_done(job)])
     lines, total = [], 0.0
     for part in (name for name in PARTS if name in parts):
         waiting = [job for job in planned(study, part, data, runner) if not runner.is_done(job)]

@@ -5,6 +5,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,6 +17,10 @@ from experiments.training import plan
 from experiments.training.config import TrainConfig
 
 FILE = "results.jsonl"
+# By its name, for what it needs takes seconds to import, which the process that trains has done.
+BEGINS = "experiments.studies.beginning:begins"
+# Runs that differ in none of these begin alike.
+KIND = ("dataset", "data_dir", "image_size", "model", "norm", "dtype", "num_devices")
 
 
 class Job(NamedTuple):
@@ -64,9 +69,19 @@ def refuse_hopeless(jobs: Sequence[Job], examples: int | None = None) -> None:
         except UsageError as error:
             first = first or error
     if first is not None:
-        devices = jobs[0].options.get("num_devices")
-        given = "" if devices is None else f" with --num_devices={devices}"
-        raise UsageError(f"no run of this study can begin{given}: {first}") from first
+        raise _hopeless(jobs, first) from first
+
+
+def _hopeless(jobs: Sequence[Job], first: object) -> UsageError:
+    devices = jobs[0].options.get("num_devices")
+    given = "" if devices is None else f" with --num_devices={devices}"
+    return UsageError(f"no run of this study can begin{given}: {first}")
+
+
+def try_out(jobs: Sequence[Job]) -> None:
+    """Refuses a study of which no run can begin, as `Runner.try_out`, and leaves nothing behind."""
+    with tempfile.TemporaryDirectory() as folder, Runner(Path(folder)) as runner:
+        runner.try_out(jobs)
 
 
 class Runner:
@@ -97,6 +112,31 @@ class Runner:
         """Whether there is a row of a job that was made with its options, wherever the data lie."""
         row = self._rows.get(job.key)
         return row is not None and _without_place(row["options"]) == json.loads(json.dumps(_without_place(job.options)))
+
+    def try_out(self, jobs: Iterable[Job]) -> None:
+        """Refuses a study of which no run can begin, before any is started, by its devices, its data or its model.
+
+        Of each kind of run the smallest that is not done is prepared, in the process that trains, until one can begin.
+
+        Args:
+          jobs: all that are known.
+
+        Raises:
+          UsageError: none of them can; the message is that of the first.
+        """
+        kinds: dict[tuple, Job] = {}
+        for job in sorted(jobs, key=lambda job: job.options["batch_size"]):
+            if not self.is_done(job):
+                kinds.setdefault(tuple(job.options.get(name) for name in KIND), job)
+        first = None
+        for job in kinds.values():
+            options = {name: value for name, value in job.options.items() if value is not None}
+            answer = self._worker.call(BEGINS, self._folder, options.get("num_devices"), {"options": options})
+            if "value" in answer:
+                return
+            first = first or answer["error"]
+        if first is not None:
+            raise _hopeless(list(kinds.values()), first)
 
     def run(self, job: Job, place: str = "") -> dict[str, Any]:
         """The row of a job, which is run if need be.
@@ -206,10 +246,14 @@ class _Worker:
         return self._ask({"train": {**options, "workdir": str(workdir(job, self._folder))}}, options.get("num_devices"))
 
     def call(
-        self, function: Callable[..., Any], folder: Path, num_devices: int | None, given: dict[str, Any] | None = None
+        self,
+        function: Callable[..., Any] | str,
+        folder: Path,
+        num_devices: int | None,
+        given: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """The value of a function of a folder, and of what is given by name, or its error."""
-        name = f"{function.__module__}:{function.__qualname__}"
+        """The value of a function of a folder, or of its name, and of what is given by name; or its error."""
+        name = function if isinstance(function, str) else f"{function.__module__}:{function.__qualname__}"
         return self._ask({"call": name, "workdir": str(folder), "given": given or {}}, num_devices)
 
     def _ask(self, what: dict[str, Any], num_devices: int | None) -> dict[str, Any]:

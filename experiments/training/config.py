@@ -30,8 +30,8 @@ INPUTS = ("auto", "resident", "streamed")
 AUTO = "auto"
 # The keys of JAX hold 32 bits of a seed: of two seeds that differ above these the initial parameters are the same.
 LARGEST_SEED = 2**32 - 1
-# More than a process has anywhere. A CPU is divided into as many as are asked for, and XLA gives up waiting for 1,000.
-MOST_DEVICES = 256
+# More than a process has anywhere.
+MOST_DEVICES = 1024
 
 
 def _option(default: Any, help: str, **limits: Any) -> Any:

@@ -6,10 +6,11 @@ from typing import Any
 
 from experiments import _files, _workdirs
 from experiments._errors import UsageError
-from experiments.studies.jobs import Runner
+from experiments.studies.jobs import Job, Runner
 from experiments.studies.recommending.advice import advise
 from experiments.studies.recommending.lab import Lab, Problem, count_devices
-from experiments.studies.recommending.measure import measure
+from experiments.studies.recommending.measure import TINY_RATE, measure
+from experiments.studies.recommending.target import constant_options
 from experiments.studies.settings import with_held_out
 from experiments.training.config import TrainConfig
 
@@ -58,6 +59,7 @@ def recommend(
                 f"{problem.devices} devices{by} need batches of {problem.unit:,} examples, and {data.examples:,} are "
                 f"there to train on; take a smaller {loosen}"
             )
+        runner.try_out([Job("first", {**constant_options(problem, problem.unit, TINY_RATE), "steps": 1})])
         evidence = {**measure(lab, problem), "kind": devices["kind"]}
     result = {"minutes": minutes, "seconds": lab.spent(), "evidence": evidence, "advice": advise(evidence)}
     _files.write_json(folder / FILE, finite(result))
