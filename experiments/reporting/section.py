@@ -61,7 +61,8 @@ def _place(error: BaseException) -> str:
     """The innermost line of a report that an error comes from."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if Path(frame.filename).is_relative_to(Path(__file__).parent)]
-    return f"{Path(ours[-1].filename).name}, line {ours[-1].lineno}"
+    last = (ours or frames)[-1]
+    return f"{Path(last.filename).name}, line {last.lineno}"
 
 
 def write_report(folder: str | Path, page: Callable[[], tuple[str, list[str]]]) -> Path:
