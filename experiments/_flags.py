@@ -232,7 +232,7 @@ def run(main, errors: tuple[type[Exception], ...] = (UsageError,), *, positional
 def _end_without_devices() -> None:
     """Says so if the devices are missing that JAX was told to use; it raises that wherever it is used first."""
     # JAX takes a second to import, which a program that ends well need not.
-    from experiments.training import devices
+    from experiments.training.machine import devices
 
     try:
         devices.local_devices()

@@ -11,7 +11,7 @@ from absl import flags
 from experiments import _commands, _files, _flags, _workdirs
 from experiments.reporting import write_study_page
 from experiments.studies import batch_size, settings
-from experiments.training.config import LARGEST_SEED, TrainConfig
+from experiments.training.config.options import LARGEST_SEED, TrainConfig
 from experiments.training.terminal import say
 
 FLAGS = flags.FLAGS

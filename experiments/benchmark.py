@@ -16,7 +16,7 @@ from experiments.benchmarking import fold_suite, recommend_suite, result, train_
 from experiments.benchmarking.norm import layers, suite
 from experiments.benchmarking.topology import jobs, targets
 from experiments.benchmarking.topology import suite as topology_suite
-from experiments.training.config import TrainConfig
+from experiments.training.config.options import TrainConfig
 
 FLAGS = flags.FLAGS
 TOPOLOGY = "norm with a topology"

@@ -9,13 +9,8 @@ from absl import flags
 from experiments import _flags, _limits
 from experiments._errors import UsageError
 from experiments.data.domains import DOMAINS
-from experiments.training.checkpoint_evaluation import (
-    OWN_DOMAIN,
-    RECALIBRATIONS,
-    Evaluated,
-    evaluate_checkpoint,
-)
-from experiments.training.config import TrainConfig
+from experiments.training.config.options import TrainConfig
+from experiments.training.evaluation.checkpoint import OWN_DOMAIN, RECALIBRATIONS, Evaluated, evaluate_checkpoint
 
 FLAGS = flags.FLAGS
 

@@ -12,7 +12,7 @@ from absl import flags
 from experiments import _commands, _flags, _workdirs
 from experiments.reporting import write_norm_study_page
 from experiments.studies import jobs, norm
-from experiments.training.config import TrainConfig
+from experiments.training.config.options import TrainConfig
 
 FLAGS = flags.FLAGS
 

@@ -14,7 +14,7 @@ from absl import flags
 from experiments import _flags
 from experiments.reporting import recommendation_lines, write_recommendation_page
 from experiments.studies.recommending.run import finite, recommend
-from experiments.training.config import TrainConfig
+from experiments.training.config.options import TrainConfig
 from experiments.training.terminal import say
 
 FLAGS = flags.FLAGS

@@ -15,11 +15,11 @@ from experiments import _flags
 from experiments._errors import StorageError, UsageError
 from experiments._users import is_users_own
 from experiments.reporting import write_page
-from experiments.training import presets
-from experiments.training.config import TrainConfig
-from experiments.training.loop import resolve, train
-from experiments.training.processes import PeerError
+from experiments.training.config import presets
+from experiments.training.config.options import TrainConfig
+from experiments.training.machine.processes import PeerError
 from experiments.training.progress import NonFiniteLossError
+from experiments.training.session import resolve, train
 from experiments.training.terminal import say
 
 FLAGS = flags.FLAGS

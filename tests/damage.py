@@ -25,8 +25,8 @@ def main(folder, kind):
     """Prints how many files there are, and for how many of them the older checkpoint came back."""
     jax.config.update("jax_num_cpu_devices", 2)
     # After the configuration: these use JAX.
-    from experiments.training.checkpoints import Checkpoints
-    from experiments.training.config import TrainConfig
+    from experiments.training.config.options import TrainConfig
+    from experiments.training.storage.checkpoints import Checkpoints
     from tests import rig
 
     reports = []

@@ -10,8 +10,8 @@ from experiments.studies.recommending.advice import advise
 from experiments.studies.recommending.curves import OVERSTATED
 from experiments.studies.recommending.lab import Problem
 from experiments.studies.recommending.measure import measure
-from experiments.training import plan
-from experiments.training.config import TrainConfig
+from experiments.training.config import plan
+from experiments.training.config.options import TrainConfig
 
 
 class Law:

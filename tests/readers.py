@@ -28,9 +28,10 @@ from experiments.data import arrays
 from experiments.reporting import convergence as convergence_report
 from experiments.reporting import critical, document, generalisation, large_batch, ramp, smoothness, step_time
 from experiments.studies import jobs, norm
-from experiments.training import loop, metrics, workdir
-from experiments.training.checkpoint_evaluation import restore
-from experiments.training.config import TrainConfig
+from experiments.training import session
+from experiments.training.config.options import TrainConfig
+from experiments.training.evaluation.checkpoint import restore
+from experiments.training.storage import metrics, workdir
 from tests import damages, programs, test_data, test_figures, test_norm_study, test_reporting
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -73,7 +74,7 @@ def _norm_rows(folder: Path) -> None:
 def _train(folder: Path) -> Any:
     options = {**OWN, "batch_size": 16, "steps": 4, "warmup_epochs": 0, "num_devices": 2, "checkpoint_every": 2}
     with contextlib.redirect_stdout(io.StringIO()):
-        return loop.train(TrainConfig(**options, workdir=str(folder)))["results"]
+        return session.train(TrainConfig(**options, workdir=str(folder)))["results"]
 
 
 def _stopped(folder: Path) -> None:

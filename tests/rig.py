@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import data
-from experiments.training import evaluation
-from experiments.training.feeding import Feed, signature
-from experiments.training.run import prepare
+from experiments.training.evaluation import evaluator
+from experiments.training.step.feeding import Feed, signature
+from experiments.training.step.run import prepare
 
 
 def tiny(examples=64, size=8, classes=3, channels=1, pixels=False):
@@ -46,7 +46,7 @@ def first_steps(config, dataset, number, num_devices, dtype=None, start=None):
 
 def run_of(config, dataset, num_devices):
     """A run before its first step."""
-    return prepare(config, dataset, evaluation.pixel_statistics(dataset.train), jax.devices()[:num_devices])
+    return prepare(config, dataset, evaluator.pixel_statistics(dataset.train), jax.devices()[:num_devices])
 
 
 def _updates(plan, feed):

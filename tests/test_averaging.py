@@ -7,9 +7,12 @@ import pytest
 from flax import linen as nn
 
 from batchnorm_jax.linen import BatchNorm, BatchRenorm, synchronize
-from experiments.training import devices, feeding, loop, population
-from experiments.training.averaging import WINDOW, Momentum, averaged
-from experiments.training.config import TrainConfig
+from experiments.training import session
+from experiments.training.config.options import TrainConfig
+from experiments.training.evaluation import population
+from experiments.training.machine import devices
+from experiments.training.recipe.averaging import WINDOW, Momentum, averaged
+from experiments.training.step import feeding
 from tests import rig
 
 PLAIN = {"model": "tests.own:model", "batch_size": 16, "learning_rate": 0.05, "warmup_epochs": 0}
@@ -107,7 +110,7 @@ def test_the_summary_says_both_accuracies_where_the_statistics_decide(tmp_path):
     """Statistics that follow the last batch alone, of two examples, against those of the training set."""
     options = {**PLAIN, "dataset": "tests.own:larger", "steps": 200, "num_devices": 1, "batch_size": 2}
     options |= {"norm_momentum": 0.0, "learning_rate": 0.003}
-    summary = loop.train(TrainConfig(**options, workdir=str(tmp_path)), check_statistics=True)
+    summary = session.train(TrainConfig(**options, workdir=str(tmp_path)), check_statistics=True)
     before, after = summary["results"]["test"], summary["recalibrated"]["test"]
     assert after["accuracy"] - before["accuracy"] > 0.12 and after["examples"] == before["examples"] == 64
 

@@ -28,7 +28,7 @@ from experiments.studies import (
     smoothness,
     step_time,
 )
-from experiments.training.checkpoint_evaluation import restore
+from experiments.training.evaluation.checkpoint import restore
 
 ROOT = Path(__file__).parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")

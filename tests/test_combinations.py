@@ -8,8 +8,8 @@ from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
 from experiments._errors import UsageError
-from experiments.training import augmentation, norms, optimizers, schedules
-from experiments.training.config import DTYPES, INPUTS, TrainConfig
+from experiments.training.config.options import DTYPES, INPUTS, TrainConfig
+from experiments.training.recipe import augmentation, norms, optimizers, schedules
 from tests import rig
 
 FLAGS = {

@@ -9,9 +9,9 @@ import pytest
 from experiments._errors import UsageError
 from experiments.data import Examples
 from experiments.data.domains import DOMAINS, to_domain
-from experiments.training import loop
-from experiments.training.checkpoint_evaluation import OWN_DOMAIN, evaluate_checkpoint
-from experiments.training.config import TrainConfig
+from experiments.training import session
+from experiments.training.config.options import TrainConfig
+from experiments.training.evaluation.checkpoint import OWN_DOMAIN, evaluate_checkpoint
 
 
 def images(shape=(20, 28, 28, 1)):
@@ -69,7 +69,7 @@ def run(tmp_path_factory):
     config = TrainConfig(
         batch_size=500, steps=150, learning_rate=0.3, warmup_epochs=0.1, workdir=str(workdir), num_devices=2
     )
-    loop.train(config)
+    session.train(config)
     return workdir
 
 
@@ -104,6 +104,6 @@ def test_batches_to_recalibrate_by_hold_whole_spans(tmp_path, span):
     config = TrainConfig(
         batch_size=2 * span, span=span, steps=1, warmup_epochs=0, workdir=str(tmp_path / "run"), num_devices=2
     )
-    loop.train(config)
+    session.train(config)
     _, rows = evaluate_checkpoint(tmp_path / "run", (), "pooled", num_devices=2)
     assert [row.split for row in rows if row.after] == ["test", "originals"]

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from experiments._errors import UsageError
-from experiments.training import extending, loop, metrics
-from experiments.training.checkpoints import Checkpoints
-from experiments.training.config import TrainConfig
+from experiments.training import extending, session
+from experiments.training.config.options import TrainConfig
+from experiments.training.storage import metrics
+from experiments.training.storage.checkpoints import Checkpoints
 from tests import rig
 
 OWN = {"dataset": "tests.own:dataset", "model": "tests.own:model", "batch_size": 16, "num_devices": 1}
@@ -26,26 +27,26 @@ def test_a_finished_run_is_made_longer_bit_for_bit(tmp_path):
     def config(name, epochs, **options):
         return TrainConfig(**SHORT | options, epochs=epochs, workdir=str(tmp_path / name))
 
-    whole = loop.train(config("whole", 4))
-    short = loop.train(config("longer", 2))
-    longer = loop.train(config("longer", 4))
+    whole = session.train(config("whole", 4))
+    short = session.train(config("longer", 2))
+    longer = session.train(config("longer", 4))
     assert longer["results"] == whole["results"] and longer["updates"] == 16 and short["updates"] == 8
     jax.tree.map(np.testing.assert_array_equal, *(state_of(config(name, 4)) for name in ("whole", "longer")))
     rows = [metrics.read(tmp_path / name / metrics.FILE) for name in ("whole", "longer")]
     assert rows[0] == rows[1]
     # What there was is kept, and the longer run is complete.
     assert json.loads((tmp_path / "longer" / "summary-8.json").read_text())["updates"] == 8
-    assert loop.train(config("longer", 4)) == longer
+    assert session.train(config("longer", 4)) == longer
     with pytest.raises(UsageError, match=r"--epochs: 4 there, 2 here\). It was to make 16 updates, and .* not to 8"):
-        loop.train(config("longer", 2))
+        session.train(config("longer", 2))
     # A checkpoint of another seed that is moved here is not taken.
     other = config("other", 6, seed=1)
     (tmp_path / "longer" / "checkpoints").rename(tmp_path / "moved")
     (tmp_path / "longer" / "summary.json").unlink()
-    loop.train(TrainConfig(**SHORT | {"seed": 1}, epochs=1, workdir=other.workdir))
+    session.train(TrainConfig(**SHORT | {"seed": 1}, epochs=1, workdir=other.workdir))
     (tmp_path / "other" / "checkpoints").rename(tmp_path / "longer" / "checkpoints")
     with pytest.raises(UsageError, match=r"checkpoint .*4 is of another run, of another configuration"):
-        loop.train(config("longer", 4))
+        session.train(config("longer", 4))
 
 
 @pytest.mark.parametrize(

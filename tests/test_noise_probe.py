@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from experiments._errors import UsageError
-from experiments.training import fit, loop, metrics
-from experiments.training.config import TrainConfig
-from experiments.training.noise import (
+from experiments.training import loop, session
+from experiments.training.config.options import TrainConfig
+from experiments.training.noise.estimate import (
     NoiseEstimate,
     init_noise,
     larger_batch,
@@ -16,8 +16,9 @@ from experiments.training.noise import (
     noise_scale,
     update_noise,
 )
-from experiments.training.noise_probe import noise_probe
-from experiments.training.steps import standardised
+from experiments.training.noise.probe import noise_probe
+from experiments.training.step.single import standardised
+from experiments.training.storage import metrics
 from tests import own, rig
 
 OPTIONS = {
@@ -55,8 +56,8 @@ def test_it_is_that_of_the_shards_gradients(num_devices):
 
 def test_it_changes_nothing_of_the_training_and_goes_on_with_it(tmp_path):
     config = {**OPTIONS, "steps": 8, "span": 16, "checkpoint_every": 3, "evaluate_every": 4}
-    plain = loop.train(TrainConfig(**config, workdir=str(tmp_path / "plain")))
-    measured = loop.train(TrainConfig(**config, noise_every=2, workdir=str(tmp_path / "measured")))
+    plain = session.train(TrainConfig(**config, workdir=str(tmp_path / "plain")))
+    measured = session.train(TrainConfig(**config, noise_every=2, workdir=str(tmp_path / "measured")))
     assert measured["results"] == plain["results"]
     rows = [row for row in metrics.read(tmp_path / "measured" / metrics.FILE) if row["kind"] == "noise"]
     assert [row["step"] for row in rows] == [2, 4, 6, 8]
@@ -74,18 +75,18 @@ def test_live_says_the_running_noise_scale_and_goes_on_with_it(tmp_path, capsys,
     def said():
         return [line for line in capsys.readouterr().out.splitlines() if line.startswith("noise ")]
 
-    plain = loop.train(TrainConfig(**{**config, "live": False}, workdir=str(tmp_path / "plain")))
+    plain = session.train(TrainConfig(**{**config, "live": False}, workdir=str(tmp_path / "plain")))
     assert said() == []
-    whole = loop.train(TrainConfig(**config, workdir=str(tmp_path / "whole")))
+    whole = session.train(TrainConfig(**config, workdir=str(tmp_path / "whole")))
     lines = said()
     assert whole["results"] == plain["results"] and len(lines) == 3
     state = init_noise()
     for row in metrics.read(tmp_path / "whole" / metrics.FILE):
         if row["kind"] == "noise":
-            state = update_noise(state, NoiseEstimate(row["gradient_norm2"], row["trace"]), fit.LIVE_DECAY)
+            state = update_noise(state, NoiseEstimate(row["gradient_norm2"], row["trace"]), loop.LIVE_DECAY)
     assert lines[-1].startswith("noise     ") and lines[-1].endswith(larger_batch(float(noise_scale(state)), 16))
 
-    evaluate, calls = fit.Fit._evaluate_and_log, []
+    evaluate, calls = loop.Fit._evaluate_and_log, []
 
     def stopped(self, state, step):
         calls.append(step)
@@ -93,11 +94,11 @@ def test_live_says_the_running_noise_scale_and_goes_on_with_it(tmp_path, capsys,
             raise KeyboardInterrupt
         return evaluate(self, state, step)
 
-    monkeypatch.setattr(fit.Fit, "_evaluate_and_log", stopped)
+    monkeypatch.setattr(loop.Fit, "_evaluate_and_log", stopped)
     with pytest.raises(KeyboardInterrupt):
-        loop.train(TrainConfig(**config, workdir=str(tmp_path / "stopped")))
+        session.train(TrainConfig(**config, workdir=str(tmp_path / "stopped")))
     assert said() == lines[:2]
-    loop.train(TrainConfig(**config, workdir=str(tmp_path / "stopped")))
+    session.train(TrainConfig(**config, workdir=str(tmp_path / "stopped")))
     assert said() == lines[2:]
 
 

@@ -16,8 +16,9 @@ from experiments._errors import UsageError
 from experiments.reporting import norm_study as report
 from experiments.reporting import norm_study_figure, write_norm_study_page
 from experiments.studies import jobs, norm
-from experiments.training import loop, presets
-from experiments.training.config import TrainConfig
+from experiments.training import session
+from experiments.training.config import presets
+from experiments.training.config.options import TrainConfig
 from tests import programs, rig
 
 ROOT = Path(__file__).parent.parent
@@ -128,7 +129,7 @@ def test_the_shift_of_a_run_is_that_of_its_activations(tmp_path):
     shifts = []
     for rate in (0.0, 0.05):
         workdir = tmp_path / f"{rate}"
-        loop.train(TrainConfig(**options, learning_rate=rate, weight_decay=0.0, workdir=str(workdir)))
+        session.train(TrainConfig(**options, learning_rate=rate, weight_decay=0.0, workdir=str(workdir)))
         shifts.append(norm.shift_of(workdir))
     still, moved = shifts
     # The images that the statistics were made from, as many on one device.

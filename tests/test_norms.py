@@ -11,9 +11,11 @@ from experiments import data
 from experiments._errors import UsageError
 from experiments.models.layout import CHWN, NHWC
 from experiments.models.normalised import normalised
-from experiments.training import loop, norms, run
-from experiments.training.config import TrainConfig
-from experiments.training.population import population_statistics
+from experiments.training import session
+from experiments.training.config.options import TrainConfig
+from experiments.training.evaluation.population import population_statistics
+from experiments.training.recipe import norms
+from experiments.training.step import run
 from tests import rig
 from tests.reference import normwise_error
 
@@ -62,7 +64,7 @@ def test_a_renormalization_is_local_at_first_and_then_is_not():
 def test_a_device_has_its_own_renormalization():
     on_one, on_four = (losses("renorm", devices)[0][0] for devices in (1, 4))
     assert abs(on_one - on_four) > 1e-3
-    assert loop.resolve(TrainConfig(batch_size=64, norm="renorm", num_devices=2)).num_devices == 2
+    assert session.resolve(TrainConfig(batch_size=64, norm="renorm", num_devices=2)).num_devices == 2
     with pytest.raises(UsageError, match=r"--norm=renorm .* takes --accumulation_steps=1, not 2"):
         TrainConfig(norm="renorm", accumulation_steps=2)
 
@@ -92,7 +94,7 @@ def test_frozen_statistics_are_those_of_the_training_set_and_stay(digits, device
     config = TrainConfig(batch_size=64, norm="frozen", learning_rate=0.01, warmup_epochs=0)
     small = digits._replace(train=digits.train.read(np.arange(512)))
     run = rig.run_of(config, small, devices)
-    state = loop.initial_state(config, run, small)
+    state = session.initial_state(config, run, small)
     images = (small.train.images / np.float32(255) - run.recipe.mean) / run.recipe.std
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     seen = inputs_of_norms(run.model, jax.device_get(variables), images)

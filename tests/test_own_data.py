@@ -12,8 +12,8 @@ import pytest
 from experiments import _flags, _help, data, evaluate, train
 from experiments._errors import UsageError
 from experiments.data import users
-from experiments.training import plan, preflight, presets
-from experiments.training.config import TrainConfig
+from experiments.training.config import plan, preflight, presets
+from experiments.training.config.options import TrainConfig
 from tests import rig
 from tests.programs import run
 

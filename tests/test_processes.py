@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from experiments._errors import UsageError
-from experiments.training import metrics, processes
-from experiments.training.config import TrainConfig
+from experiments.training.config.options import TrainConfig
+from experiments.training.machine import processes
+from experiments.training.storage import metrics
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "NPROC"}

@@ -8,9 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments._errors import UsageError
-from experiments.training import loop, metrics, plan, ramp
-from experiments.training.config import TrainConfig
-from experiments.training.preflight import StepMemory
+from experiments.training import session
+from experiments.training.config import plan
+from experiments.training.config.options import TrainConfig
+from experiments.training.config.preflight import StepMemory
+from experiments.training.noise import ramp
+from experiments.training.storage import metrics
 
 OPTIONS = {
     "dataset": "tests.own:larger", "model": "tests.own:model", "num_devices": 2, "warmup_epochs": 0,
@@ -23,7 +26,7 @@ EXAMPLES = 256
 def run(tmp_path_factory):
     """Rows and summary of a run of six epochs."""
     workdir = tmp_path_factory.mktemp("ramp") / "run"
-    summary = loop.train(TrainConfig(**OPTIONS, epochs=6, workdir=str(workdir)))
+    summary = session.train(TrainConfig(**OPTIONS, epochs=6, workdir=str(workdir)))
     return metrics.read(workdir / metrics.FILE), summary
 
 
@@ -55,7 +58,7 @@ def test_the_batch_doubles_where_the_noise_of_the_rows_says_so(run):
 def test_up_to_the_first_change_it_is_a_run_without_a_ramp(run, tmp_path):
     rows, _ = run
     first = next(row["step"] for row in rows if row["kind"] == "ramp")
-    loop.train(TrainConfig(**{**OPTIONS, "batch_ramp": None}, steps=first, workdir=str(tmp_path)))
+    session.train(TrainConfig(**{**OPTIONS, "batch_ramp": None}, steps=first, workdir=str(tmp_path)))
     before = [row for row in rows if row["kind"] in ("train", "test") and row["step"] <= first]
     assert before == metrics.read(tmp_path / metrics.FILE)
 
@@ -66,13 +69,13 @@ def test_where_the_target_is_reached_no_other_batch_begins(run, tmp_path):
     there = next(row["accuracy"] for row in rows if row["kind"] == "test" and row["step"] == first)
     before = [row["accuracy"] for row in rows if row["kind"] == "test" and row["step"] < first]
     assert all(accuracy < there for accuracy in before)
-    summary = loop.train(TrainConfig(**OPTIONS, epochs=6, target_accuracy=there, workdir=str(tmp_path)))
+    summary = session.train(TrainConfig(**OPTIONS, epochs=6, target_accuracy=there, workdir=str(tmp_path)))
     assert summary["target"]["reached_after_updates"] == first
     assert not any(row["kind"] == "ramp" for row in metrics.read(tmp_path / metrics.FILE))
 
 
 def test_it_is_said(tmp_path, capsys):
-    loop.train(TrainConfig(**OPTIONS, epochs=2, workdir=str(tmp_path)))
+    session.train(TrainConfig(**OPTIONS, epochs=2, workdir=str(tmp_path)))
     said = capsys.readouterr().out
     assert "up to 32, at the end of an epoch" in said
     assert "ramp      batch 8 from here on: the noise scale is" in said
@@ -153,6 +156,6 @@ def test_what_does_not_go_together_is_refused(options, message):
 
 def test_a_batch_without_room_to_grow_is_refused(tmp_path):
     with pytest.raises(UsageError, match="at least 8 updates an epoch, and 64 of 256 examples"):
-        loop.train(TrainConfig(**{**OPTIONS, "batch_size": 32}, workdir=str(tmp_path)))
+        session.train(TrainConfig(**{**OPTIONS, "batch_size": 32}, workdir=str(tmp_path)))
     with pytest.raises(UsageError, match="--batch_ramp=auto takes two shards of 64"):
-        loop.train(TrainConfig(**{**OPTIONS, "dataset": "tests.own:dataset"}, workdir=str(tmp_path)))
+        session.train(TrainConfig(**{**OPTIONS, "dataset": "tests.own:dataset"}, workdir=str(tmp_path)))

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from experiments import _help
-from experiments.training import loop
-from experiments.training.checkpoint_evaluation import evaluate_checkpoint
-from experiments.training.config import TrainConfig
+from experiments.training import session
+from experiments.training.config.options import TrainConfig
+from experiments.training.evaluation.checkpoint import evaluate_checkpoint
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -69,6 +69,6 @@ def test_the_users_own_model_and_data_set_train(tmp_path, monkeypatch):
     config = TrainConfig(
         dataset="mine:data", model="mine:model", batch_size=50, epochs=10, warmup_epochs=1, workdir="run", num_devices=2
     )
-    assert loop.train(config)["results"]["test"]["accuracy"] > 0.9
+    assert session.train(config)["results"]["test"]["accuracy"] > 0.9
     _, (row,) = evaluate_checkpoint("run", dataset="mine:data", model="mine:model", num_devices=2)
     assert row.split == "test" and row.before["accuracy"] > 0.9

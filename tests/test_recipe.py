@@ -11,9 +11,12 @@ import optax
 import pytest
 
 from experiments._errors import UsageError
-from experiments.training import devices, optimizers, preflight, presets, schedules, trial
-from experiments.training import plan as plans
-from experiments.training.config import TrainConfig
+from experiments.training.config import plan as plans
+from experiments.training.config import preflight, presets
+from experiments.training.config.options import TrainConfig
+from experiments.training.machine import devices
+from experiments.training.recipe import optimizers, schedules
+from experiments.training.step import trial
 
 
 def test_schedules_against_their_formulas():

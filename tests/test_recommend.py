@@ -19,8 +19,8 @@ from experiments.studies.recommending.advice import advise
 from experiments.studies.recommending.curves import noise_of
 from experiments.studies.recommending.measure import measure
 from experiments.studies.recommending.run import FILE, finite
-from experiments.training import plan
-from experiments.training.config import TrainConfig
+from experiments.training.config import plan
+from experiments.training.config.options import TrainConfig
 from tests.law import Law, answer
 
 

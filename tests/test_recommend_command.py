@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.studies import jobs
-from experiments.training.config import TrainConfig
+from experiments.training.config.options import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 

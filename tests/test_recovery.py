@@ -19,10 +19,11 @@ import pytest
 
 from experiments import data
 from experiments._errors import UsageError
-from experiments.training import fit, loop, metrics
-from experiments.training.checkpoints import Checkpoints, StorageError, writing_to
-from experiments.training.config import TrainConfig
-from experiments.training.workdir import only_one
+from experiments.training import loop, session
+from experiments.training.config.options import TrainConfig
+from experiments.training.storage import metrics
+from experiments.training.storage.checkpoints import Checkpoints, StorageError, writing_to
+from experiments.training.storage.workdir import only_one
 from tests import damage, rig
 
 ROOT = Path(__file__).parent.parent
@@ -176,8 +177,8 @@ def test_every_kind_of_run_goes_on_bit_for_bit(tmp_path, monkeypatch, name):
     """Ended by an exception before some updates, and after the last checkpoint but before the summary."""
     options = {"dataset": "tests.own:dataset", "model": "tests.own:model", "epochs": 4, "warmup_epochs": 0}
     options |= {"learning_rate": 0.05, "num_devices": 2, **CONFIGURATIONS[name]}
-    whole = loop.train(TrainConfig(**options, workdir=str(tmp_path / "whole")))
-    program, calls = fit.Fit._program, []
+    whole = session.train(TrainConfig(**options, workdir=str(tmp_path / "whole")))
+    program, calls = loop.Fit._program, []
 
     def dies(self, state, sources):
         calls.append(int(state.step))
@@ -185,13 +186,13 @@ def test_every_kind_of_run_goes_on_bit_for_bit(tmp_path, monkeypatch, name):
             raise KilledError
         return program(self, state, sources)
 
-    monkeypatch.setattr(fit.Fit, "_program", dies)
+    monkeypatch.setattr(loop.Fit, "_program", dies)
     config = TrainConfig(**options, workdir=str(tmp_path / "killed"))
     for _ in range(4):
         with contextlib.suppress(KilledError):
-            loop.train(config)
-    (tmp_path / "killed" / loop.SUMMARY).unlink()
-    again = loop.train(config)
+            session.train(config)
+    (tmp_path / "killed" / session.SUMMARY).unlink()
+    again = session.train(config)
     assert again["results"] == whole["results"] and again["updates"] == whole["updates"]
     assert again["target"] == whole["target"] and again["starts"] > 1
     rows = [metrics.read(tmp_path / which / metrics.FILE) for which in ("whole", "killed")]

@@ -9,8 +9,8 @@ from experiments._errors import UsageError
 from experiments.reporting import write_study_page
 from experiments.studies import convergence, jobs, large_batch
 from experiments.studies.recommending.lab import count_devices
-from experiments.training import devices
-from experiments.training.config import TrainConfig
+from experiments.training.config.options import TrainConfig
+from experiments.training.machine import devices
 from tests import own
 
 TINY = {

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from experiments.training import progress, terminal
-from experiments.training.config import TrainConfig
-from experiments.training.loop import train
+from experiments.training.config.options import TrainConfig
+from experiments.training.session import train
 from tests.terminals import Terminal
 
 WIDTHS = (40, 80, 120)

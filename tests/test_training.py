@@ -12,12 +12,16 @@ import pytest
 
 from experiments import data, models
 from experiments._errors import UsageError
-from experiments.training import evaluation, feeding, fit, loop, metrics, norms, schedules
-from experiments.training.checkpoint_evaluation import evaluate_checkpoint
-from experiments.training.checkpoints import Checkpoints
-from experiments.training.config import TrainConfig
+from experiments.training import loop, session
+from experiments.training.config.options import TrainConfig
+from experiments.training.evaluation import evaluator
+from experiments.training.evaluation.checkpoint import evaluate_checkpoint
 from experiments.training.progress import NonFiniteLossError
-from experiments.training.run import prepare
+from experiments.training.recipe import norms, schedules
+from experiments.training.step import feeding
+from experiments.training.step.run import prepare
+from experiments.training.storage import metrics
+from experiments.training.storage.checkpoints import Checkpoints
 from tests import rig
 from tests.rig import first_steps
 
@@ -81,9 +85,9 @@ def test_local_statistics_are_not_pooled_ones(digits):
 def test_evaluation_counts_every_example_once(digits, num_devices):
     """On 1,003 examples, which no batch divides, against NumPy on the logits."""
     split = data.Examples(*(a[:1003] for a in digits.test["test"]))
-    statistics = evaluation.pixel_statistics(digits.train)
+    statistics = evaluator.pixel_statistics(digits.train)
     run = prepare(TrainConfig(batch_size=64), digits, statistics, jax.devices()[:num_devices])
-    result = evaluation.Evaluator(run.eval_step, {"some": split}, run.mesh)(run.state)["some"]
+    result = evaluator.Evaluator(run.eval_step, {"some": split}, run.mesh)(run.state)["some"]
     model = models.create("simple_cnn", num_classes=10, norm=norms.make("batch", 0.9))
     images = (split.images / np.float32(255) - statistics[0]) / statistics[1]
     variables = {"params": run.state.params, "batch_stats": run.state.batch_stats}
@@ -96,13 +100,13 @@ def test_evaluation_counts_every_example_once(digits, num_devices):
 
 def test_pixel_statistics(digits):
     images = np.random.default_rng(0).integers(0, 256, (50, 7, 7, 3), dtype=np.uint8)
-    mean, std = evaluation.pixel_statistics(data.Examples(images, np.zeros(50, np.int32)))
+    mean, std = evaluator.pixel_statistics(data.Examples(images, np.zeros(50, np.int32)))
     np.testing.assert_allclose(mean, (images / 255).mean(axis=(0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(std, (images / 255).std(axis=(0, 1, 2)), rtol=1e-6)
 
 
 def run_of(config, dataset):
-    return prepare(config, dataset, evaluation.pixel_statistics(dataset.train), jax.devices()[:2])
+    return prepare(config, dataset, evaluator.pixel_statistics(dataset.train), jax.devices()[:2])
 
 
 @pytest.mark.parametrize(
@@ -144,7 +148,7 @@ SHORT = {"batch_size": 512, "steps": 6, "warmup_epochs": 0, "learning_rate": 0.0
 
 def test_a_run_leaves_everything_it_is_said_to_leave(tmp_path):
     config = TrainConfig(**SHORT, workdir=str(tmp_path / "run"))
-    summary = loop.train(config)
+    summary = session.train(config)
     assert set(summary["results"]) == {"test", "originals"}
     assert summary["results"]["test"]["examples"] == 10_000 and summary["results"]["originals"]["examples"] == 360
     assert {"input", "compile", "compute", "evaluate", "checkpoint"} <= set(summary["seconds"])
@@ -157,14 +161,14 @@ def test_a_run_leaves_everything_it_is_said_to_leave(tmp_path):
     assert step == 6 and [row.split for row in rows] == list(summary["results"])
     for row in rows:
         assert row.before == pytest.approx(summary["results"][row.split], rel=1e-5) and row.after is None
-    assert loop.train(config) == summary
+    assert session.train(config) == summary
 
 
 def test_evaluations_within_an_epoch_change_nothing_else(tmp_path, monkeypatch):
     """Every second update; a run that is stopped before one of them, and goes on, has the same rows."""
     often = {**SHORT, "steps": 5, "evaluate_every": 2, "checkpoint_every": 3}
-    plain = loop.train(TrainConfig(**{**often, "evaluate_every": 0}, workdir=str(tmp_path / "plain")))
-    whole = loop.train(TrainConfig(**often, workdir=str(tmp_path / "whole")))
+    plain = session.train(TrainConfig(**{**often, "evaluate_every": 0}, workdir=str(tmp_path / "plain")))
+    whole = session.train(TrainConfig(**often, workdir=str(tmp_path / "whole")))
     assert whole["results"] == plain["results"]
 
     def rows(name):
@@ -175,7 +179,7 @@ def test_evaluations_within_an_epoch_change_nothing_else(tmp_path, monkeypatch):
     class StoppedError(Exception):
         pass
 
-    evaluate = fit.Fit._evaluate_and_log
+    evaluate = loop.Fit._evaluate_and_log
 
     def stop(self, state, step):
         if step == 4:
@@ -183,17 +187,17 @@ def test_evaluations_within_an_epoch_change_nothing_else(tmp_path, monkeypatch):
         return evaluate(self, state, step)
 
     config = TrainConfig(**often, workdir=str(tmp_path / "stopped"))
-    monkeypatch.setattr(fit.Fit, "_evaluate_and_log", stop)
+    monkeypatch.setattr(loop.Fit, "_evaluate_and_log", stop)
     with pytest.raises(StoppedError):
-        loop.train(config)
-    monkeypatch.setattr(fit.Fit, "_evaluate_and_log", evaluate)
-    assert loop.train(config)["results"] == whole["results"]
+        session.train(config)
+    monkeypatch.setattr(loop.Fit, "_evaluate_and_log", evaluate)
+    assert session.train(config)["results"] == whole["results"]
     assert rows("stopped") == rows("whole")
 
 
 def test_a_run_stops_at_the_evaluation_that_reaches_the_target(tmp_path):
     config = TrainConfig(**{**SHORT, "evaluate_every": 1, "target_accuracy": 0.4}, workdir=str(tmp_path))
-    summary = loop.train(config)
+    summary = session.train(config)
     rows = [row for row in metrics.read(tmp_path / metrics.FILE) if row["kind"] == "test"]
     scores = [row["accuracy"] for row in rows]
     assert summary["target"]["reached_after_updates"] == summary["updates"] == rows[-1]["step"] < 6
@@ -202,30 +206,30 @@ def test_a_run_stops_at_the_evaluation_that_reaches_the_target(tmp_path):
 
 
 def test_a_workdir_of_another_configuration_is_refused(tmp_path):
-    loop.write_config(tmp_path, TrainConfig(**SHORT), {})
+    session.write_config(tmp_path, TrainConfig(**SHORT), {})
     other = TrainConfig(**SHORT | {"learning_rate": 0.1}, workdir=str(tmp_path))
     with pytest.raises(UsageError, match=r"another configuration \(--learning_rate: 0.05 there, 0.1 here\)"):
-        loop.train(other)
+        session.train(other)
 
 
 def test_local_statistics_make_the_number_of_devices_part_of_the_run():
-    paths = {loop.resolve(TrainConfig(batch_size=64, norm="local", num_devices=n)).workdir for n in (2, 4, 4)}
+    paths = {session.resolve(TrainConfig(batch_size=64, norm="local", num_devices=n)).workdir for n in (2, 4, 4)}
     assert len(paths) == 2
-    assert len({loop.resolve(TrainConfig(batch_size=64, num_devices=n)).workdir for n in (2, 4)}) == 1
+    assert len({session.resolve(TrainConfig(batch_size=64, num_devices=n)).workdir for n in (2, 4)}) == 1
 
 
 def test_other_data_under_the_same_configuration_is_refused(tmp_path):
     config = TrainConfig(**SHORT)
-    loop.write_config(tmp_path, config, {"examples": 10, "num_classes": 3})
-    loop.write_config(tmp_path, config, {"examples": 10, "num_classes": 3})
+    session.write_config(tmp_path, config, {"examples": 10, "num_classes": 3})
+    session.write_config(tmp_path, config, {"examples": 10, "num_classes": 3})
     with pytest.raises(UsageError, match="a run on other data: its examples differ"):
-        loop.write_config(tmp_path, config, {"examples": 11, "num_classes": 3})
+        session.write_config(tmp_path, config, {"examples": 11, "num_classes": 3})
 
 
 def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
     config = TrainConfig(**SHORT | {"learning_rate": 1e18, "norm": "none"}, checkpoint_every=1, workdir=str(tmp_path))
     with pytest.raises(NonFiniteLossError, match=r"(the loss is|the parameters are) .* step \d"):
-        loop.train(config)
+        session.train(config)
     assert all(np.isfinite(row["loss"]) for row in metrics.read(tmp_path / metrics.FILE))
     run = run_of(config, data.load("digits"))
     with Checkpoints(tmp_path) as checkpoints:

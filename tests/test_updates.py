@@ -9,8 +9,10 @@ import pytest
 
 from experiments import data, models
 from experiments._errors import UsageError
-from experiments.training import augmentation, evaluation, feeding, norms
-from experiments.training.config import TrainConfig
+from experiments.training.config.options import TrainConfig
+from experiments.training.evaluation import evaluator
+from experiments.training.recipe import augmentation, norms
+from experiments.training.step import feeding
 from tests import rig
 
 PLAIN = {"warmup_epochs": 0, "learning_rate": 0.1, "model": "tests.own:model", "schedule": "constant"}
@@ -39,7 +41,7 @@ def test_accumulation_normalises_micro_batches_and_pools_their_moments(x64):
     state, rows = rig.first_steps(config, dataset, 1, 2, jnp.float64)
     (segment,) = data.epoch_segments(64, 32, seed=0, epoch=0)
     images = dataset.train.images[segment.indices[0]]
-    mean, std = evaluation.pixel_statistics(dataset.train)
+    mean, std = evaluator.pixel_statistics(dataset.train)
     inputs = (images.astype(np.float32) / 255 - mean) / std
     hidden = np.asarray(inputs, np.float64).reshape(32, -1) @ own_kernel()
     np.testing.assert_allclose(state.batch_stats["BatchNorm_0"]["mean"], hidden.mean(0), rtol=1e-5, atol=1e-6)
@@ -189,9 +191,9 @@ def test_segmentation_counts_pixels(x64):
     assert rows[-1]["loss"] < 0.9 * rows[0]["loss"]
     run = rig.run_of(config, dataset, 2)
     test = dataset.test["test"].read(np.arange(13))
-    result = evaluation.Evaluator(run.eval_step, {"test": test}, run.mesh)(state)["test"]
+    result = evaluator.Evaluator(run.eval_step, {"test": test}, run.mesh)(state)["test"]
     model = models.create("fcn", num_classes=3, norm=norms.make("batch", 0.9), dtype=jnp.dtype("float32"))
-    mean, std = evaluation.pixel_statistics(dataset.train)
+    mean, std = evaluator.pixel_statistics(dataset.train)
     images = (test.images.astype(np.float32) / 255 - mean) / std
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     found = np.argmax(np.asarray(model.apply(variables, jnp.asarray(images), train=False)), axis=-1)

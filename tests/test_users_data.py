@@ -8,7 +8,8 @@ import pytest
 from experiments import data
 from experiments._errors import UsageError
 from experiments.data.users import RESERVED
-from experiments.training import evaluation, metrics
+from experiments.training.evaluation import evaluator
+from experiments.training.storage import metrics
 from tests import rig, users_data
 
 
@@ -44,5 +45,5 @@ def test_names_of_splits_are_not_those_of_other_rows():
 
 def test_a_constant_channel_is_only_centred():
     images = np.concatenate([rig.tiny().train.images, np.full((64, 8, 8, 1), 255, np.uint8)], axis=-1)
-    mean, std = evaluation.pixel_statistics(data.Examples(images, rig.tiny().train.labels))
+    mean, std = evaluator.pixel_statistics(data.Examples(images, rig.tiny().train.labels))
     assert std[1] == 1 and mean[1] == pytest.approx(1) and 0 < std[0] < 1

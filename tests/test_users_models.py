@@ -7,9 +7,9 @@ import pytest
 
 from experiments import models
 from experiments._errors import UsageError
-from experiments.training import optimizers
-from experiments.training.config import TrainConfig
-from experiments.training.population import population_statistics
+from experiments.training.config.options import TrainConfig
+from experiments.training.evaluation.population import population_statistics
+from experiments.training.recipe import optimizers
 from tests import rig, users
 
 PLAIN = {"batch_size": 16, "learning_rate": 0.05, "warmup_epochs": 0, "epochs": 5}

@@ -9,10 +9,10 @@ import pytest
 
 from experiments import _workdirs
 from experiments._errors import StorageError, UsageError
-from experiments.training import loop
-from experiments.training.checkpoint_evaluation import evaluate_checkpoint
-from experiments.training.config import TrainConfig
-from experiments.training.workdir import only_one
+from experiments.training import session
+from experiments.training.config.options import TrainConfig
+from experiments.training.evaluation.checkpoint import evaluate_checkpoint
+from experiments.training.storage.workdir import only_one
 from tests import rig
 
 OWN = {"dataset": "tests.own:dataset", "model": "tests.own:model"}
@@ -20,7 +20,7 @@ OWN = {"dataset": "tests.own:dataset", "model": "tests.own:model"}
 
 def train(workdir, **changes):
     options = {**OWN, "batch_size": 16, "steps": 8, "warmup_epochs": 0, "num_devices": 2, **changes}
-    return loop.train(TrainConfig(**options, workdir=str(workdir)))
+    return session.train(TrainConfig(**options, workdir=str(workdir)))
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +86,13 @@ def test_a_run_of_an_earlier_version_goes_on(copy):
 
 
 def test_a_workdir_that_is_removed_under_a_run_is_said_to_be_gone(tmp_path, monkeypatch):
-    save = loop.Fit._save
+    save = session.Fit._save
 
     def removed(self, state, step):
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         save(self, state, step)
 
-    monkeypatch.setattr(loop.Fit, "_save", removed)
+    monkeypatch.setattr(session.Fit, "_save", removed)
     with pytest.raises(StorageError, match="was removed while this run was going on"):
         train(tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()

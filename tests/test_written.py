@@ -20,7 +20,7 @@ from experiments.data import arrays
 from experiments.reporting import document
 from experiments.studies import batch_size, jobs, settings
 from experiments.studies.recommending import run as recommending
-from experiments.training import metrics, workdir
+from experiments.training.storage import metrics, workdir
 from tests import readers, test_reporting
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,7 @@ import numpy as np
 from batchnorm_jax import fold, linen
 from experiments import models
 from experiments.benchmarking import timing
-from experiments.training import devices
+from experiments.training.machine import devices
 
 BEFORE, AFTER = "before", "after"
 PARTS = ("resnet18", "simple_cnn")

@@ -10,11 +10,12 @@ import numpy as np
 
 from experiments import data as datasets
 from experiments.benchmarking import timing, torch_peer, trainer
-from experiments.training import devices, evaluation
-from experiments.training.config import TrainConfig
-from experiments.training.feeding import Feed
-from experiments.training.run import Run, prepare
-from experiments.training.steps import Source
+from experiments.training.config.options import TrainConfig
+from experiments.training.evaluation import evaluator
+from experiments.training.machine import devices
+from experiments.training.state import Source
+from experiments.training.step.feeding import Feed
+from experiments.training.step.run import Run, prepare
 
 OURS, TORCH = "batchnorm_jax", "torch"
 PEERS = (TORCH,)
@@ -136,7 +137,7 @@ def describe(row: dict[str, Any]) -> str:
 
 
 def _our_steps(config: TrainConfig, dataset, chosen) -> Callable[[int], None]:
-    run = prepare(config, dataset, evaluation.pixel_statistics(dataset.train), chosen)
+    run = prepare(config, dataset, evaluator.pixel_statistics(dataset.train), chosen)
     feed = Feed(config, dataset.train, run.mesh, resident=True)
     updates = _updates(run, feed)
     state, first = run.state, next(updates)

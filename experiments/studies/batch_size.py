@@ -25,7 +25,7 @@ from experiments.studies import convergence, generalisation, large_batch, ramp, 
 from experiments.studies.convergence import Data
 from experiments.studies.jobs import Job, Runner, command, refuse_hopeless, try_out
 from experiments.studies.settings import Study, data_of, fitted
-from experiments.training.config import PLACES
+from experiments.training.config.options import PLACES
 
 
 class Outcome(NamedTuple):

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments import data as datasets
-from experiments.training import evaluation, loop
-from experiments.training.config import TrainConfig
-from experiments.training.run import prepare
+from experiments.training import session
+from experiments.training.config.options import TrainConfig
+from experiments.training.evaluation import evaluator
+from experiments.training.step.run import prepare
 
 
 def begins(folder: Path, options: dict[str, Any]) -> str:
@@ -22,10 +23,10 @@ def begins(folder: Path, options: dict[str, Any]) -> str:
     Raises:
       UsageError: devices, data or model cannot be had or used; what training would say.
     """
-    config = loop.resolve(TrainConfig(**options, workdir=str(folder)))
-    chosen = loop.set_up_devices(config)
+    config = session.resolve(TrainConfig(**options, workdir=str(folder)))
+    chosen = session.set_up_devices(config)
     dataset = datasets.load(
         config.dataset, config.data_dir, image_size=config.image_size, validation_examples=config.validation_examples
     )
-    prepare(config, dataset, evaluation.pixel_statistics(dataset.train), chosen)
+    prepare(config, dataset, evaluator.pixel_statistics(dataset.train), chosen)
     return chosen[0].platform

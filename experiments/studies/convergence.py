@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from experiments._errors import UsageError
 from experiments.studies.jobs import Job, accuracy
 from experiments.studies.scaling import as_json, fit_steps_to_target
-from experiments.training import metrics
+from experiments.training.storage import metrics
 
 SEARCH_SEED = 100
 # Of an epoch, between two evaluations; those of 5,000 images take some 25% to 65% of the computing beside it.

@@ -12,9 +12,9 @@ import optax
 
 from experiments.studies.jobs import Job
 from experiments.studies.sharpness import epsilon_sharpness, largest_eigenvalue
-from experiments.training.checkpoint_evaluation import restore
-from experiments.training.evaluation import Evaluator
-from experiments.training.steps import eval_step, standardised
+from experiments.training.evaluation.checkpoint import restore
+from experiments.training.evaluation.evaluator import Evaluator
+from experiments.training.step.single import eval_step, standardised
 
 # Training images: to be evaluated on, and those of which the sharpness is measured, in batches.
 TRAIN_EXAMPLES = 10_000

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from experiments import _commands, _files, records
 from experiments._errors import UsageError
-from experiments.training import plan
-from experiments.training.config import TrainConfig
+from experiments.training.config import plan
+from experiments.training.config.options import TrainConfig
 
 FILE = "results.jsonl"
 # By its name, for what it needs takes seconds to import, which the process that trains has done.

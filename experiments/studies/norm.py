@@ -19,8 +19,8 @@ import numpy as np
 from batchnorm_jax import Moments
 from batchnorm_jax.linen import moments_fn
 from experiments.studies.jobs import Job
-from experiments.training.checkpoint_evaluation import restore
-from experiments.training.steps import standardised
+from experiments.training.evaluation.checkpoint import restore
+from experiments.training.step.single import standardised
 
 NORMS: dict[str, dict[str, Any]] = {
     "local": {"norm": "local"},

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 from experiments.studies.convergence import evaluations
 from experiments.studies.jobs import Job
 from experiments.studies.smoothness import CONSTANT
-from experiments.training import metrics
-from experiments.training.config import AUTO
+from experiments.training.config.options import AUTO
+from experiments.training.storage import metrics
 
 
 class Setting(NamedTuple):

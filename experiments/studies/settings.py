@@ -9,7 +9,7 @@ from experiments._errors import UsageError
 from experiments.studies import convergence, generalisation, large_batch, smoothness, step_time
 from experiments.studies import ramp as ramps
 from experiments.studies.convergence import Data
-from experiments.training import plan
+from experiments.training.config import plan
 
 # One in so many training examples is held out.
 HELD_OUT = 12

@@ -10,8 +10,8 @@ import numpy as np
 
 from experiments._errors import UsageError
 from experiments.studies.jobs import Job
-from experiments.training import metrics
-from experiments.training.noise import LEAST_BLOCKS, NoiseEstimate, noise_scale_interval
+from experiments.training.noise.estimate import LEAST_BLOCKS, NoiseEstimate, noise_scale_interval
+from experiments.training.storage import metrics
 
 # Of a run's measurements of noise, the most groups that are averaged before they are divided; of an interval each takes
 # eight.

@@ -16,10 +16,10 @@ from typing import Any
 
 from absl import logging
 
-from experiments.training import devices
-from experiments.training.config import TrainConfig
-from experiments.training.loop import train
+from experiments.training.config.options import TrainConfig
+from experiments.training.machine import devices
 from experiments.training.progress import NonFiniteLossError
+from experiments.training.session import train
 
 
 def main() -> None:

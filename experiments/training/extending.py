@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments._errors import UsageError
-from experiments.training import optimizers
-from experiments.training import plan as plans
-from experiments.training.config import AUTO, TrainConfig
-from experiments.training.run import make_descent
+from experiments.training.config import plan as plans
+from experiments.training.config.options import AUTO, TrainConfig
+from experiments.training.recipe import optimizers
+from experiments.training.step.run import make_descent
 
 
 def why_not(there: TrainConfig, here: TrainConfig, examples: int, devices: int) -> str | None:

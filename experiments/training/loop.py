@@ -1,205 +1,260 @@
-"""A training run from its configuration to its summary."""
+"""The training loop: from one update to the next, with what comes in between."""
 
-import contextlib
-import dataclasses
-import platform
 import sys
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from experiments import _commands, _files, records
-from experiments import data as datasets
-from experiments._errors import UsageError
-from experiments.training import devices, evaluation, extending, feeding, norms, preflight, processes, steps
-from experiments.training.checkpoints import Checkpoints, writing_to
 from experiments.training.clock import Clock
-from experiments.training.config import TrainConfig
-from experiments.training.fit import Fit
-from experiments.training.metrics import MetricsLog
-from experiments.training.noise_probe import noise_probe
-from experiments.training.plan import Plan
-from experiments.training.population import population_statistics, where_recalibrated_differs
-from experiments.training.run import Run, prepare
-from experiments.training.terminal import say
-from experiments.training.workdir import only_one, read_config, write_config
+from experiments.training.config import preflight
+from experiments.training.config.options import AUTO, TrainConfig
+from experiments.training.evaluation import evaluator
+from experiments.training.machine import processes
+from experiments.training.noise import ramp
+from experiments.training.noise.estimate import NoiseEstimate, init_noise, larger_batch, noise_scale, update_noise
+from experiments.training.noise.probe import SHARD_SIZE, SHARDS
+from experiments.training.progress import REMEDY, NonFiniteLossError, Progress
+from experiments.training.state import Source, TrainState
+from experiments.training.step import feeding
+from experiments.training.step.run import Program, Run
+from experiments.training.storage.checkpoints import Checkpoints
+from experiments.training.storage.metrics import MetricsLog
 
-SUMMARY = "summary.json"
-# Images by which statistics are fixed before the first update.
-FROZEN_EXAMPLES = 1_000
-
-
-def train(config: TrainConfig, *, check_statistics: bool = False) -> dict[str, Any]:
-    """Trains and evaluates one model; results go under the configuration's workdir.
-
-    A run that was stopped goes on from its newest checkpoint; one that is complete is not run again.
-
-    Args:
-      config: what to do.
-      check_statistics: evaluate at the end by statistics of training images too; where that changes an accuracy by
-        more than its sampling error, the summary has both.
-
-    Returns:
-      The summary, which `summary.json` in the workdir holds too: for each evaluated split its accuracy and loss, the
-      updates, and the seconds by what they were spent on.
-
-    Raises:
-      UsageError: what was asked for cannot be done.
-      NonFiniteLossError: the loss is not finite; the message names the step.
-      StorageError: the disk is full; what was kept before is whole.
-      PeerError: another process of the run has ended.
-    """
-    clock = Clock()
-    config = resolve(config)
-    workdir = Path(str(config.workdir))
-    with clock("start"):
-        chosen = set_up_devices(config)
-        dataset = datasets.load(
-            config.dataset,
-            config.data_dir,
-            image_size=config.image_size,
-            validation_examples=config.validation_examples,
-        )
-        statistics = evaluation.pixel_statistics(dataset.train)
-    with clock("compile"):
-        run = prepare(config, dataset, statistics, chosen)
-        noise = noise_probe(config, run, dataset)
-    first = processes.is_first()
-    with contextlib.ExitStack() as held:
-        held.enter_context(writing_to(workdir))
-        held.enter_context(processes.watched())
-        if first:
-            held.enter_context(only_one(workdir))
-            where = len(chosen), chosen[0].platform, jax.process_count()
-            for line in preflight.describe(config, run.plan, *where, run.tried):
-                say(line)
-            if dataset.note:
-                say(f"note      {dataset.note}")
-            write_config(
-                workdir,
-                config,
-                _facts(dataset, statistics),
-                lambda there: extending.why_not(there, config, dataset.train.size, len(chosen)),
-            )
-            say(f"workdir   {workdir}")
-        # The others read what the first has written.
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("config")
-        if (summary := _finished(workdir, run.plan)) is not None:
-            if first:
-                print("This run is complete; to run it again give another --workdir or --seed.\n")
-            return summary
-        with clock("start"):
-            resident = feeding.is_resident(config, dataset, run.mesh, devices.memory_of(chosen[0]))
-            feed = feeding.Feed(config, dataset.train, run.mesh, resident=resident)
-            evaluate = evaluation.Evaluator(run.eval_step, dataset.test, run.mesh, resident=resident)
-            checkpoints = held.enter_context(Checkpoints(workdir, run=read_config(workdir).run))
-            state = checkpoints.restore(run.state, set_aside=True)
-            if state is None:
-                state = initial_state(config, run, dataset)
-            if int(state.step) > 0 and first:
-                print(f"Going on from the checkpoint of step {int(state.step)}.", flush=True)
-            log = held.enter_context(MetricsLog(workdir, int(state.step), writes=first))
-        clock.add(checkpoints.notes.get("seconds", {}))
-        fit = Fit(config, run, feed, evaluate, checkpoints, log, clock, noise)
-        state, results, reached = fit(state)
-        summary = _summarise(config, run._replace(plan=fit.plan), int(state.step), results, reached, clock)
-        if check_statistics and config.norm != "frozen":
-            with clock("evaluate"):
-                other = where_recalibrated_differs(run, state, dataset, evaluate, results, config.span)
-            if other:
-                summary["recalibrated"] = other
-        summary["first_step_ended"] = fit.first_step_ended
-        summary["starts"] = fit.starts
-        summary["memory"] = None if fit.memory is None else fit.memory._asdict()
-        if first:
-            # Written last and whole: its presence says that the run is complete.
-            _files.write_json(workdir / SUMMARY, summary)
-    return summary
+# Where the running noise scale is asked for, of the examples that are trained on, one in so many is measured too.
+LIVE_SHARE = 10
+# Of the running averages, over some five measurements.
+LIVE_DECAY = 0.8
+# 128 + SIGTERM, as a shell has it.
+TERMINATED = 143
 
 
-def initial_state(config: TrainConfig, run: Run, dataset: datasets.Dataset) -> steps.TrainState:
-    """The state before the first update; statistics that will not change are those of the training set."""
-    if config.norm != "frozen":
-        return run.state
-    # Layer by layer, so that what each norm puts out has mean 0 and variance 1 before the first update.
-    # They are gone over once a layer, and a thousand images have positions enough.
-    statistics = population_statistics(
-        run.model, run.recipe, run.mesh, run.state, dataset.train, mode="layerwise", examples=FROZEN_EXAMPLES
-    )
-    return run.state._replace(batch_stats=devices.place(statistics, devices.replicated(run.mesh)))
+class Fit:
+    """Trains to the last step: call it with the state to start from."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: Run,
+        feed: feeding.Feed,
+        evaluate: evaluator.Evaluator,
+        checkpoints: Checkpoints,
+        log: MetricsLog,
+        clock: Clock,
+        noise: Callable[[TrainState], NoiseEstimate],
+    ):
+        self._config, self._run, self._feed, self._evaluate = config, run, feed, evaluate
+        # Of the run, and what an automatic ramp has added to it.
+        self.plan = ramp.restored(run.plan, config, checkpoints.notes)
+        self._checkpoints, self._clock = checkpoints, clock
+        self._log, self._noise = log, noise
+        self._programs: dict[Any, Program] = {}
+        self.first_step_ended: float | None = None
+        # Of the first program, that of full batches; None if there was no step left.
+        self.memory: preflight.StepMemory | None = None
+        self.starts = 1
+        self._computing = 0.0
+        # The first step of an epoch, and the updates of it that are left.
+        self._open: tuple[int, Iterator[list[Source]]] | None = None
+
+    def __call__(self, state: TrainState) -> tuple[TrainState, dict, int | None]:
+        """Returns the state at the end, the last evaluation of every split, and the step that reached the target."""
+        step, results, reached = int(state.step), {}, None
+        first = processes.is_first()
+        self.starts = self._checkpoints.notes.get("starts", 0) + 1
+        self._progress = Progress(self._config, self.plan, self._log, step, quiet=not first)
+        self._running_noise = init_noise()
+        for estimate in self._log.noise(step):
+            self._running_noise = update_noise(self._running_noise, NoiseEstimate(*estimate), LIVE_DECAY)
+        with self._progress, processes.Termination() as self._termination:
+            if self._is_evaluated(step):
+                # It was stopped there: before the evaluation, or after.
+                results = self._log.evaluations(step)
+                # A row that was damaged is made again.
+                if set(results) != self._evaluate.names:
+                    results = self._evaluate_and_log(state, step)
+                reached = self._reached(results, step)
+            while step < self.plan.total_steps and reached is None:
+                state, step = self._to_evaluation(state, step)
+                results = self._pause(state, step)
+                reached = self._reached(results, step)
+        return state, results, reached
+
+    def _is_evaluated(self, step: int) -> bool:
+        """Whether an evaluation follows the update that led to this step: at the end of an epoch, and in between."""
+        before = step - self._config.backwards_per_forward
+        return self._ends_epoch(step) or (step > 0 and _is_due(self._config.evaluate_every, before, step))
+
+    def _ends_epoch(self, step: int) -> bool:
+        return step > 0 and step == self.plan.locate(step - 1).last_step
+
+    def _noise_every(self, step: int) -> int:
+        """Updates between two measurements of the noise, in the epoch of a step."""
+        config, phase = self._config, self.plan.locate(step).phase
+        if config.noise_every or not (config.live or config.batch_ramp == AUTO):
+            return config.noise_every
+        return min(max(1, LIVE_SHARE * SHARD_SIZE * SHARDS // phase.batch_size), phase.steps_per_epoch)
+
+    def _updates(self, step: int) -> Iterator[list[Source]]:
+        """The updates that are left of an epoch."""
+        position = self.plan.locate(step)
+        if self._open is None or self._open[0] != position.first_step:
+            self._open = position.first_step, self._feed.updates(position, step)
+        return self._open[1]
+
+    def _to_evaluation(self, state: TrainState, step: int) -> tuple[TrainState, int]:
+        """Trains up to the next evaluation."""
+        clock, progress = self._clock, self._progress
+        progress.start_epoch()
+        self._computing = -clock.seconds["compute"]
+        updates, noise_every = self._updates(step), self._noise_every(step)
+        under_way, paused = None, False
+        while not paused:
+            with clock.beside("input", "compute", under_way):
+                sources = next(updates)
+            program = self._program(state, sources)
+            with clock("compute"):
+                state, metrics = program.call(state, sources)
+                progress.wait()
+                if self.first_step_ended is None:
+                    jax.block_until_ready(metrics)
+                    self.first_step_ended = time.time()
+            before, step = step, step + self._config.backwards_per_forward
+            under_way = metrics["loss"]
+            with clock.beside("log", "compute", under_way):
+                # The metrics of the step before this one.
+                progress.read()
+                progress.expect(step, metrics, feeding.examples(sources))
+            if _is_due(noise_every, before, step):
+                self._settle(state)
+                self._measure_noise(state, step)
+            paused = self._is_evaluated(step)
+            # The evaluation comes first, where there is one, or a run that resumes would lack it.
+            if not paused:
+                stop = self._termination.is_due(step)
+                if stop or _is_due(self._config.checkpoint_every, before, step):
+                    self._settle(state)
+                    self._save(state, step)
+                if stop:
+                    _exit_terminated(step)
+        self._settle(state)
+        self._computing += clock.seconds["compute"]
+        if self._ends_epoch(step):
+            # Before the state is kept, so that what is decided is kept with it.
+            self.plan = ramp.grown(self.plan, self._config, step, float(noise_scale(self._running_noise)))
+            self._progress.plan = self.plan
+        return state, step
+
+    def _settle(self, state: TrainState) -> None:
+        """Waits for the step that is under way, and reads its metrics."""
+        with self._clock("compute"):
+            jax.block_until_ready(state)
+        with self._clock("log"):
+            self._progress.read()
+
+    def _pause(self, state: TrainState, step: int) -> dict:
+        """Evaluates, logs and keeps the state; the evaluation comes later if the run is to stop."""
+        last = step == self.plan.total_steps
+        if not last and self._termination.is_due(step):
+            self._save(state, step)
+            _exit_terminated(step)
+        results = self._evaluate_and_log(state, step)
+        before = step - self._config.backwards_per_forward
+        last = last or self._reached(results, step) is not None
+        stop = self._termination.is_due(step)
+        every = self._config.checkpoint_every
+        if last or stop or (_is_due(every, before, step) if every else self._ends_epoch(step)):
+            self._save(state, step)
+        if stop and not last:
+            _exit_terminated(step)
+        return results
+
+    def _evaluate_and_log(self, state: TrainState, step: int) -> dict:
+        with self._clock("compile"):
+            self._evaluate.compile(state)
+        with self._clock("evaluate"):
+            results = self._evaluate(state)
+        for name, result in results.items():
+            if not np.isfinite(result["loss"]):
+                raise NonFiniteLossError(f"the loss on {name} is {result['loss']} after step {step}; {REMEDY}")
+        with self._clock("log"):
+            # Before the rows that say that it has been evaluated here.
+            if self._reached(results, step) is None:
+                self._log_ramp(step)
+            self._progress.end_epoch(step, results, self._computing)
+            if self._config.live and np.isfinite(self._running_noise.average.trace):
+                self._progress.say(self._noise_line(step))
+        return results
+
+    def _log_ramp(self, step: int) -> None:
+        """Says and logs that another batch size begins here."""
+        phase = self.plan.phases[-1]
+        if self.plan.largest is None or phase.first_step != step or step == 0 or self._log.has("ramp", step):
+            return
+        # The scale that decided, from the same rows.
+        scale = float(noise_scale(self._running_noise))
+        known = {"noise_scale": scale} if np.isfinite(scale) else {}
+        self._log.write("ramp", step, {"epoch": phase.first_epoch, "batch_size": phase.batch_size, **known})
+        why = f"the noise scale is {_short(scale)}" if known else "the gradient is not told from its noise"
+        self._progress.say(f"ramp      batch {phase.batch_size} from here on: {why}")
+
+    def _measure_noise(self, state: TrainState, step: int) -> None:
+        with self._clock("noise"):
+            estimate = self._noise(state)
+        with self._clock("log"):
+            row = {name: float(value) for name, value in estimate._asdict().items()}
+            self._log.write("noise", step, {"epoch": self.plan.epochs_at(step), **row})
+            self._running_noise = update_noise(self._running_noise, estimate, LIVE_DECAY)
+
+    def _noise_line(self, step: int) -> str:
+        scale = float(noise_scale(self._running_noise))
+        said = f"{_short(scale)}, " if np.isfinite(scale) else ""
+        batch_size = self.plan.locate(max(step - 1, 0)).phase.batch_size
+        return f"noise     {said}{larger_batch(scale, batch_size)}"
+
+    def _program(self, state: TrainState, sources: list[Source]) -> Program:
+        key = feeding.signature(sources)
+        if key not in self._programs:
+            with self._clock("compile"):
+                program = self._run.compile(state, sources, self.plan)
+            memory = preflight.step_memory(program.largest, self._run.mesh.local_devices)
+            line = preflight.memory_line(memory)
+            if not self._programs:
+                self.memory = memory
+                self._progress.say(line)
+            self._programs[key] = program
+            self.plan = ramp.within_memory(self.plan, memory)
+        return self._programs[key]
+
+    def _reached(self, results: dict, step: int) -> int | None:
+        """The step, if the target is reached there."""
+        target = self._config.target_accuracy
+        is_reached = target is not None and next(iter(results.values()))["accuracy"] >= target
+        return step if is_reached else None
+
+    def _save(self, state: TrainState, step: int) -> None:
+        """Keeps a state, unless the update that made it left what is not finite: its loss is not known yet."""
+        with self._clock("checkpoint"):
+            for leaf in jax.tree.leaves((state.params, state.batch_stats)):
+                if not np.isfinite(np.asarray(leaf, np.float32)).all():
+                    raise NonFiniteLossError(f"the parameters are not finite after step {step}; {REMEDY}")
+            kept = {"seconds": dict(self._clock.seconds), "starts": self.starts, **ramp.notes(self.plan)}
+            self._checkpoints.save(state, kept)
 
 
-def set_up_devices(config: TrainConfig) -> list[devices.Device]:
-    """The devices of a configuration, its other processes joined."""
-    devices.keep_compiled_programs(datasets.cache_dir() / "compiled")
-    return devices.set_up(
-        config.num_devices,
-        config.batch_size,
-        micro_batches=config.accumulation_steps,
-        connect=processes.connector(config),
-    )
+def _is_due(every: int, before: int, step: int) -> bool:
+    """Whether a multiple of a number of updates lies after one step and not after the other; never for 0."""
+    return every > 0 and step // every > before // every
 
 
-def resolve(config: TrainConfig) -> TrainConfig:
-    """The configuration with its workdir filled in, and the number of devices where the numbers depend on it."""
-    if config.norm in norms.PER_DEVICE:
-        chosen = set_up_devices(config)
-        config = dataclasses.replace(config, num_devices=len(chosen) // jax.process_count())
-    return dataclasses.replace(config, workdir=config.workdir or config.default_workdir())
+def _short(scale: float) -> str:
+    """A number with three digits that count."""
+    return f"{float(f'{scale:.3g}'):,.6g}"
 
 
-def _facts(dataset: datasets.Dataset, statistics: tuple[list[float], list[float]]) -> dict[str, Any]:
-    """What evaluation must know of the training data."""
-    return {
-        "image_shape": list(dataset.train.image_shape),
-        "num_classes": dataset.num_classes,
-        "pixel_mean": statistics[0],
-        "pixel_std": statistics[1],
-        "examples": dataset.train.size,
-        "note": dataset.note,
-        "contents": datasets.digests(dataset),
-    }
-
-
-def _finished(workdir: Path, plan: Plan) -> dict[str, Any] | None:
-    """The summary of a run that is complete; one of a shorter run is put aside."""
-    path = workdir / SUMMARY
-    try:
-        summary = _files.read_json(path, records.SUMMARY)
-    except UsageError as error:
-        # Not asked before: of several processes the first may put it aside in between.
-        if isinstance(error.__cause__, FileNotFoundError):
-            return None
-        raise UsageError(f"{error}. Move it away, and the run ends again") from error
-    target = (summary.get("target") or {}).get("reached_after_updates")
-    if summary["updates"] >= plan.total_steps or target is not None or plan.largest is not None:
-        return summary
+def _exit_terminated(step: int) -> NoReturn:
     if processes.is_first():
-        path.rename(path.with_stem(f"{path.stem}-{summary['updates']}"))
-    return None
-
-
-def _summarise(config: TrainConfig, run: Run, step: int, results, reached: int | None, clock: Clock) -> dict[str, Any]:
-    seconds = {name: round(seconds, 3) for name, seconds in sorted(clock.seconds.items())}
-    outside = sum(clock.seconds[name] for name in ("start", "compile", "evaluate", "checkpoint", "noise"))
-    training = clock.total() - outside
-    compute = clock.seconds["compute"]
-    return {
-        "results": results,
-        "updates": step,
-        "epochs": run.plan.epochs_at(step),
-        "target": None
-        if config.target_accuracy is None
-        else {"accuracy": config.target_accuracy, "reached_after_updates": reached},
-        "parameters": int(sum(np.size(p) for p in jax.tree.leaves(run.state.params))),
-        "seconds": {**seconds, "in all": round(clock.total(), 3)},
-        # Of the time that is left when those are taken away, what is not the compiled step.
-        "overhead": round(1 - compute / training, 4) if compute else None,
-        "devices": f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}",
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "command": _commands.shareable_command(["python", "-m", "experiments.train", *sys.argv[1:]]),
-    }
+        print(f"\nStopped by SIGTERM; step {step} is saved.", flush=True)
+    sys.exit(TERMINATED)

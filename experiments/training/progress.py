@@ -5,9 +5,9 @@ import time
 
 import jax
 
-from experiments.training.config import TrainConfig
-from experiments.training.metrics import MetricsLog
-from experiments.training.plan import Plan
+from experiments.training.config.options import TrainConfig
+from experiments.training.config.plan import Plan
+from experiments.training.storage.metrics import MetricsLog
 from experiments.training.terminal import StatusLine, say
 
 REMEDY = (

@@ -7,7 +7,7 @@ import jax
 
 from experiments.benchmarking.norm import accuracy, collectives, layers, memory, speed
 from experiments.benchmarking.timing import Spread
-from experiments.training import devices
+from experiments.training.machine import devices
 
 PARTS = ("accuracy", "collectives", "memory", "speed", "gpu")
 NOT_MEASURED = "not measured: no GPU here"

@@ -10,7 +10,7 @@ from experiments.studies.recommending.curves import OF_A_RUN, Curves, curves_of
 from experiments.studies.recommending.target import best_runs, scaled_rate
 from experiments.studies.scaling import interval_of
 from experiments.studies.smoothness import CONSTANT
-from experiments.training.plan import FEWEST_UPDATES
+from experiments.training.config.plan import FEWEST_UPDATES
 
 # Predictions are made as far from the batch sizes that were tried as that.
 REACH = 4

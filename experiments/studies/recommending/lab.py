@@ -12,7 +12,7 @@ import jax
 from experiments.studies import convergence, smoothness
 from experiments.studies.convergence import Data
 from experiments.studies.jobs import Job, Runner
-from experiments.training.noise_probe import SHARD_SIZE, SHARDS
+from experiments.training.noise.probe import SHARD_SIZE, SHARDS
 
 # Of the time that a run takes to start with a new program, that with one which is kept.
 REPEATED = 0.3

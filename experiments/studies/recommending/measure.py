@@ -25,8 +25,8 @@ from experiments.studies.recommending.target import (
     step_seconds,
 )
 from experiments.studies.scaling import fit_step_time
-from experiments.training.config import DEFAULT_BASE_RATES, REFERENCE_BATCH_SIZE
-from experiments.training.plan import FEWEST_UPDATES
+from experiments.training.config.options import DEFAULT_BASE_RATES, REFERENCE_BATCH_SIZE
+from experiments.training.config.plan import FEWEST_UPDATES
 
 # Batch sizes to be timed: from about the first on, each four times the last, until an update takes so many times
 # longer; at least three, if the training set has so many.

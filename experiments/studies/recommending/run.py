@@ -12,7 +12,7 @@ from experiments.studies.recommending.lab import Lab, Problem, count_devices
 from experiments.studies.recommending.measure import TINY_RATE, measure
 from experiments.studies.recommending.target import constant_options
 from experiments.studies.settings import with_held_out
-from experiments.training.config import TrainConfig
+from experiments.training.config.options import TrainConfig
 
 # Beside `results.jsonl`, which has the runs.
 FILE = "recommendation.json"

@@ -8,7 +8,7 @@ from experiments.studies.jobs import Job
 from experiments.studies.recommending.curves import best_runs, noise_of, noise_over, steps_by
 from experiments.studies.recommending.lab import Costs, Lab, Problem
 from experiments.studies.smoothness import CONSTANT
-from experiments.training.plan import FEWEST_UPDATES
+from experiments.training.config.plan import FEWEST_UPDATES
 
 # A run of so many is timed.
 LEAST_STEPS = 10

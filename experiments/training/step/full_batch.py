@@ -7,20 +7,12 @@ from flax import linen as nn
 from jax import lax
 from jax.sharding import Mesh
 
-from experiments.training.accumulation import merge, running_average
-from experiments.training.averaging import Momentum
-from experiments.training.devices import AXIS
-from experiments.training.optimizers import kernels
-from experiments.training.steps import (
-    WHOLE,
-    Recipe,
-    Source,
-    TrainState,
-    examples_in,
-    losses_of,
-    pick,
-    specs,
-)
+from experiments.training.machine.devices import AXIS
+from experiments.training.recipe.averaging import Momentum
+from experiments.training.recipe.optimizers import kernels
+from experiments.training.state import Recipe, Source, TrainState
+from experiments.training.step.accumulation import merge, running_average
+from experiments.training.step.single import WHOLE, examples_in, losses_of, pick, specs
 
 MEMORY = 10
 

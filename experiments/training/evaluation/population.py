@@ -15,9 +15,11 @@ from batchnorm_jax.linen import moments_fn
 from experiments import data as datasets
 from experiments._errors import UsageError
 from experiments.data.domains import to_domain
-from experiments.training import carries, devices, steps
-from experiments.training.evaluation import Evaluator
-from experiments.training.run import Run
+from experiments.training.evaluation.evaluator import Evaluator
+from experiments.training.machine import devices
+from experiments.training.state import Recipe, TrainState
+from experiments.training.step import carries, single
+from experiments.training.step.run import Run
 
 # Training images, in batches.
 EXAMPLES, BATCH = 10_000, 1_000
@@ -29,9 +31,9 @@ Results = dict[str, dict[str, Any]]
 
 def population_statistics(
     model: nn.Module,
-    recipe: steps.Recipe,
+    recipe: Recipe,
     mesh: Mesh,
-    state: steps.TrainState,
+    state: TrainState,
     train: datasets.Split,
     *,
     mode: str,
@@ -66,7 +68,7 @@ def population_statistics(
     chosen = train.read(np.random.default_rng(0).permutation(train.size)[:number])
     images = (chosen if domain is None else to_domain(domain, chosen)).images
     size = max(unit, BATCH // unit * unit)
-    cut = NamedSharding(mesh, steps.CUT)
+    cut = NamedSharding(mesh, single.CUT)
     batches = [devices.place(images[i : i + size], cut) for i in range(0, len(images), size)]
     # Models cut their spans only in training, which is what "pooled" follows.
     training = mode == "pooled"
@@ -75,9 +77,9 @@ def population_statistics(
 
     def function(variables, images):
         with carries.per_device():
-            return moments(variables, steps.standardised(images, recipe))
+            return moments(variables, single.standardised(images, recipe))
 
-    function = jax.jit(jax.shard_map(function, mesh=mesh, in_specs=(steps.WHOLE, steps.CUT), out_specs=steps.WHOLE))
+    function = jax.jit(jax.shard_map(function, mesh=mesh, in_specs=(single.WHOLE, single.CUT), out_specs=single.WHOLE))
 
     def one_at_a_time(variables, images):
         # As in training: collectives of fake devices that are dispatched ahead can wait for each other for ever.
@@ -89,7 +91,7 @@ def population_statistics(
 
 def where_recalibrated_differs(
     run: Run,
-    state: steps.TrainState,
+    state: TrainState,
     dataset: datasets.Dataset,
     evaluate: Evaluator,
     results: Results,

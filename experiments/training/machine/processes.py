@@ -13,7 +13,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from experiments._errors import UsageError
-from experiments.training.config import TrainConfig
 
 # A process that has died or stands still is missed for this long before the others end with an error.
 HEARTBEAT_SECONDS = 20
@@ -26,25 +25,25 @@ MARGIN_SECONDS = 60
 ATTEMPT_SECONDS = 2.0
 
 
-def connector(config: TrainConfig) -> Callable[[], int] | None:
+def connector(options: Group) -> Callable[[], int] | None:
     """What joins the other processes of a run and returns how many there are; None for a run of one process."""
-    if not config.distributed and config.coordinator_address is None:
+    if not options.distributed and options.coordinator_address is None:
         return None
 
     def connect() -> int:
         if jax.distributed.is_initialized():
             return jax.process_count()
         try:
-            if config.coordinator_address is None:
-                _initialize(config, None)
+            if options.coordinator_address is None:
+                _initialize(options, None)
             else:
-                _meet(config, config.coordinator_address)
+                _meet(options, options.coordinator_address)
         except ValueError as error:
             raise UsageError(
                 f"the other processes are not found ({error}); give --coordinator_address=HOST:PORT, --num_processes "
                 "and --process_id"
             ) from error
-        return config.num_processes or jax.process_count()
+        return options.num_processes or jax.process_count()
 
     return connect
 
@@ -53,11 +52,11 @@ class PeerError(RuntimeError):
     """Another process of the run has ended or cannot be reached."""
 
 
-def _initialize(config: TrainConfig, bind_address: str | None) -> None:
+def _initialize(options: Group, bind_address: str | None) -> None:
     jax.distributed.initialize(
-        coordinator_address=config.coordinator_address,
-        num_processes=config.num_processes,
-        process_id=config.process_id,
+        coordinator_address=options.coordinator_address,
+        num_processes=options.num_processes,
+        process_id=options.process_id,
         coordinator_bind_address=bind_address,
         initialization_timeout=int(CONNECT_SECONDS) + MARGIN_SECONDS,
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
@@ -65,7 +64,7 @@ def _initialize(config: TrainConfig, bind_address: str | None) -> None:
     )
 
 
-def _meet(config: TrainConfig, address: str) -> None:
+def _meet(options: Group, address: str) -> None:
     """Joins the processes that meet at an address, and says what it waits for.
 
     JAX waits in a call that neither says anything nor can be interrupted, so it is made in another thread.
@@ -76,10 +75,10 @@ def _meet(config: TrainConfig, address: str) -> None:
     """
     waiting = _Waiting(address)
     bind_address = None
-    if config.process_id == 0:
+    if options.process_id == 0:
         bind_address = address if _is_of_this_machine(address) else None
         waiting.what = (
-            f"for the other {(config.num_processes or 1) - 1} of {config.num_processes} processes at {address}"
+            f"for the other {(options.num_processes or 1) - 1} of {options.num_processes} processes at {address}"
         )
     else:
         waiting.what = f"for process 0 at {address}"
@@ -90,7 +89,7 @@ def _meet(config: TrainConfig, address: str) -> None:
 
     def initialize() -> None:
         try:
-            _initialize(config, bind_address)
+            _initialize(options, bind_address)
         except Exception as error:
             failed.append(error)
 

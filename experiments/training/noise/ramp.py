@@ -10,11 +10,11 @@ al., "An Empirical Model of Large-Batch Training", arXiv 1812.06162, 2018, appen
 
 from typing import Any
 
-from experiments.training import plan as plans
-from experiments.training import processes
-from experiments.training.config import TrainConfig
-from experiments.training.plan import FACTOR, Plan
-from experiments.training.preflight import StepMemory
+from experiments.training.config import plan as plans
+from experiments.training.config.options import TrainConfig
+from experiments.training.config.plan import FACTOR, Plan
+from experiments.training.config.preflight import StepMemory
+from experiments.training.machine import processes
 
 
 def grown(plan: Plan, config: TrainConfig, step: int, scale: float) -> Plan:

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments._errors import UsageError
-from experiments.training import devices as machine
-from experiments.training import norms, optimizers
-from experiments.training.config import REFERENCE_BATCH_SIZE, TrainConfig
-from experiments.training.plan import Plan, wanted_warmup
-from experiments.training.trial import Trial
+from experiments.training.config.options import REFERENCE_BATCH_SIZE, TrainConfig
+from experiments.training.config.plan import Plan, wanted_warmup
+from experiments.training.machine import devices as machine
+from experiments.training.recipe import norms, optimizers
+from experiments.training.step.trial import Trial
 
 # Above this peak rate at the reference batch size Nesterov's momentum seldom converges without tuning.
 UNUSUAL_BASE_RATE = 1.0

@@ -7,7 +7,7 @@ from typing import Any
 
 from experiments import _limits, models
 from experiments._errors import UsageError
-from experiments.training import augmentation, norms, optimizers, schedules
+from experiments.training.recipe import augmentation, norms, optimizers, schedules
 
 # On these a run's numbers do not depend, to rounding, so that it may go on in another place or on other devices. (But
 # that an automatic ramp ends where the memory of the devices does.)

@@ -7,9 +7,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import data as datasets
-from experiments.training.devices import AXIS, place
-from experiments.training.feeding import read_batch
-from experiments.training.steps import Indexed, Source, TrainState
+from experiments.training.machine.devices import AXIS, place
+from experiments.training.state import Indexed, Source, TrainState
+from experiments.training.step.feeding import read_batch
 
 # Examples a device per call: enough to keep a CPU core busy, and little memory.
 PER_DEVICE = 512

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 from experiments._errors import unknown_name
 from experiments.models import RESIDUAL
-from experiments.training.config import TrainConfig
-from experiments.training.optimizers import FULL_BATCH
+from experiments.training.config.options import TrainConfig
+from experiments.training.recipe.optimizers import FULL_BATCH
 
 
 class Preset(NamedTuple):

@@ -14,11 +14,14 @@ from experiments import _users
 from experiments import data as datasets
 from experiments._errors import UsageError, unknown_name
 from experiments.data.domains import DOMAINS, to_domain
-from experiments.training import devices, evaluation, steps
-from experiments.training.checkpoints import Checkpoints
-from experiments.training.population import population_statistics
-from experiments.training.run import make_model, make_optimizer, make_recipe
-from experiments.training.workdir import EVALUATED, FILE, read_config
+from experiments.training.config.stored import EVALUATED, FILE, read_config
+from experiments.training.evaluation import evaluator
+from experiments.training.evaluation.population import population_statistics
+from experiments.training.machine import devices
+from experiments.training.state import Recipe, TrainState
+from experiments.training.step import single
+from experiments.training.step.run import make_model, make_optimizer, make_recipe
+from experiments.training.storage.checkpoints import Checkpoints
 
 RECALIBRATIONS = ("pooled", "layerwise")
 OWN_DOMAIN = "its own"
@@ -36,9 +39,9 @@ class Restored(NamedTuple):
       span: of the norms.
     """
 
-    state: steps.TrainState
+    state: TrainState
     model: nn.Module
-    recipe: steps.Recipe
+    recipe: Recipe
     data: datasets.Dataset
     mesh: Mesh
     span: int | None
@@ -106,7 +109,7 @@ def restore(
     mesh = devices.make_mesh(chosen)
     built = make_model(config, facts["num_classes"])
     optimizer = make_optimizer(config, optax.constant_schedule(0.0))
-    like = jax.device_put(steps.init_state(built, optimizer, shape, config.seed), devices.replicated(mesh))
+    like = jax.device_put(single.init_state(built, optimizer, shape, config.seed), devices.replicated(mesh))
     with Checkpoints(workdir, read_only=True, run=run) as checkpoints:
         state = checkpoints.restore(like, step)
     if state is None:
@@ -156,11 +159,11 @@ def evaluate_checkpoint(
     restored = restore(workdir, **options)
     if recalibration and not jax.tree.leaves(restored.state.batch_stats):
         raise UsageError("--recalibrate is for models with running statistics, and this one has none")
-    step = steps.eval_step(restored.model, restored.mesh, restored.recipe)
+    step = single.eval_step(restored.model, restored.mesh, restored.recipe)
     rows = []
     for domain in (OWN_DOMAIN, *DOMAINS) if "all" in domains else domains or (OWN_DOMAIN,):
         test = {name: _moved(domain, split) for name, split in restored.data.test.items()}
-        evaluate = evaluation.Evaluator(step, test, restored.mesh)
+        evaluate = evaluator.Evaluator(step, test, restored.mesh)
         before, after = evaluate(restored.state), dict.fromkeys(test)
         if recalibration:
             statistics = population_statistics(

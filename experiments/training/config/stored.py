@@ -1,24 +1,17 @@
-"""The folder of a run: one process at a time in it, and the configuration and the data that it belongs to."""
+"""The configuration of a run and the facts about its data, as its workdir keeps them."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-try:
-    import fcntl
-except ImportError:  # Not on Windows.
-    fcntl = None
-
-from experiments import _files, _shapes, _workdirs
+from experiments import _files, _shapes
 from experiments._errors import UsageError
-from experiments.training.config import TrainConfig
+from experiments.training.config.options import TrainConfig
 
 FILE = "config.json"
 # A run may be made longer, so that these are no part of what its checkpoints are bound to.
@@ -39,34 +32,6 @@ class Stored(NamedTuple):
     config: TrainConfig
     facts: dict[str, Any]
     run: str | None
-
-
-@contextlib.contextmanager
-def only_one(workdir: Path) -> Iterator[None]:
-    """Makes the folder of a run, and keeps a second process from training in it at the same time.
-
-    Raises:
-      UsageError: there is one already, the folder cannot be made, or holds what another program made.
-    """
-    _workdirs.claim(workdir, _workdirs.RUN)
-    path = workdir / ".lock"
-    try:
-        # Never through a link, and without touching what is there.
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
-    except OSError as error:
-        raise _files.cannot_write(path, error) from error
-    with os.fdopen(descriptor) as lock:
-        if fcntl is not None:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UsageError(
-                    f"--workdir={workdir}: another process is training there; wait for it, or give another --workdir"
-                ) from error
-            except OSError:
-                # A file system without locks: nothing can be known.
-                pass
-        yield
 
 
 def write_config(

@@ -13,7 +13,7 @@ from batchnorm_jax import relaxed_d_max, relaxed_r_max
 from batchnorm_jax.linen import BatchNorm, BatchRenorm
 from experiments._errors import unknown_name
 from experiments.models.resnet import plain
-from experiments.training.devices import AXIS
+from experiments.training.machine.devices import AXIS
 
 NAMES = ("batch", "local", "renorm", "frozen", "group", "none")
 # By the examples of a device alone, so that what they compute depends on how many devices there are.

@@ -6,22 +6,10 @@ from flax import linen as nn
 from jax import lax
 from jax.sharding import Mesh
 
-from experiments.training.averaging import Momentum
-from experiments.training.devices import AXIS
-from experiments.training.steps import (
-    WHOLE,
-    Descent,
-    Indexed,
-    Recipe,
-    Source,
-    TrainState,
-    losses_of,
-    own,
-    pick,
-    specs,
-    step_key,
-    update,
-)
+from experiments.training.machine.devices import AXIS
+from experiments.training.recipe.averaging import Momentum
+from experiments.training.state import Descent, Indexed, Recipe, Source, TrainState
+from experiments.training.step.single import WHOLE, losses_of, own, pick, specs, step_key, update
 
 
 def split_step(model: nn.Module, descent: Descent, mesh: Mesh, recipe: Recipe, backwards: int, momentum: Momentum):

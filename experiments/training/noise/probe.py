@@ -9,11 +9,12 @@ import numpy as np
 
 from experiments import data as datasets
 from experiments._errors import UsageError
-from experiments.training import devices, steps
-from experiments.training.config import AUTO, TrainConfig
-from experiments.training.noise import NoiseEstimate, measure_noise
-from experiments.training.run import Run, make_model
-from experiments.training.steps import Batch, TrainState
+from experiments.training.config.options import AUTO, TrainConfig
+from experiments.training.machine import devices
+from experiments.training.noise.estimate import NoiseEstimate, measure_noise
+from experiments.training.state import Batch, TrainState
+from experiments.training.step import single
+from experiments.training.step.run import Run, make_model
 
 # Of a measurement: examples of a shard, where the norm has no span, and shards.
 SHARD_SIZE, SHARDS = 64, 32
@@ -45,13 +46,13 @@ def noise_probe(config: TrainConfig, run: Run, dataset: datasets.Dataset) -> Cal
     model = make_model(config, dataset.num_classes, run.plan.total_steps)
 
     def loss(params, batch_stats, step, batch: Batch):
-        losses, _, _ = steps.losses_of(
-            model, run.recipe, params, batch_stats, batch, steps.step_key(run.recipe, step, part=1)
+        losses, _, _ = single.losses_of(
+            model, run.recipe, params, batch_stats, batch, single.step_key(run.recipe, step, part=1)
         )
         return jax.lax.pmean(jnp.mean(losses), devices.AXIS)
 
-    in_specs = (steps.WHOLE, steps.WHOLE, steps.WHOLE, Batch(steps.CUT, steps.CUT, steps.CUT))
-    gradient = jax.jit(jax.shard_map(jax.grad(loss), mesh=mesh, in_specs=in_specs, out_specs=steps.WHOLE))
+    in_specs = (single.WHOLE, single.WHOLE, single.WHOLE, Batch(single.CUT, single.CUT, single.CUT))
+    gradient = jax.jit(jax.shard_map(jax.grad(loss), mesh=mesh, in_specs=in_specs, out_specs=single.WHOLE))
 
     def probe(state: TrainState) -> NoiseEstimate:
         held: Any = jax.tree.map(lambda a: a.addressable_data(0), (state.params, state.batch_stats, state.step))

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 
 from experiments import _files, _shapes
 from experiments._errors import StorageError, UsageError
-from experiments.training.steps import TrainState
+from experiments.training.state import TrainState
 
 KEEP = 3
 _NOTES = _shapes.record(

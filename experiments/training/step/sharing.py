@@ -7,7 +7,7 @@ import jax
 from jax import lax
 
 from experiments._errors import UsageError
-from experiments.training.devices import AXIS
+from experiments.training.machine.devices import AXIS
 
 
 def shared(batch_stats: Any, statistics_of: Callable[[Any], Any], params: Any) -> Any:

@@ -10,24 +10,10 @@ from jax import lax
 from jax.sharding import Mesh
 
 from batchnorm_jax import Moments, pool
-from experiments.training.averaging import Momentum, average
-from experiments.training.devices import AXIS
-from experiments.training.steps import (
-    CUT,
-    WHOLE,
-    Descent,
-    Indexed,
-    Recipe,
-    Source,
-    TrainState,
-    examples_in,
-    losses_of,
-    own,
-    pick,
-    specs,
-    step_key,
-    update,
-)
+from experiments.training.machine.devices import AXIS
+from experiments.training.recipe.averaging import Momentum, average
+from experiments.training.state import Descent, Indexed, Recipe, Source, TrainState
+from experiments.training.step.single import CUT, WHOLE, examples_in, losses_of, own, pick, specs, step_key, update
 
 
 class Total(NamedTuple):

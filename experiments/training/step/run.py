@@ -11,22 +11,13 @@ import optax
 
 from experiments import _users, models
 from experiments import data as datasets
-from experiments.training import (
-    accumulation,
-    devices,
-    feeding,
-    full_batch,
-    norms,
-    optimizers,
-    schedules,
-    splitting,
-    steps,
-    trial,
-)
-from experiments.training import plan as plans
-from experiments.training.averaging import Momentum
-from experiments.training.config import TrainConfig
-from experiments.training.steps import Descent, Recipe, Source, TrainState
+from experiments.training.config import plan as plans
+from experiments.training.config.options import TrainConfig
+from experiments.training.machine import devices
+from experiments.training.recipe import norms, optimizers, schedules
+from experiments.training.recipe.averaging import Momentum
+from experiments.training.state import Descent, Recipe, Source, TrainState
+from experiments.training.step import accumulation, feeding, full_batch, single, splitting, trial
 
 
 class Program(NamedTuple):
@@ -51,7 +42,7 @@ class Run(NamedTuple):
       recipe: of the forward pass.
       state: the initial one.
       compile: (state, sources, plan) -> `Program`, which reads sources of the same shapes.
-      eval_step: from `steps.eval_step`.
+      eval_step: from `single.eval_step`.
       tried: what is known of the model.
     """
 
@@ -145,9 +136,9 @@ def prepare(
         usual = Momentum(config.running_momentum(), config.running_momentum())
         # What the model does in training does not depend on the optimizer, and L-BFGS takes no such step.
         plain = Descent(optax.sgd, descent.schedule) if config.optimizer == optimizers.FULL_BATCH else descent
-        step = steps.train_step(model, plain, mesh, recipe, usual)
+        step = single.train_step(model, plain, mesh, recipe, usual)
         trial.in_training(config, dataset, variables, model, step, plain.optimizer(peak))
-    state = steps.init_state(evaluated, descent.optimizer(peak), dataset.train.image_shape, config.seed)
+    state = single.init_state(evaluated, descent.optimizer(peak), dataset.train.image_shape, config.seed)
     state = devices.place(state, devices.replicated(mesh))
 
     @cache
@@ -164,7 +155,7 @@ def prepare(
         lambda state, sources, plan: compiler(plan.examples_of(feeding.examples(sources), feeding.is_masked(sources)))(
             state, sources
         ),
-        steps.eval_step(evaluated, mesh, recipe),
+        single.eval_step(evaluated, mesh, recipe),
         tried,
     )
 
@@ -206,7 +197,7 @@ def _compiler(
         step = splitting.split_step(model, descent, mesh, recipe, config.backwards_per_forward, momentum)
     else:
         model = make_model(config, num_classes, total_steps)
-        step = steps.train_step(model, descent, mesh, recipe, momentum)
+        step = single.train_step(model, descent, mesh, recipe, momentum)
 
     def compiled(state: TrainState, sources: list[Source]) -> Program:
         program = step.lower(state, sources[0], peak).compile()

@@ -13,8 +13,8 @@ from batchnorm_jax.linen import BatchNorm
 from experiments import _users
 from experiments import data as datasets
 from experiments._errors import UsageError
-from experiments.training.config import TrainConfig
-from experiments.training.steps import Batch, TrainState
+from experiments.training.config.options import TrainConfig
+from experiments.training.state import Batch, TrainState
 
 # A model that gives one answer for any batch gives it for one image, too.
 IMAGES = 2

@@ -11,11 +11,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import data as datasets
 from experiments._errors import UsageError
-from experiments.training.config import TrainConfig
-from experiments.training.devices import AXIS, place
-from experiments.training.optimizers import FULL_BATCH
-from experiments.training.plan import Position
-from experiments.training.steps import Batch, Indexed, Source
+from experiments.training.config.options import TrainConfig
+from experiments.training.config.plan import Position
+from experiments.training.machine.devices import AXIS, place
+from experiments.training.recipe.optimizers import FULL_BATCH
+from experiments.training.state import Batch, Indexed, Source
 
 # Of the device's memory, the part that a training set may take before it is streamed.
 RESIDENT_SHARE = 0.25

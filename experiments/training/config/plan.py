@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from experiments import _limits
 from experiments._errors import UsageError
-from experiments.training import optimizers, schedules
-from experiments.training.config import AUTO, TrainConfig
-from experiments.training.devices import nearest_multiples
+from experiments.training.config.options import AUTO, TrainConfig
+from experiments.training.machine.devices import nearest_multiples
+from experiments.training.recipe import optimizers, schedules
 
 # Of an automatic ramp: by what the batch grows, and the updates that an epoch has at least.
 FACTOR = 2

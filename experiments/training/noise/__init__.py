@@ -1,0 +1,1 @@
+"""The gradient noise scale: measured in a step, averaged over training, and what follows for the batch size."""

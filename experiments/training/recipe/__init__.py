@@ -1,0 +1,1 @@
+"""What training is made of, each a declared variant: optimizers, schedules, norms, augmentation, running averages."""

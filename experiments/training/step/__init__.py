@@ -1,0 +1,1 @@
+"""The compiled updates, what feeds them, and how they are put together."""
