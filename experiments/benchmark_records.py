@@ -45,7 +45,7 @@ NORM = record(
 )
 
 _COMPILED = record(
-    {"job": record({"variant": text}), "title": text},
+    {"job": record({"variant": text}, {"shape": items(whole(1))}), "title": text},
     {
         "figures": optional(table(optional(_AMOUNT))),
         "ratio": optional(table(optional(_AMOUNT))),

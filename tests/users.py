@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax import nnx
 
@@ -151,6 +152,8 @@ class Wrong(nn.Module):
             return y.mean(0, keepdims=True)
         if self.what == "whole_numbers":
             return jnp.argsort(y)
+        if self.what == "constant":
+            return np.zeros((len(x), self.num_classes), np.float32)
         if self.what == "too_large":
             return nn.Dense(self.num_classes)(nn.Dense(10**12)(y))
         if self.what == "exits":
@@ -217,7 +220,7 @@ class Uncalled(nn.Module):
 
 
 _WRONG = ("pair", "one_answer", "collection", "always_training", "fails_in_training")
-for _what in (*_WRONG, "whole_numbers", "too_large", "exits"):
+for _what in (*_WRONG, "constant", "whole_numbers", "too_large", "exits"):
     globals()[_what] = partial(Wrong, what=_what)
 
 # The name, and what must be said.
@@ -227,6 +230,7 @@ REFUSED = {
     "pair": r"gives logits in a tuple for 2 images",
     "one_answer": r"gives logits of shape \(1, 3\) for 2 images .* array of \(2, 3\)",
     "whole_numbers": r"gives logits of type int32, and a loss needs floating point numbers",
+    "constant": r"gives an array of NumPy, the same for any images and parameters",
     "too_large": r"the parameters of --model=\S+ alone need 26,\d+.\d GiB, and there are",
     "exits": r"its call in evaluation raised SystemExit: 3",
     "Uncalled": r"the Uncalled that it returned has no __call__",

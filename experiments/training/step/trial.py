@@ -63,14 +63,24 @@ def in_evaluation(
                 own_norms.append(path)
         return next_function(*args, **kwargs)
 
+    fixed: list[bool] = []
+
     def initialised(x):
-        return model.init_with_output(jax.random.key(0), x, train=False)
+        made, variables = model.init_with_output(jax.random.key(0), x, train=False)
+        # An array that was not computed while the function was traced.
+        fixed.append(isinstance(made, np.ndarray))
+        return made, variables
 
     with _of(config, "its call in evaluation"), nn.intercept_methods(note):
         made, variables = jax.eval_shape(initialised, images)
     variables = nn.meta.unbox(variables)
     _check_variables(config, variables, memory)
     wanted = (*first.labels.shape, dataset.num_classes)
+    if fixed[-1]:
+        raise UsageError(
+            f"--model={config.model} gives an array of NumPy, the same for any images and parameters; compute it "
+            "with jax.numpy"
+        )
     if not jnp.issubdtype(getattr(made, "dtype", jnp.float32), jnp.floating):
         raise UsageError(
             f"--model={config.model} gives logits of type {made.dtype}, and a loss needs floating point numbers"
