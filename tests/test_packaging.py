@@ -34,6 +34,18 @@ EXPERIMENTS = [
     {"_flags", "_help"},
     {"train", "evaluate", "batch_size_study", "recommend", "norm_study", "benchmark", "report"},
 ]
+# The rooms of `experiments.training`, and what stands beside them.
+TRAINING = [
+    {"state", "clock", "terminal"},
+    {"machine", "storage", "recipe"},
+    {"config"},
+    {"step"},
+    {"evaluation", "noise"},
+    {"progress"},
+    {"loop"},
+    {"extending"},
+    {"session"},
+]
 # Reads result files only.
 STANDALONE = {"reporting": {"_errors", "_commands", "_files", "_workdirs", "records", "benchmark_records", "reporting"}}
 
@@ -48,16 +60,20 @@ def imports(path):
 
 def component(name, package):
     """The part of `package` that a dotted name leads to; None if it leads elsewhere."""
-    parts = name.split(".")
-    return parts[1] if parts[0] == package and len(parts) > 1 else None
+    inside = name.removeprefix(f"{package}.")
+    return inside.split(".")[0] if inside != name else None
 
 
-@pytest.mark.parametrize(("package", "layers"), [("batchnorm_jax", LIBRARY), ("experiments", EXPERIMENTS)])
+@pytest.mark.parametrize(
+    ("package", "layers"),
+    [("batchnorm_jax", LIBRARY), ("experiments", EXPERIMENTS), ("experiments.training", TRAINING)],
+)
 def test_imports_go_downward(package, layers):
     rank = {name: i for i, layer in enumerate(layers) for name in layer}
-    for path in (ROOT / package).rglob("*.py"):
-        here = path.relative_to(ROOT / package).parts[0].removesuffix(".py")
-        if path.name == "__init__.py" and path.parent.name == package and package == "experiments":
+    folder = ROOT / package.replace(".", "/")
+    for path in folder.rglob("*.py"):
+        here = path.relative_to(folder).parts[0].removesuffix(".py")
+        if path == folder / "__init__.py" and package != "batchnorm_jax":
             continue
         for name in imports(path):
             there = component(name, package)

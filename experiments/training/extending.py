@@ -16,7 +16,7 @@ def why_not(there: TrainConfig, here: TrainConfig, examples: int, devices: int) 
 
     Args:
       there: the configuration that it was made with.
-      here: another one, which differs from that in `workdir.LENGTHS` alone.
+      here: another one, which differs from that in `stored.LENGTHS` alone.
       examples: of the training set.
       devices: of all processes.
     """

@@ -92,7 +92,7 @@ def noise_over(measured: Sequence[Sequence[float]]) -> dict[str, Any]:
     """The noise scale over a run: it grows on the way, so that this is the median, with the interval of a median.
 
     (Of ratios of single measurements, which lie too high where the scale is far above the examples of one. Their pooled
-    ratio, as of `training.noise`, would be that of the first, whose gradients are largest.)
+    ratio, as of `training.noise.estimate`, would be that of the first, whose gradients are largest.)
 
     Args:
       measured: [step, loss, squared norm of the gradient, trace of its covariance] of each measurement.

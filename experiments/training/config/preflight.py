@@ -8,7 +8,6 @@ from experiments.training.config.options import REFERENCE_BATCH_SIZE, TrainConfi
 from experiments.training.config.plan import Plan, wanted_warmup
 from experiments.training.machine import devices as machine
 from experiments.training.recipe import norms, optimizers
-from experiments.training.step.trial import Trial
 
 # Above this peak rate at the reference batch size Nesterov's momentum seldom converges without tuning.
 UNUSUAL_BASE_RATE = 1.0
@@ -17,6 +16,18 @@ LINEAR_RULE_LIMIT = 8192
 FEW_UPDATES = 100
 # A variance of 16 numbers is known to a third; with fewer, its square root in the denominator is mostly noise.
 FEW_POSITIONS = 16
+
+
+class Trial(NamedTuple):
+    """What is known of a model before it is compiled.
+
+    Attributes:
+      positions: of one example that each norm averages over, by its path.
+      own_norms: the paths of those that the model makes itself: Flax's, or ours without an axis.
+    """
+
+    positions: dict[str, int]
+    own_norms: tuple[str, ...]
 
 
 def describe(

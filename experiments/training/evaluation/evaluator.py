@@ -42,7 +42,7 @@ class Evaluator:
     """Evaluates splits, their last batches padded and masked.
 
     Args:
-      step: from `steps.eval_step`.
+      step: from `single.eval_step`.
       splits: by name, in memory or streamed.
       mesh: the devices.
       resident: keep splits that are in memory on the devices.

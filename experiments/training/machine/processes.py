@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -23,6 +24,30 @@ SAID_EVERY = 15.0
 MARGIN_SECONDS = 60
 # Of one attempt to reach process 0, and between two.
 ATTEMPT_SECONDS = 2.0
+
+
+class Group(Protocol):
+    """The options that say which processes train together, as `TrainConfig` has them."""
+
+    @property
+    def distributed(self) -> bool:
+        """Whether JAX finds the processes by itself."""
+        ...
+
+    @property
+    def coordinator_address(self) -> str | None:
+        """Host and port of process 0."""
+        ...
+
+    @property
+    def num_processes(self) -> int | None:
+        """How many there are."""
+        ...
+
+    @property
+    def process_id(self) -> int | None:
+        """Which one this is."""
+        ...
 
 
 def connector(options: Group) -> Callable[[], int] | None:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,24 +14,13 @@ from experiments import _users
 from experiments import data as datasets
 from experiments._errors import UsageError
 from experiments.training.config.options import TrainConfig
+from experiments.training.config.preflight import Trial
 from experiments.training.state import Batch, TrainState
 
 # A model that gives one answer for any batch gives it for one image, too.
 IMAGES = 2
 # Norms whose statistics are a batch's, which those that a model makes itself can be given too.
 OF_BATCHES = ("batch", "local")
-
-
-class Trial(NamedTuple):
-    """What is known of a model before it is compiled.
-
-    Attributes:
-      positions: of one example that each norm averages over, by its path.
-      own_norms: the paths of those that the model makes itself: Flax's, or ours without an axis.
-    """
-
-    positions: dict[str, int]
-    own_norms: tuple[str, ...]
 
 
 def in_evaluation(
@@ -110,7 +99,7 @@ def in_training(
       dataset: to train on.
       variables: of the model, from `in_evaluation`.
       model: to train.
-      step: from `steps.train_step`.
+      step: from `single.train_step`.
       optimizer: of the step.
 
     Raises:
