@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from experiments import data as datasets
-from experiments.training import evaluation, loop
+from experiments.training import loop
 from experiments.training.config import TrainConfig
 from experiments.training.run import prepare
 
@@ -23,9 +22,6 @@ def begins(folder: Path, options: dict[str, Any]) -> str:
       UsageError: devices, data or model cannot be had or used; what training would say.
     """
     config = loop.resolve(TrainConfig(**options, workdir=str(folder)))
-    chosen = loop.set_up_devices(config)
-    dataset = datasets.load(
-        config.dataset, config.data_dir, image_size=config.image_size, validation_examples=config.validation_examples
-    )
-    prepare(config, dataset, evaluation.pixel_statistics(dataset.train), chosen)
+    chosen, dataset, statistics = loop.start(config)
+    prepare(config, dataset, statistics, chosen)
     return chosen[0].platform
