@@ -12,7 +12,7 @@ from batchnorm_jax._activations import Activation, static
 from batchnorm_jax._collectives import AxisName, Pool, axis_size, check_groups, vary_like
 from batchnorm_jax._core import Correction, Spec, effective_scale, normalize_by_batch
 from batchnorm_jax._moments import Moments, as_array, check_mask
-from batchnorm_jax._options import check_dtype, check_epsilon, check_input, check_options, check_real
+from batchnorm_jax._options import check_dtype, check_epsilon, check_input, check_options, check_real, check_scale
 from batchnorm_jax._spans import average_over_spans, cut_spans, plan_span
 
 
@@ -188,9 +188,9 @@ def pooled_norm(
         activation=activation,
         save_for_backward=save_for_backward,
         has_residual=residual is not None,
-        scale=scale,
         caller=caller,
     )
+    check_scale(scale, save_for_backward, caller=caller)
     if mask is not None:
         mask = check_mask(mask, x.shape, caller=caller)
         # A replicated input under a mask that differs between devices is one that differs, to its derivative.

@@ -88,11 +88,12 @@ class Called(NamedTuple):
     conditioning: jax.Array | None
 
 
+# The options of both interfaces that are true or false.
 FLAGS = ("use_bias", "use_scale", "use_fast_variance", "unbiased_running_var", "skip_nonfinite", "check_conditioning")
 
 
-def check_layer(norm: Any, *, scale: Any, caller: str) -> None:
-    """Raises a ValueError where an option of a layer is none that it can have; `scale`: its first value, if known."""
+def check_layer(norm: Any, *, caller: str) -> None:
+    """Raises a ValueError where an option of a layer is none that it can have."""
     check_momentum(norm.momentum, caller=caller)
     check_epsilon(norm.epsilon, caller=caller)
     check_dtype(norm.dtype, caller=caller)
@@ -109,7 +110,6 @@ def check_layer(norm: Any, *, scale: Any, caller: str) -> None:
         activation=norm.activation,
         save_for_backward=norm.save_for_backward,
         has_residual=False,
-        scale=scale,
         caller=caller,
     )
 

@@ -151,8 +151,8 @@ def check_dtype(dtype: Any, name: str = "dtype", *, caller: str) -> None:
         )
 
 
-def check_options(*, collective, activation: Any, save_for_backward, has_residual: bool, scale, caller: str) -> None:
-    """Raises a ValueError where options are unknown or conflict; `scale` is looked at where its value is known."""
+def check_options(*, collective, activation: Any, save_for_backward, has_residual: bool, caller: str) -> None:
+    """Raises a ValueError where options are unknown or conflict."""
     check_activation(activation, caller=caller)
     for name, value, known in (
         ("collective", collective, COLLECTIVES),
@@ -174,7 +174,12 @@ def check_options(*, collective, activation: Any, save_for_backward, has_residua
             f"{caller}: save_for_backward='output' cannot tell the residual from the rest of y; add it outside, or use "
             "save_for_backward='input'"
         )
-    if scale is not None and not isinstance(scale, Tracer) and np.any(np.asarray(scale) == 0):
+
+
+def check_scale(scale: Any, save_for_backward: str, *, caller: str) -> None:
+    """Raises a ValueError for a scale with zeros, where the backward pass would divide by it and its value is known."""
+    known = save_for_backward == "output" and scale is not None and not isinstance(scale, Tracer)
+    if known and np.any(np.asarray(scale) == 0):
         raise ValueError(
             f"{caller}: save_for_backward='output' divides by the scale, and some of it is zero; initialise it with "
             "other values, or use save_for_backward='input'"

@@ -163,8 +163,8 @@ def of_batches(moments_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], An
 
     def function(variables: Any, batch: Any) -> Any:
         for leaf in jax.tree.leaves(batch):
-            array = isinstance(leaf, jax.Array | np.ndarray | np.generic) and np.dtype(leaf.dtype).kind not in "OSU"
-            if not array and not isinstance(leaf, int | float | complex):
+            texts = isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind in "OSU"
+            if texts or not isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float | complex):
                 raise ValueError(
                     f"recalibrate: a batch holds {leaf!r}, a {type(leaf).__name__}; give arrays, with which the model "
                     "is called"

@@ -274,7 +274,7 @@ _PREDICTION = record(
     }
 )
 _ESTIMATE = record({"value": optional(NUMBER), "interval": items(optional(NUMBER), optional(NUMBER))})
-RUN = record(
+_RUN = record(
     {
         **_COUNTED,
         "rate": POSITIVE,
@@ -319,7 +319,7 @@ RECOMMENDATION = record(
                         }
                     )
                 ),
-                "runs": items(RUN),
+                "runs": items(_RUN),
                 "not_measured": items(text),
             }
         ),

@@ -85,7 +85,7 @@ def _stopped(folder: Path) -> None:
 
 
 def _evaluate_program(folder: Path) -> str:
-    """What the program prints; nothing, if that is of an older checkpoint."""
+    """Returns the output of `experiments.evaluate`, or an empty text where it fell back to an older checkpoint."""
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         programs.use_own_flags(evaluate, patch)

@@ -175,8 +175,8 @@ NOTHING = {
     r"turned: norm \(WithSetup\) keeps a mean": lambda: call(Net("with setup"), True, replace={Own: options}),
     r"the modules called \(Dense, Plain\) have no batch normalization": lambda: call(Plain()),
     r"no flax.linen module was called inside.*Equinox": lambda: leave("an axis of its own"),
-    r"is batchnorm_jax's already and keeps its axis_name=None; make it with axis_name='a'": lambda: call(
-        linen.BatchNorm(use_running_average=True), around="a"
+    r"is batchnorm_jax's already and keeps its axis_name='b'; make it with axis_name='a'": lambda: call(
+        linen.BatchNorm(use_running_average=True, axis_name="b"), around="a"
     ),
     r"gives 'decay' for norm \(Own\), which .* does not take": lambda: call(
         Net("own"), True, replace={Own: lambda norm, x, train: {"decay": 0.9}}

@@ -315,3 +315,10 @@ def test_an_input_of_another_rank_than_the_axis_says():
     folded = check(model, draw((8, 4)))
     with pytest.raises(ValueError, match=r"axis=1 is not the last of an input of shape \(8, 4, 4\)"):
         folded(draw((8, 4, 4)))
+
+
+def test_pairs_may_be_written_as_attributes_and_be_any_iterable():
+    model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0)))
+    x = jnp.ones((1, 2))
+    given = (pair for pair in [("layers.0", "layers.1")])
+    np.testing.assert_array_equal(fold(model, given)(x), fold(model, [("layers/0", "layers/1")])(x))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax import nnx
 
 from batchnorm_jax import (
@@ -111,6 +112,21 @@ def test_odd_options_are_refused(call, words):
     with pytest.raises(ValueError) as refused:
         call()
     assert str(refused.value).startswith(words)
+
+
+def test_a_batch_may_hold_keys_and_numbers():
+    """As of a model whose noise is given to it."""
+
+    class Noisy(nn.Module):
+        @nn.compact
+        def __call__(self, batch):
+            noise = batch["size"] * jax.random.normal(batch["key"], batch["x"].shape)
+            return linen.BatchNorm(use_running_average=True)(batch["x"] + noise)
+
+    batch = {"x": X, "key": KEY, "size": 0.0}
+    variables = Noisy().init(KEY, batch)
+    (stats,) = linen.recalibrate(Noisy(), variables, [batch])["batch_stats"].values()
+    np.testing.assert_allclose(stats["mean"], X.mean(0))
 
 
 @pytest.mark.parametrize("kind", [linen.BatchNorm, linen.BatchRenorm, partial(ours_nnx.BatchNorm, 3, rngs=nnx.Rngs(0))])

@@ -333,8 +333,26 @@ def test_ours_without_an_axis_takes_the_one_that_is_given():
         jax.tree.map(np.testing.assert_array_equal, got, expected)
         assert model.layers[1].axis_name is None
 
-    own, kept = (ours_nnx.BatchNorm(3, momentum=0.5, axis_name=name, rngs=nnx.Rngs(0)) for name in (None, "own"))
+    spanned = linen.BatchNorm(use_running_average=False, span=2 * DEVICES)
+    variables = spanned.init(jax.random.key(0), x[0])
+
+    def step_of(norm, x):
+        with linen.synchronize("batch", span=None):
+            return norm.apply(variables, x, mutable=["batch_stats"])
+
+    got, expected = (
+        jax.vmap(lambda x, norm=norm: step_of(norm, x), axis_name="batch")(x)
+        for norm in (spanned, spanned.clone(axis_name="batch"))
+    )
+    jax.tree.map(np.testing.assert_array_equal, got, expected)
+
+    own, kept = (
+        ours_nnx.BatchNorm(3, momentum=0.5, axis_name=name, span=8, rngs=nnx.Rngs(0)) for name in (None, "own")
+    )
     before = attributes(own)
+    assert ours_nnx.synchronize(own, axis_name="batch", span=None) == [""]
+    assert own.span == 8, "what is given as None takes nothing away"
+    assert ours_nnx.unsynchronize(own) == [""] and attributes(own) == before
     both = nnx.List([own, kept])
     assert ours_nnx.synchronize(both, axis_name="batch", span=16, momentum=0.1) == ["0"]
     assert (own.axis_name, own.span, own.momentum, kept.axis_name) == ("batch", 16, 0.5, "own")

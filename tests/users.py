@@ -160,6 +160,11 @@ class Wrong(nn.Module):
             raise SystemExit(3)
         if self.what == "collection":
             self.variable("ema", "mean", jnp.zeros, ()).value += 1.0
+        if self.what == "copied_norm":
+            mean = self.variable("batch_stats", "mean", jnp.zeros, y.shape[-1:])
+            if train:
+                mean.value = 0.9 * mean.value + 0.1 * y.mean(0)
+            return y - mean.value[None]
         if self.what == "always_training":
             return nn.BatchNorm(use_running_average=False)(y)
         if self.what == "fails_in_training" and train:
@@ -219,7 +224,7 @@ class Uncalled(nn.Module):
         return nn.Dense(self.num_classes)(flat(x))
 
 
-_WRONG = ("pair", "one_answer", "collection", "always_training", "fails_in_training")
+_WRONG = ("pair", "one_answer", "collection", "copied_norm", "always_training", "fails_in_training")
 for _what in (*_WRONG, "constant", "whole_numbers", "too_large", "exits"):
     globals()[_what] = partial(Wrong, what=_what)
 
@@ -235,6 +240,7 @@ REFUSED = {
     "exits": r"its call in evaluation raised SystemExit: 3",
     "Uncalled": r"the Uncalled that it returned has no __call__",
     "collection": r"keeps variables in ema, .* params and batch_stats alone",
+    "copied_norm": r"the statistics mean are each device's own, as of a norm that does not pool over the devices",
     "always_training": r"its call in evaluation raised ModifyScopeVariableError",
     "fails_in_training": r"its training step raised KeyError: .*no such thing as \(8, 3\).*\n.*users.py.*oops\(y\)",
     "Bare": r"has no parameters to train",

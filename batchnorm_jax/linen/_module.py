@@ -14,7 +14,7 @@ from batchnorm_jax._activations import Activation
 from batchnorm_jax._collectives import AxisName
 from batchnorm_jax._layer import Limit, Limits, Running, call, check_layer, diagnose, limits_at
 from batchnorm_jax._moments import as_array, feature_axes, promoted
-from batchnorm_jax._options import as_flag, check_names
+from batchnorm_jax._options import as_flag, check_names, check_scale
 from batchnorm_jax._renorm import check_limits, relaxed_d_max, relaxed_r_max
 
 
@@ -106,10 +106,11 @@ class BatchNorm(nn.Module):
     check_conditioning: bool = False
 
     def __post_init__(self):
-        zero_scale = self.use_scale is True and self.scale_init is nn.initializers.zeros
-        # Of NumPy: of JAX it would be a tracer where the module is made inside a traced function.
-        check_layer(self, scale=np.zeros(1) if zero_scale else None, caller="BatchNorm")
+        check_layer(self, caller="BatchNorm")
         as_flag(self.force_float32_reductions, "force_float32_reductions", caller="BatchNorm")
+        if self.use_scale and self.scale_init is nn.initializers.zeros:
+            # Of NumPy: of JAX it would be a tracer where the module is made inside a traced function.
+            check_scale(np.zeros(1), self.save_for_backward, caller="BatchNorm")
         super().__post_init__()
 
     @nn.compact

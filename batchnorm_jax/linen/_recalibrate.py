@@ -11,7 +11,6 @@ from batchnorm_jax import _recalibrate
 from batchnorm_jax._collectives import AxisName
 from batchnorm_jax._layer import Running, pool_calls, pooled_moments, pooled_over
 from batchnorm_jax._moments import Moments, feature_axes
-from batchnorm_jax._recalibrate import check_variables
 from batchnorm_jax.linen._adapt import (
     Replace,
     check_model,
@@ -76,7 +75,7 @@ def recalibrate(
     Source: see `batchnorm_jax.recalibrate`.
     """
     function = jax.jit(moments_fn(model, *args, mode=mode, replace=replace, **kwargs))
-    check_variables(variables, caller="recalibrate", collections=True)
+    _recalibrate.check_variables(variables, caller="recalibrate", collections=True)
     return _recalibrate.recalibrate(_recalibrate.of_batches(function), variables, batches, mode=mode)
 
 

@@ -40,8 +40,8 @@ def synchronize(
 
     The model's code and variables stay as they are; its norms pool over `axis_name`, with our derivative rule and
     collectives. Norms that are ours already keep their own options; one without an `axis_name` takes that of the
-    context, with its groups and span. A norm of another class, such as a copy of Flax's
-    in somebody's package, is run as ours where `replace` says how.
+    context, with the groups and the span that are given. A norm of another class, such as a copy of Flax's in
+    somebody's package, is run as ours where `replace` says how.
 
     It must enclose the tracing: a function that was jitted and called before is not affected, nor a module under
     `nn.jit` that was, and one that was traced inside keeps the change. The surest way is to enter it within the
@@ -135,7 +135,9 @@ def synchronize(
                 seen.replaced.append(path)
                 for outer in _contexts.entered:
                     outer.turned = True
-                ours = _with_options(module, {name: options[name] for name in OF_POOLING if name in options})
+                ours = _with_options(
+                    module, {name: options[name] for name in OF_POOLING if options.get(name) is not None}
+                )
         with ours:
             result = next_function(*args, **kwargs)
         seen.called[plain_class(module).__name__] = None

@@ -15,7 +15,7 @@ from batchnorm_jax._activations import Activation
 from batchnorm_jax._collectives import AxisName, as_groups, check_axis_name
 from batchnorm_jax._layer import Limit, Limits, Running, call, check_layer, diagnose, limits_at
 from batchnorm_jax._moments import as_array, feature_axes
-from batchnorm_jax._options import check_names
+from batchnorm_jax._options import check_names, check_scale
 from batchnorm_jax._renorm import check_limits, relaxed_d_max, relaxed_r_max
 
 _ZEROS, _ONES = nnx.initializers.zeros_init(), nnx.initializers.ones_init()
@@ -133,7 +133,7 @@ class BatchNorm(nnx.Module):
         self.skip_nonfinite = skip_nonfinite
         self.update_stats = update_stats
         self.check_conditioning = check_conditioning
-        check_layer(self, scale=None, caller="BatchNorm")
+        check_layer(self, caller="BatchNorm")
         shape = (num_features,)
         self.mean = nnx.BatchStat(jnp.zeros(shape, jnp.float32))
         self.var = nnx.BatchStat(jnp.ones(shape, jnp.float32))
@@ -144,7 +144,8 @@ class BatchNorm(nnx.Module):
         self.bias = (
             nnx.Param(bias_init(rngs.params(), shape, param_dtype), **bias_metadata) if use_bias else nnx.data(None)
         )
-        check_layer(self, scale=None if self.scale is None else self.scale[...], caller="BatchNorm")
+        if self.scale is not None:
+            check_scale(self.scale[...], save_for_backward, caller="BatchNorm")
 
     def __call__(
         self,

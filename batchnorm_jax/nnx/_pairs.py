@@ -66,7 +66,7 @@ class Model:
             # As attributes are written, too.
             return path.replace(".", "/") if isinstance(path, str) and path not in self.places else path
 
-        if isinstance(pairs, list | tuple):
+        if isinstance(pairs, Iterable) and not isinstance(pairs, str) and not hasattr(pairs, "shape"):
             pairs = [tuple(map(with_slashes, p)) if isinstance(p, tuple | list) else p for p in pairs]
         layers, norms = (
             [path for path, place in self.places.items() if type(place.value) in classes] for classes in (LAYERS, NORMS)

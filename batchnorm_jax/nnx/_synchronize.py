@@ -27,9 +27,9 @@ def synchronize(model: nnx.Module, *, axis_name: AxisName | None, **options: Any
 
     The modules stay the same objects, with the same variables: what is shared stays shared, and whoever refers to one,
     such as an optimizer, goes on doing so. They are no longer instances of Flax's class. Norms that are ours already
-    keep their own options; one without an `axis_name` takes that which is given, with its groups and span. A function
-    that was jitted by `nnx.jit` and called before is traced anew, since the model is
-    another; one made by `nnx.cached_partial` is not.
+    keep their own options; one without an `axis_name` takes the one that is given, with the groups and the span that
+    are given. A function that was jitted by `nnx.jit` and called before is traced anew, since the model is another; one
+    made by `nnx.cached_partial` is not.
 
     Args:
       model: it, and every module in it, may be a norm.
@@ -79,7 +79,8 @@ def synchronize(model: nnx.Module, *, axis_name: AxisName | None, **options: Any
         warnings.warn(f"synchronize: {name_lookalikes(left)}", UserWarning, stacklevel=2)
     for _, norm in turned:
         was_ours = isinstance(norm, BatchNorm)
-        given = [name for name in options if name in OF_POOLING or not was_ours]
+        pooling = [name for name in OF_POOLING if options.get(name) is not None]
+        given = pooling if was_ours else list(options)
         kept = tuple((name, _frozen(getattr(norm, name))) for name in given if hasattr(norm, name))
         before = getattr(norm, "before_synchronize", None) or (type(norm), kept)
         if not was_ours:

@@ -22,7 +22,7 @@ from scipy import stats
 
 from experiments import _files, records
 from experiments._errors import UsageError
-from experiments._shapes import every, items, optional, record, text, whole
+from experiments._shapes import every, record, whole
 from experiments.benchmarking.recommend_table import table
 from experiments.studies import jobs
 from experiments.studies.convergence import CONFIDENCE, Setting, grid_jobs, tuned_job, updates_to_target
@@ -95,28 +95,6 @@ _ROW = every(
             )
         },
     ),
-)
-# And of a recommendation.
-_PREDICTION = record(
-    {"batch_size": whole(1), "updates": optional(records.BOUNDED), "seconds": optional(records.BOUNDED)}
-)
-_RESULT = record(
-    {
-        "seconds": records.NUMBER,
-        "evidence": record(
-            {
-                "target": optional(records.NUMBER),
-                "options": record({}),
-                "not_measured": items(text),
-                "runs": items(records.RUN),
-            }
-        ),
-        "advice": optional(
-            record(
-                {"batch_size": whole(1), "learning_rate": records.POSITIVE, "candidates": items(_PREDICTION, least=1)}
-            )
-        ),
-    }
 )
 
 
@@ -234,7 +212,7 @@ def _result(problem: Problem, folder: Path) -> dict[str, Any] | None:
     path = folder / RECOMMENDATION / FILE
     if not os.path.lexists(path):
         return None
-    result = _files.read_json(path, _RESULT)
+    result = _files.read_json(path, records.RECOMMENDATION)
     evidence = result["evidence"]
     if evidence["target"] != problem.target or not problem.options.items() <= evidence["options"].items():
         raise UsageError(

@@ -3,10 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from experiments import data as datasets
 from experiments.training import session
 from experiments.training.config.options import TrainConfig
-from experiments.training.evaluation import evaluator
 from experiments.training.step.run import prepare
 
 
@@ -24,9 +22,6 @@ def begins(folder: Path, options: dict[str, Any]) -> str:
       UsageError: devices, data or model cannot be had or used; what training would say.
     """
     config = session.resolve(TrainConfig(**options, workdir=str(folder)))
-    chosen = session.set_up_devices(config)
-    dataset = datasets.load(
-        config.dataset, config.data_dir, image_size=config.image_size, validation_examples=config.validation_examples
-    )
-    prepare(config, dataset, evaluator.pixel_statistics(dataset.train), chosen)
+    chosen, dataset, statistics = session.start(config)
+    prepare(config, dataset, statistics, chosen)
     return chosen[0].platform

@@ -63,14 +63,7 @@ def train(config: TrainConfig, *, check_statistics: bool = False) -> dict[str, A
     config = resolve(config)
     workdir = Path(str(config.workdir))
     with clock("start"):
-        chosen = set_up_devices(config)
-        dataset = datasets.load(
-            config.dataset,
-            config.data_dir,
-            image_size=config.image_size,
-            validation_examples=config.validation_examples,
-        )
-        statistics = evaluator.pixel_statistics(dataset.train)
+        chosen, dataset, statistics = start(config)
     with clock("compile"):
         run = prepare(config, dataset, statistics, chosen)
         noise = noise_probe(config, run, dataset)
@@ -126,6 +119,15 @@ def train(config: TrainConfig, *, check_statistics: bool = False) -> dict[str, A
             # Written last and whole: its presence says that the run is complete.
             _files.write_json(workdir / SUMMARY, summary)
     return summary
+
+
+def start(config: TrainConfig) -> tuple[list[devices.Device], datasets.Dataset, tuple[list[float], list[float]]]:
+    """Returns what a run starts from: its devices, its data, and the mean and standard deviation of their pixels."""
+    chosen = set_up_devices(config)
+    dataset = datasets.load(
+        config.dataset, config.data_dir, image_size=config.image_size, validation_examples=config.validation_examples
+    )
+    return chosen, dataset, evaluator.pixel_statistics(dataset.train)
 
 
 def initial_state(config: TrainConfig, run: Run, dataset: datasets.Dataset) -> TrainState:
