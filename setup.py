@@ -14,6 +14,7 @@ EXPERIMENTS = [
     # TFDS imports it without declaring it.
     "importlib_resources",
     "matplotlib>=3.8",
+    "msgspec>=0.19",
     "numpy>=2.0",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
