@@ -11,8 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import _commands, _files, records
+import msgspec
+
+from experiments import _commands, _files
 from experiments._errors import UsageError
+from experiments.records.rows import study_row
+from experiments.records.studies import StudyRow
 from experiments.training.config import plan
 from experiments.training.config.options import TrainConfig
 
@@ -98,7 +102,7 @@ class Runner:
           folder: of the study, made if need be; rows are appended to `results.jsonl` in it.
         """
         self._folder = folder
-        self._rows = {row["key"]: row for row in read(folder / FILE) if _is_result(row)}
+        self._rows: dict[str, StudyRow] = {row.key: row for row in read(folder / FILE) if row.is_result}
         self._worker = _Worker(folder)
 
     def __enter__(self):
@@ -111,7 +115,7 @@ class Runner:
     def is_done(self, job: Job) -> bool:
         """Whether there is a row of a job that was made with its options, wherever the data lie."""
         row = self._rows.get(job.key)
-        return row is not None and _without_place(row["options"]) == json.loads(json.dumps(_without_place(job.options)))
+        return row is not None and _without_place(row.options) == json.loads(json.dumps(_without_place(job.options)))
 
     def try_out(self, jobs: Iterable[Job]) -> None:
         """Refuses a study of which no run can begin, before any is started, by its devices, its data or its model.
@@ -138,34 +142,29 @@ class Runner:
         if first is not None:
             raise _hopeless(list(kinds.values()), first)
 
-    def run(self, job: Job, place: str = "") -> dict[str, Any]:
-        """The row of a job, which is run if need be.
+    def run(self, job: Job, place: str = "") -> StudyRow:
+        """Returns the row of a job, which is run if it has none.
 
         Args:
           job: to run.
           place: of the job among others, to be printed.
-
-        Returns:
-          `key`, `options`, `command`; and `summary`, as `experiments.train` leaves it, or `error`, and then `diverged`,
-          whether that is a loss that is not finite.
         """
         if not self.is_done(job):
             started = time.monotonic()
             self._folder.mkdir(parents=True, exist_ok=True)
-            row = {
+            made: dict[str, object] = {
                 "key": job.key,
                 "options": job.options,
                 "command": _commands.shareable_command(["python", *command(job, self._folder)]),
+                "label": job.label,
+                **self._worker.train(job),
             }
-            row |= {"label": job.label} if job.label else {}
-            row |= self._worker.train(job)
-            _files.add_row(self._folder / FILE, row)
-            self._rows[job.key] = json.loads(json.dumps(row))
+            row = self._keep(made)
             print(f"{place}  {time.monotonic() - started:>5.0f} s  {job.key:<44} {_say(row)}".lstrip(), flush=True)
         return self._rows[job.key]
 
-    def run_all(self, jobs: Iterable[Job]) -> list[dict[str, Any]]:
-        """The rows of jobs, in their order; those that have none yet are run."""
+    def run_all(self, jobs: Iterable[Job]) -> list[StudyRow]:
+        """Returns the rows of jobs, in their order; those that have none yet are run."""
         jobs = list(jobs)
         to_run = [job for job in jobs if not self.is_done(job)]
         for number, job in enumerate(to_run, start=1):
@@ -173,11 +172,11 @@ class Runner:
         return [self.run(job) for job in jobs]
 
     def failed(self) -> list[str]:
-        """The keys of the runs that ended with an error; a loss that is not finite is a result, and none."""
-        return sorted(key for key, row in self._rows.items() if not _is_result(row))
+        """Returns the keys of the runs that ended with an error; a loss that is not finite is a result, and no error."""
+        return sorted(key for key, row in self._rows.items() if not row.is_result)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """All rows of the study."""
+    def rows(self) -> list[StudyRow]:
+        """Returns all rows of the study."""
         return list(self._rows.values())
 
     def note(self, job: Job, name: str, function: Callable[..., Any], named: Sequence[str] = ()) -> None:
@@ -185,21 +184,28 @@ class Runner:
 
         Args:
           job: that was run.
-          name: of the field.
+          name: the field of the row's type, which is None until then.
           function: of a module, called in the process that trains; what it returns must be what JSON can hold.
-          named: options of the job that it takes by their names beside the folder; those that the job has are given.
+          named: options of the job that the function takes by their names beside the folder; those that the job has
+            are given.
         """
-        row = self._rows.get(job.key, {})
-        if "summary" not in row or name in row:
+        row = self._rows.get(job.key)
+        if row is None or row.summary is None or getattr(row, name) is not None:
             return
         given = {option: job.options[option] for option in named if job.options.get(option) is not None}
         answer = self._worker.call(function, workdir(job, self._folder), job.options.get("num_devices"), given)
         if "value" in answer:
-            self._rows[job.key] = row = {**row, name: answer["value"]}
-            _files.add_row(self._folder / FILE, row)
+            self._keep({**msgspec.to_builtins(row), name: answer["value"]})
         else:
             # Tried again when the study is started again.
             print(f"{job.key}: {name}: {answer['error']}", flush=True)
+
+    def _keep(self, made: dict[str, object]) -> StudyRow:
+        """Adds a row to the file, and returns it as it will be read from there."""
+        row = study_row(json.loads(json.dumps(made)))
+        _files.add_row(self._folder / FILE, row)
+        self._rows[row.key] = row
+        return row
 
     def ask(self, function: Callable[[Path], Any], num_devices: int | None = None) -> Any:
         """What a function of the study's folder gives in the process that trains; it is not kept.
@@ -218,18 +224,9 @@ def _without_place(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name != "data_dir"}
 
 
-def _is_result(row: dict[str, Any]) -> bool:
-    return "summary" in row or row.get("diverged", False)
-
-
-def accuracy(row: dict[str, Any]) -> float:
-    """Of the first split that a run evaluates, at its end."""
-    return next(iter(row["summary"]["results"].values()))["accuracy"]
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file, the last of each key. A line that is not a whole row is named and left out."""
-    return list({row["key"]: row for row in _files.read_rows(path, records.study_row)[0]}.values())
+def read(path: Path) -> list[StudyRow]:
+    """Returns the rows of a file, the last of each key. A line that is not a whole row is named and left out."""
+    return list({row.key: row for row in _files.read_rows(path, study_row)[0]}.values())
 
 
 class _Worker:
@@ -307,7 +304,7 @@ class _Worker:
         self._process = self._num_devices = None
 
 
-def _say(row: dict[str, Any]) -> str:
-    if "error" in row:
-        return row["error"]
-    return "  ".join(f"{name} {result['accuracy']:.2%}" for name, result in row["summary"]["results"].items())
+def _say(row: StudyRow) -> str:
+    if row.summary is None:
+        return str(row.error)
+    return "  ".join(f"{name} {result.accuracy:.2%}" for name, result in row.summary.results.items())

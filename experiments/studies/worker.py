@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from absl import logging
 
 from experiments.training.config.options import TrainConfig
@@ -51,7 +52,7 @@ def _answer(asked: dict[str, Any]) -> dict[str, Any]:
     if "train" in asked:
         # The summary names the command.
         sys.argv[1:] = [f"--{name}={value}" for name, value in asked["train"].items()]
-        return {"summary": train(TrainConfig(**asked["train"]))}
+        return {"summary": msgspec.to_builtins(train(TrainConfig(**asked["train"])))}
     module, _, name = asked["call"].partition(":")
     return {"value": getattr(importlib.import_module(module), name)(Path(asked["workdir"]), **asked.get("given", {}))}
 
