@@ -25,6 +25,7 @@ import pytest
 from experiments import _flags, data, evaluate, reporting
 from experiments._errors import StorageError, UsageError
 from experiments.data import arrays
+from experiments.records.runs import TrainRow
 from experiments.reporting import convergence as convergence_report
 from experiments.reporting import critical, document, generalisation, large_batch, ramp, smoothness, step_time
 from experiments.studies import jobs, norm
@@ -74,7 +75,7 @@ def _norm_rows(folder: Path) -> None:
 def _train(folder: Path) -> Any:
     options = {**OWN, "batch_size": 16, "steps": 4, "warmup_epochs": 0, "num_devices": 2, "checkpoint_every": 2}
     with contextlib.redirect_stdout(io.StringIO()):
-        return session.train(TrainConfig(**options, workdir=str(folder)))["results"]
+        return session.train(TrainConfig(**options, workdir=str(folder))).results
 
 
 def _stopped(folder: Path) -> None:
@@ -104,7 +105,7 @@ def _log(folder: Path) -> None:
     with metrics.MetricsLog(folder, 6) as log:
         log.evaluations(4)
         log.noise(4)
-        log.write("train", 7, {"loss": 1.0})
+        log.write(TrainRow(kind="train", step=7, loss=1.0, accuracy=0.5, learning_rate=0.1))
 
 
 def _lock(folder: Path) -> None:

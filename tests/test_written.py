@@ -17,6 +17,7 @@ from experiments import _files, batch_size_study, reporting
 from experiments._errors import StorageError, UsageError
 from experiments.benchmarking import result
 from experiments.data import arrays
+from experiments.records.runs import TrainRow
 from experiments.reporting import document
 from experiments.studies import batch_size, jobs, settings
 from experiments.studies.recommending import run as recommending
@@ -78,7 +79,7 @@ def folders(whole, tmp_path):
 
 def _log(folder):
     with metrics.MetricsLog(folder / "run", 6) as log:
-        log.write("train", 7, {"loss": 1.0})
+        log.write(TrainRow(kind="train", step=7, loss=1.0, accuracy=0.5, learning_rate=0.1))
 
 
 def _lock(folder):

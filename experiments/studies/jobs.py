@@ -172,7 +172,7 @@ class Runner:
         return [self.run(job) for job in jobs]
 
     def failed(self) -> list[str]:
-        """Returns the keys of the runs that ended with an error; a loss that is not finite is a result, and no error."""
+        """Returns the keys of the runs that ended with an error; a loss that is not finite is a result."""
         return sorted(key for key, row in self._rows.items() if not row.is_result)
 
     def rows(self) -> list[StudyRow]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments._errors import UsageError
+from experiments.records.runs import StepMemory
 from experiments.training.config.options import REFERENCE_BATCH_SIZE, TrainConfig
 from experiments.training.config.plan import Plan, wanted_warmup
 from experiments.training.machine import devices as machine
@@ -160,32 +161,20 @@ def _warnings(config: TrainConfig, plan: Plan, per_device: int) -> list[str]:
     return texts
 
 
-class StepMemory(NamedTuple):
-    """What memory a compiled step takes of what there is, in bytes; on a CPU that of all its devices, which share it.
-
-    Attributes:
-      needed: by the step, what it reads included; None: this backend does not analyse it.
-      limit: of what there is; None: not known.
-    """
-
-    needed: int | None
-    limit: int | None
-
-
 def step_memory(compiled: Any, devices: Sequence[Any]) -> StepMemory:
     """The memory of a compiled step on the devices of this process that it runs on."""
     analysis = compiled.memory_analysis()
     on_cpu = devices[0].platform == "cpu"
     limit = machine.memory_of(devices[0])
     if analysis is None:
-        return StepMemory(None, limit)
+        return StepMemory(limit=limit)
     needed = (
         analysis.temp_size_in_bytes
         + analysis.argument_size_in_bytes
         + analysis.output_size_in_bytes
         - analysis.alias_size_in_bytes
     )
-    return StepMemory(needed * len(devices) if on_cpu else needed, limit)
+    return StepMemory(needed=needed * len(devices) if on_cpu else needed, limit=limit)
 
 
 def memory_line(memory: StepMemory) -> str:
