@@ -64,7 +64,7 @@ def finish(workdir, processes, environment=None, **changes):
 def test_a_coordinator_that_is_not_there_is_waited_for_aloud(monkeypatch, capsys):
     """Nothing listens at the port: at once the address and the time left, again, and a sentence at the end."""
     monkeypatch.setattr(processes, "CONNECT_SECONDS", 0.5)
-    monkeypatch.setattr(processes, "SAID_EVERY", 0.1)
+    monkeypatch.setattr(processes, "MESSAGE_INTERVAL_SECONDS", 0.1)
     address = f"127.0.0.1:{free_port()}"
     config = TrainConfig(coordinator_address=address, num_processes=2, process_id=1)
     with pytest.raises(processes.PeerError, match=rf"waited 0 s for process 0 at {address} .*refused"):
@@ -74,15 +74,15 @@ def test_a_coordinator_that_is_not_there_is_waited_for_aloud(monkeypatch, capsys
 
 
 def test_the_coordinator_listens_on_the_address_that_is_given(capsys):
-    assert processes._is_of_this_machine(f"127.0.0.1:{free_port()}")
+    assert processes._can_listen_at(f"127.0.0.1:{free_port()}")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(UsageError, match=r"--coordinator_address=.* cannot listen there"):
-            processes._is_of_this_machine(f"127.0.0.1:{taken.getsockname()[1]}")
+            processes._can_listen_at(f"127.0.0.1:{taken.getsockname()[1]}")
     # An address of documentation, RFC 5737, which no machine has.
-    assert not processes._is_of_this_machine("192.0.2.1:1234")
-    assert "listens on all of its addresses, port 1234" in capsys.readouterr().out
+    assert not processes._can_listen_at("192.0.2.1:1234")
+    assert "listens at port 1234 of all its addresses" in capsys.readouterr().out
 
 
 def losses(workdir):
