@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and read with a sentence on what is wrong with them."""
+"""Files are written atomically, and errors of reading them are one sentence."""
 
 import errno
 import json
@@ -18,7 +18,7 @@ def full(*_, **__):
 
 
 @pytest.mark.parametrize("call", ["replace", "fdopen", "open"])
-def test_a_file_that_cannot_be_written_is_left_as_it_was(tmp_path, monkeypatch, call):
+def test_a_failed_write_leaves_the_earlier_file_unchanged(tmp_path, monkeypatch, call):
     path = tmp_path / "report.html"
     _files.write(path, "before")
     monkeypatch.setattr(os, call, full)
@@ -28,7 +28,7 @@ def test_a_file_that_cannot_be_written_is_left_as_it_was(tmp_path, monkeypatch, 
     assert path.read_text() == "before" and [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_a_link_that_was_there_is_not_written_through(tmp_path):
+def test_writing_does_not_follow_a_symbolic_link(tmp_path):
     theirs = tmp_path / "theirs"
     theirs.write_text("theirs")
     link = tmp_path / "link"
@@ -39,7 +39,7 @@ def test_a_link_that_was_there_is_not_written_through(tmp_path):
     assert theirs.read_text() == "theirs" and link.read_text() == "ours" and not link.is_symlink()
 
 
-def test_who_may_read_a_file_is_what_the_system_says(tmp_path):
+def test_a_new_file_has_the_permissions_that_the_umask_gives(tmp_path):
     before = os.umask(0o022)
     try:
         _files.write(tmp_path / "new", b"bytes")
@@ -48,7 +48,7 @@ def test_who_may_read_a_file_is_what_the_system_says(tmp_path):
         os.umask(before)
 
 
-def test_a_row_after_one_that_was_cut_short_is_whole(tmp_path, caplog):
+def test_a_row_that_is_appended_to_a_truncated_row_is_whole(tmp_path, caplog):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"a": 1}\n{"a": ')
     _files.add_row(path, {"a": 2})
@@ -73,7 +73,7 @@ def test_a_row_after_one_that_was_cut_short_is_whole(tmp_path, caplog):
         (b'{"a": 1, "deep": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said_in_a_sentence(tmp_path, content, said):
+def test_an_error_in_a_file_is_one_sentence_that_names_the_file(tmp_path, content, said):
     path = tmp_path / "file.json"
     path.write_bytes(content)
     with pytest.raises(UsageError) as raised:
@@ -83,26 +83,26 @@ def test_what_is_wrong_with_a_file_is_said_in_a_sentence(tmp_path, content, said
     )
 
 
-def test_what_is_no_file_is_named(tmp_path):
-    for path, said in ((tmp_path, "directory"), (tmp_path / "none", "not there"), (tmp_path / "a\0b", "null")):
+def test_a_path_that_is_not_a_file_is_named(tmp_path):
+    for path, said in ((tmp_path, "directory"), (tmp_path / "none", "does not exist"), (tmp_path / "a\0b", "null")):
         with pytest.raises(UsageError, match=f"{said}"):
             _files.read_json(path, SHAPE)
 
 
-def test_characters_that_no_terminal_should_get_are_replaced(tmp_path):
+def test_control_characters_and_surrogates_are_replaced(tmp_path):
     path = tmp_path / "file.json"
     path.write_text(json.dumps({"a": 1, "\ud800": ["\x1b[2J"]}))
     assert _files.read_json(path, SHAPE) == {"a": 1, "�": ["�[2J"]}
 
 
-def test_a_folder_that_cannot_be_made_names_the_flag(tmp_path):
+def test_a_folder_that_cannot_be_created_names_the_flag(tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("n" * 300), tmp_path / "a\0b"):
         with pytest.raises(UsageError, match=r"--workdir=.* cannot be written to .*give another --workdir"):
             _files.make_folder(folder)
 
 
-def test_commands_are_shown_quoted_and_without_the_folders_of_a_machine():
+def test_commands_are_shown_quoted_and_without_absolute_paths():
     words = ["python", "-m", "experiments.train", "--workdir=/home/a b/runs/x y", "--model=my:f", "/abs/", "~/b"]
     shown = _commands.shareable_command(words)
     assert shown == "python -m experiments.train '--workdir=x y' --model=my:f abs b"

@@ -220,7 +220,7 @@ def test_a_reader_leaves_a_save_under_way_alone(two_checkpoints):
 def test_two_runs_in_one_folder_are_refused(tmp_path):
     with (
         only_one(tmp_path / "run"),
-        pytest.raises(UsageError, match="another process is training there"),
+        pytest.raises(UsageError, match="another process is training in this folder"),
         only_one(tmp_path / "run"),
     ):
         raise AssertionError("both hold the folder")
@@ -275,7 +275,7 @@ def test_a_byte_that_orbax_restores_without_a_word_is_found(two_checkpoints, mon
 
         monkeypatch.setattr(checkpoints._manager, "restore", flipped)
         assert int(checkpoints.restore(state).step) == 1
-    assert "does not have the digest that was stored with it" in caplog.text
+    assert "does not match the digest that was stored with it" in caplog.text
 
 
 def test_a_full_disk_is_named_and_the_last_checkpoint_is_whole(tmp_path):
@@ -308,9 +308,9 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_is_whole(tmp_path):
     assert went_on and ended.returncode == 0, ended.stdout
     if said[1]:
         last = int(said[2]) - 1
-        assert f"steps {', '.join(map(str, range(1, last + 1)))} are whole" in said[0] and went_on[1] == str(last)
+        assert f"steps {', '.join(map(str, range(1, last + 1)))} are intact" in said[0] and went_on[1] == str(last)
     else:
-        assert "holds is whole" in said[0], said
+        assert "are intact" in said[0], said
 
 
 def fail(error):
@@ -320,7 +320,7 @@ def fail(error):
 def test_what_a_full_disk_meets_first_is_what_is_said(tmp_path):
     """Files that are closed on the way out meet the same full disk, and know less."""
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with pytest.raises(StorageError, match=r"no space left on the disk: .* holds is whole"), writing_to(tmp_path):
+    with pytest.raises(StorageError, match=r"no space left on the disk: .* are intact"), writing_to(tmp_path):
         fail(full)
     with pytest.raises(StorageError, match="step 3"), writing_to(tmp_path), contextlib.ExitStack() as held:  # noqa: PT012
         held.callback(fail, full)

@@ -257,7 +257,7 @@ def test_an_unreadable_newest_checkpoint_is_set_aside(tmp_path, digits, caplog):
         # The step can be kept again.
         checkpoints.save(run.state._replace(step=run.state.step + 2))
         assert int(checkpoints.restore(run.state).step) == 2
-    assert "checkpoints/2 cannot be read" in caplog.text and "checkpoints/2 is set aside" in caplog.text
+    assert "checkpoints/2 cannot be read" in caplog.text and "checkpoints/2 was moved" in caplog.text
     assert list((tmp_path / "unreadable_checkpoints").iterdir())
 
 
