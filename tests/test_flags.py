@@ -158,7 +158,7 @@ def test_any_of_many_values_is_refused_or_work_begins(place, name, data):
         ("train", ["--step_epochs=1e308"], "--step_epochs must be"),
         ("train", ["nosuch"], "unexpected arguments: nosuch; a flag is given as --NAME=VALUE"),
         ("train", ["--batchsize=8"], "Unknown command line flag 'batchsize'. Did you mean: batch_size"),
-        ("benchmark", ["--batch_sizes=a"], "--batch_sizes are numbers, as in 6,60,600, not a"),
+        ("benchmark", ["--batch_sizes=a"], "--batch_sizes must be numbers, as in 6,60,600, not a"),
         ("benchmark", ["--rounds=0"], "--rounds must be at least 1 and at most 10,000, not 0"),
         ("benchmark", ["--seconds=inf"], "--seconds must be finite and greater than 0 and at most 3600, not inf"),
         ("evaluate", ["/dev/null"], "--checkpoint=/dev/null is not a folder"),
@@ -191,8 +191,8 @@ def test_ctrl_c_ends_with_one_line(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(PROGRAMS["train"][0], "resolve", interrupted)
-    assert run(PROGRAMS["train"][0], [], monkeypatch) == _flags.INTERRUPTED
-    assert capsys.readouterr().err == "\nstopped by Ctrl-C; the same command goes on from what is kept\n"
+    assert run(PROGRAMS["train"][0], [], monkeypatch) == _flags.INTERRUPTED_STATUS
+    assert capsys.readouterr().err == "\nstopped by Ctrl-C; run the same command again to resume\n"
 
 
 @pytest.mark.parametrize("raised", [AssertionError(), RuntimeError("Unable to initialize backend 'tpu': no chip")])

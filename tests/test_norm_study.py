@@ -161,7 +161,7 @@ def test_the_command_runs_a_study_once(tmp_path):
         ("--norms=synchronized", "unknown norm 'synchronized'; there are: .* Did you mean 'synchronised'.* --norms"),
         ("--tasks=classify", "unknown task 'classify'; there are: classification, segmentation"),
         ("--preset=ful", "unknown preset 'ful'; there are: full, quick. Did you mean 'full'"),
-        ("--per_device_batch_sizes=1,two", "--per_device_batch_sizes are whole numbers, as in 1,2,32, not 1,two"),
+        ("--per_device_batch_sizes=1,two", "--per_device_batch_sizes must be whole numbers, as in 1,2,32, not 1,two"),
         ("--per_device_batch_sizes=0", "--per_device_batch_sizes must be at least 1, not 0"),
         ("--per_device_batch_sizes=", "--per_device_batch_sizes is empty"),
         ("--num_devices=0", "--num_devices must be at least 1 and at most 1,024, not 0"),

@@ -57,10 +57,10 @@ def test_a_checkpoint_of_another_run_is_refused(copy, tmp_path):
     train(tmp_path / "other", seed=1)
     shutil.rmtree(copy / "checkpoints")
     shutil.copytree(tmp_path / "other" / "checkpoints", copy / "checkpoints")
-    with pytest.raises(UsageError, match="is of another run"):
+    with pytest.raises(UsageError, match="belongs to another run"):
         evaluate_checkpoint(copy, num_devices=2, **OWN)
     (copy / "summary.json").unlink()
-    with pytest.raises(UsageError, match="is of another run"):
+    with pytest.raises(UsageError, match="belongs to another run"):
         train(copy)
     assert sorted(p.name for p in (copy / "checkpoints").iterdir() if p.name.isdigit())
 
@@ -93,7 +93,7 @@ def test_a_workdir_that_is_removed_under_a_run_is_said_to_be_gone(tmp_path, monk
         save(self, state, step)
 
     monkeypatch.setattr(session.Fit, "_save", removed)
-    with pytest.raises(StorageError, match="was removed while this run was going on"):
+    with pytest.raises(StorageError, match="was removed during the run"):
         train(tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
 
@@ -107,14 +107,14 @@ def test_the_lock_is_not_written_through_a_link(tmp_path):
     assert (tmp_path / "theirs").read_text() == "theirs"
 
 
-@pytest.mark.parametrize("made", _workdirs.MAKES)
-@pytest.mark.parametrize("asked", [*_workdirs.MAKES, "benchmark"])
+@pytest.mark.parametrize("made", _workdirs.RESULTS_OF)
+@pytest.mark.parametrize("asked", [*_workdirs.RESULTS_OF, "benchmark"])
 def test_a_folder_belongs_to_one_program(tmp_path, made, asked):
     _workdirs.claim(tmp_path / "folder", made)
     if asked == made:
         _workdirs.claim(tmp_path / "folder", asked)
     else:
-        with pytest.raises(UsageError, match=f"holds {_workdirs.MAKES[made]}.*give another --workdir"):
+        with pytest.raises(UsageError, match=f"holds {_workdirs.RESULTS_OF[made]}.*give another --workdir"):
             _workdirs.claim(tmp_path / "folder", asked)
 
 

@@ -169,9 +169,9 @@ def _warmup(config: TrainConfig, steps_per_epoch: int, total: int) -> int:
 
 def _total_steps(config: TrainConfig, last: Phase) -> int:
     total = config.steps or last.first_step + (config.epochs - last.first_epoch) * last.steps_per_epoch
-    if total > _limits.MOST_WHOLE:
+    if total > _limits.MAX_WHOLE:
         raise UsageError(
-            f"--epochs={config.epochs} are {total:,} updates, and they are counted up to {_limits.MOST_WHOLE:,}; train "
+            f"--epochs={config.epochs} are {total:,} updates, and they are counted up to {_limits.MAX_WHOLE:,}; train "
             "for fewer"
         )
     return total
