@@ -1,4 +1,4 @@
-"""A problem of which everything is known, for `recommend` to be asked about."""
+"""A training problem whose laws are known exactly, to test the answers of `recommend`."""
 
 import math
 
@@ -15,11 +15,16 @@ from experiments.training.config.options import TrainConfig
 
 
 class Law:
-    """A problem of which everything is known, and a lab that runs it on a clock of its own.
+    """A training problem with known laws, and a lab that runs it on a simulated clock.
 
-    Updates to the target S_min (1 + B_crit / B) at the best rate, more at others; seconds of an update t0 + B / R. The
-    best rate is that of the theory, in proportion to 1 / (1 + B_crit / B), and a far larger one diverges. A run starts
-    and compiles, evaluates as often as it is told, and measures noise.
+    A run needs S_min (1 + B_crit / B) updates to the target at the best rate, and more at other rates. An update takes
+    t0 + B / R seconds. The best rate is that of the theory, in proportion to 1 / (1 + B_crit / B), and a far larger
+    rate diverges. A run takes time to start and compile, evaluates at the given interval, and measures the noise.
+
+    Attributes:
+      start: seconds until the first update of a program that has to be compiled.
+      again: seconds until the first update of a program that was compiled before.
+      evaluation: seconds per evaluation.
     """
 
     start, again, evaluation = 3.0, 1.0, 0.3
@@ -40,7 +45,7 @@ class Law:
     ):
         self.least, self.critical, self.overhead, self.throughput = least, critical, overhead, throughput
         self.seconds, self.spread, self.most, self.rate = 60 * minutes, spread, most, rate
-        # Updates after which a rate above a quarter of the best one diverges.
+        # The number of updates after which a rate above a quarter of the best one diverges.
         self.longest, self.per_example = longest, per_example
         self.now, self.jobs, self._rows = 0.0, [], {}
 
@@ -111,7 +116,7 @@ class Law:
         return row
 
     def evaluations(self, job: Job):
-        """The loss falls as a power of the updates, to 0.1 at the target."""
+        """Returns evaluations in which the loss falls as a power of the updates, to 0.1 at the target."""
         row, every = self._rows[job.key], job.options["evaluate_every"]
         at = range(every, job.options["steps"] + 1, every) if "summary" in row else ()
         return [[step, 0.0, 0.1 * (step / row["needed"]) ** -0.5] for step in at]

@@ -254,7 +254,7 @@ def sweep(name: str, most: int, seed: int = 0) -> Iterator[tuple[str, str]]:
                 shutil.copytree(original, folder, symlinks=True)
                 return folder / place
 
-            for what, damaged in damages.of(content, r, most):
+            for what, damaged in damages.versions_of(content, r, most):
                 fresh().write_bytes(damaged)
                 yield f"{name}: {place}: {what}", outcome(reader, folder, whole)
             path = fresh()
