@@ -25,7 +25,7 @@ from experiments.training.evaluation.population import population_statistics, wh
 from experiments.training.loop import Fit
 from experiments.training.machine import devices, processes
 from experiments.training.noise.probe import noise_probe
-from experiments.training.recipe import norms
+from experiments.training.recipe.norms import NORMS
 from experiments.training.state import TrainState
 from experiments.training.step import feeding
 from experiments.training.step.run import Run, prepare
@@ -35,8 +35,8 @@ from experiments.training.storage.workdir import only_one
 from experiments.training.terminal import say
 
 SUMMARY = "summary.json"
-# Images by which statistics are fixed before the first update.
-FROZEN_EXAMPLES = 1_000
+# Images from which a norm's fixed statistics are computed before the first update.
+FIXED_STATISTICS_IMAGES = 1_000
 
 
 def train(config: TrainConfig, *, check_statistics: bool = False) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def train(config: TrainConfig, *, check_statistics: bool = False) -> dict[str, A
         fit = Fit(config, run, feed, evaluate, checkpoints, log, clock, noise)
         state, results, reached = fit(state)
         summary = _summarise(config, run._replace(plan=fit.plan), int(state.step), results, reached, clock)
-        if check_statistics and config.norm != "frozen":
+        if check_statistics and not NORMS[config.norm].fixes_statistics:
             with clock("evaluate"):
                 other = where_recalibrated_differs(run, state, dataset, evaluate, results, config.span)
             if other:
@@ -132,12 +132,12 @@ def start(config: TrainConfig) -> tuple[list[devices.Device], datasets.Dataset, 
 
 def initial_state(config: TrainConfig, run: Run, dataset: datasets.Dataset) -> TrainState:
     """The state before the first update; statistics that will not change are those of the training set."""
-    if config.norm != "frozen":
+    if not NORMS[config.norm].fixes_statistics:
         return run.state
     # Layer by layer, so that what each norm puts out has mean 0 and variance 1 before the first update.
     # They are gone over once a layer, and a thousand images have positions enough.
     statistics = population_statistics(
-        run.model, run.recipe, run.mesh, run.state, dataset.train, mode="layerwise", examples=FROZEN_EXAMPLES
+        run.model, run.recipe, run.mesh, run.state, dataset.train, mode="layerwise", examples=FIXED_STATISTICS_IMAGES
     )
     return run.state._replace(batch_stats=devices.place(statistics, devices.replicated(run.mesh)))
 
@@ -155,7 +155,7 @@ def set_up_devices(config: TrainConfig) -> list[devices.Device]:
 
 def resolve(config: TrainConfig) -> TrainConfig:
     """The configuration with its workdir filled in, and the number of devices where the numbers depend on it."""
-    if config.norm in norms.PER_DEVICE:
+    if NORMS[config.norm].depends_on_devices:
         chosen = set_up_devices(config)
         config = dataclasses.replace(config, num_devices=len(chosen) // jax.process_count())
     return dataclasses.replace(config, workdir=config.workdir or config.default_workdir())

@@ -7,7 +7,8 @@ from experiments import _limits
 from experiments._errors import UsageError
 from experiments.training.config.options import AUTO, TrainConfig
 from experiments.training.machine.devices import nearest_multiples
-from experiments.training.recipe import optimizers, schedules
+from experiments.training.recipe import schedules
+from experiments.training.recipe.optimizers import OPTIMIZERS
 
 # Of an automatic ramp: by what the batch grows, and the updates that an epoch has at least.
 FACTOR = 2
@@ -134,7 +135,7 @@ def make(config: TrainConfig, examples: int, devices: int) -> Plan:
     milestones = schedules.parse_epochs(config.step_epochs) or tuple(f * epochs for f in schedules.STEP_FRACTIONS)
     phases = (Phase(0, 0, config.batch_size, per_epoch),)
     boundaries: dict[int, float] = {}
-    if config.schedule == "step":
+    if schedules.SCHEDULES[config.schedule].has_milestones:
         # Those beyond the end change nothing; of a run of so many updates the end is not known in epochs.
         within = [m for m in milestones if config.steps is not None or m < epochs]
         phases, boundaries = _staircase(config, phases[0], within, examples, devices)
@@ -147,8 +148,8 @@ def make(config: TrainConfig, examples: int, devices: int) -> Plan:
     until = wanted_warmup(config, per_epoch) if config.step_epochs else warmup
     if changes and changes[0] < until:
         raise UsageError(
-            f"--schedule=step makes its first change after {changes[0]} updates, inside the warmup of {until}; "
-            "give a shorter --warmup_epochs or later --step_epochs"
+            f"--schedule={config.schedule} makes its first change after {changes[0]} updates, inside the warmup of "
+            f"{until}; give a shorter --warmup_epochs or later --step_epochs"
         )
     full = examples // config.batch_size * config.batch_size
     dropped = examples - full if config.drop_remainder else 0
@@ -158,7 +159,7 @@ def make(config: TrainConfig, examples: int, devices: int) -> Plan:
 
 def wanted_warmup(config: TrainConfig, steps_per_epoch: int) -> int:
     """The updates of warmup that a configuration asks for, however long the run is."""
-    return 0 if config.optimizer == optimizers.FULL_BATCH else round(config.warmup_epochs * steps_per_epoch)
+    return 0 if OPTIMIZERS[config.optimizer].full_batch else round(config.warmup_epochs * steps_per_epoch)
 
 
 def _warmup(config: TrainConfig, steps_per_epoch: int, total: int) -> int:
@@ -236,10 +237,10 @@ def _check_batch(config: TrainConfig, batch_size: int, examples: int, devices: i
             f"{config.accumulation_steps} --accumulation_steps; the nearest that work: "
             f"{nearest_multiples(batch_size, parts)}"
         )
-    if config.optimizer == optimizers.FULL_BATCH and batch_size != examples:
+    if OPTIMIZERS[config.optimizer].full_batch and batch_size != examples:
         raise UsageError(
-            f"--optimizer=lbfgs takes the whole training set at once: --batch_size={examples}, not {batch_size}; "
-            "--accumulation_steps keeps the memory of it small"
+            f"--optimizer={config.optimizer} takes the whole training set at once: --batch_size={examples}, not "
+            f"{batch_size}; --accumulation_steps keeps the memory of it small"
         )
     if config.span is not None:
         _check_span(config, batch_size, devices)
