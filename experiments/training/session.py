@@ -16,6 +16,7 @@ from experiments import data as datasets
 from experiments._errors import UsageError
 from experiments.training import extending
 from experiments.training.clock import Clock
+from experiments.training.config import plan as plans
 from experiments.training.config import preflight
 from experiments.training.config.options import TrainConfig
 from experiments.training.config.plan import Plan
@@ -143,14 +144,21 @@ def initial_state(config: TrainConfig, run: Run, dataset: datasets.Dataset) -> T
 
 
 def set_up_devices(config: TrainConfig) -> list[devices.Device]:
-    """The devices of a configuration, its other processes joined."""
+    """Returns the devices of a configuration, with the other processes joined.
+
+    Raises:
+      UsageError: there are fewer devices, or they do not divide the batch.
+    """
     devices.keep_compiled_programs(datasets.cache_dir() / "compiled")
-    return devices.set_up(
+    chosen = devices.set_up(
         config.num_devices,
         config.batch_size,
         micro_batches=config.accumulation_steps,
         connect=processes.connector(config),
     )
+    # Before the data is read, which may take minutes.
+    plans.check_divisible(config, config.batch_size, len(chosen), jax.process_count())
+    return chosen
 
 
 def resolve(config: TrainConfig) -> TrainConfig:

@@ -224,19 +224,14 @@ def _staircase(config: TrainConfig, phase: Phase, milestones, examples: int, dev
 
 
 def _check_batch(config: TrainConfig, batch_size: int, examples: int, devices: int) -> None:
-    flag = "batch_size" if batch_size == config.batch_size else "batch_ramp"
     parts = devices * config.accumulation_steps
+    flag = _flag_of(config, batch_size)
     if batch_size > examples:
         raise UsageError(
             f"--{flag}={batch_size} is larger than the training set of {examples} examples; "
             f"the largest that works is {examples // parts * parts}"
         )
-    if batch_size % parts:
-        raise UsageError(
-            f"--{flag}: a batch of {batch_size} is not divisible by {devices} devices x "
-            f"{config.accumulation_steps} --accumulation_steps; the nearest that work: "
-            f"{nearest_multiples(batch_size, parts)}"
-        )
+    check_divisible(config, batch_size, devices)
     if OPTIMIZERS[config.optimizer].full_batch and batch_size != examples:
         raise UsageError(
             f"--optimizer={config.optimizer} takes the whole training set at once: --batch_size={examples}, not "
@@ -244,6 +239,39 @@ def _check_batch(config: TrainConfig, batch_size: int, examples: int, devices: i
         )
     if config.span is not None:
         _check_span(config, batch_size, devices)
+
+
+def _flag_of(config: TrainConfig, batch_size: int) -> str:
+    """Returns the flag from which a batch size comes."""
+    return "batch_size" if batch_size == config.batch_size else "batch_ramp"
+
+
+def check_divisible(config: TrainConfig, batch_size: int, devices: int, processes: int = 1) -> None:
+    """Checks that each device of each micro-batch gets as many examples as any other.
+
+    Args:
+      config: of the run.
+      batch_size: of the first phase or of a later one, global.
+      devices: of all processes.
+      processes: how many there are.
+
+    Raises:
+      UsageError: the batch is not divisible; the message names batch sizes, and a number of devices, that work.
+    """
+    micro = config.accumulation_steps
+    if batch_size % (devices * micro) == 0:
+        return
+    flag = _flag_of(config, batch_size)
+    batch = f"--{flag}={batch_size}" if flag == "batch_size" else f"--{flag}: a batch of {batch_size}"
+    among = f"{devices} devices" + (f" ({processes} processes x {devices // processes})" if processes > 1 else "")
+    if micro > 1:
+        among += f" x {micro} --accumulation_steps"
+    share = math.gcd(batch_size // micro, devices) // processes
+    works = share and batch_size % (share * processes * micro) == 0
+    raise UsageError(
+        f"{batch} is not divisible by {among}; the nearest sizes that work: "
+        f"{nearest_multiples(batch_size, devices * micro)}." + (f" Or give --num_devices={share}." if works else "")
+    )
 
 
 def _check_span(config: TrainConfig, batch_size: int, devices: int) -> None:
