@@ -9,7 +9,7 @@ from experiments.training.config import plan as plans
 from experiments.training.config.options import AUTO, TrainConfig
 from experiments.training.recipe.norms import NORMS
 from experiments.training.recipe.optimizers import OPTIMIZERS
-from experiments.training.step.run import make_descent
+from experiments.training.step.parts import make_descent
 
 
 def why_not(there: TrainConfig, here: TrainConfig, examples: int, devices: int) -> str | None:

@@ -49,6 +49,41 @@ class Position(NamedTuple):
     last_step: int
 
 
+class Length(NamedTuple):
+    """Options of a run that decide, with the batch size, how many updates it makes.
+
+    Attributes:
+      epochs: passes over the training set.
+      steps: updates in place of epochs; None: the epochs count.
+      drop_remainder: the examples after the last full batch of an epoch are left out.
+      backwards_per_forward: updates per forward pass.
+    """
+
+    epochs: int
+    steps: int | None
+    drop_remainder: bool
+    backwards_per_forward: int
+
+    def steps_per_epoch(self, batch_size: int, examples: int) -> int:
+        """Returns the updates of one pass over the training set."""
+        full, rest = divmod(examples, batch_size)
+        return (full + (rest > 0 and not self.drop_remainder)) * self.backwards_per_forward
+
+    def total_steps(self, last: Phase) -> int:
+        """Returns the updates of a run whose last phase is given.
+
+        Raises:
+          UsageError: there are more than are counted.
+        """
+        total = self.steps or last.first_step + (self.epochs - last.first_epoch) * last.steps_per_epoch
+        if total > _limits.MOST_WHOLE:
+            raise UsageError(
+                f"--epochs={self.epochs} are {total:,} updates, and they are counted up to {_limits.MOST_WHOLE:,}; "
+                "train for fewer"
+            )
+        return total
+
+
 class Plan(NamedTuple):
     """The sizes of a run.
 
@@ -61,6 +96,9 @@ class Plan(NamedTuple):
       cycle_steps: updates of a cycle of the cyclic schedule.
       dropped: examples that an epoch of the first phase leaves out.
       largest: batch size up to which an automatic ramp may go; None: there is none.
+      peak_learning_rate: the learning rate at the end of the warmup.
+      wanted_warmup: the updates of warmup that were asked for, however long the run is.
+      length: the options by which `grow` counts the updates of another batch size.
     """
 
     examples: int
@@ -70,7 +108,10 @@ class Plan(NamedTuple):
     boundaries: dict[int, float]
     cycle_steps: float
     dropped: int
-    largest: int | None = None
+    largest: int | None
+    peak_learning_rate: float
+    wanted_warmup: int
+    length: Length
 
     @property
     def epochs(self) -> float:
@@ -103,13 +144,13 @@ class Plan(NamedTuple):
         return phase.first_epoch + (step - phase.first_step) / phase.steps_per_epoch
 
 
-def grow(plan: Plan, config: TrainConfig, epoch: int) -> Plan:
-    """The plan with `FACTOR` times the batch from the start of an epoch on, which lies in its last phase."""
+def grow(plan: Plan, epoch: int) -> Plan:
+    """Returns the plan with `FACTOR` times the batch from the start of an epoch on, which lies in its last phase."""
     last = plan.phases[-1]
     size = FACTOR * last.batch_size
     first_step = last.first_step + (epoch - last.first_epoch) * last.steps_per_epoch
-    phase = Phase(epoch, first_step, size, _steps_per_epoch(config, size, plan.examples))
-    return plan._replace(phases=(*plan.phases, phase), total_steps=_total_steps(config, phase))
+    phase = Phase(epoch, first_step, size, plan.length.steps_per_epoch(size, plan.examples))
+    return plan._replace(phases=(*plan.phases, phase), total_steps=plan.length.total_steps(phase))
 
 
 def make(config: TrainConfig, examples: int, devices: int) -> Plan:
@@ -124,8 +165,9 @@ def make(config: TrainConfig, examples: int, devices: int) -> Plan:
       UsageError: a batch is larger than the training set, or devices, micro-batches or spans do not divide it.
     """
     _check_batch(config, config.batch_size, examples, devices)
-    per_epoch = _steps_per_epoch(config, config.batch_size, examples)
     k = config.backwards_per_forward
+    length = Length(config.epochs, config.steps, config.drop_remainder, k)
+    per_epoch = length.steps_per_epoch(config.batch_size, examples)
     if config.steps is not None and config.steps % k:
         raise UsageError(
             f"--steps={config.steps} counts updates and is not a multiple of --backwards_per_forward={k}; the nearest "
@@ -138,14 +180,16 @@ def make(config: TrainConfig, examples: int, devices: int) -> Plan:
     if schedules.SCHEDULES[config.schedule].has_milestones:
         # Those beyond the end change nothing; of a run of so many updates the end is not known in epochs.
         within = [m for m in milestones if config.steps is not None or m < epochs]
-        phases, boundaries = _staircase(config, phases[0], within, examples, devices)
-    total = _total_steps(config, phases[-1])
+        phases, boundaries = _staircase(config, length, phases[0], within, examples, devices)
+    total = length.total_steps(phases[-1])
     phases = tuple(p for p in phases if p.first_step < total)
     boundaries = {step: scale for step, scale in boundaries.items() if step < total}
-    warmup = _warmup(config, per_epoch, total)
+    wanted_warmup = _wanted_warmup(config, per_epoch)
+    # A tenth of the run where it would end before the warmup does.
+    warmup = wanted_warmup if wanted_warmup < total else total // SHORTENED
     changes = sorted([*boundaries, *(p.first_step for p in phases[1:])])
     # Where the places were given the warmup is held to what was asked for, however short the run.
-    until = wanted_warmup(config, per_epoch) if config.step_epochs else warmup
+    until = wanted_warmup if config.step_epochs else warmup
     if changes and changes[0] < until:
         raise UsageError(
             f"--schedule={config.schedule} makes its first change after {changes[0]} updates, inside the warmup of "
@@ -154,28 +198,23 @@ def make(config: TrainConfig, examples: int, devices: int) -> Plan:
     full = examples // config.batch_size * config.batch_size
     dropped = examples - full if config.drop_remainder else 0
     largest = _largest_of_ramp(config, examples, devices) if config.batch_ramp == AUTO else None
-    return Plan(examples, phases, total, warmup, boundaries, config.cycle_epochs * per_epoch, dropped, largest)
+    return Plan(
+        examples=examples,
+        phases=phases,
+        total_steps=total,
+        warmup_steps=warmup,
+        boundaries=boundaries,
+        cycle_steps=config.cycle_epochs * per_epoch,
+        dropped=dropped,
+        largest=largest,
+        peak_learning_rate=config.peak_learning_rate,
+        wanted_warmup=wanted_warmup,
+        length=length,
+    )
 
 
-def wanted_warmup(config: TrainConfig, steps_per_epoch: int) -> int:
-    """The updates of warmup that a configuration asks for, however long the run is."""
+def _wanted_warmup(config: TrainConfig, steps_per_epoch: int) -> int:
     return 0 if OPTIMIZERS[config.optimizer].full_batch else round(config.warmup_epochs * steps_per_epoch)
-
-
-def _warmup(config: TrainConfig, steps_per_epoch: int, total: int) -> int:
-    """The updates of warmup: as many as are wanted, or a tenth of the run where it would end before they do."""
-    wanted = wanted_warmup(config, steps_per_epoch)
-    return wanted if wanted < total else total // SHORTENED
-
-
-def _total_steps(config: TrainConfig, last: Phase) -> int:
-    total = config.steps or last.first_step + (config.epochs - last.first_epoch) * last.steps_per_epoch
-    if total > _limits.MOST_WHOLE:
-        raise UsageError(
-            f"--epochs={config.epochs} are {total:,} updates, and they are counted up to {_limits.MOST_WHOLE:,}; train "
-            "for fewer"
-        )
-    return total
 
 
 def _largest_of_ramp(config: TrainConfig, examples: int, devices: int) -> int:
@@ -195,12 +234,7 @@ def _largest_of_ramp(config: TrainConfig, examples: int, devices: int) -> int:
     return size
 
 
-def _steps_per_epoch(config: TrainConfig, batch_size: int, examples: int) -> int:
-    full, rest = divmod(examples, batch_size)
-    return (full + (rest > 0 and not config.drop_remainder)) * config.backwards_per_forward
-
-
-def _staircase(config: TrainConfig, phase: Phase, milestones, examples: int, devices: int):
+def _staircase(config: TrainConfig, length: Length, phase: Phase, milestones, examples: int, devices: int):
     """The phases and the boundaries of a step schedule: at each milestone the batch grows, or the rate falls."""
     phases, boundaries = [phase], {}
     for milestone in milestones:
@@ -218,7 +252,7 @@ def _staircase(config: TrainConfig, phase: Phase, milestones, examples: int, dev
         left = config.step_factor / (batch_size / phase.batch_size)
         if not math.isclose(left, 1.0):
             boundaries[first_step] = 1 / left
-        phase = Phase(epoch, first_step, batch_size, _steps_per_epoch(config, batch_size, examples))
+        phase = Phase(epoch, first_step, batch_size, length.steps_per_epoch(batch_size, examples))
         phases.append(phase)
     return tuple(phases), boundaries
 

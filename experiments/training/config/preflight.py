@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from experiments._errors import UsageError
 from experiments.records.runs import StepMemory
 from experiments.training.config.options import REFERENCE_BATCH_SIZE, TrainConfig
-from experiments.training.config.plan import Plan, wanted_warmup
+from experiments.training.config.plan import Plan
 from experiments.training.machine import devices as machine
 from experiments.training.recipe.norms import NORMS
 from experiments.training.recipe.optimizers import OPTIMIZERS
@@ -73,7 +73,7 @@ def describe(
             f"ramp      twice the batch, up to {plan.largest}, at the end of an epoch as soon as the running gradient "
             "noise scale is above that"
         )
-    wanted = wanted_warmup(config, first.steps_per_epoch)
+    wanted = plan.wanted_warmup
     if wanted > plan.warmup_steps:
         lines.append(
             f"note      --warmup_epochs={config.warmup_epochs:g} is {wanted} updates, as long as the run or longer; "
@@ -90,7 +90,7 @@ def _rate(config: TrainConfig, plan: Plan) -> str:
         unused = "rate, schedule, warmup and momentum"
         return f"{config.optimizer}; a line search finds each step, so that {unused} are not used"
     text = (
-        f"{config.optimizer}, peak {config.peak_learning_rate:g} after {plan.warmup_steps} updates of warmup, "
+        f"{config.optimizer}, peak {plan.peak_learning_rate:g} after {plan.warmup_steps} updates of warmup, "
         f"then {config.schedule}"
     )
     if plan.boundaries:
@@ -141,7 +141,7 @@ def _warnings(config: TrainConfig, plan: Plan, per_device: int) -> list[str]:
     texts = []
     optimizer, norm = OPTIMIZERS[config.optimizer], NORMS[config.norm]
     update_batch = config.batch_size / config.backwards_per_forward
-    per_reference = config.peak_learning_rate * REFERENCE_BATCH_SIZE / update_batch
+    per_reference = plan.peak_learning_rate * REFERENCE_BATCH_SIZE / update_batch
     if optimizer.momentum_based and per_reference > UNUSUAL_BASE_RATE:
         texts.append(f"the peak rate is {per_reference:g} per {REFERENCE_BATCH_SIZE} examples, far above the usual 0.1")
     scaled = config.learning_rate is None and config.lr_scaling in (None, "linear")
@@ -154,7 +154,7 @@ def _warnings(config: TrainConfig, plan: Plan, per_device: int) -> list[str]:
         texts.append(f"--lr_scaling=linear is a rule for SGD; with {config.optimizer} the square root is usual")
     if optimizer.trust_ratio:
         texts.append(
-            f"with {config.optimizer}, norm parameters and biases take the rate of {config.peak_learning_rate:g} "
+            f"with {config.optimizer}, norm parameters and biases take the rate of {plan.peak_learning_rate:g} "
             "itself, without a trust ratio"
         )
     if plan.total_steps < FEW_UPDATES and config.steps is None and not optimizer.full_batch:

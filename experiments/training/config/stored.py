@@ -90,6 +90,11 @@ def run_name(config: TrainConfig, facts: DataFacts) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def read_name(workdir: Path) -> str | None:
+    """Returns the name of the run in a folder, which its checkpoints carry; None: an earlier version gave it none."""
+    return _files.read_json(workdir / FILE, StoredRun).run
+
+
 def read_config(workdir: Path) -> Stored:
     """Returns the configuration of a run, and the facts about its data, from its folder.
 
