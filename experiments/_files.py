@@ -7,18 +7,22 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from types import FunctionType
+from typing import IO, Any, TypeVar
 
+import msgspec
 from absl import logging
 
 from experiments._errors import StorageError, UsageError
-from experiments._shapes import MismatchError, Shape
+from experiments._shapes import MismatchError
+from experiments.records.record import VERSION, FileRecord
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # A file must not be written through a link that somebody has put in its place.
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+T = TypeVar("T")
 # What a terminal or a page takes for a command, and halves of characters, which no encoding takes.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -61,8 +65,8 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a value as JSON, as `write` does."""
-    write(path, json.dumps(value, indent=1) + "\n")
+    """Writes a record, or a value that JSON can hold, as `write` does."""
+    write(path, json.dumps(_plain(value), indent=1) + "\n")
 
 
 def open_to_add(path: Path) -> IO[bytes]:
@@ -82,14 +86,26 @@ def open_to_add(path: Path) -> IO[bytes]:
     return file
 
 
-def add_row(path: Path, row: dict[str, Any]) -> None:
-    """Adds a row to a file of one JSON value a line.
+def add_row(path: Path, row: Any) -> None:
+    """Adds a record, or a value that JSON can hold, to a file of one JSON value per line.
 
     Raises:
       StorageError: it cannot be written.
     """
     with storing(path), open_to_add(path) as file:
-        file.write(json.dumps(row).encode() + b"\n")
+        file.write(line(row))
+
+
+def line(row: Any) -> bytes:
+    """Returns the line of a file of one JSON value per line that holds a record."""
+    return json.dumps(_plain(row)).encode() + b"\n"
+
+
+def _plain(value: Any) -> Any:
+    """Returns what JSON can hold of a value; a record of a file is given the version that writes it."""
+    if isinstance(value, FileRecord):
+        value = msgspec.structs.replace(value, version=VERSION)
+    return msgspec.to_builtins(value)
 
 
 def make_folder(folder: Path, flag: str = "workdir") -> None:
@@ -168,31 +184,31 @@ def read_lines(path: Path) -> list[str]:
     return [_UNPRINTABLE.sub("\ufffd", line) for line in content.decode(errors="replace").splitlines()]
 
 
-def read_json(path: Path, shape: Shape) -> Any:
-    """The JSON value that a file holds.
+def read_json(path: Path, kind: type[T] | Callable[[Any], T]) -> Any:
+    """Returns what a JSON file holds.
 
     Args:
       path: of the file.
-      shape: that the value must have.
+      kind: the type of a record, or a function that makes a record of a JSON value.
 
     Raises:
-      UsageError: there is no such file, it cannot be read, is no JSON or does not have the shape; the message names
-        the file and the place in it.
+      UsageError: there is no such file, it cannot be read, is no JSON or no such record; the message names the file
+        and the place in it.
     """
     try:
-        return _parsed(path.read_bytes(), shape)
+        return _parsed(path.read_bytes(), kind)
     except FileNotFoundError as error:
         raise UsageError(f"{path} is not there") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read: {_why(error)}") from error
 
 
-def read_rows(path: Path, shape: Shape) -> tuple[list[Any], int]:
-    """The rows of a file of one JSON value a line. A line that is not a whole row is named and left out.
+def read_rows(path: Path, kind: type[T] | Callable[[Any], T]) -> tuple[list[Any], int]:
+    """Returns the rows of a file of one JSON value per line. A line that is no whole row is named and left out.
 
     Args:
       path: of the file; one that is not there has no rows.
-      shape: that every row must have.
+      kind: the type of every row, or a function that makes a record of a JSON value.
 
     Returns:
       The rows, and how many lines were left out.
@@ -207,21 +223,24 @@ def read_rows(path: Path, shape: Shape) -> tuple[list[Any], int]:
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {_why(error)}") from error
     rows, left_out = [], 0
-    for place, line in enumerate(lines, start=1):
-        if not line.strip():
+    for place, content in enumerate(lines, start=1):
+        if not content.strip():
             continue
         try:
-            rows.append(_parsed(line, shape))
+            rows.append(_parsed(content, kind))
         except (ValueError, RecursionError) as error:
             left_out += 1
             logging.warning("%s, line %d is not a whole row and is left out: %s", path, place, _why(error))
     return rows, left_out
 
 
-def _parsed(content: bytes, shape: Shape) -> Any:
+def _parsed(content: bytes, kind: type[T] | Callable[[Any], T]) -> T:
     value = _clean(json.loads(content.decode(errors="replace")))
-    shape(value)
-    return value
+    if isinstance(kind, FunctionType):
+        # A shape gives nothing back.
+        made = kind(value)
+        return value if made is None else made
+    return msgspec.convert(value, kind)
 
 
 def _clean(value: Any) -> Any:
@@ -234,7 +253,7 @@ def _clean(value: Any) -> Any:
 
 
 def _why(error: BaseException) -> str:
-    if isinstance(error, MismatchError):
+    if isinstance(error, MismatchError | msgspec.ValidationError):
         return str(error)
     if isinstance(error, RecursionError):
         return "it is nested too deeply"

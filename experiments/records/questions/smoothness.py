@@ -1,0 +1,84 @@
+"""Records of the question how much the loss swings from update to update."""
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from experiments.records.fields import Finite, Interval, Positive, Share, Size, Unbounded
+from experiments.records.record import Record
+from experiments.records.studies import Analysis as Base
+from experiments.records.studies import StudyRow
+
+
+class SwingRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):
+    """A run whose losses are looked at.
+
+    Attributes:
+      losses: the loss of every update; None: not read yet.
+    """
+
+    losses: Annotated[list[Finite], Meta(min_length=2)] | None = None
+
+
+class NoiseRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):
+    """A run whose gradient noise is measured.
+
+    Attributes:
+      noise: one entry per measurement: the update, the loss there, and the estimates of |G|^2 and tr Sigma; None: not
+        read yet.
+    """
+
+    noise: list[tuple[Finite, Finite, Finite, Finite]] | None = None
+
+
+class SizeSwing(Record, frozen=True, kw_only=True):
+    """How much the loss swings at one batch size.
+
+    Attributes:
+      batch_size: examples per update.
+      swing: standard deviation of the loss about its slow trend.
+      loss: mean loss of all updates.
+      losses: the loss of every update.
+    """
+
+    batch_size: Size
+    swing: Positive
+    loss: Positive
+    losses: Annotated[list[Finite], Meta(min_length=1)]
+
+
+class NoiseWindow(Record, frozen=True, kw_only=True):
+    """The gradient noise scale in one window of a run.
+
+    Attributes:
+      update: the median update of the window.
+      loss: mean loss in the window.
+      scale: gradient noise scale in examples; infinite where the window does not tell the gradient from noise.
+      interval: of the scale, at `Analysis.confidence`.
+    """
+
+    update: Finite
+    loss: Finite
+    scale: Unbounded
+    interval: Interval
+
+
+class Analysis(Base, frozen=True, kw_only=True):
+    """`smoothness.json`.
+
+    Attributes:
+      sizes: one entry per batch size, rising.
+      power: power of the batch size in the swing, by least squares of logarithms; None: fewer than two sizes.
+      noise: one entry per window of the run whose noise is measured.
+      noise_batch_size: of that run; None: there is none.
+      confidence: of the intervals.
+    """
+
+    sizes: list[SizeSwing]
+    power: Finite | None
+    noise: list[NoiseWindow]
+    noise_batch_size: Size | None
+    confidence: Share
+
+
+ROWS = {"swing": SwingRow, "noise": NoiseRow}

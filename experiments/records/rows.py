@@ -1,0 +1,27 @@
+"""The row of a study, whose type follows from its key."""
+
+from typing import Any
+
+import msgspec
+
+from experiments.records import questions
+from experiments.records.record import Record
+from experiments.records.studies import StudyRow, kind_of
+
+
+class _Keyed(Record, frozen=True, kw_only=True):
+    key: str
+
+
+def row_type(key: str) -> type[StudyRow]:
+    """Returns the type of the rows whose keys begin like this one; `StudyRow` itself for kinds that are not known."""
+    return questions.ROWS.get(kind_of(key), StudyRow)
+
+
+def study_row(value: Any) -> StudyRow:
+    """Returns the row of `results.jsonl` that a JSON value holds.
+
+    Raises:
+      msgspec.ValidationError: it is no row of its kind.
+    """
+    return msgspec.convert(value, row_type(msgspec.convert(value, _Keyed).key))

@@ -1,0 +1,227 @@
+"""Records of one training run: its summary, its stored configuration and the rows of its metrics."""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from experiments.records.fields import (
+    Count,
+    Finite,
+    Moment,
+    NonNegative,
+    Options,
+    Positive,
+    Seconds,
+    Share,
+    Size,
+)
+from experiments.records.record import FileRecord, Record
+
+
+class Result(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """The evaluation of one split.
+
+    Attributes:
+      accuracy: the share of examples, or of pixels, that are classified correctly.
+      loss: mean cross-entropy in nats, without label smoothing.
+      examples: the number of examples evaluated.
+      mean_iou: mean intersection over union of the classes, for segmentation; None for classification.
+    """
+
+    accuracy: Share
+    loss: Finite
+    examples: Count
+    mean_iou: Share | None = None
+
+
+# Results by the name of their split, in the order of evaluation; the first is the one that a run is judged by.
+Results = Annotated[dict[str, Result], Meta(min_length=1)]
+
+
+class Target(Record, frozen=True, kw_only=True):
+    """The accuracy at which a run stops.
+
+    Attributes:
+      accuracy: of the first split that is evaluated, as a share of 1.
+      reached_after_updates: the update after which it was reached; None: it was not.
+    """
+
+    accuracy: Share = 0.0
+    reached_after_updates: Count | None = None
+
+
+class StepMemory(Record, frozen=True, kw_only=True):
+    """Device memory of the compiled step, in bytes.
+
+    Attributes:
+      needed: what the compiler says that the step takes; None: it does not say.
+      limit: what the device has; None: not known.
+    """
+
+    needed: Count | None = None
+    limit: Count | None = None
+
+
+class Summary(FileRecord, frozen=True, kw_only=True):
+    """`summary.json`: what a run that has ended reached, and what it took.
+
+    Attributes:
+      results: the last evaluation of every split.
+      updates: updates of the parameters.
+      epochs: passes over the training set.
+      target: the accuracy that was aimed at; None: none was.
+      parameters: the number of trained parameters.
+      seconds: seconds by what they were spent on, "compute" among them, and "in all".
+      overhead: the share of the training time that is not the compiled step; None: no step was run.
+      devices: such as "8 x cpu".
+      versions: of Python and JAX.
+      command: the command that made the run.
+      first_step_ended: when the first update of the run's last start ended; None: there was none.
+      starts: how many times the run was started.
+      memory: of the compiled step.
+      recalibrated: results by statistics of training images, where those change an accuracy.
+    """
+
+    results: Results
+    updates: Count
+    epochs: NonNegative = 0.0
+    target: Target | None = None
+    parameters: Count = 0
+    seconds: Seconds
+    overhead: Finite | None = None
+    devices: str
+    versions: dict[str, str]
+    command: str = ""
+    first_step_ended: Moment | None = None
+    starts: Count = 1
+    memory: StepMemory | None = None
+    recalibrated: dict[str, Result] | None = None
+
+    @property
+    def result(self) -> Result:
+        """The result of the split that the run is judged by: the first."""
+        return next(iter(self.results.values()))
+
+    @property
+    def reached_after(self) -> int | None:
+        """The update after which the target was reached; None: it was not, or there was none."""
+        return None if self.target is None else self.target.reached_after_updates
+
+
+class DataFacts(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """Facts about the training data that evaluation and resuming need; files of earlier versions lack some.
+
+    Attributes:
+      image_shape: height, width and channels.
+      num_classes: the number of classes.
+      pixel_mean: one mean per channel, in [0, 255].
+      pixel_std: one standard deviation per channel.
+      examples: the number of training examples.
+      note: a sentence on the data set for reports.
+      contents: a digest per split.
+    """
+
+    image_shape: tuple[Size, Size, Size] | None = None
+    num_classes: Size | None = None
+    pixel_mean: list[Finite] | None = None
+    pixel_std: list[Positive] | None = None
+    examples: Size | None = None
+    note: str = ""
+    contents: dict[str, str] | None = None
+
+
+class StoredRun(FileRecord, frozen=True, kw_only=True):
+    """`config.json`: the configuration of a run and the facts about its data.
+
+    Attributes:
+      config: every option of `TrainConfig` by its name.
+      data: facts about the training data.
+      run: the name of the run, which its checkpoints carry; None: an earlier version gave it none.
+    """
+
+    config: Options
+    data: DataFacts
+    run: str | None = None
+
+
+class MetricsRow(FileRecord, frozen=True, kw_only=True):
+    """The part that all rows of `metrics.jsonl` have in common.
+
+    Attributes:
+      kind: "train", "noise", "ramp", or the name of the split that was evaluated.
+      step: updates so far.
+      epoch: passes over the training set so far.
+    """
+
+    kind: str
+    step: Count
+    epoch: NonNegative = 0.0
+
+
+class TrainRow(MetricsRow, frozen=True, kw_only=True):
+    """Metrics of one training batch.
+
+    Attributes:
+      loss: mean cross-entropy in nats, against smoothed labels where labels are smoothed.
+      accuracy: a share of the batch.
+      learning_rate: of the update.
+    """
+
+    loss: Finite
+    accuracy: Finite
+    learning_rate: Finite
+
+
+class NoiseRow(MetricsRow, frozen=True, kw_only=True):
+    """One estimate of the gradient noise.
+
+    Attributes:
+      gradient_norm2: squared norm of the mean gradient.
+      trace: trace of the covariance of one example's gradient.
+    """
+
+    gradient_norm2: Finite
+    trace: Finite
+
+
+class RampRow(MetricsRow, frozen=True, kw_only=True):
+    """The start of a phase with a larger batch.
+
+    Attributes:
+      batch_size: examples per update from here on.
+      noise_scale: the running gradient noise scale that decided, in examples; None: not finite.
+    """
+
+    batch_size: Size
+    noise_scale: Finite | None = None
+
+
+# Kinds of rows that are no evaluations; every other kind is the name of a split.
+METRICS_ROWS: dict[str, type[MetricsRow]] = {"train": TrainRow, "noise": NoiseRow, "ramp": RampRow}
+
+
+class EvaluationRow(MetricsRow, frozen=True, kw_only=True, omit_defaults=True):
+    """The evaluation of one split; `kind` is the name of the split.
+
+    Attributes:
+      accuracy: the share of examples, or of pixels, that are classified correctly.
+      loss: mean cross-entropy in nats.
+      examples: the number of examples evaluated; None: an earlier version did not write it.
+      mean_iou: mean intersection over union, for segmentation.
+    """
+
+    accuracy: Share
+    loss: Finite
+    examples: Count | None = None
+    mean_iou: Share | None = None
+
+
+def metrics_row(value: Any) -> MetricsRow:
+    """Returns the row of `metrics.jsonl` that a JSON value holds; its kind decides its type.
+
+    Raises:
+      msgspec.ValidationError: it is no row of its kind.
+    """
+    kind = msgspec.convert(value, MetricsRow).kind
+    return msgspec.convert(value, METRICS_ROWS.get(kind, EvaluationRow))

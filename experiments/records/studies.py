@@ -1,0 +1,134 @@
+"""Records of a study: a row per training run, and the base of what a question makes of its rows."""
+
+from typing import Annotated, Any, ClassVar
+
+import msgspec
+from msgspec import Meta
+
+from experiments.records.fields import Count, Options, Positive, Size
+from experiments.records.record import FileRecord, Record
+from experiments.records.runs import Summary
+
+
+class _Known(Record, frozen=True, kw_only=True):
+    """Bounds of the options of a run that reports read."""
+
+    batch_size: Size | None = None
+    learning_rate: Positive | None = None
+    seed: Count | None = None
+    steps: Size | None = None
+    epochs: Positive | None = None
+    num_devices: Size | None = None
+    optimizer: str | None = None
+    dataset: str | None = None
+    model: str | None = None
+
+
+class StudyRow(FileRecord, frozen=True, kw_only=True, omit_defaults=True):
+    """A row of `results.jsonl`: one training run of a study, with its summary or its error.
+
+    A question that adds something to its rows derives its own rows from this class, and names them in the `ROWS` of
+    its module in `records.questions`.
+
+    Attributes:
+      key: names the run in the study; what it begins with, up to the first "-", is the kind of the row.
+      options: those of `TrainConfig` that the study gives.
+      command: the training command.
+      label: the name of the run in a report; "": the report makes one.
+      error: why there is no summary.
+      diverged: the run ended with a loss that is not finite, which is a result.
+      summary: what the run reached.
+    """
+
+    # Options without which a report cannot place a run that ended.
+    NEEDED: ClassVar[tuple[str, ...]] = ()
+    # Whether a report needs the seconds of computing of a run that ended.
+    TIMED: ClassVar[bool] = False
+    # Whether the run was made with a target accuracy.
+    TO_TARGET: ClassVar[bool] = False
+
+    key: str
+    options: Options
+    command: str = ""
+    label: str = ""
+    error: str | None = None
+    diverged: bool = False
+    summary: Summary | None = None
+
+    def __post_init__(self):
+        msgspec.convert(self.options, _Known)
+        if self.summary is None and self.error is None:
+            raise ValueError("Expected a summary or an error")
+        if not self.is_result:
+            return
+        for name in self.NEEDED:
+            if self.options.get(name) is None:
+                raise ValueError(f"Expected the option {name!r}")
+        if self.summary is None:
+            return
+        if self.TIMED and ("compute" not in self.summary.seconds or self.summary.updates < 1):
+            raise ValueError("Expected the seconds of computing of one update or more")
+        if self.TO_TARGET and self.summary.target is None:
+            raise ValueError("Expected a target")
+
+    @property
+    def kind(self) -> str:
+        """The kind of the row: what its key begins with."""
+        return kind_of(self.key)
+
+    @property
+    def is_result(self) -> bool:
+        """Whether the run is done: it has a summary, or its loss was not finite."""
+        return self.summary is not None or self.diverged
+
+    @property
+    def ended(self) -> Summary:
+        """The summary of a run that has one."""
+        if self.summary is None:
+            raise LookupError(f"the run {self.key} has no summary")
+        return self.summary
+
+    @property
+    def batch_size(self) -> int:
+        """Examples per update."""
+        return self._option("batch_size")
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate."""
+        return self._option("learning_rate")
+
+    @property
+    def seed(self) -> int:
+        """The seed of the run."""
+        return self._option("seed")
+
+    def _option(self, name: str) -> Any:
+        value = self.options.get(name)
+        if value is None:
+            raise LookupError(f"the run {self.key} was given no {name}")
+        return value
+
+
+class Analysis(FileRecord, frozen=True, kw_only=True):
+    """The base of `QUESTION.json`: what a question makes of its rows for its report.
+
+    Attributes:
+      keys: the keys of the rows that the report shows; a folder may hold others.
+    """
+
+    keys: list[str]
+
+
+def kind_of(key: str) -> str:
+    """Returns the kind of a row: what its key begins with, up to the first "-".
+
+    Example:
+      >>> kind_of("fixed-b64-seed0")
+      'fixed'
+    """
+    return key.partition("-")[0]
+
+
+# A list of one entry or more per seed.
+BySeed = Annotated[list[float], Meta(min_length=1)]
