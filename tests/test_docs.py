@@ -67,6 +67,12 @@ def test_links_within_the_repository_lead_somewhere(document):
             assert heading in anchors, f"{document.name} links to {link}"
 
 
+@pytest.mark.parametrize("notebook", sorted((ROOT / "colabs").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_links_of_a_notebook_lead_somewhere(notebook):
+    for link in re.findall(r"\]\((\.\./[^)#\s]+)", notebook.read_text()):
+        assert (notebook.parent / link).exists(), f"{notebook.name} links to {link}"
+
+
 def test_a_page_says_what_the_committed_study_found():
     """Sentences, and the table of runs to the target, as the report makes them from the rows beside it."""
     said = " ".join((RESULTS / "batch_size.md").read_text().split())
