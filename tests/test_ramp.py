@@ -100,7 +100,7 @@ def test_an_epoch_reads_every_example_once_whatever_grows(examples, share, decis
         assert sizes.epochs_at(step) == epoch + 1
         sizes = ramp.grown(sizes, step, math.inf if grows else size)
         last = epoch == len(decisions) - 1
-        allowed = not last and 2 * size * plan.FEWEST_UPDATES <= examples
+        allowed = not last and 2 * size * plan.MIN_UPDATES_PER_EPOCH <= examples
         assert sizes.batch_size == (2 * size if grows and allowed else size)
     assert sizes.total_steps == step and sizes.epochs == len(decisions)
     assert ramp.restored(plan.make(config, examples, 2), ramp.notes(sizes)) == sizes

@@ -1,4 +1,4 @@
-"""The sizes of a run, worked out from its configuration before anything is compiled; and what is refused there."""
+"""The sizes of a run, derived from its configuration and checked before anything is compiled."""
 
 import math
 from typing import NamedTuple
@@ -10,21 +10,22 @@ from experiments.training.machine.devices import nearest_multiples
 from experiments.training.recipe import schedules
 from experiments.training.recipe.optimizers import OPTIMIZERS
 
-# Of an automatic ramp: by what the batch grows, and the updates that an epoch has at least.
-FACTOR = 2
-# Of a run that is as short as its warmup, one part in so many: as by default 2 of 20 epochs.
-SHORTENED = 10
-FEWEST_UPDATES = 8
+# Growth factor of the batch in an automatic ramp.
+RAMP_FACTOR = 2
+# Fewest updates of an epoch to which an automatic ramp may lead.
+MIN_UPDATES_PER_EPOCH = 8
+# A warmup that would be as long as the run is shortened to the run over this: by default 2 of 20 epochs.
+SHORTENED_WARMUP_DIVISOR = 10
 
 
 class Phase(NamedTuple):
     """Epochs with one batch size.
 
     Attributes:
-      first_epoch: counted from 0.
-      first_step: the updates before it.
-      batch_size: global.
-      steps_per_epoch: updates in one pass over the data.
+      first_epoch: number of the first epoch, from 0.
+      first_step: updates before the first epoch.
+      batch_size: global batch size.
+      steps_per_epoch: updates in one pass over the training set.
     """
 
     first_epoch: int
@@ -34,13 +35,13 @@ class Phase(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where a step lies.
+    """The phase and the epoch of a step.
 
     Attributes:
-      phase: of the batch size.
-      epoch: counted from 0.
-      first_step: the updates before this epoch.
-      last_step: the updates at its end, or at the end of training if that is earlier.
+      phase: the epochs with one batch size in which the step lies.
+      epoch: number of the epoch, from 0.
+      first_step: updates before this epoch.
+      last_step: updates at the end of this epoch, or at the end of training if that is earlier.
     """
 
     phase: Phase
@@ -88,14 +89,14 @@ class Plan(NamedTuple):
     """The sizes of a run.
 
     Attributes:
-      examples: in the training set.
-      phases: one, or with a batch ramp several; with an automatic one those that are known.
-      total_steps: updates in all; with an automatic ramp, if the batch grows no more.
-      warmup_steps: updates of warmup among them; a tenth where as long a warmup as was asked for is the whole run.
-      boundaries: of the step schedule: updates before each, and the factor of the rate from there on.
-      cycle_steps: updates of a cycle of the cyclic schedule.
-      dropped: examples that an epoch of the first phase leaves out.
-      largest: batch size up to which an automatic ramp may go; None: there is none.
+      examples: the number of training examples.
+      phases: one phase, or several with a batch ramp; with an automatic ramp those that are known so far.
+      total_steps: total number of updates; with an automatic ramp, if the batch grows no further.
+      warmup_steps: updates of the warmup; a tenth of the run if the warmup asked for is as long as the run.
+      boundaries: steps of the step schedule: the factor of the rate by the updates before it.
+      cycle_steps: updates per cycle of the cyclic schedule.
+      dropped: examples per epoch that the first phase leaves out.
+      largest: the largest batch size of an automatic ramp; None: there is no automatic ramp.
       peak_learning_rate: the learning rate at the end of the warmup.
       wanted_warmup: the updates of warmup that were asked for, however long the run is.
       length: the options by which `grow` counts the updates of another batch size.
@@ -115,16 +116,16 @@ class Plan(NamedTuple):
 
     @property
     def epochs(self) -> float:
-        """Passes over the data in all, dropped examples counted as read."""
+        """Total number of passes over the training set, dropped examples counted as read."""
         return self.epochs_at(self.total_steps)
 
     @property
     def batch_size(self) -> int:
-        """Of the last phase."""
+        """The batch size of the last phase."""
         return self.phases[-1].batch_size
 
     def locate(self, step: int) -> Position:
-        """Where the update after `step` others lies."""
+        """Returns the position of the update that follows `step` updates."""
         phase = next(p for p in reversed(self.phases) if p.first_step <= step)
         epochs = (step - phase.first_step) // phase.steps_per_epoch
         first = phase.first_step + epochs * phase.steps_per_epoch
@@ -132,34 +133,34 @@ class Plan(NamedTuple):
         return Position(phase, phase.first_epoch + epochs, first, last)
 
     def examples_of(self, size: int, masked: bool) -> int:
-        """How many examples a batch has that is padded to `size`; which depends on the number of devices."""
+        """Returns the number of examples in a batch that is padded to `size`, which depends on the number of devices."""
         if not masked:
             return size
         rests = (self.examples % phase.batch_size for phase in self.phases)
         return max((rest for rest in rests if rest <= size), default=size)
 
     def epochs_at(self, step: int) -> float:
-        """Passes over the data after `step` updates."""
+        """Returns the number of passes over the training set after `step` updates."""
         phase = next(p for p in reversed(self.phases) if p.first_step <= step)
         return phase.first_epoch + (step - phase.first_step) / phase.steps_per_epoch
 
 
 def grow(plan: Plan, epoch: int) -> Plan:
-    """Returns the plan with `FACTOR` times the batch from the start of an epoch on, which lies in its last phase."""
+    """Returns the plan with `RAMP_FACTOR` times the batch from the start of an epoch on, which lies in its last phase."""
     last = plan.phases[-1]
-    size = FACTOR * last.batch_size
+    size = RAMP_FACTOR * last.batch_size
     first_step = last.first_step + (epoch - last.first_epoch) * last.steps_per_epoch
     phase = Phase(epoch, first_step, size, plan.length.steps_per_epoch(size, plan.examples))
     return plan._replace(phases=(*plan.phases, phase), total_steps=plan.length.total_steps(phase))
 
 
 def make(config: TrainConfig, examples: int, devices: int) -> Plan:
-    """Works out the sizes of a run.
+    """Derives the sizes of a run from its configuration.
 
     Args:
-      config: of the run.
-      examples: in the training set.
-      devices: of all processes.
+      config: the configuration of the run.
+      examples: the number of training examples.
+      devices: the number of devices of all processes.
 
     Raises:
       UsageError: a batch is larger than the training set, or devices, micro-batches or spans do not divide it.
@@ -178,7 +179,7 @@ def make(config: TrainConfig, examples: int, devices: int) -> Plan:
     phases = (Phase(0, 0, config.batch_size, per_epoch),)
     boundaries: dict[int, float] = {}
     if schedules.SCHEDULES[config.schedule].has_milestones:
-        # Those beyond the end change nothing; of a run of so many updates the end is not known in epochs.
+        # Milestones beyond the end change nothing. With --steps, the end is not known in epochs.
         within = [m for m in milestones if config.steps is not None or m < epochs]
         phases, boundaries = _staircase(config, length, phases[0], within, examples, devices)
     total = length.total_steps(phases[-1])
@@ -186,9 +187,9 @@ def make(config: TrainConfig, examples: int, devices: int) -> Plan:
     boundaries = {step: scale for step, scale in boundaries.items() if step < total}
     wanted_warmup = _wanted_warmup(config, per_epoch)
     # A tenth of the run where it would end before the warmup does.
-    warmup = wanted_warmup if wanted_warmup < total else total // SHORTENED
+    warmup = wanted_warmup if wanted_warmup < total else total // SHORTENED_WARMUP_DIVISOR
     changes = sorted([*boundaries, *(p.first_step for p in phases[1:])])
-    # Where the places were given the warmup is held to what was asked for, however short the run.
+    # With --step_epochs, the changes must come after the warmup that was asked for, even if a short run shortens it.
     until = wanted_warmup if config.step_epochs else warmup
     if changes and changes[0] < until:
         raise UsageError(
@@ -218,31 +219,31 @@ def _wanted_warmup(config: TrainConfig, steps_per_epoch: int) -> int:
 
 
 def _largest_of_ramp(config: TrainConfig, examples: int, devices: int) -> int:
-    """The batch size up to which it may be doubled: an epoch keeps some updates, and a span fits the devices."""
+    """Returns the largest batch of an automatic ramp: an epoch keeps some updates, and spans fit the devices."""
     size = config.batch_size
-    while FACTOR * size * FEWEST_UPDATES <= examples and (
-        config.span is None or config.span in spans(FACTOR * size // config.accumulation_steps, devices)
+    while RAMP_FACTOR * size * MIN_UPDATES_PER_EPOCH <= examples and (
+        config.span is None or config.span in spans(RAMP_FACTOR * size // config.accumulation_steps, devices)
     ):
-        size *= FACTOR
+        size *= RAMP_FACTOR
     if size == config.batch_size:
         raise UsageError(
-            f"--batch_ramp=auto keeps at least {FEWEST_UPDATES} updates an epoch"
+            f"--batch_ramp=auto keeps at least {MIN_UPDATES_PER_EPOCH} updates an epoch"
             + ("" if config.span is None else f" and whole spans of {config.span}")
-            + f", and {FACTOR * size} of {examples} examples is too large a batch for that; start from a smaller "
+            + f", and {RAMP_FACTOR * size} of {examples} examples is too large a batch for that; start from a smaller "
             f"--batch_size than {size}"
         )
     return size
 
 
 def _staircase(config: TrainConfig, length: Length, phase: Phase, milestones, examples: int, devices: int):
-    """The phases and the boundaries of a step schedule: at each milestone the batch grows, or the rate falls."""
+    """Returns phases and boundaries of a step schedule: at each milestone the batch grows, or the rate falls."""
     phases, boundaries = [phase], {}
     for milestone in milestones:
         if not isinstance(config.batch_ramp, int):
             step = round(milestone * phase.steps_per_epoch)
             boundaries[step] = boundaries.get(step, 1.0) / config.step_factor
             continue
-        # The batch changes between epochs, so that each of them reads every example once.
+        # The batch changes between epochs, so that every epoch reads every example once.
         epoch = max(round(milestone), phase.first_epoch + 1)
         if config.steps is None and epoch >= config.epochs:
             break
@@ -322,7 +323,7 @@ def _check_span(config: TrainConfig, batch_size: int, devices: int) -> None:
 
 
 def spans(examples: int, devices: int) -> list[int]:
-    """The spans into which a batch can be cut: parts of a device's share, or groups of whole shares.
+    """Returns the spans into which a batch can be cut: parts of a device's share, or groups of whole shares.
 
     Example:
       >>> spans(16, 4)

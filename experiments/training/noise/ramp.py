@@ -11,7 +11,7 @@ al., "An Empirical Model of Large-Batch Training", arXiv 1812.06162, 2018, appen
 from experiments.records.checkpoints import RampNotes
 from experiments.records.runs import StepMemory
 from experiments.training.config import plan as plans
-from experiments.training.config.plan import FACTOR, Plan
+from experiments.training.config.plan import RAMP_FACTOR, Plan
 from experiments.training.machine import processes
 
 
@@ -29,7 +29,7 @@ def grown(plan: Plan, step: int, scale: float) -> Plan:
     """
     if plan.largest is None or step < plan.warmup_steps or step >= plan.total_steps:
         return plan
-    size = FACTOR * plan.batch_size
+    size = RAMP_FACTOR * plan.batch_size
     answers = processes.gathered([size <= scale, size <= plan.largest])
     if not (answers[0, 0] and answers[:, 1].all()):
         return plan
@@ -41,7 +41,7 @@ def within_memory(plan: Plan, memory: StepMemory) -> Plan:
     if (
         plan.largest is None
         or None in (memory.needed, memory.limit)
-        or FACTOR * (memory.needed or 0) <= (memory.limit or 0)
+        or RAMP_FACTOR * (memory.needed or 0) <= (memory.limit or 0)
     ):
         return plan
     return plan._replace(largest=min(plan.largest, plan.batch_size))
