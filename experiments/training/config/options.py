@@ -98,8 +98,8 @@ class TrainConfig:
     )
     norm_momentum: float | None = _option(
         None,
-        "Momentum m of the running statistics: running = m running + (1 - m) batch, with a lower m in the first updates, "
-        "so that the initial values drop out. Default: 0.9 to the power of batch_size / 256.",
+        "Momentum m of the running statistics: running = m running + (1 - m) batch, with a lower m in the first "
+        "updates, so that the initial values drop out. Default: 0.9 to the power of batch_size / 256.",
         least=0,
         below=1,
     )
@@ -161,8 +161,7 @@ class TrainConfig:
     )
     num_devices: int | None = _option(
         None,
-        "Devices of each process. Default: all accelerators; on a CPU, as many devices as there are cores, if they divide "
-        "the batch.",
+        "Devices of each process. Default: all accelerators; on a CPU, one per core as far as they divide the batch.",
         least=1,
         most=MAX_DEVICES,
     )

@@ -133,7 +133,7 @@ class Plan(NamedTuple):
         return Position(phase, phase.first_epoch + epochs, first, last)
 
     def examples_of(self, size: int, masked: bool) -> int:
-        """Returns the number of examples in a batch that is padded to `size`, which depends on the number of devices."""
+        """Returns the number of examples in a batch padded to `size`, which depends on the number of devices."""
         if not masked:
             return size
         rests = (self.examples % phase.batch_size for phase in self.phases)
@@ -146,7 +146,7 @@ class Plan(NamedTuple):
 
 
 def grow(plan: Plan, epoch: int) -> Plan:
-    """Returns the plan with `RAMP_FACTOR` times the batch from the start of an epoch on, which lies in its last phase."""
+    """Returns the plan with `RAMP_FACTOR` times the batch from the start of an epoch of its last phase on."""
     last = plan.phases[-1]
     size = RAMP_FACTOR * last.batch_size
     first_step = last.first_step + (epoch - last.first_epoch) * last.steps_per_epoch

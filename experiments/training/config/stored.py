@@ -45,8 +45,8 @@ def write_config(
       workdir: the folder of the run, which exists.
       config: the configuration of the run.
       facts: facts about its training data.
-      why_not_longer: given a stored configuration that differs in the length alone, returns why a run of `config` cannot
-        resume from it, or None if it can.
+      why_not_longer: given a stored configuration that differs in the length alone, returns why a run of `config`
+        cannot resume from it, or None if it can.
 
     Returns:
       The name of the run, which its checkpoints carry; None: an earlier version began the run and gave it none.
