@@ -12,7 +12,7 @@ from experiments._errors import UsageError
 from experiments.reporting import section
 from experiments.reporting.step_time import time_sections
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parent.parent / "docs" / "results"
 PARTS = ("time", "smoothness", "convergence", "backwards", "ladder", "generalisation", "ramp")
 
 

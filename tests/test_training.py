@@ -114,7 +114,7 @@ def run_of(config, dataset):
 @pytest.mark.parametrize(
     "options",
     [
-        *({"schedule": schedule} for schedule in sorted(schedules.DECAYS)),
+        *({"schedule": schedule} for schedule in sorted(schedules.SCHEDULES.names)),
         {"optimizer": "lars"},
         {"optimizer": "adamw"},
         {"backwards_per_forward": 2},

@@ -27,6 +27,7 @@ from experiments.reporting.style import (
     sizes_axis,
 )
 
+PUBLISHED_DATASET = "mnist"
 # What others found for MNIST, in the units of the axis.
 PUBLISHED = (
     ((900, 900), "noise scale, McCandlish et al. 2018"),
@@ -76,7 +77,7 @@ def convergence_figure(folder: str | Path) -> Figure:
         )
     sizes_axis(axes, sizes)
     logarithmic(axes, f"updates to {target_of(found)}")
-    if "mnist" in {row["options"].get("dataset") for row in shown}:
+    if any(row["options"].get("dataset") == PUBLISHED_DATASET for row in shown):
         _publish(axes)
     legend(axes)
     return drawing
@@ -122,7 +123,7 @@ def critical_sections(folder: str | Path) -> list[Section]:
         sizes = " and ".join(f"{size:,}" for size in wrong)
         caption += f" The fit misses the runs at {sizes} by more than its interval of {found['confidence']:.0%}."
     critical = [figure(convergence_figure(folder), caption)]
-    if any(row["options"].get("dataset") == "mnist" for row in rows):
+    if any(row["options"].get("dataset") == PUBLISHED_DATASET for row in rows):
         critical.append(f"<p>{PUBLISHED_NOTE}</p>")
     if fit:
         named = (

@@ -191,7 +191,9 @@ def fitted(study: Study, examples: int, parts: Sequence[str]) -> Study:
         ladder=study.ladder._replace(batch_size=min(study.ladder.batch_size, max(4, 2 ** (large.bit_length() - 1)))),
         # With room to grow once.
         ramp=study.ramp._replace(
-            batch_size=min(study.ramp.batch_size, examples // (plan.FACTOR * plan.FEWEST_UPDATES) // 8 * 8 or 1)
+            batch_size=min(
+                study.ramp.batch_size, examples // (plan.RAMP_FACTOR * plan.MIN_UPDATES_PER_EPOCH) // 8 * 8 or 1
+            )
         ),
     )
     tuned = found.convergence.tuned_sizes

@@ -17,16 +17,17 @@ from experiments._errors import UsageError
 from experiments.records.runs import DataFacts, Result, Summary, Target
 from experiments.training import extending
 from experiments.training.clock import Clock
+from experiments.training.config import plan as plans
 from experiments.training.config import preflight
 from experiments.training.config.options import TrainConfig
 from experiments.training.config.plan import Plan
-from experiments.training.config.stored import read_config, write_config
+from experiments.training.config.stored import read_name, write_config
 from experiments.training.evaluation import evaluator
 from experiments.training.evaluation.population import population_statistics, where_recalibrated_differs
 from experiments.training.loop import Fit
 from experiments.training.machine import devices, processes
 from experiments.training.noise.probe import noise_probe
-from experiments.training.recipe import norms
+from experiments.training.recipe.norms import NORMS
 from experiments.training.state import TrainState
 from experiments.training.step import feeding
 from experiments.training.step.run import Run, prepare
@@ -36,8 +37,8 @@ from experiments.training.storage.workdir import only_one
 from experiments.training.terminal import say
 
 SUMMARY = "summary.json"
-# Images by which statistics are fixed before the first update.
-FROZEN_EXAMPLES = 1_000
+# Images from which a norm's fixed statistics are computed before the first update.
+FIXED_STATISTICS_IMAGES = 1_000
 
 
 def train(config: TrainConfig, *, check_statistics: bool = False) -> Summary:
@@ -96,7 +97,7 @@ def train(config: TrainConfig, *, check_statistics: bool = False) -> Summary:
             resident = feeding.is_resident(config, dataset, run.mesh, devices.memory_of(chosen[0]))
             feed = feeding.Feed(config, dataset.train, run.mesh, resident=resident)
             evaluate = evaluator.Evaluator(run.eval_step, dataset.test, run.mesh, resident=resident)
-            checkpoints = held.enter_context(Checkpoints(workdir, run=read_config(workdir).run))
+            checkpoints = held.enter_context(Checkpoints(workdir, run=read_name(workdir)))
             state = checkpoints.restore(run.state, set_aside=True)
             if state is None:
                 state = initial_state(config, run, dataset)
@@ -108,7 +109,7 @@ def train(config: TrainConfig, *, check_statistics: bool = False) -> Summary:
         state, results, reached = fit(state)
         summary = _summarise(config, run._replace(plan=fit.plan), int(state.step), results, reached, clock)
         recalibrated = None
-        if check_statistics and config.norm != "frozen":
+        if check_statistics and not NORMS[config.norm].fixes_statistics:
             with clock("evaluate"):
                 recalibrated = where_recalibrated_differs(run, state, dataset, evaluate, results, config.span)
         summary = msgspec.structs.replace(
@@ -135,30 +136,37 @@ def start(config: TrainConfig) -> tuple[list[devices.Device], datasets.Dataset, 
 
 def initial_state(config: TrainConfig, run: Run, dataset: datasets.Dataset) -> TrainState:
     """The state before the first update; statistics that will not change are those of the training set."""
-    if config.norm != "frozen":
+    if not NORMS[config.norm].fixes_statistics:
         return run.state
     # Layer by layer, so that what each norm puts out has mean 0 and variance 1 before the first update.
     # They are gone over once a layer, and a thousand images have positions enough.
     statistics = population_statistics(
-        run.model, run.recipe, run.mesh, run.state, dataset.train, mode="layerwise", examples=FROZEN_EXAMPLES
+        run.model, run.recipe, run.mesh, run.state, dataset.train, mode="layerwise", examples=FIXED_STATISTICS_IMAGES
     )
     return run.state._replace(batch_stats=devices.place(statistics, devices.replicated(run.mesh)))
 
 
 def set_up_devices(config: TrainConfig) -> list[devices.Device]:
-    """The devices of a configuration, its other processes joined."""
+    """Returns the devices of a configuration, with the other processes joined.
+
+    Raises:
+      UsageError: there are fewer devices, or they do not divide the batch.
+    """
     devices.keep_compiled_programs(datasets.cache_dir() / "compiled")
-    return devices.set_up(
+    chosen = devices.set_up(
         config.num_devices,
         config.batch_size,
         micro_batches=config.accumulation_steps,
         connect=processes.connector(config),
     )
+    # Before the data is read, which may take minutes.
+    plans.check_divisible(config, config.batch_size, len(chosen), jax.process_count())
+    return chosen
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
     """The configuration with its workdir filled in, and the number of devices where the numbers depend on it."""
-    if config.norm in norms.PER_DEVICE:
+    if NORMS[config.norm].depends_on_devices:
         chosen = set_up_devices(config)
         config = dataclasses.replace(config, num_devices=len(chosen) // jax.process_count())
     return dataclasses.replace(config, workdir=config.workdir or config.default_workdir())

@@ -10,7 +10,9 @@ from experiments.studies.recommending.curves import OF_A_RUN, Curves, curves_of
 from experiments.studies.recommending.target import best_runs, scaled_rate
 from experiments.studies.scaling import interval_of
 from experiments.studies.smoothness import CONSTANT
-from experiments.training.config.plan import FEWEST_UPDATES
+from experiments.training.config.options import TrainConfig
+from experiments.training.config.plan import MIN_UPDATES_PER_EPOCH
+from experiments.training.recipe.norms import NORMS
 
 # Predictions are made as far from the batch sizes that were tried as that.
 REACH = 4
@@ -109,11 +111,11 @@ class _Limits:
         tried = [run["batch_size"] for run in evidence["runs"] if not run["diverged"]]
         self.tried = tried or [size for size, _ in evidence["step_time"]]
         # Its statistics are corrected by those of the batch before, not of the micro-batch.
-        self.cuts = evidence["options"].get("norm") != "renorm"
+        self.cuts = not NORMS[evidence["options"].get("norm", TrainConfig.norm)].corrects_by_running_statistics
 
     def candidates(self) -> list[int]:
         """Powers of two times the unit, about the batch sizes that were tried."""
-        most = max(self.unit, min(self.examples // FEWEST_UPDATES, REACH * max(self.tried)))
+        most = max(self.unit, min(self.examples // MIN_UPDATES_PER_EPOCH, REACH * max(self.tried)))
         sizes = [self.unit * 2**k for k in range((most // self.unit).bit_length())]
         about = [size for size in sizes if size >= min(self.tried) / REACH] or sizes[-1:]
         return [size for size in about if self.fits(size) or self.cuts] or sizes[:1]
@@ -191,7 +193,7 @@ def _binding(evidence: dict[str, Any], problem: _Limits, curves: Curves, batch_s
     if not problem.fits(batch_size) or (not problem.fits(twice) and without < whole):
         cut = "; --accumulation_steps makes up for it in part" if problem.cuts else ""
         return "memory", f"a half-precision --dtype or more devices{cut}"
-    if without < whole and twice > evidence["examples"] // FEWEST_UPDATES:
+    if without < whole and twice > evidence["examples"] // MIN_UPDATES_PER_EPOCH:
         return "data", "more examples: an epoch should have some updates"
     if without < whole:
         return "budget", "a larger --budget_minutes: larger batches than those that were tried look better still"

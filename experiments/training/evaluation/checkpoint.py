@@ -21,7 +21,7 @@ from experiments.training.evaluation.population import population_statistics
 from experiments.training.machine import devices
 from experiments.training.state import Recipe, TrainState
 from experiments.training.step import single
-from experiments.training.step.run import make_model, make_optimizer, make_recipe
+from experiments.training.step.parts import make_model, make_optimizer, make_recipe
 from experiments.training.storage.checkpoints import Checkpoints
 
 RECALIBRATIONS = ("pooled", "layerwise")

@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -59,7 +58,7 @@ def set_up(
     Args:
       num_devices: the number of devices per process; None: all accelerators, or on a CPU the largest number that is at
         most the number of cores and divides the batch.
-      batch_size: the global batch size; None: any number of devices will do.
+      batch_size: the global batch size, which `plan.check_divisible` checks; None: any number of devices will do.
       micro_batches: the number of micro-batches that a batch is split into.
       connect: joins the other processes and returns the number of processes; None: there is one process.
 
@@ -67,7 +66,7 @@ def set_up(
       The devices of all processes, ordered by process.
 
     Raises:
-      UsageError: there are fewer devices, or they do not divide the batch; the message names sizes that work.
+      UsageError: there are fewer devices.
     """
     if num_devices is not None and num_devices < 1:
         raise UsageError(f"--num_devices must be at least 1, not {num_devices}")
@@ -101,17 +100,6 @@ def set_up(
         raise UsageError(
             f"--num_devices={count}, but this process has {len(available)} ({available[0].platform}); give a smaller "
             "--num_devices"
-        )
-    parts = count * processes * micro_batches
-    if batch_size is not None and batch_size % parts:
-        among = f"{count * processes} devices" + (f" ({processes} processes x {count})" if processes > 1 else "")
-        if micro_batches > 1:
-            among += f" x {micro_batches} --accumulation_steps"
-        share = math.gcd(batch_size // micro_batches, count * processes) // processes
-        other = share if share and batch_size % (share * processes * micro_batches) == 0 else None
-        raise UsageError(
-            f"--batch_size={batch_size} is not divisible by {among}; the nearest sizes that work: "
-            f"{nearest_multiples(batch_size, parts)}." + (f" Or give --num_devices={other}." if other else "")
         )
     chosen: list[Device] = []
     for process in range(processes):
