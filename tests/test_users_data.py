@@ -8,8 +8,8 @@ import pytest
 from experiments import data
 from experiments._errors import UsageError
 from experiments.data.users import RESERVED
+from experiments.records.runs import METRICS_ROWS
 from experiments.training.evaluation import evaluator
-from experiments.training.storage import metrics
 from tests import rig, users_data
 
 
@@ -40,7 +40,7 @@ def test_every_read_of_a_split_is_checked(name, said):
 
 
 def test_splits_cannot_have_the_names_of_other_kinds_of_rows():
-    assert set(RESERVED) == set(metrics.NOT_EVALUATIONS)
+    assert set(RESERVED) == set(METRICS_ROWS)
 
 
 def test_a_constant_channel_is_centred_and_not_scaled():
