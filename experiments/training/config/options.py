@@ -1,4 +1,4 @@
-"""Everything that decides what a training run does, in one value; its defaults are the flags' defaults."""
+"""The configuration of a training run as one value; its defaults are the flags' defaults."""
 
 import dataclasses
 import hashlib
@@ -14,8 +14,8 @@ from experiments.training.recipe.norms import NORMS
 from experiments.training.recipe.optimizers import OPTIMIZERS
 from experiments.training.recipe.schedules import SCHEDULES
 
-# On these a run's numbers do not depend, to rounding, so that it may go on in another place or on other devices. (But
-# that an automatic ramp ends where the memory of the devices does.)
+# Fields that do not change a run's numbers, except for rounding, so that a run can resume in another place or on other
+# devices. (Exception: an automatic ramp ends where the memory of the devices ends.)
 PLACES = (
     "workdir",
     "data_dir",
@@ -33,14 +33,14 @@ REFERENCE_NORM_MOMENTUM = 0.9
 DTYPES = ("float32", "bfloat16")
 INPUTS = ("auto", "resident", "streamed")
 AUTO = "auto"
-# The keys of JAX hold 32 bits of a seed: of two seeds that differ above these the initial parameters are the same.
+# JAX's keys hold 32 bits of a seed: two seeds that differ only in higher bits give the same initial parameters.
 LARGEST_SEED = 2**32 - 1
-# More than a process has anywhere.
+# More devices than any process has.
 MOST_DEVICES = 1024
 
 
 def _option(default: Any, help: str, **limits: Any) -> Any:
-    """A field, and its limits as `_limits` has them."""
+    """Returns a field with its help and with its limits, which `_limits` describes."""
     return dataclasses.field(default=default, metadata={"help": help, **limits})
 
 
@@ -191,7 +191,7 @@ class TrainConfig:
     checkpoint_every: int = _option(0, "Updates between two checkpoints. 0: one at the end of every epoch.", least=0)
 
     def __post_init__(self):
-        """Refuses what cannot be, before anything is loaded or compiled."""
+        """Checks every value and their combinations, before anything is loaded or compiled."""
         for field in dataclasses.fields(self):
             _limits.check(field.name, getattr(self, field.name), field.metadata)
         self._check_combinations()
@@ -265,7 +265,7 @@ class TrainConfig:
 
     @property
     def peak_learning_rate(self) -> float:
-        """The rate at the end of warmup. It follows the number of examples whose losses make one update."""
+        """The rate at the end of warmup, which scales with the number of examples per update."""
         if self.learning_rate is not None:
             return self.learning_rate
         optimizer = OPTIMIZERS[self.optimizer]
@@ -274,7 +274,7 @@ class TrainConfig:
         return base * LR_SCALINGS[scaling](self.batch_size / self.backwards_per_forward / REFERENCE_BATCH_SIZE)
 
     def running_momentum(self, batch_size: int | None = None) -> float:
-        """The momentum of the norms' running statistics, at the batch size of this point of a ramp.
+        """Returns the momentum of the norms' running statistics, at the current batch size of a ramp.
 
         By default they average over as many examples at any batch size, some 2,500. At a batch of 8192 that is
         the last batch, which is plenty; an average over ten updates lags behind weights that move as fast as they do
@@ -293,7 +293,7 @@ class TrainConfig:
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in places}
 
     def default_workdir(self) -> str:
-        """A folder that the same command finds again, and another configuration does not."""
+        """Returns a folder that follows from the configuration: the same command resumes there, another does not."""
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
         return f"runs/{self.dataset.replace(':', '_')}-{self.model.replace(':', '_')}-b{self.batch_size}-{digest}"
 

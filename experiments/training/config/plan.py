@@ -1,4 +1,4 @@
-"""The sizes of a run, worked out from its configuration before anything is compiled; and what is refused there."""
+"""The sizes of a run, computed and checked from its configuration before anything is compiled."""
 
 import math
 from typing import NamedTuple
@@ -10,11 +10,11 @@ from experiments.training.machine.devices import nearest_multiples
 from experiments.training.recipe import schedules
 from experiments.training.recipe.optimizers import OPTIMIZERS
 
-# Of an automatic ramp: by what the batch grows, and the updates that an epoch has at least.
+# The factor by which an automatic ramp multiplies the batch, and the fewest updates that it leaves in an epoch.
 FACTOR = 2
-# Of a run that is as short as its warmup, one part in so many: as by default 2 of 20 epochs.
-SHORTENED = 10
 FEWEST_UPDATES = 8
+# A warmup as long as the run is shortened to the run's length over this: by default a warmup is 2 of 20 epochs.
+SHORTENED = 10
 
 
 class Phase(NamedTuple):
@@ -34,10 +34,10 @@ class Phase(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where a step lies.
+    """The place of a step in the plan.
 
     Attributes:
-      phase: of the batch size.
+      phase: the phase, which has the batch size.
       epoch: counted from 0.
       first_step: the updates before this epoch.
       last_step: the updates at its end, or at the end of training if that is earlier.
@@ -54,13 +54,13 @@ class Plan(NamedTuple):
 
     Attributes:
       examples: in the training set.
-      phases: one, or with a batch ramp several; with an automatic one those that are known.
-      total_steps: updates in all; with an automatic ramp, if the batch grows no more.
-      warmup_steps: updates of warmup among them; a tenth where as long a warmup as was asked for is the whole run.
-      boundaries: of the step schedule: updates before each, and the factor of the rate from there on.
-      cycle_steps: updates of a cycle of the cyclic schedule.
+      phases: one, or several with a batch ramp; those known so far with an automatic ramp.
+      total_steps: updates in all; with an automatic ramp, those if the batch does not grow further.
+      warmup_steps: updates of warmup among them; a tenth of the run where the wanted warmup would be the whole run.
+      boundaries: for a schedule with milestones: the updates before each, and the factor of the rate from there on.
+      cycle_steps: for a schedule with cycles: updates of a cycle.
       dropped: examples that an epoch of the first phase leaves out.
-      largest: batch size up to which an automatic ramp may go; None: there is none.
+      largest: the largest batch size of an automatic ramp; None: there is no such ramp.
     """
 
     examples: int
@@ -79,11 +79,11 @@ class Plan(NamedTuple):
 
     @property
     def batch_size(self) -> int:
-        """Of the last phase."""
+        """The batch size of the last phase."""
         return self.phases[-1].batch_size
 
     def locate(self, step: int) -> Position:
-        """Where the update after `step` others lies."""
+        """Returns the place of the update after `step` others."""
         phase = next(p for p in reversed(self.phases) if p.first_step <= step)
         epochs = (step - phase.first_step) // phase.steps_per_epoch
         first = phase.first_step + epochs * phase.steps_per_epoch
@@ -91,20 +91,20 @@ class Plan(NamedTuple):
         return Position(phase, phase.first_epoch + epochs, first, last)
 
     def examples_of(self, size: int, masked: bool) -> int:
-        """How many examples a batch has that is padded to `size`; which depends on the number of devices."""
+        """Returns how many examples a batch has that is padded to `size`, which depends on the number of devices."""
         if not masked:
             return size
         rests = (self.examples % phase.batch_size for phase in self.phases)
         return max((rest for rest in rests if rest <= size), default=size)
 
     def epochs_at(self, step: int) -> float:
-        """Passes over the data after `step` updates."""
+        """Returns the passes over the data after `step` updates."""
         phase = next(p for p in reversed(self.phases) if p.first_step <= step)
         return phase.first_epoch + (step - phase.first_step) / phase.steps_per_epoch
 
 
 def grow(plan: Plan, config: TrainConfig, epoch: int) -> Plan:
-    """The plan with `FACTOR` times the batch from the start of an epoch on, which lies in its last phase."""
+    """Returns the plan with `FACTOR` times the batch from the start of an epoch of the last phase on."""
     last = plan.phases[-1]
     size = FACTOR * last.batch_size
     first_step = last.first_step + (epoch - last.first_epoch) * last.steps_per_epoch
@@ -113,12 +113,12 @@ def grow(plan: Plan, config: TrainConfig, epoch: int) -> Plan:
 
 
 def make(config: TrainConfig, examples: int, devices: int) -> Plan:
-    """Works out the sizes of a run.
+    """Computes the sizes of a run.
 
     Args:
-      config: of the run.
-      examples: in the training set.
-      devices: of all processes.
+      config: the configuration of the run.
+      examples: the number of training examples.
+      devices: the number of devices of all processes.
 
     Raises:
       UsageError: a batch is larger than the training set, or devices, micro-batches or spans do not divide it.
@@ -136,7 +136,7 @@ def make(config: TrainConfig, examples: int, devices: int) -> Plan:
     phases = (Phase(0, 0, config.batch_size, per_epoch),)
     boundaries: dict[int, float] = {}
     if schedules.SCHEDULES[config.schedule].has_milestones:
-        # Those beyond the end change nothing; of a run of so many updates the end is not known in epochs.
+        # Milestones beyond the end change nothing; with --steps the end is not known in epochs.
         within = [m for m in milestones if config.steps is not None or m < epochs]
         phases, boundaries = _staircase(config, phases[0], within, examples, devices)
     total = _total_steps(config, phases[-1])
@@ -144,7 +144,7 @@ def make(config: TrainConfig, examples: int, devices: int) -> Plan:
     boundaries = {step: scale for step, scale in boundaries.items() if step < total}
     warmup = _warmup(config, per_epoch, total)
     changes = sorted([*boundaries, *(p.first_step for p in phases[1:])])
-    # Where the places were given the warmup is held to what was asked for, however short the run.
+    # Where the milestones were given, the warmup is checked as it was given, however short the run.
     until = wanted_warmup(config, per_epoch) if config.step_epochs else warmup
     if changes and changes[0] < until:
         raise UsageError(
@@ -158,12 +158,12 @@ def make(config: TrainConfig, examples: int, devices: int) -> Plan:
 
 
 def wanted_warmup(config: TrainConfig, steps_per_epoch: int) -> int:
-    """The updates of warmup that a configuration asks for, however long the run is."""
+    """Returns the updates of warmup that a configuration asks for, however long the run is."""
     return 0 if OPTIMIZERS[config.optimizer].full_batch else round(config.warmup_epochs * steps_per_epoch)
 
 
 def _warmup(config: TrainConfig, steps_per_epoch: int, total: int) -> int:
-    """The updates of warmup: as many as are wanted, or a tenth of the run where it would end before they do."""
+    """Returns the updates of warmup: as many as are wanted, or a tenth of a run that would end before them."""
     wanted = wanted_warmup(config, steps_per_epoch)
     return wanted if wanted < total else total // SHORTENED
 
@@ -179,7 +179,7 @@ def _total_steps(config: TrainConfig, last: Phase) -> int:
 
 
 def _largest_of_ramp(config: TrainConfig, examples: int, devices: int) -> int:
-    """The batch size up to which it may be doubled: an epoch keeps some updates, and a span fits the devices."""
+    """Returns the batch size at which doubling ends: an epoch keeps some updates, and a span fits the devices."""
     size = config.batch_size
     while FACTOR * size * FEWEST_UPDATES <= examples and (
         config.span is None or config.span in spans(FACTOR * size // config.accumulation_steps, devices)
@@ -201,7 +201,7 @@ def _steps_per_epoch(config: TrainConfig, batch_size: int, examples: int) -> int
 
 
 def _staircase(config: TrainConfig, phase: Phase, milestones, examples: int, devices: int):
-    """The phases and the boundaries of a step schedule: at each milestone the batch grows, or the rate falls."""
+    """Returns phases and boundaries of a schedule with milestones: at each the batch grows, or the rate falls."""
     phases, boundaries = [phase], {}
     for milestone in milestones:
         if not isinstance(config.batch_ramp, int):
@@ -250,10 +250,10 @@ def check_divisible(config: TrainConfig, batch_size: int, devices: int, processe
     """Checks that each device of each micro-batch gets as many examples as any other.
 
     Args:
-      config: of the run.
-      batch_size: of the first phase or of a later one, global.
-      devices: of all processes.
-      processes: how many there are.
+      config: the configuration of the run.
+      batch_size: the global batch size of any phase.
+      devices: the number of devices of all processes.
+      processes: the number of processes.
 
     Raises:
       UsageError: the batch is not divisible; the message names batch sizes, and a number of devices, that work.
@@ -288,7 +288,7 @@ def _check_span(config: TrainConfig, batch_size: int, devices: int) -> None:
 
 
 def spans(examples: int, devices: int) -> list[int]:
-    """The spans into which a batch can be cut: parts of a device's share, or groups of whole shares.
+    """Returns the spans into which a batch can be cut: parts of a device's share, or groups of whole shares.
 
     Example:
       >>> spans(16, 4)

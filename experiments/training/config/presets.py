@@ -12,13 +12,13 @@ from experiments.training.recipe.schedules import SCHEDULES
 
 
 class Preset(NamedTuple):
-    """A recipe.
+    """A published recipe.
 
     Attributes:
-      options: of `TrainConfig`.
-      result: what its source reports.
-      source: where the numbers are from, and which of them could not be checked there.
-      time: how long it takes, where it was run.
+      options: fields of `TrainConfig`.
+      result: the result that the source reports.
+      source: the source of the numbers, and which of them could not be checked there.
+      time: the time of a run, on the machine that ran it.
     """
 
     options: dict[str, Any]
@@ -225,7 +225,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def configure(preset: str | None, given: dict[str, Any]) -> TrainConfig:
-    """The configuration of a preset, changed by what is given.
+    """Returns the configuration of a preset with the given options in place of its own.
 
     Raises:
       UsageError: there is no such preset, or the values do not go together.
@@ -239,14 +239,14 @@ def configure(preset: str | None, given: dict[str, Any]) -> TrainConfig:
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
     options = dict(PRESETS[preset].options)
-    # What a flag says in other words than the preset wins, too.
+    # A flag that sets the rate in another way than the preset wins, too.
     if {"base_learning_rate", "lr_scaling"} & set(given):
         options.pop("learning_rate", None)
     return TrainConfig(**{**options, **given})
 
 
 def unused(config: TrainConfig, given: Iterable[str]) -> list[str]:
-    """Of the flags that are given, those that change nothing in this configuration, each with the reason.
+    """Returns the given flags that change nothing in this configuration, each with the reason.
 
     Example:
       >>> unused(TrainConfig(cycle_epochs=3), ["cycle_epochs"])
