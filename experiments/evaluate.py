@@ -33,13 +33,12 @@ def define_flags() -> None:
         "num_devices": "Devices to use. Default: all accelerators, or one per CPU core.",
     }
     _flags.define(TrainConfig, tuple(helps), dict.fromkeys(helps), helps)
-    names = ", ".join(DOMAINS)
     _flags.several(
         "domain",
         str,
         None,
-        f"Evaluate on the images as in these domains: {names}; all: these and the images' own domain.",
-        among=(*DOMAINS, OWN_DOMAIN, "all"),
+        f"Evaluate on the images as in these domains: {DOMAINS.choices}; all: these and the images' own domain.",
+        among=(*DOMAINS.names, OWN_DOMAIN, "all"),
     )
     modes = " or ".join(RECALIBRATIONS)
     _flags.text(
