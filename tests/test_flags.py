@@ -227,7 +227,7 @@ def test_a_printed_command_can_be_pasted(place):
 @pytest.mark.parametrize("dry_run", [[], ["--dry_run"]])
 @pytest.mark.parametrize("flag", ["--model=nosuch", "--norm=nosuch", "--num_devices=1000"])
 def test_a_study_whose_runs_cannot_begin_is_refused(place, monkeypatch, flag, dry_run):
-    """With 1,000 devices the batch sizes of the runs are the reason, which the devices do not divide."""
+    """A thousand devices are refused because they do not divide the batch sizes of the runs."""
     use_own_flags(batch_size_study, monkeypatch)
     monkeypatch.setattr(jobs._Worker, "train", start)
     name = flag.partition("=")[0]

@@ -66,7 +66,7 @@ def test_the_trajectory_is_the_same_on_any_number_of_devices_in_float32(digits, 
 
 
 def test_a_smaller_last_batch_is_padded_to_the_number_of_devices(digits, x64):
-    """Of 30 examples in batches of 16 the second batch has 14, to which 8 devices add 2 masked ones; 2 devices none."""
+    """The second batch of 30 examples in batches of 16 has 14; 8 devices add 2 masked examples, and 2 devices none."""
     small = digits._replace(train=digits.train.read(np.arange(30)))
     config = {"batch_size": 16, "drop_remainder": False, "warmup_epochs": 0, "learning_rate": 0.1, "epochs": 2}
     one, rows = first_steps(TrainConfig(**config), small, 4, 2, jnp.float64)
