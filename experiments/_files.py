@@ -243,7 +243,8 @@ def read_rows(path: Path, kind: type[T] | Callable[[Any], T]) -> tuple[list[Any]
 def _parsed(content: bytes, kind: Any) -> Any:
     value = _clean(json.loads(content.decode(errors="replace")))
     # A record without a version was written before records had one.
-    dated = {"version": 0, **value} if isinstance(value, dict) else value
+    is_dated = isinstance(kind, FunctionType) or (isinstance(kind, type) and issubclass(kind, FileRecord))
+    dated = {"version": 0, **value} if is_dated and isinstance(value, dict) else value
     if isinstance(kind, FunctionType):
         # A shape only checks the value, and returns None.
         made = kind(dated)
@@ -261,13 +262,32 @@ def _clean(value: Any) -> Any:
 
 
 def _why(error: BaseException) -> str:
-    if isinstance(error, MismatchError | msgspec.ValidationError):
+    """Returns the reason why content cannot be read, in one clause."""
+    if isinstance(error, msgspec.ValidationError):
+        return _misfit(str(error))
+    if isinstance(error, MismatchError):
         return str(error)
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, json.JSONDecodeError):
         return f"it is not JSON ({error})"
     return "a number in it has too many digits" if "digits" in str(error) else reason(error)
+
+
+def _misfit(message: str) -> str:
+    """Returns msgspec's message with the place first, and without the bounds that stand for "finite".
+
+    Example:
+      >>> _misfit("Expected `int` >= 1 - at `$.sizes[0].batch_size`")
+      'sizes[0].batch_size: expected `int` >= 1'
+      >>> _misfit("Expected `float` <= 1.7976931348623157e+308 - at `$.loss`")
+      'loss: expected a finite number'
+    """
+    text, _, place = message.partition(" - at ")
+    if "e+308" in text:
+        text = "expected a finite number"
+    place = place.replace("`", "").replace("$.", "").strip("$") or "the whole"
+    return f"{place}: {text[:1].lower()}{text[1:]}"
 
 
 def _opened(path: Path, flags: int, mode: str) -> Any:
