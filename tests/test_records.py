@@ -9,6 +9,7 @@ import pytest
 
 from experiments import _files, records
 from experiments._errors import UsageError
+from experiments.records.recommendation import Recommendation
 from experiments.reporting import section
 from experiments.reporting.step_time import time_sections
 
@@ -21,7 +22,7 @@ def test_the_files_of_the_pages_have_their_shapes():
         rows, left_out = _files.read_rows(path, records.study_row)
         assert rows and not left_out, path
     for path in DOCS.rglob("recommendation.json"):
-        assert _files.read_json(path, records.RECOMMENDATION)["evidence"]
+        assert _files.read_json(path, Recommendation).evidence.runs
     for part in PARTS:
         assert section.analysis(DOCS / "batch_size_mnist", part)
 

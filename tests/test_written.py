@@ -21,6 +21,7 @@ from experiments.records.runs import TrainRow
 from experiments.reporting import document
 from experiments.studies import batch_size, jobs, settings
 from experiments.studies.recommending import run as recommending
+from experiments.studies.recommending.findings import Findings
 from experiments.training.storage import metrics, workdir
 from tests import readers, test_reporting
 
@@ -92,7 +93,7 @@ def _recommend(folder):
         recommending,
         with_held_out=lambda options: settings.Data(options, 60, 0),
         Runner=mock.MagicMock(),
-        measure=lambda *_: {"note": "x" * 9_000},
+        measure=lambda _, problem: Findings(not_measured=["x" * 9_000]).evidence(problem),
         advise=lambda _: None,
     ):
         runner: mock.MagicMock = recommending.Runner  # pyright: ignore[reportAssignmentType]
