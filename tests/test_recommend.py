@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments import _files
-from experiments.records.recommendation import Recommendation, TriedBatch
+from experiments.records.evidence import TriedBatch
+from experiments.records.recommendation import Recommendation
 from experiments.reporting import recommendation_lines, write_recommendation_page
 from experiments.reporting.recommendation import command
 from experiments.reporting.recommendation_text import SOURCES, WHY_NOT_LARGER

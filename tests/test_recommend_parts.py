@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments._errors import UsageError
-from experiments.records.recommendation import MeasuredRun, Noise
+from experiments.records.evidence import MeasuredRun, Noise
 from experiments.studies.recommending import memory
 from experiments.studies.recommending.curves import (
     NOISE_LOG_SD,

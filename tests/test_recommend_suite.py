@@ -14,7 +14,8 @@ from experiments.benchmarking import recommend_suite, recommend_table
 from experiments.benchmarking.recommend_compare import Cell
 from experiments.benchmarking.recommend_suite import AGAIN, FRESH_SEEDS, GRID, RECOMMENDATION, Problem
 from experiments.records.comparison import GridCost
-from experiments.records.recommendation import MeasuredRun, Recommendation
+from experiments.records.evidence import MeasuredRun
+from experiments.records.recommendation import Recommendation
 from experiments.records.runs import Target
 from experiments.studies import jobs
 from experiments.studies.recommending.run import FILE

@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 
 from experiments import _files
 from experiments._errors import UsageError
+from experiments.records.evidence import Evidence
 from experiments.records.fields import Bounded
-from experiments.records.recommendation import Evidence, Prediction, Recommendation
+from experiments.records.recommendation import Prediction, Recommendation
 from experiments.reporting.curves import read_study
 from experiments.reporting.document import commands, figure, made_on, table
 from experiments.reporting.recommendation_text import (

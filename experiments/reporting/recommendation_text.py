@@ -1,16 +1,14 @@
-"""The words of a recommendation, for a reader of none of the papers."""
+"""The words of a recommendation, for readers of none of the papers."""
 
 import math
 import shlex
 from collections.abc import Callable
 
+from experiments.records.evidence import Evidence, MeasuredRun, Memory
 from experiments.records.fields import Bounded, OpenInterval
 from experiments.records.recommendation import (
     Advice,
     Estimate,
-    Evidence,
-    MeasuredRun,
-    Memory,
     Prediction,
     Recommendation,
     Source,

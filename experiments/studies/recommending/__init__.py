@@ -13,5 +13,5 @@
 | `advice.py` | the setting that follows: predictions, the constraint that binds, certainty |
 | `run.py` | a recommendation from its question to its files |
 
-Records of all of these are in `experiments.records.recommendation`.
+Their records are in `experiments.records.evidence` and `experiments.records.recommendation`.
 """

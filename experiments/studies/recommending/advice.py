@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.records.fields import Bounded, OpenInterval, Options
-from experiments.records.recommendation import Advice, Estimate, Evidence, Prediction, finite
+from experiments.records.evidence import Evidence
+from experiments.records.fields import Bounded, OpenInterval, Options, finite
+from experiments.records.recommendation import Advice, Estimate, Prediction
 from experiments.studies.convergence import CONFIDENCE, rounded
 from experiments.studies.recommending.curves import RUN_LOG_SD, Curves, best_runs, curves_of
 from experiments.studies.recommending.runs import scaled_rate

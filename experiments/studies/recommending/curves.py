@@ -8,7 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from experiments.records.recommendation import Evidence, MeasuredRun, Noise, Source, finite
+from experiments.records.evidence import Evidence, MeasuredRun, Noise
+from experiments.records.fields import finite
+from experiments.records.recommendation import Source
 from experiments.studies.convergence import CONFIDENCE, SEARCH_SEED
 from experiments.studies.scaling import DRAWS, StepTimeFit, fit_step_time
 

@@ -2,14 +2,14 @@
 
 import dataclasses
 
-from experiments.records.recommendation import Evidence, MeasuredRun, Memory, Noise, RaceEntry, TimedUpdate
+from experiments.records.evidence import Evidence, MeasuredRun, Memory, Noise, RaceEntry, TimedUpdate
 from experiments.studies.recommending.curves import NoisePrior, prior_of
 from experiments.studies.recommending.lab import Problem
 
 
 @dataclasses.dataclass
 class Findings:
-    """The measurements so far; `records.recommendation.Evidence` describes each field."""
+    """The measurements so far; `records.evidence.Evidence` describes each field."""
 
     step_time: list[TimedUpdate] = dataclasses.field(default_factory=list)
     memory: Memory | None = None

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from experiments._errors import UsageError
-from experiments.records.recommendation import Evidence, Memory, Noise, TimedUpdate, TriedBatch
+from experiments.records.evidence import Evidence, Memory, Noise, TimedUpdate, TriedBatch
 from experiments.records.studies import StudyRow
 from experiments.studies.convergence import SEARCH_SEED
 from experiments.studies.jobs import Job

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.records.recommendation import RaceEntry
+from experiments.records.evidence import RaceEntry
 from experiments.studies.convergence import SEARCH_SEED, rounded
 from experiments.studies.jobs import Job
 from experiments.studies.recommending.findings import Findings

@@ -2,8 +2,8 @@
 
 import math
 
+from experiments.records.evidence import MeasuredRun
 from experiments.records.fields import Options
-from experiments.records.recommendation import MeasuredRun
 from experiments.records.studies import StudyRow
 from experiments.studies.convergence import RESOLUTION, rounded
 from experiments.studies.jobs import Job

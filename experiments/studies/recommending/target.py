@@ -2,7 +2,7 @@
 
 import math
 
-from experiments.records.recommendation import MeasuredRun, TimedUpdate
+from experiments.records.evidence import MeasuredRun, TimedUpdate
 from experiments.studies.convergence import SEARCH_SEED, rounded
 from experiments.studies.jobs import Job
 from experiments.studies.recommending.curves import best_runs, noise_over, steps_by
