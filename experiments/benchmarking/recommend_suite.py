@@ -69,10 +69,16 @@ class Problem(NamedTuple):
     max_epochs: int
     seeds: tuple[int, ...] = (0, 1)
 
-    @property
-    def setting(self) -> Setting:
-        """The grid, as the batch-size study describes its runs."""
-        return Setting(self.target, (), self.batch_sizes, self.rates, self.max_epochs, self.seeds)
+    def setting(self, epochs_factor: int = 1) -> Setting:
+        """Returns the grid as the batch-size study describes its runs, with so many times the most epochs."""
+        return Setting(
+            target=self.target,
+            fixed_sizes=(),
+            tuned_sizes=self.batch_sizes,
+            rates=self.rates,
+            max_epochs=epochs_factor * self.max_epochs,
+            seeds=self.seeds,
+        )
 
 
 _SIZES = (32, 64, 128, 256, 512)
@@ -118,7 +124,7 @@ def measure(problem: Problem, folder: Path, data_dir: str | None = None) -> None
     options = problem.options | ({"data_dir": data_dir} if data_dir else {})
     data = with_held_out(options)
     with Runner(folder / GRID) as runner:
-        grid = runner.run_all(grid_jobs(data, problem.setting))
+        grid = runner.run_all(grid_jobs(data, problem.setting()))
     place = folder / RECOMMENDATION
     if result is None:
         # From nothing, in one go and with all of its compilation, so that its cost is all there.
@@ -128,7 +134,7 @@ def measure(problem: Problem, folder: Path, data_dir: str | None = None) -> None
             _environment(JAX_COMPILATION_CACHE_DIR=compiled, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.3"),
         ):
             result = recommend(options, target=problem.target, minutes=BUDGET_SHARE * cost(grid) / 60, folder=place)
-    longer = problem.setting._replace(max_epochs=PATIENCE_FACTOR * problem.max_epochs)
+    longer = problem.setting(PATIENCE_FACTOR)
     with Runner(folder / AGAIN) as runner:
         for cell in _compared(grid, result.advice):
             runner.run_all(tuned_job(data, longer, cell.batch_size, cell.rate, seed) for seed in FRESH_SEEDS)
