@@ -103,9 +103,8 @@ def line(row: Any) -> bytes:
 
 def _plain(value: Any) -> Any:
     """Returns what JSON can hold of a value; a record of a file is given the version that writes it."""
-    if isinstance(value, FileRecord):
-        value = msgspec.structs.replace(value, version=VERSION)
-    return msgspec.to_builtins(value)
+    plain = msgspec.to_builtins(value)
+    return {**plain, "version": VERSION} if isinstance(value, FileRecord) else plain
 
 
 def make_folder(folder: Path, flag: str = "workdir") -> None:
@@ -234,13 +233,15 @@ def read_rows(path: Path, kind: type[T] | Callable[[Any], T]) -> tuple[list[Any]
     return rows, left_out
 
 
-def _parsed(content: bytes, kind: type[T] | Callable[[Any], T]) -> T:
+def _parsed(content: bytes, kind: Any) -> Any:
     value = _clean(json.loads(content.decode(errors="replace")))
+    # What has no version was written before records had one.
+    dated = {"version": 0, **value} if isinstance(value, dict) else value
     if isinstance(kind, FunctionType):
         # A shape gives nothing back.
-        made = kind(value)
+        made = kind(dated)
         return value if made is None else made
-    return msgspec.convert(value, kind)
+    return msgspec.convert(dated, kind)
 
 
 def _clean(value: Any) -> Any:

@@ -73,11 +73,11 @@ def _table(rows: list[Evaluated], *, domains: bool) -> list[str]:
     after = f"{'recalibrated':>14}{'loss':>9}" if recalibrated else ""
     lines = [f"{'domain':<10}" * domains + f"{'split':<12}{'examples':>9}{'accuracy':>11}{'loss':>9}{after}"]
     for row in rows:
-        line = f"{row.domain:<10}" * domains + f"{row.split:<12}{row.before['examples']:>9,}"
-        line += f"{row.before['accuracy']:>11.2%}{row.before['loss']:>9.4f}"
+        line = f"{row.domain:<10}" * domains + f"{row.split:<12}{row.before.examples:>9,}"
+        line += f"{row.before.accuracy:>11.2%}{row.before.loss:>9.4f}"
         if row.after:
-            line += f"{row.after['accuracy']:>14.2%}{row.after['loss']:>9.4f}"
-        ious = [result["mean_iou"] for result in (row.before, row.after) if result and "mean_iou" in result]
+            line += f"{row.after.accuracy:>14.2%}{row.after.loss:>9.4f}"
+        ious = [result.mean_iou for result in (row.before, row.after) if result and result.mean_iou is not None]
         lines.append(line + (f"   mean IoU {', then '.join(f'{iou:.2%}' for iou in ious)}" if ious else ""))
     return lines
 

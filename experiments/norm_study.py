@@ -60,7 +60,7 @@ def main() -> int:
     if FLAGS.per_device_batch_sizes is not None:
         size = size._replace(per_device_batch_sizes=tuple(FLAGS.per_device_batch_sizes))
     folder = Path(FLAGS.workdir or f"runs/norm_study-{FLAGS.preset}")
-    rates = norm.rate_jobs(size, FLAGS.num_devices) if {"synchronised", "frozen"} <= set(size.norms) else []
+    rates = norm.rate_jobs(size, FLAGS.num_devices) if set(norm.RATE_NORMS) <= set(size.norms) else []
     all_jobs = [*rates, *norm.grid_jobs(size, FLAGS.tasks, FLAGS.num_devices)]
     jobs.refuse_hopeless(all_jobs)
     _workdirs.check(folder, _workdirs.NORM_STUDY)

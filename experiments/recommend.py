@@ -15,6 +15,7 @@ from experiments import _flags
 from experiments.reporting import recommendation_lines, write_recommendation_page
 from experiments.studies.recommending.run import finite, recommend
 from experiments.training.config.options import TrainConfig
+from experiments.training.recipe.optimizers import OPTIMIZERS
 from experiments.training.terminal import say
 
 FLAGS = flags.FLAGS
@@ -31,7 +32,9 @@ def define_flags() -> None:
         "workdir": "Folder for the results. Default: runs/recommend-DATASET-MODEL.",
     }
     _flags.define(TrainConfig, (*OPTIONS, *helps), dict.fromkeys(("norm", "dtype")), helps)
-    _flags.text("optimizer", "nesterov", "Optimizer of all runs.", among=("nesterov", "sgd"))
+    _flags.text(
+        "optimizer", "nesterov", "Optimizer of all runs.", among=[o.name for o in OPTIMIZERS if o.momentum_based]
+    )
     _flags.number(
         "budget_minutes",
         10.0,

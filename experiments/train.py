@@ -57,20 +57,20 @@ def main() -> None:
     if jax.process_index() > 0:
         return
     print(f"\n{'split':<12}{'examples':>9}{'accuracy':>11}{'loss':>9}")
-    for name, result in summary["results"].items():
-        iou = f"   mean IoU {result['mean_iou']:.2%}" if "mean_iou" in result else ""
-        print(f"{name:<12}{result['examples']:>9,}{result['accuracy']:>11.2%}{result['loss']:>9.4f}{iou}")
-    for name, result in summary.get("recalibrated", {}).items():
+    for name, result in summary.results.items():
+        iou = "" if result.mean_iou is None else f"   mean IoU {result.mean_iou:.2%}"
+        print(f"{name:<12}{result.examples:>9,}{result.accuracy:>11.2%}{result.loss:>9.4f}{iou}")
+    for name, result in (summary.recalibrated or {}).items():
         print(
-            f"warning   {name}: {result['accuracy']:.2%} by statistics of training images in place of running ones; "
+            f"warning   {name}: {result.accuracy:.2%} by statistics of training images in place of running ones; "
             "`python -m experiments.evaluate --recalibrate=pooled` uses them"
         )
-    if summary["target"]:
-        reached = summary["target"]["reached_after_updates"]
+    if summary.target:
+        reached = summary.reached_after
         print(f"\ntarget    {f'reached after {reached} updates' if reached else 'not reached'}")
-    say("\nseconds   " + "  ".join(f"{name} {value:.1f}" for name, value in summary["seconds"].items()))
-    if summary["overhead"] is not None:
-        say(f"overhead  {summary['overhead']:.1%} of training is outside the compiled step")
+    say("\nseconds   " + "  ".join(f"{name} {value:.1f}" for name, value in summary.seconds.items()))
+    if summary.overhead is not None:
+        say(f"overhead  {summary.overhead:.1%} of training is outside the compiled step")
     own = [f"--{name}={value}" for name in ("model", "dataset") if is_users_own(value := getattr(config, name))]
     evaluate = ["python", "-m", "experiments.evaluate", f"--checkpoint={config.workdir}", *own]
     print(f"evaluate  {shlex.join(evaluate)}")

@@ -111,8 +111,8 @@ def test_the_summary_says_both_accuracies_where_the_statistics_decide(tmp_path):
     options = {**PLAIN, "dataset": "tests.own:larger", "steps": 200, "num_devices": 1, "batch_size": 2}
     options |= {"norm_momentum": 0.0, "learning_rate": 0.003}
     summary = session.train(TrainConfig(**options, workdir=str(tmp_path)), check_statistics=True)
-    before, after = summary["results"]["test"], summary["recalibrated"]["test"]
-    assert after["accuracy"] - before["accuracy"] > 0.12 and after["examples"] == before["examples"] == 64
+    before, after = summary.results["test"], summary.recalibrated["test"]
+    assert after.accuracy - before.accuracy > 0.12 and after.examples == before.examples == 64
 
 
 @pytest.mark.parametrize(

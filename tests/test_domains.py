@@ -77,7 +77,7 @@ def run(tmp_path_factory):
 def test_recalibration_undoes_another_ink(run, mode):
     """Light grey on dark grey is an affine map of the pixels, which the first norm undoes if its statistics follow."""
     _, rows = evaluate_checkpoint(run, [OWN_DOMAIN, "coloured"], mode, num_devices=2)
-    accuracy = {(row.domain, row.split): (row.before["accuracy"], row.after["accuracy"]) for row in rows if row.after}
+    accuracy = {(row.domain, row.split): (row.before.accuracy, row.after.accuracy) for row in rows if row.after}
     home, away = accuracy[OWN_DOMAIN, "test"], accuracy["coloured", "test"]
     assert home[0] > 0.85 and abs(home[1] - home[0]) < 0.02
     assert away[0] < home[0] - 0.2

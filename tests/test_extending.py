@@ -30,7 +30,7 @@ def test_a_finished_run_is_made_longer_bit_for_bit(tmp_path):
     whole = session.train(config("whole", 4))
     short = session.train(config("longer", 2))
     longer = session.train(config("longer", 4))
-    assert longer["results"] == whole["results"] and longer["updates"] == 16 and short["updates"] == 8
+    assert longer.results == whole.results and longer.updates == 16 and short.updates == 8
     jax.tree.map(np.testing.assert_array_equal, *(state_of(config(name, 4)) for name in ("whole", "longer")))
     rows = [metrics.read(tmp_path / name / metrics.FILE) for name in ("whole", "longer")]
     assert rows[0] == rows[1]

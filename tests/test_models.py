@@ -40,7 +40,7 @@ def small(name, norm, **arguments):
 
 def no_zero_scale(name):
     """Blocks that are the identity would hide what is in them."""
-    return {"zero_last_scale": False} if name.startswith("resnet") else {}
+    return {"zero_last_scale": False} if models.is_residual(name) else {}
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def narrow_dense_layers(monkeypatch):
 
 
 def test_every_model_is_tested():
-    assert set(SMALL) == set(models.MODELS)
+    assert set(SMALL) == set(models.MODELS.names)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -81,7 +81,10 @@ def test_every_model_takes_every_norm(name, norm, dtype):
             return model.apply(variables, x, train=True, mutable=["batch_stats"])[0]
 
     logits = jax.eval_shape(apply, variables, images)
-    assert logits.shape == ((4, size, size, 5) if name == "fcn" else (4, 5)) and logits.dtype == jnp.float32
+    assert (
+        logits.shape == ((4, size, size, 5) if models.MODELS[name].per_pixel else (4, 5))
+        and logits.dtype == jnp.float32
+    )
     # What a norm gives goes on in the dtype of the computation.
     assert {given for given, _ in shapes[1:]} | {got for _, got in shapes} == {jnp.dtype(dtype)}
 

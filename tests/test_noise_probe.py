@@ -58,10 +58,10 @@ def test_it_changes_nothing_of_the_training_and_goes_on_with_it(tmp_path):
     config = {**OPTIONS, "steps": 8, "span": 16, "checkpoint_every": 3, "evaluate_every": 4}
     plain = session.train(TrainConfig(**config, workdir=str(tmp_path / "plain")))
     measured = session.train(TrainConfig(**config, noise_every=2, workdir=str(tmp_path / "measured")))
-    assert measured["results"] == plain["results"]
-    rows = [row for row in metrics.read(tmp_path / "measured" / metrics.FILE) if row["kind"] == "noise"]
-    assert [row["step"] for row in rows] == [2, 4, 6, 8]
-    assert all(np.isfinite(row["trace"]) and row["trace"] > 0 and "gradient_norm2" in row for row in rows)
+    assert measured.results == plain.results
+    rows = [row for row in metrics.read(tmp_path / "measured" / metrics.FILE) if row.kind == "noise"]
+    assert [row.step for row in rows] == [2, 4, 6, 8]
+    assert all(np.isfinite(row.trace) and row.trace > 0 and np.isfinite(row.gradient_norm2) for row in rows)
     # An evaluation that was logged at a step is found again beside a measurement.
     log = metrics.MetricsLog(tmp_path / "measured", 8)
     with log:
@@ -79,11 +79,11 @@ def test_live_says_the_running_noise_scale_and_goes_on_with_it(tmp_path, capsys,
     assert said() == []
     whole = session.train(TrainConfig(**config, workdir=str(tmp_path / "whole")))
     lines = said()
-    assert whole["results"] == plain["results"] and len(lines) == 3
+    assert whole.results == plain.results and len(lines) == 3
     state = init_noise()
     for row in metrics.read(tmp_path / "whole" / metrics.FILE):
-        if row["kind"] == "noise":
-            state = update_noise(state, NoiseEstimate(row["gradient_norm2"], row["trace"]), loop.LIVE_DECAY)
+        if row.kind == "noise":
+            state = update_noise(state, NoiseEstimate(row.gradient_norm2, row.trace), loop.LIVE_DECAY)
     assert lines[-1].startswith("noise     ") and lines[-1].endswith(larger_batch(float(noise_scale(state)), 16))
 
     evaluate, calls = loop.Fit._evaluate_and_log, []

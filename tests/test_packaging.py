@@ -24,7 +24,7 @@ LIBRARY = [
 ]
 EXPERIMENTS = [
     {"_errors", "_commands"},
-    {"_limits", "_shapes"},
+    {"_limits", "_shapes", "_variants"},
     {"_files", "records", "benchmark_records"},
     {"_workdirs"},
     {"_users"},

@@ -86,7 +86,7 @@ def test_the_coordinator_listens_on_the_address_that_is_given(capsys):
 
 
 def losses(workdir):
-    return np.array([row["loss"] for row in metrics.read(workdir / metrics.FILE) if row["kind"] == "train"])
+    return np.array([row.loss for row in metrics.read(workdir / metrics.FILE) if row.kind == "train"])
 
 
 def test_two_processes_of_two_devices_train_as_one_of_four(tmp_path):
@@ -109,11 +109,7 @@ def test_two_processes_ramp_as_one(tmp_path):
     outputs = finish(tmp_path / "two", 2, **ramp)
     finish(tmp_path / "one", 1, **ramp)
     one, two = (
-        [
-            (row["step"], row["batch_size"])
-            for row in metrics.read(tmp_path / name / metrics.FILE)
-            if row["kind"] == "ramp"
-        ]
+        [(row.step, row.batch_size) for row in metrics.read(tmp_path / name / metrics.FILE) if row.kind == "ramp"]
         for name in ("one", "two")
     )
     assert one == two and len(one) >= 1, (one, two)
@@ -126,7 +122,7 @@ def started_and_training(workdir, after=0):
     rows = workdir / metrics.FILE
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline and all(process.poll() is None for process in started):
-        if rows.exists() and max((row["step"] for row in metrics.read(rows)), default=0) > after + 15:
+        if rows.exists() and max((row.step for row in metrics.read(rows)), default=0) > after + 15:
             return started
         time.sleep(0.05)
     for process in started:
@@ -155,7 +151,7 @@ def test_a_lost_process_ends_the_others_and_the_run_goes_on(tmp_path, lost, sent
     victim.communicate()
     assert other.returncode != 0 and ("error" in output.lower()), output[-2000:]
     step = max(int(p.name) for p in (tmp_path / "run" / "checkpoints").iterdir() if p.name.isdigit())
-    last = metrics.read(tmp_path / "run" / metrics.FILE)[-1]["step"]
+    last = metrics.read(tmp_path / "run" / metrics.FILE)[-1].step
     again = started_and_training(tmp_path / "run", after=last)
     for process in again:
         process.send_signal(signal.SIGTERM)
@@ -169,6 +165,6 @@ def test_sigterm_to_one_process_stops_all_after_the_same_step(tmp_path):
     started[1].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=60)[0] for process in started]
     assert [process.returncode for process in started] == [143, 143], outputs
-    last = metrics.read(tmp_path / "run" / metrics.FILE)[-1]["step"]
+    last = metrics.read(tmp_path / "run" / metrics.FILE)[-1].step
     assert f"Stopped by SIGTERM; step {last} is saved." in outputs[0]
     assert (tmp_path / "run" / "checkpoints" / str(last)).is_dir()

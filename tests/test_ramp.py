@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments._errors import UsageError
+from experiments.records.runs import StepMemory
 from experiments.training import session
 from experiments.training.config import plan
 from experiments.training.config.options import TrainConfig
-from experiments.training.config.preflight import StepMemory
 from experiments.training.noise import ramp
 from experiments.training.storage import metrics
 
@@ -32,14 +32,14 @@ def run(tmp_path_factory):
 
 def test_the_batch_doubles_where_the_noise_of_the_rows_says_so(run):
     rows, summary = run
-    doubled = {row["step"]: row["batch_size"] for row in rows if row["kind"] == "ramp"}
+    doubled = {row.step: row.batch_size for row in rows if row.kind == "ramp"}
     average, weight, batch_size, step = np.zeros(2), 0.0, 4, 0
     decisions = []
     for epoch in range(6):
         first, step = step, step + EXAMPLES // batch_size
         for row in rows:
-            if row["kind"] == "noise" and first < row["step"] <= step:
-                estimate = np.array([row["gradient_norm2"], row["trace"]])
+            if row.kind == "noise" and first < row.step <= step:
+                estimate = np.array([row.gradient_norm2, row.trace])
                 average, weight = 0.8 * average + 0.2 * estimate, 0.8 * weight + 0.2
         scale = average[1] / average[0] if average[0] > 0 else math.inf
         # Of 256 examples an epoch has at least 8 updates; after the last one nothing grows.
@@ -51,27 +51,27 @@ def test_the_batch_doubles_where_the_noise_of_the_rows_says_so(run):
             assert doubled[step] == batch_size
     # In the last epoch there is nothing to decide.
     assert True in decisions and False in decisions[:-1]
-    assert summary["updates"] == step and summary["epochs"] == 6
-    assert {row["learning_rate"] for row in rows if row["kind"] == "train"} == {np.float32(0.05)}
+    assert summary.updates == step and summary.epochs == 6
+    assert {row.learning_rate for row in rows if row.kind == "train"} == {np.float32(0.05)}
 
 
 def test_up_to_the_first_change_it_is_a_run_without_a_ramp(run, tmp_path):
     rows, _ = run
-    first = next(row["step"] for row in rows if row["kind"] == "ramp")
+    first = next(row.step for row in rows if row.kind == "ramp")
     session.train(TrainConfig(**{**OPTIONS, "batch_ramp": None}, steps=first, workdir=str(tmp_path)))
-    before = [row for row in rows if row["kind"] in ("train", "test") and row["step"] <= first]
+    before = [row for row in rows if row.kind in ("train", "test") and row.step <= first]
     assert before == metrics.read(tmp_path / metrics.FILE)
 
 
 def test_where_the_target_is_reached_no_other_batch_begins(run, tmp_path):
     rows, _ = run
-    first = next(row["step"] for row in rows if row["kind"] == "ramp")
-    there = next(row["accuracy"] for row in rows if row["kind"] == "test" and row["step"] == first)
-    before = [row["accuracy"] for row in rows if row["kind"] == "test" and row["step"] < first]
+    first = next(row.step for row in rows if row.kind == "ramp")
+    there = next(row.accuracy for row in rows if row.kind == "test" and row.step == first)
+    before = [row.accuracy for row in rows if row.kind == "test" and row.step < first]
     assert all(accuracy < there for accuracy in before)
     summary = session.train(TrainConfig(**OPTIONS, epochs=6, target_accuracy=there, workdir=str(tmp_path)))
-    assert summary["target"]["reached_after_updates"] == first
-    assert not any(row["kind"] == "ramp" for row in metrics.read(tmp_path / metrics.FILE))
+    assert summary.target.reached_after_updates == first
+    assert not any(row.kind == "ramp" for row in metrics.read(tmp_path / metrics.FILE))
 
 
 def test_it_is_said(tmp_path, capsys):
@@ -121,9 +121,9 @@ def test_neither_in_the_warmup_nor_by_a_scale_that_is_not_known():
 def test_it_stops_before_the_memory_does():
     config = TrainConfig(batch_size=16, schedule="constant", batch_ramp="auto")
     sizes = plan.make(config, 1_600, 1)
-    assert ramp.within_memory(sizes, StepMemory(400, 1_000)) == sizes
-    assert ramp.within_memory(sizes, StepMemory(None, 1_000)) == sizes
-    full = ramp.within_memory(sizes, StepMemory(501, 1_000))
+    assert ramp.within_memory(sizes, StepMemory(needed=400, limit=1_000)) == sizes
+    assert ramp.within_memory(sizes, StepMemory(needed=None, limit=1_000)) == sizes
+    full = ramp.within_memory(sizes, StepMemory(needed=501, limit=1_000))
     assert ramp.grown(full, config, 300, math.inf).batch_size == 16
     assert ramp.restored(sizes, config, ramp.notes(full)) == full
 

@@ -69,6 +69,6 @@ def test_the_users_own_model_and_data_set_train(tmp_path, monkeypatch):
     config = TrainConfig(
         dataset="mine:data", model="mine:model", batch_size=50, epochs=10, warmup_epochs=1, workdir="run", num_devices=2
     )
-    assert session.train(config)["results"]["test"]["accuracy"] > 0.9
+    assert session.train(config).results["test"].accuracy > 0.9
     _, (row,) = evaluate_checkpoint("run", dataset="mine:data", model="mine:model", num_devices=2)
-    assert row.split == "test" and row.before["accuracy"] > 0.9
+    assert row.split == "test" and row.before.accuracy > 0.9

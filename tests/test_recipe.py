@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from experiments._errors import UsageError
+from experiments.training import session
 from experiments.training.config import plan as plans
 from experiments.training.config import preflight, presets
 from experiments.training.config.options import TrainConfig
@@ -43,7 +44,7 @@ def test_short_warmups(warmup):
 PARAMS = {"Dense_0": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "BatchNorm_0": {"scale": jnp.ones(2)}}
 
 
-@pytest.mark.parametrize("name", optimizers.OPTIMIZERS)
+@pytest.mark.parametrize("name", [o.name for o in optimizers.OPTIMIZERS if not o.full_batch])
 def test_weight_decay_and_trust_ratios_leave_norms_and_biases_alone(name):
     """With no gradient only decay moves anything; with one, a norm's parameter takes the raw rate."""
     optimizer = optimizers.make(name, optax.constant_schedule(0.5), momentum=0.0, weight_decay=0.1)
@@ -214,7 +215,7 @@ def test_the_preflight_says_what_norms_of_the_models_own_do():
             r"warmup of 200 updates is not shorter.*--warmup_epochs",
         ),
         (
-            lambda: devices.set_up(3, 100),
+            lambda: session.set_up_devices(TrainConfig(num_devices=3, batch_size=100)),
             r"--batch_size=100 is not divisible by 3 devices; .* 99 and 102.*--num_devices=1",
         ),
         (lambda: devices.set_up(9, 90), r"--num_devices=9, but this process has 8"),
@@ -267,7 +268,7 @@ def test_the_preflight_says_what_norms_of_the_models_own_do():
         ),
         (
             lambda: plans.make(TrainConfig(batch_size=100, accumulation_steps=3), 60_000, 2),
-            r"batch of 100 is not divisible by 2 devices x 3 --accumulation_steps; .* 96 and 102",
+            r"--batch_size=100 is not divisible by 2 devices x 3 --accumulation_steps; .* 96 and 102",
         ),
         (
             lambda: plans.make(TrainConfig(batch_size=100, optimizer="lbfgs"), 60_000, 2),
@@ -286,8 +287,16 @@ def test_the_preflight_says_what_norms_of_the_models_own_do():
             r"first change after 64 updates, inside the warmup of 128",
         ),
         (
-            lambda: devices.set_up(4, 100, micro_batches=2),
+            lambda: session.set_up_devices(TrainConfig(num_devices=4, batch_size=100, accumulation_steps=2)),
             r"--batch_size=100 .* 4 devices x 2 --accumulation_steps; .* 96 and 104\. Or give --num_devices=2\.$",
+        ),
+        (
+            lambda: plans.make(TrainConfig(**RAMP | {"batch_ramp": 30, "step_epochs": "1,2"}), 512, 4),
+            r"--batch_ramp: a batch of 30 is not divisible by 4 devices; .* 28 and 32\. Or give --num_devices=2\.$",
+        ),
+        (
+            lambda: plans.check_divisible(TrainConfig(batch_size=12), 12, 8, 4),
+            r"--batch_size=12 is not divisible by 8 devices \(4 processes x 2\); .* 8 and 16\. Or .*=1\.$",
         ),
         (lambda: plans.make(TrainConfig(batch_size=64), 63, 2), r"the largest that works is 62"),
         (lambda: presets.configure("goyal", {}), r"unknown preset 'goyal'.*Did you mean 'goyal2017'"),

@@ -129,7 +129,7 @@ def test_sigterm_saves_within_one_step_and_exits_143(tmp_path, uninterrupted):
     there = len(rows.read_text().splitlines())
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output
-    stopped_at = metrics.read(rows)[-1]["step"]
+    stopped_at = metrics.read(rows)[-1].step
     # One step may end before the signal comes, one is under way when it does.
     assert there <= stopped_at <= there + 2 and f"step {stopped_at} is saved" in output
     assert f"checkpoint of step {stopped_at}" in finish(workdir, checkpoint_every=1000)
@@ -193,11 +193,11 @@ def test_every_kind_of_run_goes_on_bit_for_bit(tmp_path, monkeypatch, name):
             session.train(config)
     (tmp_path / "killed" / session.SUMMARY).unlink()
     again = session.train(config)
-    assert again["results"] == whole["results"] and again["updates"] == whole["updates"]
-    assert again["target"] == whole["target"] and again["starts"] > 1
+    assert again.results == whole.results and again.updates == whole.updates
+    assert again.target == whole.target and again.starts > 1
     rows = [metrics.read(tmp_path / which / metrics.FILE) for which in ("whole", "killed")]
     assert rows[0] == rows[1]
-    assert any(row["kind"] == "ramp" for row in rows[0]) == (options.get("batch_ramp") == "auto")
+    assert any(row.kind == "ramp" for row in rows[0]) == (options.get("batch_ramp") == "auto")
     like = rig.run_of(config, rig.tiny(), 2).state
     states = []
     for which in ("whole", "killed"):

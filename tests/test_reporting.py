@@ -13,8 +13,15 @@ def write_run(workdir):
     rows = [{"kind": "train", "step": i, "loss": 1 / i, "accuracy": 0.9, "learning_rate": 0.1} for i in range(1, 9)]
     rows += [{"kind": "test", "step": i, "loss": 0.5, "accuracy": 0.9 + i / 100} for i in (4, 8)]
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"kind": "te')
+    facts = {
+        "image_shape": [28, 28, 1],
+        "num_classes": 10,
+        "pixel_mean": [0.1],
+        "pixel_std": [0.3],
+        "note": "A <note>.",
+    }
     config = {"model": "simple_cnn", "dataset": "digits", "batch_size": 64, "label_smoothing": 0.1, "workdir": None}
-    (workdir / "config.json").write_text(json.dumps({"config": config, "data": {"note": "A <note>."}}))
+    (workdir / "config.json").write_text(json.dumps({"config": config, "data": facts}))
     summary = {
         "results": {"test": {"accuracy": 0.98, "loss": 0.5, "examples": 10_000}},
         "updates": 8,

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import pytest
 
 from experiments import data, models
 from experiments._errors import UsageError
+from experiments.records.runs import DataFacts, NoiseRow
 from experiments.training import loop, session
 from experiments.training.config.options import TrainConfig
 from experiments.training.evaluation import evaluator
@@ -93,9 +95,9 @@ def test_evaluation_counts_every_example_once(digits, num_devices):
     variables = {"params": run.state.params, "batch_stats": run.state.batch_stats}
     logits = np.asarray(jax.jit(lambda x: model.apply(variables, x, train=False))(images), np.float64)
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(1003), split.labels]
-    assert result["examples"] == 1003
-    assert result["accuracy"] == pytest.approx((logits.argmax(1) == split.labels).mean(), abs=1e-9)
-    assert result["loss"] == pytest.approx(losses.mean(), rel=1e-5)
+    assert result.examples == 1003
+    assert result.accuracy == pytest.approx((logits.argmax(1) == split.labels).mean(), abs=1e-9)
+    assert result.loss == pytest.approx(losses.mean(), rel=1e-5)
 
 
 def test_pixel_statistics(digits):
@@ -112,7 +114,7 @@ def run_of(config, dataset):
 @pytest.mark.parametrize(
     "options",
     [
-        *({"schedule": schedule} for schedule in sorted(schedules.DECAYS)),
+        *({"schedule": schedule} for schedule in sorted(schedules.SCHEDULES.names)),
         {"optimizer": "lars"},
         {"optimizer": "adamw"},
         {"backwards_per_forward": 2},
@@ -143,24 +145,26 @@ def same_program_at_two_rates(options):
     assert rates[1] == pytest.approx(3 * rates[0])
 
 
+FACTS = DataFacts(image_shape=(4, 4, 1), num_classes=3, pixel_mean=[0.5], pixel_std=[0.25], examples=10)
 SHORT = {"batch_size": 512, "steps": 6, "warmup_epochs": 0, "learning_rate": 0.05, "num_devices": 2}
 
 
 def test_a_run_leaves_everything_it_is_said_to_leave(tmp_path):
     config = TrainConfig(**SHORT, workdir=str(tmp_path / "run"))
     summary = session.train(config)
-    assert set(summary["results"]) == {"test", "originals"}
-    assert summary["results"]["test"]["examples"] == 10_000 and summary["results"]["originals"]["examples"] == 360
-    assert {"input", "compile", "compute", "evaluate", "checkpoint"} <= set(summary["seconds"])
+    assert set(summary.results) == {"test", "originals"}
+    assert summary.results["test"].examples == 10_000 and summary.results["originals"].examples == 360
+    assert {"input", "compile", "compute", "evaluate", "checkpoint"} <= set(summary.seconds)
     rows = metrics.read(tmp_path / "run" / metrics.FILE)
-    assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
-    assert [row["step"] for row in rows if row["kind"] == "test"] == [6]
+    assert [row.step for row in rows if row.kind == "train"] == [1, 2, 3, 4, 5, 6]
+    assert [row.step for row in rows if row.kind == "test"] == [6]
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
     # The checkpoint evaluates to what training reported; a complete run is not run again.
     step, rows = evaluate_checkpoint(tmp_path / "run")
-    assert step == 6 and [row.split for row in rows] == list(summary["results"])
+    assert step == 6 and [row.split for row in rows] == list(summary.results)
     for row in rows:
-        assert row.before == pytest.approx(summary["results"][row.split], rel=1e-5) and row.after is None
+        before, result = (msgspec.structs.astuple(r)[:3] for r in (row.before, summary.results[row.split]))
+        assert before == pytest.approx(result, rel=1e-5) and row.after is None
     assert session.train(config) == summary
 
 
@@ -169,12 +173,12 @@ def test_evaluations_within_an_epoch_change_nothing_else(tmp_path, monkeypatch):
     often = {**SHORT, "steps": 5, "evaluate_every": 2, "checkpoint_every": 3}
     plain = session.train(TrainConfig(**{**often, "evaluate_every": 0}, workdir=str(tmp_path / "plain")))
     whole = session.train(TrainConfig(**often, workdir=str(tmp_path / "whole")))
-    assert whole["results"] == plain["results"]
+    assert whole.results == plain.results
 
     def rows(name):
-        return [row for row in metrics.read(tmp_path / name / metrics.FILE) if row["kind"] != "train"]
+        return [row for row in metrics.read(tmp_path / name / metrics.FILE) if row.kind != "train"]
 
-    assert [row["step"] for row in rows("whole")] == [2, 2, 4, 4, 5, 5] and rows("whole")[-2:] == rows("plain")
+    assert [row.step for row in rows("whole")] == [2, 2, 4, 4, 5, 5] and rows("whole")[-2:] == rows("plain")
 
     class StoppedError(Exception):
         pass
@@ -191,22 +195,22 @@ def test_evaluations_within_an_epoch_change_nothing_else(tmp_path, monkeypatch):
     with pytest.raises(StoppedError):
         session.train(config)
     monkeypatch.setattr(loop.Fit, "_evaluate_and_log", evaluate)
-    assert session.train(config)["results"] == whole["results"]
+    assert session.train(config).results == whole.results
     assert rows("stopped") == rows("whole")
 
 
 def test_a_run_stops_at_the_evaluation_that_reaches_the_target(tmp_path):
     config = TrainConfig(**{**SHORT, "evaluate_every": 1, "target_accuracy": 0.4}, workdir=str(tmp_path))
     summary = session.train(config)
-    rows = [row for row in metrics.read(tmp_path / metrics.FILE) if row["kind"] == "test"]
-    scores = [row["accuracy"] for row in rows]
-    assert summary["target"]["reached_after_updates"] == summary["updates"] == rows[-1]["step"] < 6
+    rows = [row for row in metrics.read(tmp_path / metrics.FILE) if row.kind == "test"]
+    scores = [row.accuracy for row in rows]
+    assert summary.target.reached_after_updates == summary.updates == rows[-1].step < 6
     assert scores[-1] >= 0.4 and all(score < 0.4 for score in scores[:-1])
     assert len(rows) > 1
 
 
 def test_a_workdir_of_another_configuration_is_refused(tmp_path):
-    session.write_config(tmp_path, TrainConfig(**SHORT), {})
+    session.write_config(tmp_path, TrainConfig(**SHORT), FACTS)
     other = TrainConfig(**SHORT | {"learning_rate": 0.1}, workdir=str(tmp_path))
     with pytest.raises(UsageError, match=r"another configuration \(--learning_rate: 0.05 there, 0.1 here\)"):
         session.train(other)
@@ -220,17 +224,17 @@ def test_local_statistics_make_the_number_of_devices_part_of_the_run():
 
 def test_other_data_under_the_same_configuration_is_refused(tmp_path):
     config = TrainConfig(**SHORT)
-    session.write_config(tmp_path, config, {"examples": 10, "num_classes": 3})
-    session.write_config(tmp_path, config, {"examples": 10, "num_classes": 3})
+    session.write_config(tmp_path, config, FACTS)
+    session.write_config(tmp_path, config, FACTS)
     with pytest.raises(UsageError, match="a run on other data: its examples differ"):
-        session.write_config(tmp_path, config, {"examples": 11, "num_classes": 3})
+        session.write_config(tmp_path, config, msgspec.structs.replace(FACTS, examples=11))
 
 
 def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
     config = TrainConfig(**SHORT | {"learning_rate": 1e18, "norm": "none"}, checkpoint_every=1, workdir=str(tmp_path))
     with pytest.raises(NonFiniteLossError, match=r"(the loss is|the parameters are) .* step \d"):
         session.train(config)
-    assert all(np.isfinite(row["loss"]) for row in metrics.read(tmp_path / metrics.FILE))
+    assert all(np.isfinite(row.loss) for row in metrics.read(tmp_path / metrics.FILE))
     run = run_of(config, data.load("digits"))
     with Checkpoints(tmp_path) as checkpoints:
         kept = checkpoints.restore(run.state)
@@ -261,7 +265,7 @@ def test_metrics_that_were_cut_short_are_named_and_left_out(tmp_path, caplog):
     path = tmp_path / metrics.FILE
     row = {"kind": "noise", "step": 1, "gradient_norm2": 1.0, "trace": 2.0}
     path.write_text(json.dumps(row) + '\n{"kind": "tra')
-    assert metrics.read(path) == [row]
+    assert metrics.read(path) == [NoiseRow(version=0, **row)]
     assert "line 2 is not a whole row" in caplog.text
 
 

@@ -198,8 +198,8 @@ def test_segmentation_counts_pixels(x64):
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     found = np.argmax(np.asarray(model.apply(variables, jnp.asarray(images), train=False)), axis=-1)
     over = [((found == c) & (test.labels == c)).sum() / ((found == c) | (test.labels == c)).sum() for c in range(3)]
-    assert result["mean_iou"] == pytest.approx(np.mean(over), rel=1e-6)
-    assert result["accuracy"] == pytest.approx((found == test.labels).mean(), rel=1e-6)
+    assert result.mean_iou == pytest.approx(np.mean(over), rel=1e-6)
+    assert result.accuracy == pytest.approx((found == test.labels).mean(), rel=1e-6)
 
 
 @pytest.mark.parametrize(("model", "pixels"), [("tests.own:model", True), ("fcn", False)])

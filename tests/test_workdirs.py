@@ -50,7 +50,7 @@ def test_code_that_a_checkpoint_names_is_not_run(copy, monkeypatch, flag):
     assert not hasattr(sys, "theirs_was_run") and "theirs" not in sys.modules
     # What the command line names is run.
     _, rows = evaluate_checkpoint(copy, num_devices=2, **OWN)
-    assert rows[0].before["examples"] == 16
+    assert rows[0].before.examples == 16
 
 
 def test_a_checkpoint_of_another_run_is_refused(copy, tmp_path):
@@ -82,7 +82,7 @@ def test_a_run_of_an_earlier_version_goes_on(copy):
     del stored["run"], stored["data"]["contents"]
     path.write_text(json.dumps(stored))
     (copy / "summary.json").unlink()
-    assert train(copy)["updates"] == 8
+    assert train(copy).updates == 8
 
 
 def test_a_workdir_that_is_removed_under_a_run_is_said_to_be_gone(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Files that are written: whole or not at all, never through a link, to be shared without a path of this machine."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -17,6 +18,7 @@ from experiments import _files, batch_size_study, reporting
 from experiments._errors import StorageError, UsageError
 from experiments.benchmarking import result
 from experiments.data import arrays
+from experiments.records.runs import TrainRow
 from experiments.reporting import document
 from experiments.studies import batch_size, jobs, settings
 from experiments.studies.recommending import run as recommending
@@ -78,7 +80,7 @@ def folders(whole, tmp_path):
 
 def _log(folder):
     with metrics.MetricsLog(folder / "run", 6) as log:
-        log.write("train", 7, {"loss": 1.0})
+        log.write(TrainRow(kind="train", step=7, loss=1.0, accuracy=0.5, learning_rate=0.1))
 
 
 def _lock(folder):
@@ -102,7 +104,7 @@ def _recommend(folder):
 def _claim(folder):
     path = folder / "study/study.json"
     options = json.loads(path.read_text()) if path.exists() else {"dataset": "digits"}
-    batch_size._claim(path.parent, settings.PRESETS["quick"]._replace(options=options))
+    batch_size._claim(path.parent, dataclasses.replace(settings.PRESETS["quick"], options=options))
 
 
 def _cached(folder):

@@ -87,7 +87,7 @@ def folded_model(name: str, images: jax.Array) -> dict[str, Callable[[jax.Array]
     variables: Any = jax.jit(partial(model.init, train=False))(jax.random.key(0), images)
     updates: Any = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))(variables, drawn)[1]
     variables = {**variables, **updates}
-    if name == "simple_cnn":
+    if models.MODELS[name].pools_before_norm:
         # Its convolutions end with a max-pool, which a positive scale passes unchanged, and add their bias behind it:
         # the same model without norms reads what the function gives. (`linen.fold` cannot know the scales' signs.)
         apply, folded = models.create(name, num_classes=10, norm=None).apply, {"params": _without_norms(variables)}

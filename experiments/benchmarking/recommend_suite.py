@@ -6,6 +6,7 @@ as they end, and the rows of the table follow from what is kept.
 """
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import os
@@ -140,7 +141,7 @@ def measure(problem: Problem, folder: Path, data_dir: str | None = None) -> None
             result = recommend(options, target=problem.target, minutes=SHARE * _cost(grid) / 60, folder=place)
     with Runner(folder / AGAIN) as runner:
         for cell in _compared(grid, result["advice"]).values():
-            longer = setting._replace(max_epochs=PATIENCE * setting.max_epochs)
+            longer = dataclasses.replace(setting, max_epochs=PATIENCE * setting.max_epochs)
             runner.run_all(tuned_job(data, longer, cell.batch_size, cell.rate, seed) for seed in FRESH_SEEDS)
 
 

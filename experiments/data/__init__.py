@@ -1,9 +1,12 @@
-"""The data sets, in memory or streamed, and the order in which training reads them."""
+"""The data sets, in memory or streamed; those that are made here are each one declared record of `DATASETS`."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from experiments import _users
 from experiments._errors import UsageError
+from experiments._variants import Register
 from experiments.data import digits, hold_out, shapes, tfds, users
 from experiments.data.arrays import Dataset, Examples, Split, cache_dir
 from experiments.data.batches import Segment, epoch_segments, padded_batches
@@ -12,6 +15,8 @@ from experiments.data.stream import Stream
 from experiments.data.users import is_streamed
 
 __all__ = [
+    "DATASETS",
+    "DataSource",
     "Dataset",
     "Examples",
     "Segment",
@@ -25,31 +30,51 @@ __all__ = [
     "padded_batches",
 ]
 
-MADE_HERE = {"digits": digits.load, "shapes": shapes.load}
+
+@dataclass(frozen=True)
+class DataSource:
+    """A data set that is made here, with no network and no TFDS.
+
+    Attributes:
+      name: the value of `--dataset`.
+      help: a phrase for the help of the flag.
+      load: makes the data set, or reads it from the cache.
+    """
+
+    name: str
+    help: str
+    load: Callable[[], Dataset]
+
+
+DATASETS = Register(
+    "dataset",
+    DataSource("digits", "1,797 scanned digits, warped into many more; no network needed", digits.load),
+    DataSource("shapes", "drawn shapes for segmentation; no network needed", shapes.load),
+)
 
 
 def load(
     name: str, data_dir: str | None = None, *, image_size: int | None = None, validation_examples: int = 0
 ) -> Dataset:
-    """The data set of that name.
+    """Returns the data set of that name.
 
     Args:
-      name: "digits" or "shapes", which need no network; any prepared TFDS data set, such as "mnist"; or a function
-        of one's own, "package.module:function", that takes nothing and returns a `Dataset`.
+      name: of one in `DATASETS`, which need no network; any prepared TFDS data set, such as "mnist"; or a function of
+        the user's own, "package.module:function", that takes nothing and returns a `Dataset`.
       data_dir: the TFDS data directory; not used by the others.
       image_size: the height and width to which the images of a TFDS data set are brought as they are read; None: as
         they are.
-      validation_examples: so many of the training examples, a fixed random choice, are held out and become the only
-        split to evaluate on, for choosing a recipe by.
+      validation_examples: the number of training examples, a fixed random choice, that are held out and become the
+        only split to evaluate on, for choosing a recipe; 0: none.
 
     Raises:
       UsageError: there is no such data set; the message says where it looked and what prepares it.
     """
-    own = name in MADE_HERE or _users.is_users_own(name)
+    own = name in DATASETS or _users.is_users_own(name)
     if own and image_size is not None:
         raise UsageError(f"--image_size is for TFDS data sets, and --dataset={name} has images of a size of its own")
-    if name in MADE_HERE:
-        dataset = MADE_HERE[name]()
+    if name in DATASETS:
+        dataset = DATASETS[name].load()
     elif _users.is_users_own(name):
         dataset = users.dataset(name)
     elif (Path.cwd() / f"{name}.py").is_file():
@@ -58,5 +83,5 @@ def load(
             f"such as {name}:data"
         )
     else:
-        dataset = tfds.load(name, data_dir, image_size, known=tuple(MADE_HERE))
+        dataset = tfds.load(name, data_dir, image_size, known=DATASETS.names)
     return hold_out.validation(dataset, validation_examples) if validation_examples else dataset

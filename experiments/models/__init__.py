@@ -1,46 +1,73 @@
-"""The models that the experiments train. Each takes its norm as an argument."""
+"""The models that the experiments train, each one declared record of `MODELS`. Each takes its norm as an argument."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax.numpy as jnp
 from flax import linen as nn
 
 from experiments import _users
-from experiments._errors import unknown_name
+from experiments._variants import Register
 from experiments.models import users
 from experiments.models.alexnet import AlexNetBN
 from experiments.models.fcn import FCN
 from experiments.models.resnet import resnet18, resnet50
 from experiments.models.simple_cnn import SimpleCNN
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    "alexnet_bn": AlexNetBN,
-    "fcn": FCN,
-    "resnet18": resnet18,
-    "resnet50": resnet50,
-    "simple_cnn": SimpleCNN,
-}
-RESIDUAL = ("resnet18", "resnet50")
+
+@dataclass(frozen=True)
+class Model:
+    """A model, and what other code must know of it.
+
+    Attributes:
+      name: the value of `--model`.
+      help: a phrase for the help of the flag.
+      make: makes the module from `num_classes`, `norm` and `dtype`.
+      residual: has residual blocks, so that `make` takes `zero_last_scale`, too.
+      per_pixel: gives one class per pixel (segmentation); else one class per image.
+      pools_before_norm: the norms follow a max-pool, and convolutions add their bias after it, so that a norm with
+        positive scale can be folded into the convolution before the pool.
+    """
+
+    name: str
+    help: str
+    make: Callable[..., nn.Module]
+    residual: bool = False
+    per_pixel: bool = False
+    pools_before_norm: bool = False
+
+
+MODELS = Register(
+    "model",
+    Model("alexnet_bn", "AlexNet with a norm, images of at least 63x63", AlexNetBN),
+    Model("fcn", "segmentation: one class per pixel", FCN, per_pixel=True),
+    Model("resnet18", "18 layers, with a small stem for small images", resnet18, residual=True),
+    Model("resnet50", "50 layers with bottlenecks", resnet50, residual=True),
+    Model("simple_cnn", "three convolutions for digits, images of at least 28x28", SimpleCNN, pools_before_norm=True),
+)
 
 
 def check_name(flag: str, name: str) -> None:
-    """Refuses what is neither a key of `MODELS` nor of the form `package.module:factory`; imports nothing.
+    """Checks that a name is in `MODELS` or of the form `package.module:factory`; imports nothing.
 
     Raises:
-      UsageError: the message names the flag and lists the models.
+      UsageError: it is neither; the message names the flag and lists the models.
     """
     if name not in MODELS and not _users.is_users_own(name):
-        raise unknown_name(
-            "model", name, MODELS, hint=f" Or name a factory of your own: --{flag}=package.module:factory."
-        )
+        raise MODELS.unknown(name, hint=f" Or name a factory of your own: --{flag}=package.module:factory.")
+
+
+def is_residual(name: str) -> bool:
+    """Returns whether a model has residual blocks that `zero_last_scale` applies to; never a user's own."""
+    return name in MODELS and MODELS[name].residual
 
 
 def create(name: str, *, zero_last_scale: bool = True, **arguments) -> nn.Module:
-    """The model of that name.
+    """Returns the model of that name.
 
     Args:
-      name: a key of `MODELS`; or a factory of one's own, "package.module:factory", that takes those of the arguments
-        that its signature has.
+      name: of a model in `MODELS`; or a factory of the user's own, "package.module:factory", which is given those of
+        the arguments that its signature has.
       zero_last_scale: start residual blocks as the identity, in the models that have them.
       **arguments: `num_classes`, `norm` (as `models.normalised.NormFactory`, or None) and `dtype`, of the computation.
 
@@ -49,11 +76,11 @@ def create(name: str, *, zero_last_scale: bool = True, **arguments) -> nn.Module
       shape (N,). Its logits are float32, of shape (N, num_classes), or (N, H, W, num_classes) for segmentation.
 
     Raises:
-      UsageError: there is no such model; the message lists those there are. Or the user's factory does not give one.
+      UsageError: there is no such model; the message lists those there are. Or the user's factory does not make one.
     """
     if _users.is_users_own(name):
         return users.model(name, **{"norm": None, "dtype": jnp.dtype("float32"), **arguments})
     check_name("model", name)
-    if name in RESIDUAL:
+    if is_residual(name):
         arguments["zero_last_scale"] = zero_last_scale
-    return MODELS[name](**arguments)
+    return MODELS[name].make(**arguments)

@@ -19,8 +19,7 @@ class FileRecord(Record, frozen=True, kw_only=True):
     """A record that is a whole file, or a row of one.
 
     Attributes:
-      version: the version that wrote it, which `_files.write_json` and `_files.add_row` fill in; 0: written before
-        records had versions.
+      version: the version that wrote the file or the row; 0: written before records had versions.
     """
 
-    version: int = 0
+    version: int = VERSION

@@ -109,8 +109,8 @@ class Summary(FileRecord, frozen=True, kw_only=True):
         return None if self.target is None else self.target.reached_after_updates
 
 
-class DataFacts(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """Facts about the training data that evaluation and resuming need; files of earlier versions lack some.
+class DataFacts(Record, frozen=True, kw_only=True):
+    """Facts about the training data that evaluation and resuming need; earlier versions did not write the last three.
 
     Attributes:
       image_shape: height, width and channels.
@@ -122,13 +122,18 @@ class DataFacts(Record, frozen=True, kw_only=True, omit_defaults=True):
       contents: a digest per split.
     """
 
-    image_shape: tuple[Size, Size, Size] | None = None
-    num_classes: Size | None = None
-    pixel_mean: list[Finite] | None = None
-    pixel_std: list[Positive] | None = None
+    image_shape: tuple[Size, Size, Size]
+    num_classes: Size
+    pixel_mean: list[Finite]
+    pixel_std: list[Positive]
     examples: Size | None = None
-    note: str = ""
+    note: str | None = None
     contents: dict[str, str] | None = None
+
+    def __post_init__(self):
+        channels = self.image_shape[-1]
+        if not len(self.pixel_mean) == len(self.pixel_std) == channels:
+            raise ValueError(f"Expected {channels} entries of `pixel_mean` and `pixel_std`, one per channel")
 
 
 class StoredRun(FileRecord, frozen=True, kw_only=True):

@@ -1,14 +1,16 @@
 """The learning curves of a run."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import _files, records
+from experiments import _files
 from experiments._errors import UsageError
+from experiments.records.runs import EvaluationRow, MetricsRow, RampRow, TrainRow, metrics_row
 from experiments.records.studies import StudyRow
 from experiments.reporting.study_files import StudyFiles
 from experiments.reporting.style import TEXT, canvas, dress, legend, logarithmic
@@ -16,15 +18,19 @@ from experiments.reporting.style import TEXT, canvas, dress, legend, logarithmic
 TRAIN_COLOUR, TEST_COLOURS = "#8a93a6", ("#0072b2", "#d55e00", "#009e73")
 
 
-def read_rows(path: Path) -> tuple[list[dict], int]:
-    """The rows of a run's metrics, and how many lines were left out."""
+def read_rows(path: Path) -> tuple[list[MetricsRow], int]:
+    """Returns the rows of a run's metrics, and how many lines were left out.
+
+    Raises:
+      UsageError: there is no such file.
+    """
     if not path.exists():
         raise UsageError(f"{path} is not there")
-    return _files.read_rows(path, records.metrics_row)
+    return _files.read_rows(path, metrics_row)
 
 
 def training_curves(workdir: str | Path) -> Figure:
-    """Loss, accuracy and learning rate of a run against its updates.
+    """Draws loss, accuracy and learning rate of a run against its updates.
 
     Args:
       workdir: the folder of the run, which holds `metrics.jsonl`.
@@ -40,7 +46,7 @@ def training_curves(workdir: str | Path) -> Figure:
 
 
 def curve_panels(workdir: str | Path) -> list[Figure]:
-    """The panels of `training_curves`, each a figure of its own, which a page arranges by its width."""
+    """Returns the panels of `training_curves`, each a figure of its own, which a page arranges by its width."""
     figures, series = [], _series(workdir)
     for draw in _PANELS:
         drawing, (axes,) = canvas()
@@ -49,58 +55,73 @@ def curve_panels(workdir: str | Path) -> list[Figure]:
     return figures
 
 
-def _series(workdir: str | Path) -> dict[str, list[dict[str, Any]]]:
-    """The rows of a run by kind, without those of the noise, whose scale is that of a study."""
+class _Series(NamedTuple):
+    """The rows of a run's metrics by their type; those of the gradient noise are for a study's page.
+
+    Attributes:
+      train: metrics of training batches.
+      ramp: where the batch grows.
+      evaluations: rows by the name of the split.
+    """
+
+    train: list[TrainRow]
+    ramp: list[RampRow]
+    evaluations: dict[str, list[EvaluationRow]]
+
+    def coloured(self) -> list[tuple[str, list[EvaluationRow], str]]:
+        """Returns name, rows and colour of each evaluated split."""
+        splits = self.evaluations.items()
+        return [(name, rows, colour) for (name, rows), colour in zip(splits, TEST_COLOURS, strict=False)]
+
+
+def _series(workdir: str | Path) -> _Series:
     rows, _ = read_rows(Path(workdir) / "metrics.jsonl")
-    series = defaultdict(list)
+    series = _Series([], [], defaultdict(list))
     for row in rows:
-        series[row["kind"]].append(row)
-    series.pop("noise", None)
+        if isinstance(row, TrainRow):
+            series.train.append(row)
+        elif isinstance(row, RampRow):
+            series.ramp.append(row)
+        elif isinstance(row, EvaluationRow):
+            series.evaluations[row.kind].append(row)
     return series
 
 
-def _evaluated(series: dict[str, list[dict[str, Any]]]) -> list[tuple[str, list[dict[str, Any]], str]]:
-    """Name, rows and colour of each evaluated split."""
-    splits = ((name, rows) for name, rows in series.items() if name not in ("train", "ramp"))
-    return [(name, rows, colour) for (name, rows), colour in zip(splits, TEST_COLOURS, strict=False)]
-
-
-def _draw(axes: Axes, series: dict[str, list[dict[str, Any]]], name: str, factor: float, last: str) -> None:
-    """A quantity of the training batches and of every evaluated split."""
-    train = series.get("train", [])
-    at, values = [row["step"] for row in train], [factor * row[name] for row in train]
-    axes.plot(at, values, color=TRAIN_COLOUR, linewidth=1, label="training batch")
-    for split, rows, colour in _evaluated(series):
-        values = [factor * row[name] for row in rows]
+def _draw(axes: Axes, series: _Series, value: Callable[[TrainRow | EvaluationRow], float], last: str) -> None:
+    """Draws a quantity of the training batches and of every evaluated split."""
+    at = [row.step for row in series.train]
+    axes.plot(at, [value(row) for row in series.train], color=TRAIN_COLOUR, linewidth=1, label="training batch")
+    for split, rows, colour in series.coloured():
+        values = [value(row) for row in rows]
         label = f"{split}: {values[-1]:{last}}"
-        axes.plot([row["step"] for row in rows], values, "o-", color=colour, markersize=3, linewidth=1.2, label=label)
+        axes.plot([row.step for row in rows], values, "o-", color=colour, markersize=3, linewidth=1.2, label=label)
     dress(axes)
 
 
-def _loss(axes: Axes, series: dict[str, list[dict[str, Any]]]) -> None:
-    _draw(axes, series, "loss", 1, ".4f")
+def _loss(axes: Axes, series: _Series) -> None:
+    _draw(axes, series, lambda row: row.loss, ".4f")
     axes.set(xlabel="update")
     logarithmic(axes, "loss")
     legend(axes, "Loss")
 
 
-def _accuracy(axes: Axes, series: dict[str, list[dict[str, Any]]]) -> None:
-    _draw(axes, series, "accuracy", 100, ".2f")
+def _accuracy(axes: Axes, series: _Series) -> None:
+    _draw(axes, series, lambda row: 100 * row.accuracy, ".2f")
     axes.set(xlabel="update", ylabel="accuracy (%)", ylim=(max(0, _floor(series)), 100.5))
     legend(axes, "Accuracy (%)")
 
 
-def _rate(axes: Axes, series: dict[str, list[dict[str, Any]]]) -> None:
-    train = series.get("train", [])
-    rates, ramp = [row["learning_rate"] for row in train], series.get("ramp", [])
+def _rate(axes: Axes, series: _Series) -> None:
+    rates = [row.learning_rate for row in series.train]
     # Alone, it is what the title says.
-    axes.plot([row["step"] for row in train], rates, color="black", linewidth=1.2, label="rate" if ramp else None)
-    for number, row in enumerate(ramp):
+    label = "rate" if series.ramp else None
+    axes.plot([row.step for row in series.train], rates, color="black", linewidth=1.2, label=label)
+    for number, row in enumerate(series.ramp):
         label = None if number else "batch grows"
-        axes.axvline(row["step"], color=TRAIN_COLOUR, linewidth=0.8, linestyle=":", label=label)
+        axes.axvline(row.step, color=TRAIN_COLOUR, linewidth=0.8, linestyle=":", label=label)
         axes.annotate(
-            f"{row['batch_size']}",
-            (row["step"], 0.02),
+            f"{row.batch_size}",
+            (row.step, 0.02),
             (3, 0),
             xycoords=("data", "axes fraction"),
             textcoords="offset points",
@@ -116,9 +137,9 @@ def _rate(axes: Axes, series: dict[str, list[dict[str, Any]]]) -> None:
 _PANELS = (_loss, _accuracy, _rate)
 
 
-def _floor(series) -> float:
-    """Where the accuracy axis starts: low enough for the second half of training, so that the end can be read."""
-    ends = [100 * row["accuracy"] for _, split, _ in _evaluated(series) for row in split[len(split) // 2 :]]
+def _floor(series: _Series) -> float:
+    """Returns where the accuracy axis starts: low enough to show the second half of training."""
+    ends = [100 * row.accuracy for _, split, _ in series.coloured() for row in split[len(split) // 2 :]]
     return min(ends) - 5 if ends else 0
 
 

@@ -2,10 +2,10 @@
 
 import html
 from pathlib import Path
-from typing import Any
 
-from experiments import _commands, _files, records
+from experiments import _commands, _files
 from experiments._errors import UsageError
+from experiments.records.runs import Result, StoredRun, Summary
 from experiments.reporting.curves import curve_panels, read_rows
 from experiments.reporting.document import commands, figure, made_on, table
 from experiments.reporting.section import write_report
@@ -25,46 +25,44 @@ def write_page(workdir: str | Path) -> Path:
     """
     workdir = Path(workdir)
     try:
-        summary = _files.read_json(workdir / "summary.json", records.SUMMARY)
-        stored = _files.read_json(workdir / "config.json", records.CONFIG)
+        summary = _files.read_json(workdir / "summary.json", Summary)
+        stored = _files.read_json(workdir / "config.json", StoredRun)
         _, broken = read_rows(workdir / "metrics.jsonl")
     except UsageError as error:
         raise UsageError(f"{workdir} holds no complete run ({error}); the training command completes it") from error
     return write_report(workdir, lambda: _page(workdir, summary, stored, broken))
 
 
-def _page(workdir: Path, summary: dict[str, Any], stored: dict[str, Any], broken: int) -> tuple[str, list[str]]:
-    """Title and body of the page."""
-    config = stored["config"]
-    note = stored["data"].get("note", "")
+def _page(workdir: Path, summary: Summary, stored: StoredRun, broken: int) -> tuple[str, list[str]]:
+    """Returns the title and the body of the page."""
+    config, note = stored.config, stored.data.note or ""
     title = f"{config['model']} on {config['dataset']}, batch {config['batch_size']}"
-    best = ", ".join(f"{_score(result)} on {name}" for name, result in summary["results"].items())
+    best = ", ".join(f"{_score(result)} on {name}" for name, result in summary.results.items())
     caption = "Loss, accuracy and learning rate against updates."
     if config.get("label_smoothing"):
         caption += " The loss on training batches is against smoothed targets."
     if broken:
         caption += f" {broken} rows that were cut short are left out."
     options = [(name, _commands.shareable(str(value))) for name, value in config.items() if value is not None]
-    with_iou = any("mean_iou" in result for result in summary["results"].values())
+    with_iou = any(result.mean_iou is not None for result in summary.results.values())
     parts = [
-        made_on([summary["first_step_ended"]] if summary.get("first_step_ended") else []),
-        f"<p>{summary['updates']:,} updates reached {html.escape(best)}. {html.escape(note)}</p>",
+        made_on([summary.first_step_ended] if summary.first_step_ended else []),
+        f"<p>{summary.updates:,} updates reached {html.escape(best)}. {html.escape(note)}</p>",
         figure(curve_panels(workdir), caption),
         "<h2>Results</h2>",
         table(
             ("split", "examples", "accuracy", "loss") + ("mean IoU",) * with_iou,
             [
-                (name, f"{r['examples']:,}", f"{r['accuracy']:.2%}", f"{r['loss']:.4f}")
-                + (f"{r.get('mean_iou', 0):.2%}",) * with_iou
-                for name, r in summary["results"].items()
+                (name, f"{r.examples:,}", f"{r.accuracy:.2%}", f"{r.loss:.4f}") + (f"{r.mean_iou or 0:.2%}",) * with_iou
+                for name, r in summary.results.items()
             ],
         ),
         f"<h2>Where the time went{_starts(summary)}</h2>",
-        table(("spent on", "seconds"), [(name, f"{value:.1f}") for name, value in summary["seconds"].items()]),
+        table(("spent on", "seconds"), [(name, f"{value:.1f}") for name, value in summary.seconds.items()]),
         "<h2>Made by</h2>",
-        commands(_commands.shareable_text(summary["command"])),
-        f"<p>{html.escape(summary['devices'])}; "
-        + html.escape(", ".join(f"{k} {v}" for k, v in summary["versions"].items()))
+        commands(_commands.shareable_text(summary.command)),
+        f"<p>{html.escape(summary.devices)}; "
+        + html.escape(", ".join(f"{k} {v}" for k, v in summary.versions.items()))
         + "</p>",
         f"<h2>Configuration</h2><details><summary>All {len(options)} options</summary>",
         table(("option", "value"), options, numbers=False),
@@ -73,11 +71,11 @@ def _page(workdir: Path, summary: dict[str, Any], stored: dict[str, Any], broken
     return title, parts
 
 
-def _score(result: dict) -> str:
-    """What a split's result is called in a sentence."""
-    return f"mean IoU {result['mean_iou']:.2%}" if "mean_iou" in result else f"{result['accuracy']:.2%}"
+def _score(result: Result) -> str:
+    """Returns the score of a split as a sentence has it."""
+    return f"{result.accuracy:.2%}" if result.mean_iou is None else f"mean IoU {result.mean_iou:.2%}"
 
 
-def _starts(summary: dict) -> str:
-    starts = summary.get("starts", 1)
+def _starts(summary: Summary) -> str:
+    starts = summary.starts
     return f", over {starts} starts, without what was lost between them" if starts > 1 else ""

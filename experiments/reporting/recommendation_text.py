@@ -8,6 +8,8 @@ from typing import Any
 from experiments.reporting.section import interval
 from experiments.reporting.style import number
 
+# The norm whose statistics a span divides: the default, whose name evidence leaves out.
+SPANNED_NORM = "batch"
 # Beyond this a bound says nothing.
 MOST = 1e7
 # Of all three numbers of a cell, said once.
@@ -98,7 +100,7 @@ def command(advice: dict[str, Any]) -> str:
 def settings(advice: dict[str, Any], evidence: dict[str, Any]) -> list[tuple[str, str]]:
     """Returns the settings of the training command by name."""
     parts = advice["accumulation_steps"]
-    norm = evidence["options"].get("norm", "batch")
+    norm = evidence["options"].get("norm", SPANNED_NORM)
     micro = advice["batch_size"] // parts
     span = "the whole batch" if micro == advice["batch_size"] else f"each micro-batch of {micro:,}"
     span = span if advice["span"] is None else f"{advice['span']} examples"
@@ -107,7 +109,7 @@ def settings(advice: dict[str, Any], evidence: dict[str, Any]) -> list[tuple[str
     return [
         ("batch", batch + (f", {parts} times before each update (accumulation)" if parts > 1 else "")),
         ("rate", f"{advice['learning_rate']:g}, constant, without warmup; optimizer {advice['optimizer']}"),
-        ("norm", norm + (f", statistics over {span}" if norm == "batch" else "")),
+        ("norm", norm + (f", statistics over {span}" if norm == SPANNED_NORM else "")),
     ]
 
 

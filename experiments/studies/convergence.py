@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from experiments._errors import UsageError
+from experiments.records.runs import EvaluationRow
 from experiments.records.studies import StudyRow
 from experiments.studies.jobs import Job, Runner
 from experiments.studies.question import Changes, Data, no_larger
@@ -53,10 +54,15 @@ class Setting(Base):
         """Returns the setting with the target, length, sizes, rates and seeds of the user."""
         if SEARCH_SEED in (changes.seeds or ()):
             raise UsageError(f"--seeds: {SEARCH_SEED} is the seed of the search; take others")
-        named = changes._asdict()
-        sizes = named.pop("batch_sizes")
-        new = {**named, "fixed_sizes": sizes, "tuned_sizes": sizes}
-        return dataclasses.replace(self, **{name: value for name, value in new.items() if value is not None})
+        return dataclasses.replace(
+            self,
+            target=changes.target or self.target,
+            fixed_sizes=changes.batch_sizes or self.fixed_sizes,
+            tuned_sizes=changes.batch_sizes or self.tuned_sizes,
+            rates=changes.rates or self.rates,
+            max_epochs=changes.max_epochs or self.max_epochs,
+            seeds=changes.seeds or self.seeds,
+        )
 
     def fitted(self, examples: int) -> Self:
         """Returns the setting with the batch sizes that fit the training set."""
@@ -118,8 +124,8 @@ def grid_jobs(data: Data, setting: Setting) -> list[Job]:
 
 def evaluations(workdir: Path) -> list[list[float]]:
     """Returns [updates, accuracy, loss] at each evaluation of the split that a run evaluates first."""
-    rows = [row for row in metrics.read(workdir / metrics.FILE) if row["kind"] not in metrics.NOT_EVALUATIONS]
-    return [[row["step"], row["accuracy"], row["loss"]] for row in rows if row["kind"] == rows[0]["kind"]]
+    rows = [row for row in metrics.read(workdir / metrics.FILE) if isinstance(row, EvaluationRow)]
+    return [[row.step, row.accuracy, row.loss] for row in rows if row.kind == rows[0].kind]
 
 
 def updates_to_target(row: StudyRow) -> int | None:

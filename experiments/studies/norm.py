@@ -32,6 +32,8 @@ NORMS: dict[str, dict[str, Any]] = {
     "group": {"norm": "group"},
     "frozen": {"norm": "frozen"},
 }
+# The norms of `NORMS` that are compared over peak rates.
+RATE_NORMS = ("synchronised", "frozen")
 # The running statistics are averages over some 20 updates at every batch size: runs are short.
 _COMMON = {"warmup_epochs": 0, "weight_decay": 0.0, "label_smoothing": 0.0, "norm_momentum": 0.95}
 TASKS: dict[str, dict[str, Any]] = {
@@ -144,8 +146,9 @@ def grid_jobs(size: Size, tasks: Sequence[str], num_devices: int) -> list[Job]:
 
 
 def rate_jobs(size: Size, num_devices: int) -> list[Job]:
-    """Batch statistics and frozen ones at every rate."""
+    """Returns the runs of each norm of `RATE_NORMS` at every rate."""
     task = "classification"
+    norms = [NORMS[name]["norm"] for name in RATE_NORMS]
     return [
         Job(
             f"rate-{norm}-{rate:g}-seed{seed}",
@@ -156,7 +159,7 @@ def rate_jobs(size: Size, num_devices: int) -> list[Job]:
                 "learning_rate": rate,
             },
         )
-        for seed, rate, norm in itertools.product(size.seeds[task], size.rates, ("batch", "frozen"))
+        for seed, rate, norm in itertools.product(size.seeds[task], size.rates, norms)
     ]
 
 

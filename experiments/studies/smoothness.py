@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments._errors import UsageError
 from experiments.records.questions.smoothness import NoiseWindow
+from experiments.records.runs import NoiseRow, TrainRow
 from experiments.training.noise.estimate import LEAST_BLOCKS, NoiseEstimate, noise_scale_interval
 from experiments.training.storage import metrics
 
@@ -21,16 +22,14 @@ CONSTANT = {"schedule": "constant", "warmup_epochs": 0, "weight_decay": 0.0, "la
 
 def losses(workdir: Path) -> list[float]:
     """Returns the loss of every update of a run, to four digits."""
-    return [float(f"{row['loss']:.4g}") for row in metrics.read(workdir / metrics.FILE) if row["kind"] == "train"]
+    return [float(f"{row.loss:.4g}") for row in metrics.read(workdir / metrics.FILE) if isinstance(row, TrainRow)]
 
 
 def noise(workdir: Path) -> list[list[float]]:
     """Returns the noise measurements of a run: the update, the loss there, and the estimates of |G|^2 and tr Sigma."""
     rows = metrics.read(workdir / metrics.FILE)
-    loss = {row["step"]: row["loss"] for row in rows if row["kind"] == "train"}
-    return [
-        [row["step"], loss[row["step"]], row["gradient_norm2"], row["trace"]] for row in rows if row["kind"] == "noise"
-    ]
+    loss = {row.step: row.loss for row in rows if isinstance(row, TrainRow)}
+    return [[row.step, loss[row.step], row.gradient_norm2, row.trace] for row in rows if isinstance(row, NoiseRow)]
 
 
 def swing(values: Sequence[float]) -> float:

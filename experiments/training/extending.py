@@ -7,7 +7,8 @@ import numpy as np
 from experiments._errors import UsageError
 from experiments.training.config import plan as plans
 from experiments.training.config.options import AUTO, TrainConfig
-from experiments.training.recipe import optimizers
+from experiments.training.recipe.norms import NORMS
+from experiments.training.recipe.optimizers import OPTIMIZERS
 from experiments.training.step.run import make_descent
 
 
@@ -24,11 +25,12 @@ def why_not(there: TrainConfig, here: TrainConfig, examples: int, devices: int) 
         old, new = (plans.make(config, examples, devices) for config in (there, here))
         if new.total_steps <= old.total_steps:
             return f"It was to make {old.total_steps} updates, and a run goes on to more, not to {new.total_steps}"
-        if here.norm == "renorm":
-            return "The limits of --norm=renorm follow the number of updates in all, so it would have been another run"
+        if NORMS[here.norm].follows_run_length:
+            which = f"The limits of --norm={here.norm}"
+            return f"{which} follow the number of updates in all, so it would have been another run"
         if here.batch_ramp == AUTO:
             return "--batch_ramp=auto decides nothing at the end of a run, so it would have been another run"
-        if here.optimizer == optimizers.FULL_BATCH:
+        if OPTIMIZERS[here.optimizer].full_batch:
             return None
         steps = jnp.arange(old.total_steps)
         rates = [

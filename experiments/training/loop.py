@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import jax
+import msgspec
 import numpy as np
 
+from experiments.records.checkpoints import Notes
+from experiments.records.runs import NoiseRow, RampRow, Result, StepMemory
 from experiments.training.clock import Clock
 from experiments.training.config import preflight
 from experiments.training.config.options import AUTO, TrainConfig
@@ -47,23 +50,23 @@ class Fit:
     ):
         self._config, self._run, self._feed, self._evaluate = config, run, feed, evaluate
         # Of the run, and what an automatic ramp has added to it.
-        self.plan = ramp.restored(run.plan, config, checkpoints.notes)
+        self.plan = ramp.restored(run.plan, config, checkpoints.notes.ramp)
         self._checkpoints, self._clock = checkpoints, clock
         self._log, self._noise = log, noise
         self._programs: dict[Any, Program] = {}
         self.first_step_ended: float | None = None
         # Of the first program, that of full batches; None if there was no step left.
-        self.memory: preflight.StepMemory | None = None
+        self.memory: StepMemory | None = None
         self.starts = 1
         self._computing = 0.0
         # The first step of an epoch, and the updates of it that are left.
         self._open: tuple[int, Iterator[list[Source]]] | None = None
 
-    def __call__(self, state: TrainState) -> tuple[TrainState, dict, int | None]:
+    def __call__(self, state: TrainState) -> tuple[TrainState, dict[str, Result], int | None]:
         """Returns the state at the end, the last evaluation of every split, and the step that reached the target."""
         step, results, reached = int(state.step), {}, None
         first = processes.is_first()
-        self.starts = self._checkpoints.notes.get("starts", 0) + 1
+        self.starts = self._checkpoints.notes.starts + 1
         self._progress = Progress(self._config, self.plan, self._log, step, quiet=not first)
         self._running_noise = init_noise()
         for estimate in self._log.noise(step):
@@ -154,7 +157,7 @@ class Fit:
         with self._clock("log"):
             self._progress.read()
 
-    def _pause(self, state: TrainState, step: int) -> dict:
+    def _pause(self, state: TrainState, step: int) -> dict[str, Result]:
         """Evaluates, logs and keeps the state; the evaluation comes later if the run is to stop."""
         last = step == self.plan.total_steps
         if not last and self._termination.is_due(step):
@@ -171,14 +174,14 @@ class Fit:
             _exit_terminated(step)
         return results
 
-    def _evaluate_and_log(self, state: TrainState, step: int) -> dict:
+    def _evaluate_and_log(self, state: TrainState, step: int) -> dict[str, Result]:
         with self._clock("compile"):
             self._evaluate.compile(state)
         with self._clock("evaluate"):
             results = self._evaluate(state)
         for name, result in results.items():
-            if not np.isfinite(result["loss"]):
-                raise NonFiniteLossError(f"the loss on {name} is {result['loss']} after step {step}; {REMEDY}")
+            if not np.isfinite(result.loss):
+                raise NonFiniteLossError(f"the loss on {name} is {result.loss} after step {step}; {REMEDY}")
         with self._clock("log"):
             # Before the rows that say that it has been evaluated here.
             if self._reached(results, step) is None:
@@ -191,12 +194,13 @@ class Fit:
     def _log_ramp(self, step: int) -> None:
         """Says and logs that another batch size begins here."""
         phase = self.plan.phases[-1]
-        if self.plan.largest is None or phase.first_step != step or step == 0 or self._log.has("ramp", step):
+        if self.plan.largest is None or phase.first_step != step or step == 0 or self._log.has(RampRow, step):
             return
         # The scale that decided, from the same rows.
         scale = float(noise_scale(self._running_noise))
-        known = {"noise_scale": scale} if np.isfinite(scale) else {}
-        self._log.write("ramp", step, {"epoch": phase.first_epoch, "batch_size": phase.batch_size, **known})
+        known = bool(np.isfinite(scale))
+        row = RampRow(kind="ramp", step=step, epoch=phase.first_epoch, batch_size=phase.batch_size)
+        self._log.write(msgspec.structs.replace(row, noise_scale=scale) if known else row)
         why = f"the noise scale is {_short(scale)}" if known else "the gradient is not told from its noise"
         self._progress.say(f"ramp      batch {phase.batch_size} from here on: {why}")
 
@@ -204,8 +208,9 @@ class Fit:
         with self._clock("noise"):
             estimate = self._noise(state)
         with self._clock("log"):
-            row = {name: float(value) for name, value in estimate._asdict().items()}
-            self._log.write("noise", step, {"epoch": self.plan.epochs_at(step), **row})
+            norm2, trace = (float(value) for value in estimate)
+            epoch = self.plan.epochs_at(step)
+            self._log.write(NoiseRow(kind="noise", step=step, epoch=epoch, gradient_norm2=norm2, trace=trace))
             self._running_noise = update_noise(self._running_noise, estimate, LIVE_DECAY)
 
     def _noise_line(self, step: int) -> str:
@@ -228,10 +233,10 @@ class Fit:
             self.plan = ramp.within_memory(self.plan, memory)
         return self._programs[key]
 
-    def _reached(self, results: dict, step: int) -> int | None:
+    def _reached(self, results: dict[str, Result], step: int) -> int | None:
         """The step, if the target is reached there."""
         target = self._config.target_accuracy
-        is_reached = target is not None and next(iter(results.values()))["accuracy"] >= target
+        is_reached = target is not None and next(iter(results.values())).accuracy >= target
         return step if is_reached else None
 
     def _save(self, state: TrainState, step: int) -> None:
@@ -240,8 +245,8 @@ class Fit:
             for leaf in jax.tree.leaves((state.params, state.batch_stats)):
                 if not np.isfinite(np.asarray(leaf, np.float32)).all():
                     raise NonFiniteLossError(f"the parameters are not finite after step {step}; {REMEDY}")
-            kept = {"seconds": dict(self._clock.seconds), "starts": self.starts, **ramp.notes(self.plan)}
-            self._checkpoints.save(state, kept)
+            notes = Notes(seconds=dict(self._clock.seconds), starts=self.starts, ramp=ramp.notes(self.plan))
+            self._checkpoints.save(state, notes)
 
 
 def _is_due(every: int, before: int, step: int) -> bool:

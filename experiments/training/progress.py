@@ -1,10 +1,12 @@
-"""What a run says while it trains: rows of metrics, a progress bar, a line an epoch."""
+"""Progress of a run: rows of metrics, a progress bar, one line per epoch."""
 
 import math
 import time
 
 import jax
+import msgspec
 
+from experiments.records.runs import EvaluationRow, Result, TrainRow
 from experiments.training.config.options import TrainConfig
 from experiments.training.config.plan import Plan
 from experiments.training.storage.metrics import MetricsLog
@@ -76,7 +78,8 @@ class Progress:
         self._images += images
         every = self._config.log_every
         if step // every > self._read_step // every:
-            self._log.write("train", step, {"epoch": self.plan.epochs_at(step), **self.last})
+            made = {"kind": "train", "step": step, "epoch": self.plan.epochs_at(step), **self.last}
+            self._log.write(TrainRow(**made))
         self._first = self._first or (step, time.perf_counter())
         self._line.draw(lambda columns: self._bar(step, columns))
         self._read_step = step
@@ -113,7 +116,7 @@ class Progress:
         """Starts to count images and seconds anew."""
         self._images, self._since = 0, time.perf_counter()
 
-    def end_epoch(self, step: int, results: dict, computing: float) -> None:
+    def end_epoch(self, step: int, results: dict[str, Result], computing: float) -> None:
         """Logs the evaluation after an epoch, and says it in a line.
 
         Args:
@@ -122,11 +125,12 @@ class Progress:
           computing: seconds of the epoch's steps.
         """
         for name, result in results.items():
-            self._log.write(name, step, {"epoch": self.plan.epochs_at(step), **result})
+            epoch = self.plan.epochs_at(step)
+            self._log.write(EvaluationRow(kind=name, step=step, epoch=epoch, **msgspec.structs.asdict(result)))
         if self._quiet:
             return
         scores = "  ".join(
-            f"{name} {result['accuracy']:.2%}" + (f" IoU {result['mean_iou']:.2%}" if "mean_iou" in result else "")
+            f"{name} {result.accuracy:.2%}" + ("" if result.mean_iou is None else f" IoU {result.mean_iou:.2%}")
             for name, result in results.items()
         )
         loss = f"loss {self.last['loss']:.4f}  " if self.last else ""

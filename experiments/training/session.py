@@ -5,17 +5,19 @@ import dataclasses
 import platform
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
+import msgspec
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments import _commands, _files, records
+from experiments import _commands, _files
 from experiments import data as datasets
 from experiments._errors import UsageError
+from experiments.records.runs import DataFacts, Result, Summary, Target
 from experiments.training import extending
 from experiments.training.clock import Clock
+from experiments.training.config import plan as plans
 from experiments.training.config import preflight
 from experiments.training.config.options import TrainConfig
 from experiments.training.config.plan import Plan
@@ -25,7 +27,7 @@ from experiments.training.evaluation.population import population_statistics, wh
 from experiments.training.loop import Fit
 from experiments.training.machine import devices, processes
 from experiments.training.noise.probe import noise_probe
-from experiments.training.recipe import norms
+from experiments.training.recipe.norms import NORMS
 from experiments.training.state import TrainState
 from experiments.training.step import feeding
 from experiments.training.step.run import Run, prepare
@@ -35,11 +37,11 @@ from experiments.training.storage.workdir import only_one
 from experiments.training.terminal import say
 
 SUMMARY = "summary.json"
-# Images by which statistics are fixed before the first update.
-FROZEN_EXAMPLES = 1_000
+# Images from which a norm's fixed statistics are computed before the first update.
+FIXED_STATISTICS_IMAGES = 1_000
 
 
-def train(config: TrainConfig, *, check_statistics: bool = False) -> dict[str, Any]:
+def train(config: TrainConfig, *, check_statistics: bool = False) -> Summary:
     """Trains and evaluates one model; results go under the configuration's workdir.
 
     A run that was stopped goes on from its newest checkpoint; one that is complete is not run again.
@@ -50,8 +52,7 @@ def train(config: TrainConfig, *, check_statistics: bool = False) -> dict[str, A
         more than its sampling error, the summary has both.
 
     Returns:
-      The summary, which `summary.json` in the workdir holds too: for each evaluated split its accuracy and loss, the
-      updates, and the seconds by what they were spent on.
+      The summary, which `summary.json` in the workdir holds too.
 
     Raises:
       UsageError: what was asked for cannot be done.
@@ -103,18 +104,21 @@ def train(config: TrainConfig, *, check_statistics: bool = False) -> dict[str, A
             if int(state.step) > 0 and first:
                 print(f"Going on from the checkpoint of step {int(state.step)}.", flush=True)
             log = held.enter_context(MetricsLog(workdir, int(state.step), writes=first))
-        clock.add(checkpoints.notes.get("seconds", {}))
+        clock.add(checkpoints.notes.seconds)
         fit = Fit(config, run, feed, evaluate, checkpoints, log, clock, noise)
         state, results, reached = fit(state)
         summary = _summarise(config, run._replace(plan=fit.plan), int(state.step), results, reached, clock)
-        if check_statistics and config.norm != "frozen":
+        recalibrated = None
+        if check_statistics and not NORMS[config.norm].fixes_statistics:
             with clock("evaluate"):
-                other = where_recalibrated_differs(run, state, dataset, evaluate, results, config.span)
-            if other:
-                summary["recalibrated"] = other
-        summary["first_step_ended"] = fit.first_step_ended
-        summary["starts"] = fit.starts
-        summary["memory"] = None if fit.memory is None else fit.memory._asdict()
+                recalibrated = where_recalibrated_differs(run, state, dataset, evaluate, results, config.span)
+        summary = msgspec.structs.replace(
+            summary,
+            recalibrated=recalibrated or None,
+            first_step_ended=fit.first_step_ended,
+            starts=fit.starts,
+            memory=fit.memory,
+        )
         if first:
             # Written last and whole: its presence says that the run is complete.
             _files.write_json(workdir / SUMMARY, summary)
@@ -132,83 +136,91 @@ def start(config: TrainConfig) -> tuple[list[devices.Device], datasets.Dataset, 
 
 def initial_state(config: TrainConfig, run: Run, dataset: datasets.Dataset) -> TrainState:
     """The state before the first update; statistics that will not change are those of the training set."""
-    if config.norm != "frozen":
+    if not NORMS[config.norm].fixes_statistics:
         return run.state
     # Layer by layer, so that what each norm puts out has mean 0 and variance 1 before the first update.
     # They are gone over once a layer, and a thousand images have positions enough.
     statistics = population_statistics(
-        run.model, run.recipe, run.mesh, run.state, dataset.train, mode="layerwise", examples=FROZEN_EXAMPLES
+        run.model, run.recipe, run.mesh, run.state, dataset.train, mode="layerwise", examples=FIXED_STATISTICS_IMAGES
     )
     return run.state._replace(batch_stats=devices.place(statistics, devices.replicated(run.mesh)))
 
 
 def set_up_devices(config: TrainConfig) -> list[devices.Device]:
-    """The devices of a configuration, its other processes joined."""
+    """Returns the devices of a configuration, with the other processes joined.
+
+    Raises:
+      UsageError: there are fewer devices, or they do not divide the batch.
+    """
     devices.keep_compiled_programs(datasets.cache_dir() / "compiled")
-    return devices.set_up(
+    chosen = devices.set_up(
         config.num_devices,
         config.batch_size,
         micro_batches=config.accumulation_steps,
         connect=processes.connector(config),
     )
+    # Before the data is read, which may take minutes.
+    plans.check_divisible(config, config.batch_size, len(chosen), jax.process_count())
+    return chosen
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
     """The configuration with its workdir filled in, and the number of devices where the numbers depend on it."""
-    if config.norm in norms.PER_DEVICE:
+    if NORMS[config.norm].depends_on_devices:
         chosen = set_up_devices(config)
         config = dataclasses.replace(config, num_devices=len(chosen) // jax.process_count())
     return dataclasses.replace(config, workdir=config.workdir or config.default_workdir())
 
 
-def _facts(dataset: datasets.Dataset, statistics: tuple[list[float], list[float]]) -> dict[str, Any]:
-    """What evaluation must know of the training data."""
-    return {
-        "image_shape": list(dataset.train.image_shape),
-        "num_classes": dataset.num_classes,
-        "pixel_mean": statistics[0],
-        "pixel_std": statistics[1],
-        "examples": dataset.train.size,
-        "note": dataset.note,
-        "contents": datasets.digests(dataset),
-    }
+def _facts(dataset: datasets.Dataset, statistics: tuple[list[float], list[float]]) -> DataFacts:
+    """Returns the facts about the training data that evaluation and resuming need."""
+    height, width, channels = dataset.train.image_shape
+    return DataFacts(
+        image_shape=(height, width, channels),
+        num_classes=dataset.num_classes,
+        pixel_mean=statistics[0],
+        pixel_std=statistics[1],
+        examples=dataset.train.size,
+        note=dataset.note,
+        contents=datasets.digests(dataset),
+    )
 
 
-def _finished(workdir: Path, plan: Plan) -> dict[str, Any] | None:
-    """The summary of a run that is complete; one of a shorter run is put aside."""
+def _finished(workdir: Path, plan: Plan) -> Summary | None:
+    """Returns the summary of a run that is complete; that of a shorter run is put aside."""
     path = workdir / SUMMARY
     try:
-        summary = _files.read_json(path, records.SUMMARY)
+        summary = _files.read_json(path, Summary)
     except UsageError as error:
         # Not asked before: of several processes the first may put it aside in between.
         if isinstance(error.__cause__, FileNotFoundError):
             return None
         raise UsageError(f"{error}. Move it away, and the run ends again") from error
-    target = (summary.get("target") or {}).get("reached_after_updates")
-    if summary["updates"] >= plan.total_steps or target is not None or plan.largest is not None:
+    if summary.updates >= plan.total_steps or summary.reached_after is not None or plan.largest is not None:
         return summary
     if processes.is_first():
-        path.rename(path.with_stem(f"{path.stem}-{summary['updates']}"))
+        path.rename(path.with_stem(f"{path.stem}-{summary.updates}"))
     return None
 
 
-def _summarise(config: TrainConfig, run: Run, step: int, results, reached: int | None, clock: Clock) -> dict[str, Any]:
+def _summarise(
+    config: TrainConfig, run: Run, step: int, results: dict[str, Result], reached: int | None, clock: Clock
+) -> Summary:
     seconds = {name: round(seconds, 3) for name, seconds in sorted(clock.seconds.items())}
     outside = sum(clock.seconds[name] for name in ("start", "compile", "evaluate", "checkpoint", "noise"))
     training = clock.total() - outside
     compute = clock.seconds["compute"]
-    return {
-        "results": results,
-        "updates": step,
-        "epochs": run.plan.epochs_at(step),
-        "target": None
-        if config.target_accuracy is None
-        else {"accuracy": config.target_accuracy, "reached_after_updates": reached},
-        "parameters": int(sum(np.size(p) for p in jax.tree.leaves(run.state.params))),
-        "seconds": {**seconds, "in all": round(clock.total(), 3)},
-        # Of the time that is left when those are taken away, what is not the compiled step.
-        "overhead": round(1 - compute / training, 4) if compute else None,
-        "devices": f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}",
-        "versions": {"python": platform.python_version(), "jax": jax.__version__},
-        "command": _commands.shareable_command(["python", "-m", "experiments.train", *sys.argv[1:]]),
-    }
+    target = config.target_accuracy
+    return Summary(
+        results=results,
+        updates=step,
+        epochs=run.plan.epochs_at(step),
+        target=None if target is None else Target(accuracy=target, reached_after_updates=reached),
+        parameters=int(sum(np.size(p) for p in jax.tree.leaves(run.state.params))),
+        seconds={**seconds, "in all": round(clock.total(), 3)},
+        # The share of the training time that is not the compiled step.
+        overhead=round(1 - compute / training, 4) if compute else None,
+        devices=f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}",
+        versions={"python": platform.python_version(), "jax": jax.__version__},
+        command=_commands.shareable_command(["python", "-m", "experiments.train", *sys.argv[1:]]),
+    )

@@ -61,7 +61,7 @@ class Recipe(NamedTuple):
       std: what it is divided by then; shape (channels,).
       num_classes: of the labels.
       label_smoothing: share of the target spread over all classes.
-      augmentation: one of `augmentation.NAMES`.
+      augmentation: the name of one in `augmentation.AUGMENTATIONS`.
       seed: of the augmentation.
       local_statistics: each device's norms have running statistics of their own, and their mean is kept.
       own_norms: some norms of the model are made by itself, and name no axis over which to pool.

@@ -146,7 +146,7 @@ def minimum(workdir: Path, model: str | None = None, dataset: str | None = None)
     # The compiled functions hold the loss, and with it all of the above.
     jax.clear_caches()
     return {
-        "train": {"accuracy": result["accuracy"], "loss": result["loss"]},
+        "train": {"accuracy": result.accuracy, "loss": result.loss},
         "eigenvalue": found.largest,
         "residual": found.residual,
         "sharpness": boxes,

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Self
 
+from experiments.records.runs import RampRow
 from experiments.records.studies import Analysis
 from experiments.studies.convergence import evaluations
 from experiments.studies.jobs import Job
@@ -94,7 +95,7 @@ def course(workdir: Path) -> dict[str, list[list[float]]]:
     rows = metrics.read(workdir / metrics.FILE)
     return {
         "evaluations": evaluations(workdir),
-        "batch_sizes": [[row["step"], row["batch_size"]] for row in rows if row["kind"] == "ramp"],
+        "batch_sizes": [[row.step, row.batch_size] for row in rows if isinstance(row, RampRow)],
     }
 
 

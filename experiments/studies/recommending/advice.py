@@ -10,7 +10,9 @@ from experiments.studies.recommending.curves import OF_A_RUN, Curves, curves_of
 from experiments.studies.recommending.target import best_runs, scaled_rate
 from experiments.studies.scaling import interval_of
 from experiments.studies.smoothness import CONSTANT
+from experiments.training.config.options import TrainConfig
 from experiments.training.config.plan import FEWEST_UPDATES
+from experiments.training.recipe.norms import NORMS
 
 # Predictions are made as far from the batch sizes that were tried as that.
 REACH = 4
@@ -109,7 +111,7 @@ class _Limits:
         tried = [run["batch_size"] for run in evidence["runs"] if not run["diverged"]]
         self.tried = tried or [size for size, _ in evidence["step_time"]]
         # Its statistics are corrected by those of the batch before, not of the micro-batch.
-        self.cuts = evidence["options"].get("norm") != "renorm"
+        self.cuts = not NORMS[evidence["options"].get("norm", TrainConfig.norm)].corrects_by_running_statistics
 
     def candidates(self) -> list[int]:
         """Powers of two times the unit, about the batch sizes that were tried."""

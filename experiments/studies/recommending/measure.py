@@ -25,8 +25,9 @@ from experiments.studies.recommending.target import (
     step_seconds,
 )
 from experiments.studies.scaling import fit_step_time
-from experiments.training.config.options import DEFAULT_BASE_RATES, REFERENCE_BATCH_SIZE
+from experiments.training.config.options import REFERENCE_BATCH_SIZE
 from experiments.training.config.plan import FEWEST_UPDATES
+from experiments.training.recipe.optimizers import OPTIMIZERS
 
 # Batch sizes to be timed: from about the first on, each four times the last, until an update takes so many times
 # longer; at least three, if the training set has so many.
@@ -94,7 +95,7 @@ def measure(lab: Lab, problem: Problem) -> dict[str, Any]:
     # One that was timed is compiled.
     sizes: list[int] = [row["options"]["batch_size"] for row in timed]
     start = min((size for size in sizes if size <= max(start, FIRST_SIZE)), key=lambda b: abs(math.log(b / start)))
-    rate = DEFAULT_BASE_RATES[problem.optimizer] * start / REFERENCE_BATCH_SIZE
+    rate = OPTIMIZERS[problem.optimizer].base_rate * start / REFERENCE_BATCH_SIZE
     # What the first run to the target may take is kept for it.
     reserve = 0.0 if problem.target is None else FIRST_RUN * lab.seconds
     begin = Race(lab, problem, costs, evidence, reserve)(start, rate, USUAL_CRITICAL, limit)

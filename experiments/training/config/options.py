@@ -6,8 +6,13 @@ import json
 from typing import Any
 
 from experiments import _limits, models
+from experiments import data as datasets
 from experiments._errors import UsageError
-from experiments.training.recipe import augmentation, norms, optimizers, schedules
+from experiments.training.recipe import augmentation, schedules
+from experiments.training.recipe.augmentation import AUGMENTATIONS
+from experiments.training.recipe.norms import NORMS
+from experiments.training.recipe.optimizers import OPTIMIZERS
+from experiments.training.recipe.schedules import SCHEDULES
 
 # On these a run's numbers do not depend, to rounding, so that it may go on in another place or on other devices. (But
 # that an automatic ramp ends where the memory of the devices does.)
@@ -55,8 +60,8 @@ class TrainConfig:
 
     dataset: str = _option(
         "digits",
-        "Data set: 'digits' or 'shapes' (no network needed), any prepared TFDS name such as 'mnist', or a function of "
-        "your own, 'package.module:function'.",
+        f"Data set: {datasets.DATASETS.choices}, any prepared TFDS name such as 'mnist', or a function of your own, "
+        "'package.module:function'.",
         form=_limits.dataset,
     )
     data_dir: str | None = _option(None, "TFDS data directory. Default: TFDS's own.", form=_limits.folder)
@@ -72,22 +77,21 @@ class TrainConfig:
         0, "Training examples to hold out and evaluate on in place of the test splits, for choosing a recipe.", least=0
     )
     augmentation: str = _option(
-        "none", "Made on the device: 'none', 'crop', 'flip', 'crop_flip'.", among=augmentation.NAMES
+        augmentation.NONE.name,
+        f"Random changes to training images, made on the device: {AUGMENTATIONS.choices}.",
+        among=AUGMENTATIONS.names,
     )
     drop_remainder: bool = _option(
         True, "Leave out an epoch's examples after its last full batch; else they make a smaller one."
     )
     model: str = _option(
-        "simple_cnn", "Model to train, or a factory of your own, 'package.module:factory'.", form=models.check_name
+        "simple_cnn",
+        f"Model to train: {models.MODELS.choices}, or a factory of your own, 'package.module:factory'.",
+        form=models.check_name,
     )
     zero_last_scale: bool = _option(True, "Start residual blocks as the identity, in models that have them.")
     dtype: str = _option("float32", "Compute dtype: 'float32' or 'bfloat16'.", among=DTYPES)
-    norm: str = _option(
-        "batch",
-        "Normalization: 'batch' (statistics over the global batch), 'local' (each device's own), 'renorm' (those, with "
-        "batch renormalization), 'frozen' (of the training set before the first update), 'group', 'none'.",
-        among=norms.NAMES,
-    )
+    norm: str = _option("batch", f"Normalization: {NORMS.choices}.", among=NORMS.names)
     span: int | None = _option(
         None, "Examples normalised together. Default: all of a batch, or of a micro-batch with accumulation.", least=1
     )
@@ -120,11 +124,7 @@ class TrainConfig:
         most=1,
         says="is a share of 1, such as 0.98",
     )
-    optimizer: str = _option(
-        "nesterov",
-        "Optimizer: 'sgd', 'nesterov', 'lars', 'lamb', 'adamw', or 'lbfgs' on the whole training set at once.",
-        among=optimizers.NAMES,
-    )
+    optimizer: str = _option("nesterov", f"Optimizer: {OPTIMIZERS.choices}.", among=OPTIMIZERS.names)
     base_learning_rate: float | None = _option(
         None, f"Peak learning rate at a batch of {REFERENCE_BATCH_SIZE}. Default: by optimizer.", least=0
     )
@@ -136,13 +136,9 @@ class TrainConfig:
     learning_rate: float | None = _option(
         None, "Peak learning rate as it is, in place of the two flags above.", least=0
     )
-    schedule: str = _option(
-        "cosine",
-        "Decay after warmup: 'constant', 'step', 'cosine', 'polynomial' (power 2) or 'cyclic'.",
-        among=tuple(schedules.DECAYS),
-    )
+    schedule: str = _option("cosine", f"Decay after warmup: {SCHEDULES.choices}.", among=SCHEDULES.names)
     warmup_epochs: float = _option(
-        2.0, "Epochs over which the rate rises linearly to its peak.", least=0, most=schedules.MOST_EPOCHS
+        2.0, "Epochs over which the rate rises linearly to its peak.", least=0, most=schedules.MAX_EPOCHS
     )
     step_epochs: str | None = _option(
         None,
@@ -151,7 +147,7 @@ class TrainConfig:
     )
     step_factor: float = _option(10.0, "By what --schedule=step divides the rate.", least=1, most=1e9)
     cycle_epochs: float = _option(
-        4.0, "Length of a cycle of --schedule=cyclic, in epochs.", least=0, most=schedules.MOST_EPOCHS
+        4.0, "Length of a cycle of --schedule=cyclic, in epochs.", least=0, most=schedules.MAX_EPOCHS
     )
     momentum: float = _option(0.9, "Momentum of the optimizer; Adam's b1.", least=0, below=1)
     weight_decay: float = _option(2e-3, "Decay of kernels; never of norm parameters or biases.", least=0)
@@ -210,24 +206,30 @@ class TrainConfig:
             raise UsageError(f"--backwards_per_forward={k} takes --drop_remainder: each update has as many examples")
         if self.batch_ramp is not None:
             self._check_ramp(self.batch_ramp)
-        if self.schedule == "cyclic" and self.cycle_epochs == 0:
+        if SCHEDULES[self.schedule].has_cycles and self.cycle_epochs == 0:
             raise UsageError("--cycle_epochs must be greater than 0")
-        if self.span is not None and self.norm != "batch":
-            raise UsageError(f"--span groups the examples of --norm=batch, not of --norm={self.norm}")
-        if self.norm == "renorm" and (self.accumulation_steps > 1 or self.optimizer == optimizers.FULL_BATCH):
+        norm, full_batch = NORMS[self.norm], OPTIMIZERS[self.optimizer].full_batch
+        if self.span is not None and not norm.takes_span:
+            others = " or ".join(f"--norm={other.name}" for other in NORMS if other.takes_span)
+            raise UsageError(f"--span groups the examples of {others}, not of --norm={self.norm}")
+        if norm.corrects_by_running_statistics and (self.accumulation_steps > 1 or full_batch):
+            others = " and ".join(other.name for other in OPTIMIZERS if other.full_batch)
             raise UsageError(
-                "--norm=renorm corrects a batch by the running statistics of the one before: it takes "
-                f"--accumulation_steps=1, not {self.accumulation_steps}, and an optimizer other than lbfgs"
+                f"--norm={self.norm} corrects a batch by the running statistics of the one before: it takes "
+                f"--accumulation_steps=1, not {self.accumulation_steps}, and an optimizer other than {others}"
             )
-        if self.optimizer == optimizers.FULL_BATCH:
-            for name, value in (("backwards_per_forward", 1), ("batch_ramp", None), ("augmentation", "none")):
+        if full_batch:
+            whole = {"backwards_per_forward": 1, "batch_ramp": None, "augmentation": augmentation.NONE.name}
+            for name, value in whole.items():
                 if getattr(self, name) != value:
                     raise UsageError(
-                        f"--optimizer=lbfgs takes the whole training set as it is, with --{name}={value}, "
+                        f"--optimizer={self.optimizer} takes the whole training set as it is, with --{name}={value}, "
                         f"not {getattr(self, name)}"
                     )
             if self.input == "streamed":
-                raise UsageError("--optimizer=lbfgs keeps the whole training set on the device: not --input=streamed")
+                raise UsageError(
+                    f"--optimizer={self.optimizer} keeps the whole training set on the device: not --input=streamed"
+                )
         given = {"num_processes": self.num_processes, "process_id": self.process_id}
         missing = [name for name, value in given.items() if value is None]
         if self.coordinator_address is None and len(missing) < len(given):
@@ -241,21 +243,21 @@ class TrainConfig:
             )
 
     def _check_ramp(self, ramp: int | str) -> None:
-        if isinstance(ramp, str) and self.schedule != "constant":
+        if isinstance(ramp, str) and not SCHEDULES[self.schedule].is_constant:
             raise UsageError(
                 f"--batch_ramp={ramp} has the noise fall by a larger batch in place of a lower rate: it takes "
                 f"--schedule=constant, not {self.schedule}"
             )
-        if isinstance(ramp, int) and self.schedule != "step":
+        if isinstance(ramp, int) and not SCHEDULES[self.schedule].has_milestones:
             raise UsageError(
                 f"--batch_ramp={ramp} multiplies the batch in the places of --schedule=step, not {self.schedule}; "
                 f"--batch_ramp={AUTO}, with --schedule=constant, finds places of its own"
             )
         if isinstance(ramp, int) and ramp < self.batch_size:
             raise UsageError(f"--batch_ramp={ramp} is below --batch_size={self.batch_size}, where it starts")
-        if isinstance(ramp, str) and self.norm == "renorm":
+        if isinstance(ramp, str) and NORMS[self.norm].follows_run_length:
             raise UsageError(
-                f"--norm=renorm widens its limits over all updates, whose number --batch_ramp={ramp} leaves open; "
+                f"--norm={self.norm} widens its limits over all updates, whose number --batch_ramp={ramp} leaves open; "
                 "take another --norm"
             )
         if self.backwards_per_forward > 1:
@@ -266,9 +268,9 @@ class TrainConfig:
         """The rate at the end of warmup. It follows the number of examples whose losses make one update."""
         if self.learning_rate is not None:
             return self.learning_rate
-        adaptive = self.optimizer in optimizers.ADAPTIVE
-        base = DEFAULT_BASE_RATES[self.optimizer] if self.base_learning_rate is None else self.base_learning_rate
-        scaling = self.lr_scaling or ("sqrt" if adaptive else "linear")
+        optimizer = OPTIMIZERS[self.optimizer]
+        base = optimizer.base_rate if self.base_learning_rate is None else self.base_learning_rate
+        scaling = self.lr_scaling or optimizer.scaling
         return base * LR_SCALINGS[scaling](self.batch_size / self.backwards_per_forward / REFERENCE_BATCH_SIZE)
 
     def running_momentum(self, batch_size: int | None = None) -> float:
@@ -286,8 +288,8 @@ class TrainConfig:
         return REFERENCE_NORM_MOMENTUM ** ((batch_size or self.batch_size) / REFERENCE_BATCH_SIZE)
 
     def identity(self) -> dict[str, Any]:
-        """The fields on which a run's numbers depend; with statistics by device the number of devices is one."""
-        places = set(PLACES) - ({"num_devices"} if self.norm in norms.PER_DEVICE else set())
+        """Returns the fields on which a run's numbers depend, `num_devices` if the norm's statistics are per device."""
+        places = set(PLACES) - ({"num_devices"} if NORMS[self.norm].depends_on_devices else set())
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in places}
 
     def default_workdir(self) -> str:
@@ -298,5 +300,3 @@ class TrainConfig:
 
 # Goyal et al. 2017 (linear); Krizhevsky 2014 and You et al. 2019 (square root).
 LR_SCALINGS = {"linear": lambda ratio: ratio, "sqrt": lambda ratio: ratio**0.5, "none": lambda ratio: 1.0}
-# At the reference batch size, of `simple_cnn`; with L-BFGS a line search finds the length of a step.
-DEFAULT_BASE_RATES = {"sgd": 0.05, "nesterov": 0.05, "lars": 1.0, "lamb": 2e-3, "adamw": 1e-3, "lbfgs": 1.0}

@@ -7,7 +7,8 @@ from experiments import _limits
 from experiments._errors import UsageError
 from experiments.training.config.options import AUTO, TrainConfig
 from experiments.training.machine.devices import nearest_multiples
-from experiments.training.recipe import optimizers, schedules
+from experiments.training.recipe import schedules
+from experiments.training.recipe.optimizers import OPTIMIZERS
 
 # Of an automatic ramp: by what the batch grows, and the updates that an epoch has at least.
 FACTOR = 2
@@ -134,7 +135,7 @@ def make(config: TrainConfig, examples: int, devices: int) -> Plan:
     milestones = schedules.parse_epochs(config.step_epochs) or tuple(f * epochs for f in schedules.STEP_FRACTIONS)
     phases = (Phase(0, 0, config.batch_size, per_epoch),)
     boundaries: dict[int, float] = {}
-    if config.schedule == "step":
+    if schedules.SCHEDULES[config.schedule].has_milestones:
         # Those beyond the end change nothing; of a run of so many updates the end is not known in epochs.
         within = [m for m in milestones if config.steps is not None or m < epochs]
         phases, boundaries = _staircase(config, phases[0], within, examples, devices)
@@ -147,8 +148,8 @@ def make(config: TrainConfig, examples: int, devices: int) -> Plan:
     until = wanted_warmup(config, per_epoch) if config.step_epochs else warmup
     if changes and changes[0] < until:
         raise UsageError(
-            f"--schedule=step makes its first change after {changes[0]} updates, inside the warmup of {until}; "
-            "give a shorter --warmup_epochs or later --step_epochs"
+            f"--schedule={config.schedule} makes its first change after {changes[0]} updates, inside the warmup of "
+            f"{until}; give a shorter --warmup_epochs or later --step_epochs"
         )
     full = examples // config.batch_size * config.batch_size
     dropped = examples - full if config.drop_remainder else 0
@@ -158,7 +159,7 @@ def make(config: TrainConfig, examples: int, devices: int) -> Plan:
 
 def wanted_warmup(config: TrainConfig, steps_per_epoch: int) -> int:
     """The updates of warmup that a configuration asks for, however long the run is."""
-    return 0 if config.optimizer == optimizers.FULL_BATCH else round(config.warmup_epochs * steps_per_epoch)
+    return 0 if OPTIMIZERS[config.optimizer].full_batch else round(config.warmup_epochs * steps_per_epoch)
 
 
 def _warmup(config: TrainConfig, steps_per_epoch: int, total: int) -> int:
@@ -223,26 +224,54 @@ def _staircase(config: TrainConfig, phase: Phase, milestones, examples: int, dev
 
 
 def _check_batch(config: TrainConfig, batch_size: int, examples: int, devices: int) -> None:
-    flag = "batch_size" if batch_size == config.batch_size else "batch_ramp"
     parts = devices * config.accumulation_steps
+    flag = _flag_of(config, batch_size)
     if batch_size > examples:
         raise UsageError(
             f"--{flag}={batch_size} is larger than the training set of {examples} examples; "
             f"the largest that works is {examples // parts * parts}"
         )
-    if batch_size % parts:
+    check_divisible(config, batch_size, devices)
+    if OPTIMIZERS[config.optimizer].full_batch and batch_size != examples:
         raise UsageError(
-            f"--{flag}: a batch of {batch_size} is not divisible by {devices} devices x "
-            f"{config.accumulation_steps} --accumulation_steps; the nearest that work: "
-            f"{nearest_multiples(batch_size, parts)}"
-        )
-    if config.optimizer == optimizers.FULL_BATCH and batch_size != examples:
-        raise UsageError(
-            f"--optimizer=lbfgs takes the whole training set at once: --batch_size={examples}, not {batch_size}; "
-            "--accumulation_steps keeps the memory of it small"
+            f"--optimizer={config.optimizer} takes the whole training set at once: --batch_size={examples}, not "
+            f"{batch_size}; --accumulation_steps keeps the memory of it small"
         )
     if config.span is not None:
         _check_span(config, batch_size, devices)
+
+
+def _flag_of(config: TrainConfig, batch_size: int) -> str:
+    """Returns the flag from which a batch size comes."""
+    return "batch_size" if batch_size == config.batch_size else "batch_ramp"
+
+
+def check_divisible(config: TrainConfig, batch_size: int, devices: int, processes: int = 1) -> None:
+    """Checks that each device of each micro-batch gets as many examples as any other.
+
+    Args:
+      config: of the run.
+      batch_size: of the first phase or of a later one, global.
+      devices: of all processes.
+      processes: how many there are.
+
+    Raises:
+      UsageError: the batch is not divisible; the message names batch sizes, and a number of devices, that work.
+    """
+    micro = config.accumulation_steps
+    if batch_size % (devices * micro) == 0:
+        return
+    flag = _flag_of(config, batch_size)
+    batch = f"--{flag}={batch_size}" if flag == "batch_size" else f"--{flag}: a batch of {batch_size}"
+    among = f"{devices} devices" + (f" ({processes} processes x {devices // processes})" if processes > 1 else "")
+    if micro > 1:
+        among += f" x {micro} --accumulation_steps"
+    share = math.gcd(batch_size // micro, devices) // processes
+    works = share and batch_size % (share * processes * micro) == 0
+    raise UsageError(
+        f"{batch} is not divisible by {among}; the nearest sizes that work: "
+        f"{nearest_multiples(batch_size, devices * micro)}." + (f" Or give --num_devices={share}." if works else "")
+    )
 
 
 def _check_span(config: TrainConfig, batch_size: int, devices: int) -> None:

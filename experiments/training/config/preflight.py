@@ -4,16 +4,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from experiments._errors import UsageError
+from experiments.records.runs import StepMemory
 from experiments.training.config.options import REFERENCE_BATCH_SIZE, TrainConfig
 from experiments.training.config.plan import Plan, wanted_warmup
 from experiments.training.machine import devices as machine
-from experiments.training.recipe import norms, optimizers
+from experiments.training.recipe.norms import NORMS
+from experiments.training.recipe.optimizers import OPTIMIZERS
 
 # Above this peak rate at the reference batch size Nesterov's momentum seldom converges without tuning.
 UNUSUAL_BASE_RATE = 1.0
 # Goyal et al. 2017, figure 1: up to here the linear rule kept the accuracy of ResNet-50.
 LINEAR_RULE_LIMIT = 8192
 FEW_UPDATES = 100
+# Below this, the statistics of one device's examples are noise even where each example has many positions.
+FEW_EXAMPLES = 4
 # A variance of 16 numbers is known to a third; with fewer, its square root in the denominator is mostly noise.
 FEW_POSITIONS = 16
 
@@ -82,8 +86,9 @@ def describe(
 
 
 def _rate(config: TrainConfig, plan: Plan) -> str:
-    if config.optimizer == optimizers.FULL_BATCH:
-        return "lbfgs; a line search finds each step, so that rate, schedule, warmup and momentum are not used"
+    if OPTIMIZERS[config.optimizer].full_batch:
+        unused = "rate, schedule, warmup and momentum"
+        return f"{config.optimizer}; a line search finds each step, so that {unused} are not used"
     text = (
         f"{config.optimizer}, peak {config.peak_learning_rate:g} after {plan.warmup_steps} updates of warmup, "
         f"then {config.schedule}"
@@ -96,25 +101,27 @@ def _rate(config: TrainConfig, plan: Plan) -> str:
 
 
 def _norm(config: TrainConfig, per_device: int, devices: int) -> str:
-    if config.norm in norms.PER_DEVICE:
-        return f"{config.norm}, statistics over each device's {per_device}"
-    if config.norm == "frozen":
-        return "frozen, statistics of the training set before the first update"
-    if config.norm != "batch":
-        return config.norm
+    norm = NORMS[config.norm]
+    if norm.pools == "device":
+        return f"{norm.name}, statistics over each device's {per_device}"
+    if norm.fixes_statistics:
+        return f"{norm.name}, statistics of the training set before the first update"
+    if norm.pools is None:
+        return norm.name
     pooled = config.span or per_device * devices
-    return f"batch, statistics over {'spans of ' * (config.span is not None)}{pooled} examples"
+    return f"{norm.name}, statistics over {'spans of ' * (config.span is not None)}{pooled} examples"
 
 
 def _few_positions(
     config: TrainConfig, plan: Plan, per_device: int, devices: int, positions: Mapping[str, int]
 ) -> list[str]:
     """Warns of statistics over so few positions that those of evaluation are others, whatever leads to it."""
-    if config.norm not in (*norms.PER_DEVICE, "batch"):
+    norm = NORMS[config.norm]
+    if norm.pools is None:
         return []
     if not positions:
         return [f"the model has no batch normalization, so that --norm={config.norm} changes nothing"]
-    share = 1 if config.norm == "batch" else devices
+    share = devices if norm.pools == "device" else 1
     examples = config.span or per_device * devices // share
     rest = plan.examples % config.batch_size // config.accumulation_steps // share
     which = ""
@@ -132,44 +139,32 @@ def _few_positions(
 
 def _warnings(config: TrainConfig, plan: Plan, per_device: int) -> list[str]:
     texts = []
-    momentum_based = config.optimizer in ("sgd", "nesterov")
+    optimizer, norm = OPTIMIZERS[config.optimizer], NORMS[config.norm]
     update_batch = config.batch_size / config.backwards_per_forward
     per_reference = config.peak_learning_rate * REFERENCE_BATCH_SIZE / update_batch
-    if momentum_based and per_reference > UNUSUAL_BASE_RATE:
+    if optimizer.momentum_based and per_reference > UNUSUAL_BASE_RATE:
         texts.append(f"the peak rate is {per_reference:g} per {REFERENCE_BATCH_SIZE} examples, far above the usual 0.1")
     scaled = config.learning_rate is None and config.lr_scaling in (None, "linear")
-    if momentum_based and scaled and update_batch > LINEAR_RULE_LIMIT:
+    if optimizer.momentum_based and scaled and update_batch > LINEAR_RULE_LIMIT:
         texts.append(
             f"the rate grows in proportion to the batch up to {update_batch:g}; published results follow that rule to "
             f"{LINEAR_RULE_LIMIT}, beyond which tuning --learning_rate pays"
         )
-    if config.optimizer in optimizers.ADAPTIVE and config.lr_scaling == "linear":
+    if optimizer.adaptive and config.lr_scaling == "linear":
         texts.append(f"--lr_scaling=linear is a rule for SGD; with {config.optimizer} the square root is usual")
-    if config.optimizer in ("lars", "lamb"):
+    if optimizer.trust_ratio:
         texts.append(
             f"with {config.optimizer}, norm parameters and biases take the rate of {config.peak_learning_rate:g} "
             "itself, without a trust ratio"
         )
-    if plan.total_steps < FEW_UPDATES and config.steps is None and config.optimizer != optimizers.FULL_BATCH:
+    if plan.total_steps < FEW_UPDATES and config.steps is None and not optimizer.full_batch:
         texts.append(f"only {plan.total_steps} updates; train longer, or take a smaller batch")
-    if config.norm == "local" and per_device < 4:
+    if norm.pools == "device" and not norm.corrects_by_running_statistics and per_device < FEW_EXAMPLES:
         texts.append(
-            f"local statistics of {per_device} examples are noisy; --norm=batch pools those of all devices, "
+            f"{norm.name} statistics of {per_device} examples are noisy; --norm=batch pools those of all devices, "
             "--norm=renorm corrects them"
         )
     return texts
-
-
-class StepMemory(NamedTuple):
-    """What memory a compiled step takes of what there is, in bytes; on a CPU that of all its devices, which share it.
-
-    Attributes:
-      needed: by the step, what it reads included; None: this backend does not analyse it.
-      limit: of what there is; None: not known.
-    """
-
-    needed: int | None
-    limit: int | None
 
 
 def step_memory(compiled: Any, devices: Sequence[Any]) -> StepMemory:
@@ -178,14 +173,14 @@ def step_memory(compiled: Any, devices: Sequence[Any]) -> StepMemory:
     on_cpu = devices[0].platform == "cpu"
     limit = machine.memory_of(devices[0])
     if analysis is None:
-        return StepMemory(None, limit)
+        return StepMemory(limit=limit)
     needed = (
         analysis.temp_size_in_bytes
         + analysis.argument_size_in_bytes
         + analysis.output_size_in_bytes
         - analysis.alias_size_in_bytes
     )
-    return StepMemory(needed * len(devices) if on_cpu else needed, limit)
+    return StepMemory(needed=needed * len(devices) if on_cpu else needed, limit=limit)
 
 
 def memory_line(memory: StepMemory) -> str:

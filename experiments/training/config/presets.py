@@ -3,10 +3,12 @@
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from experiments import models
 from experiments._errors import unknown_name
-from experiments.models import RESIDUAL
 from experiments.training.config.options import TrainConfig
-from experiments.training.recipe.optimizers import FULL_BATCH
+from experiments.training.recipe.norms import NORMS
+from experiments.training.recipe.optimizers import OPTIMIZERS
+from experiments.training.recipe.schedules import SCHEDULES
 
 
 class Preset(NamedTuple):
@@ -250,17 +252,18 @@ def unused(config: TrainConfig, given: Iterable[str]) -> list[str]:
       >>> unused(TrainConfig(cycle_epochs=3), ["cycle_epochs"])
       ['--cycle_epochs is of --schedule=cyclic']
     """
-    line_search = config.optimizer == FULL_BATCH
+    schedule = SCHEDULES[config.schedule]
+    line_search = OPTIMIZERS[config.optimizer].full_batch
+    others = " and ".join(optimizer.name for optimizer in OPTIMIZERS if optimizer.full_batch)
     reasons = {
-        "--schedule=step": (config.schedule != "step", ("step_epochs", "step_factor")),
-        "--schedule=cyclic": (config.schedule != "cyclic", ("cycle_epochs",)),
-        "norms with running statistics": (config.norm in ("none", "group", "frozen"), ("norm_momentum",)),
+        **{f"--schedule={other.name}": (other is not schedule, other.options) for other in SCHEDULES if other.options},
+        "norms with running statistics": (not NORMS[config.norm].updates_running_statistics, ("norm_momentum",)),
         "a run without --learning_rate": (config.learning_rate is not None, ("base_learning_rate", "lr_scaling")),
         "a run without --steps": (config.steps is not None, ("epochs",)),
-        "optimizers other than lbfgs": (
+        f"optimizers other than {others}": (
             line_search,
             ("schedule", "warmup_epochs", "learning_rate", "base_learning_rate", "lr_scaling", "momentum"),
         ),
-        "residual networks": (config.model not in RESIDUAL, ("zero_last_scale",)),
+        "residual networks": (not models.is_residual(config.model), ("zero_last_scale",)),
     }
     return [f"--{name} is of {of}" for of, (idle, names) in reasons.items() if idle for name in names if name in given]

@@ -14,7 +14,8 @@ from experiments import _users
 from experiments import data as datasets
 from experiments._errors import UsageError, unknown_name
 from experiments.data.domains import DOMAINS, to_domain
-from experiments.training.config.stored import EVALUATED, FILE, read_config
+from experiments.records.runs import Result
+from experiments.training.config.stored import read_config
 from experiments.training.evaluation import evaluator
 from experiments.training.evaluation.population import population_statistics
 from experiments.training.machine import devices
@@ -53,14 +54,14 @@ class Evaluated(NamedTuple):
     Attributes:
       domain: its name.
       split: its name.
-      before: accuracy, loss and number of examples, by the running statistics of training.
-      after: the same by those of the domain; None: not recalibrated.
+      before: the result by the running statistics of training.
+      after: the result by statistics of the domain; None: not recalibrated.
     """
 
     domain: str
     split: str
-    before: dict[str, Any]
-    after: dict[str, Any] | None
+    before: Result
+    after: Result | None
 
 
 def restore(
@@ -91,30 +92,25 @@ def restore(
     """
     workdir = Path(workdir)
     config, facts, run = read_config(workdir)
-    if missing := EVALUATED - set(facts):
-        raise UsageError(
-            f"{workdir / FILE} does not say of the data: {', '.join(sorted(missing))}; move it away, and the command "
-            "that made the run writes it again"
-        )
     name = _allowed(workdir, "dataset", dataset, config.dataset)
     config = dataclasses.replace(config, model=_allowed(workdir, "model", model, config.model))
     chosen = devices.set_up(num_devices)
     loaded = datasets.load(name, data_dir or config.data_dir, image_size=config.image_size)
-    shape = tuple(facts["image_shape"])
-    if loaded.train.image_shape != shape or loaded.num_classes != facts["num_classes"]:
+    shape, num_classes = facts.image_shape, facts.num_classes
+    if loaded.train.image_shape != shape or loaded.num_classes != num_classes:
         raise UsageError(
-            f"the model takes images of shape {shape} in {facts['num_classes']} classes; dataset {name!r} has "
+            f"the model takes images of shape {shape} in {num_classes} classes; dataset {name!r} has "
             f"{loaded.train.image_shape} in {loaded.num_classes}"
         )
     mesh = devices.make_mesh(chosen)
-    built = make_model(config, facts["num_classes"])
+    built = make_model(config, num_classes)
     optimizer = make_optimizer(config, optax.constant_schedule(0.0))
     like = jax.device_put(single.init_state(built, optimizer, shape, config.seed), devices.replicated(mesh))
     with Checkpoints(workdir, read_only=True, run=run) as checkpoints:
         state = checkpoints.restore(like, step)
     if state is None:
         raise UsageError(f"{workdir} has no checkpoint yet")
-    recipe = make_recipe(config, facts["num_classes"], (facts["pixel_mean"], facts["pixel_std"]))
+    recipe = make_recipe(config, num_classes, (facts.pixel_mean, facts.pixel_std))
     return Restored(state, built, recipe, loaded, mesh, config.span)
 
 

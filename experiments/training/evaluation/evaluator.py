@@ -7,6 +7,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import data as datasets
+from experiments.records.runs import Result
 from experiments.training.machine.devices import AXIS, place
 from experiments.training.state import Indexed, Source, TrainState
 from experiments.training.step.feeding import read_batch
@@ -65,29 +66,30 @@ class Evaluator:
                 source, row = next(self._batches(name))
                 self._compiled[name] = self._step.lower(state.params, state.batch_stats, source, row).compile()
 
-    def __call__(self, state: TrainState) -> dict[str, dict[str, float | int]]:
+    def __call__(self, state: TrainState) -> dict[str, Result]:
         """Evaluates every split.
 
         Returns:
-          For each `accuracy` and `loss`, means over the split, and `examples`, how many were counted; with a class for
-          every pixel also `mean_iou`, the mean over the classes that occur of intersection over union.
+          The result of each split by its name; `mean_iou` is the mean over the classes that occur, and is there with a
+          class for every pixel.
         """
         self.compile(state)
         return {name: self._evaluate(name, state) for name in self._splits}
 
-    def _evaluate(self, name: str, state: TrainState) -> dict[str, float | int]:
+    def _evaluate(self, name: str, state: TrainState) -> Result:
         compiled = self._compiled[name]
         sums = [compiled(state.params, state.batch_stats, *batch) for batch in self._batches(name)]
         totals = jax.tree.map(lambda *parts: np.sum(np.array(parts, np.float64), axis=0), *sums)
-        result = {
-            "accuracy": float(totals["correct"] / totals["count"]),
-            "loss": float(totals["loss"] / totals["count"]),
-            "examples": round(float(totals["count"])),
-        }
+        mean_iou = None
         if "union" in totals:
             there = totals["union"] > 0
-            result["mean_iou"] = float(np.mean(totals["intersection"][there] / totals["union"][there]))
-        return result
+            mean_iou = float(np.mean(totals["intersection"][there] / totals["union"][there]))
+        return Result(
+            accuracy=float(totals["correct"] / totals["count"]),
+            loss=float(totals["loss"] / totals["count"]),
+            examples=round(float(totals["count"])),
+            mean_iou=mean_iou,
+        )
 
     def _batches(self, name: str) -> Iterator[tuple[Source, np.int32]]:
         split = self._splits[name]

@@ -15,6 +15,7 @@ from batchnorm_jax.linen import moments_fn
 from experiments import data as datasets
 from experiments._errors import UsageError
 from experiments.data.domains import to_domain
+from experiments.records.runs import Result
 from experiments.training.evaluation.evaluator import Evaluator
 from experiments.training.machine import devices
 from experiments.training.state import Recipe, TrainState
@@ -25,8 +26,6 @@ from experiments.training.step.run import Run
 EXAMPLES, BATCH = 10_000, 1_000
 # Of the check at the end of a run.
 FEW_EXAMPLES = 2_000
-
-Results = dict[str, dict[str, Any]]
 
 
 def population_statistics(
@@ -94,13 +93,13 @@ def where_recalibrated_differs(
     state: TrainState,
     dataset: datasets.Dataset,
     evaluate: Evaluator,
-    results: Results,
+    results: Mapping[str, Result],
     span: int | None,
-) -> Results:
-    """Results by statistics of training images, of the splits whose accuracy they change.
+) -> dict[str, Result]:
+    """Evaluates by statistics of training images, and returns the results of the splits whose accuracy changes.
 
-    By more than twice the standard error of an accuracy on as many examples, so that it tells of running statistics
-    that lag behind the parameters, or that stand for other batches than those of training.
+    A change is one of more than twice the standard error of an accuracy on as many examples. It shows running
+    statistics that lag behind the parameters, or that stand for other batches than those of training.
 
     Args:
       run: of the state.
@@ -111,7 +110,7 @@ def where_recalibrated_differs(
       span: of the norms.
 
     Returns:
-      Of each such split what `evaluate` gives; of a model without running statistics, or streamed data, nothing.
+      The result of each such split; none for a model without running statistics, and for streamed data.
     """
     splits = (dataset.train, *dataset.test.values())
     unit = math.lcm(run.mesh.size, span or 1)
@@ -124,11 +123,11 @@ def where_recalibrated_differs(
     return {name: result for name, result in after.items() if _differ(results[name], result)}
 
 
-def _differ(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+def _differ(before: Result, after: Result) -> bool:
     # As if there were a right and a wrong answer more: no accuracy is known without an error.
-    examples = before["examples"]
-    share = (examples * (before["accuracy"] + after["accuracy"]) / 2 + 1) / (examples + 2)
-    return abs(after["accuracy"] - before["accuracy"]) > 2 * math.sqrt(share * (1 - share) / examples)
+    examples = before.examples
+    share = (examples * (before.accuracy + after.accuracy) / 2 + 1) / (examples + 2)
+    return abs(after.accuracy - before.accuracy) > 2 * math.sqrt(share * (1 - share) / examples)
 
 
 def has_running(batch_stats: Any) -> bool:

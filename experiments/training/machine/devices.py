@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import math
 import os
 import sys
 from collections.abc import Callable
@@ -58,7 +57,7 @@ def set_up(
     Args:
       num_devices: how many of each process; None: all accelerators, or on a CPU the most that there are cores for
         and divide the batch.
-      batch_size: the global batch size; None: any number of devices will do.
+      batch_size: the global batch size, which `plan.check_divisible` checks; None: any number of devices will do.
       micro_batches: that it is cut into.
       connect: joins the other processes and returns how many there are; None: there are no others.
 
@@ -66,7 +65,7 @@ def set_up(
       The devices of all processes.
 
     Raises:
-      UsageError: there are fewer devices, or they do not divide the batch; the message names sizes that work.
+      UsageError: there are fewer devices.
     """
     if num_devices is not None and num_devices < 1:
         raise UsageError(f"--num_devices must be at least 1, not {num_devices}")
@@ -98,17 +97,6 @@ def set_up(
         )
     if count > len(there):
         raise UsageError(f"--num_devices={count}, but this process has {len(there)} ({there[0].platform})")
-    parts = count * processes * micro_batches
-    if batch_size is not None and batch_size % parts:
-        among = f"{count * processes} devices" + (f" ({processes} processes x {count})" if processes > 1 else "")
-        if micro_batches > 1:
-            among += f" x {micro_batches} --accumulation_steps"
-        share = math.gcd(batch_size // micro_batches, count * processes) // processes
-        other = share if share and batch_size % (share * processes * micro_batches) == 0 else None
-        raise UsageError(
-            f"--batch_size={batch_size} is not divisible by {among}; the nearest sizes that work: "
-            f"{nearest_multiples(batch_size, parts)}." + (f" Or give --num_devices={other}." if other else "")
-        )
     chosen: list[Device] = []
     for process in range(processes):
         chosen += [d for d in jax.devices() if d.process_index == process][:count]

@@ -8,12 +8,11 @@ Sources: Smith et al., "Don't Decay the Learning Rate, Increase the Batch Size",
 al., "An Empirical Model of Large-Batch Training", arXiv 1812.06162, 2018, appendix D.
 """
 
-from typing import Any
-
+from experiments.records.checkpoints import RampNotes
+from experiments.records.runs import StepMemory
 from experiments.training.config import plan as plans
 from experiments.training.config.options import TrainConfig
 from experiments.training.config.plan import FACTOR, Plan
-from experiments.training.config.preflight import StepMemory
 from experiments.training.machine import processes
 
 
@@ -41,22 +40,26 @@ def grown(plan: Plan, config: TrainConfig, step: int, scale: float) -> Plan:
 
 def within_memory(plan: Plan, memory: StepMemory) -> Plan:
     """The plan with a ramp that stops where the memory of the present step, and as much again, would be too much."""
-    if plan.largest is None or None in memory or FACTOR * (memory.needed or 0) <= (memory.limit or 0):
+    if (
+        plan.largest is None
+        or None in (memory.needed, memory.limit)
+        or FACTOR * (memory.needed or 0) <= (memory.limit or 0)
+    ):
         return plan
     return plan._replace(largest=min(plan.largest, plan.batch_size))
 
 
-def notes(plan: Plan) -> dict[str, Any]:
-    """What of an automatic ramp is to be kept with a checkpoint."""
+def notes(plan: Plan) -> RampNotes | None:
+    """Returns what a checkpoint keeps of an automatic ramp; None: the plan has none."""
     if plan.largest is None:
-        return {}
-    return {"ramp": {"epochs": [phase.first_epoch for phase in plan.phases[1:]], "largest": plan.largest}}
+        return None
+    return RampNotes(epochs=[phase.first_epoch for phase in plan.phases[1:]], largest=plan.largest)
 
 
-def restored(plan: Plan, config: TrainConfig, kept: dict[str, Any]) -> Plan:
-    """The plan of a run that goes on, by what `notes` gave."""
-    if "ramp" not in kept:
+def restored(plan: Plan, config: TrainConfig, kept: RampNotes | None) -> Plan:
+    """Returns the plan of a run that resumes from a checkpoint that kept these notes."""
+    if kept is None:
         return plan
-    for epoch in kept["ramp"]["epochs"]:
+    for epoch in kept.epochs:
         plan = plans.grow(plan, config, epoch)
-    return plan._replace(largest=kept["ramp"]["largest"])
+    return plan._replace(largest=kept.largest)

@@ -1,76 +1,157 @@
-"""The optimizers, each with the norm's parameters and the biases left out of decay and of trust ratios."""
+"""The optimizers, each one declared record of `OPTIMIZERS`; norm parameters and biases neither decay nor get ratios."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
 
-from experiments._errors import unknown_name
+from experiments._variants import Register
 
 LARS_TRUST_COEFFICIENT = 0.001
+# Pairs of steps and gradients that L-BFGS keeps.
+LBFGS_PAIRS = 10
 
 
-def _sgd(schedule, momentum, weight_decay, decays, nesterov=False):
+class Settings(NamedTuple):
+    """The values from which an optimizer is made.
+
+    Attributes:
+      schedule: step -> learning rate.
+      momentum: of the gradient; Adam's b1.
+      weight_decay: of the parameters that decay.
+      decays: parameters -> a tree of booleans, True for those that decay; None: all do.
+    """
+
+    schedule: optax.Schedule
+    momentum: float
+    weight_decay: float
+    decays: Callable[[Any], Any] | None
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """An optimizer, and what other code must know of it.
+
+    Attributes:
+      name: the value of `--optimizer`.
+      help: a phrase for the help of the flag.
+      make: makes the Optax transformation.
+      base_rate: the default peak rate at the reference batch size, for `simple_cnn`.
+      scaling: the default of `--lr_scaling`.
+      momentum_based: SGD with momentum, for which the linear rule and the usual rates were made.
+      adaptive: the rate has no counterpart in SGD's, so that the linear rule does not apply.
+      trust_ratio: kernels take the rate times their trust ratio, and all other parameters the rate itself.
+      full_batch: each step is over the whole training set, and a line search finds its length.
+    """
+
+    name: str
+    help: str
+    make: Callable[[Settings], optax.GradientTransformation]
+    base_rate: float
+    scaling: Literal["linear", "sqrt", "none"]
+    momentum_based: bool = False
+    adaptive: bool = False
+    trust_ratio: bool = False
+    full_batch: bool = False
+
+
+def _sgd(settings: Settings, nesterov: bool) -> optax.GradientTransformation:
     return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask=decays),
-        optax.sgd(schedule, momentum=momentum, nesterov=nesterov),
+        optax.add_decayed_weights(settings.weight_decay, mask=settings.decays),
+        optax.sgd(settings.schedule, momentum=settings.momentum, nesterov=nesterov),
     )
 
 
-def _nesterov(schedule, momentum, weight_decay, decays):
-    return _sgd(schedule, momentum, weight_decay, decays, nesterov=True)
-
-
-def _lars(schedule, momentum, weight_decay, decays):
+def _lars(settings: Settings) -> optax.GradientTransformation:
     return optax.lars(
-        schedule,
-        weight_decay=weight_decay,
-        weight_decay_mask=decays,
+        settings.schedule,
+        weight_decay=settings.weight_decay,
+        weight_decay_mask=settings.decays,
         trust_coefficient=LARS_TRUST_COEFFICIENT,
         trust_ratio_mask=kernels,
-        momentum=momentum,
+        momentum=settings.momentum,
     )
 
 
-def _lamb(schedule, momentum, weight_decay, decays):
-    # As optax.lamb, which has no mask for the trust ratio.
+def _lamb(settings: Settings) -> optax.GradientTransformation:
+    # Equal to optax.lamb, which has no mask for the trust ratio.
     return optax.chain(
-        optax.scale_by_adam(b1=momentum, b2=0.999, eps=1e-6),
-        optax.add_decayed_weights(weight_decay, mask=decays),
+        optax.scale_by_adam(b1=settings.momentum, b2=0.999, eps=1e-6),
+        optax.add_decayed_weights(settings.weight_decay, mask=settings.decays),
         optax.masked(optax.scale_by_trust_ratio(), kernels),
-        optax.scale_by_learning_rate(schedule),
+        optax.scale_by_learning_rate(settings.schedule),
     )
 
 
-def _adamw(schedule, momentum, weight_decay, decays):
+def _adamw(settings: Settings) -> optax.GradientTransformation:
+    schedule, momentum, weight_decay, decays = settings
     return optax.adamw(schedule, b1=momentum, b2=0.999, weight_decay=weight_decay, mask=decays)
 
 
-OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    "sgd": _sgd,
-    "nesterov": _nesterov,
-    "lars": _lars,
-    "lamb": _lamb,
-    "adamw": _adamw,
-}
-# The whole training set a step, each step's length found by a line search: see `full_batch`.
-FULL_BATCH = "lbfgs"
-NAMES = (*OPTIMIZERS, FULL_BATCH)
-# Of these the rate has no counterpart in SGD's: the rule of scaling it linearly was made for the latter.
-ADAPTIVE = ("lamb", "adamw")
+def _lbfgs(settings: Settings) -> optax.GradientTransformation:
+    # Its line search finds the rate, and the objective holds the penalty: see `step.full_batch`.
+    del settings
+    return optax.lbfgs(memory_size=LBFGS_PAIRS)
+
+
+OPTIMIZERS = Register(
+    "optimizer",
+    Optimizer(
+        "sgd",
+        "SGD with heavy-ball momentum",
+        partial(_sgd, nesterov=False),
+        base_rate=0.05,
+        scaling="linear",
+        momentum_based=True,
+    ),
+    Optimizer(
+        "nesterov",
+        "SGD with Nesterov's momentum",
+        partial(_sgd, nesterov=True),
+        base_rate=0.05,
+        scaling="linear",
+        momentum_based=True,
+    ),
+    # You et al., arXiv 1708.03888, 2017.
+    Optimizer("lars", "SGD with a trust ratio per kernel", _lars, base_rate=1.0, scaling="linear", trust_ratio=True),
+    # You et al., arXiv 1904.00962, 2019.
+    Optimizer(
+        "lamb",
+        "Adam with a trust ratio per kernel",
+        _lamb,
+        base_rate=2e-3,
+        scaling="sqrt",
+        adaptive=True,
+        trust_ratio=True,
+    ),
+    # Loshchilov and Hutter, arXiv 1711.05101, 2017.
+    Optimizer("adamw", "Adam with decoupled decay", _adamw, base_rate=1e-3, scaling="sqrt", adaptive=True),
+    # Nocedal and Wright, "Numerical Optimization", 2nd edition, 2006, algorithms 7.5 and 3.5 (the zoom line search).
+    Optimizer(
+        "lbfgs",
+        "L-BFGS with a line search, on the whole training set at once",
+        _lbfgs,
+        base_rate=1.0,
+        scaling="linear",
+        full_batch=True,
+    ),
+)
 
 
 def make(
     name: str, schedule: optax.Schedule, *, momentum: float, weight_decay: float, decay_all: bool = False
 ) -> optax.GradientTransformation:
-    """An optimizer.
+    """Returns an optimizer as an Optax transformation.
 
     Args:
-      name: a key of `OPTIMIZERS`: 'sgd' (heavy-ball momentum), 'nesterov', 'lars', 'lamb' or 'adamw'.
+      name: of an optimizer in `OPTIMIZERS`.
       schedule: step -> learning rate.
       momentum: of the gradient; Adam's b1 in 'lamb' and 'adamw' (their b2 is 0.999).
       weight_decay: of kernels only. With 'sgd', 'nesterov' and 'lars' an L2 penalty, added to the gradient;
-        with 'lamb' and 'adamw' added to Adam's step.
+        with 'lamb' and 'adamw' added to Adam's step; with 'lbfgs' part of the objective, and not of this.
       decay_all: have norm parameters and biases decay too.
 
     Returns:
@@ -80,16 +161,13 @@ def make(
     Raises:
       UsageError: there is no such optimizer.
 
-    Source: Goyal et al., arXiv 1706.02677, 2017 (no decay on norms); You et al., arXiv 1708.03888, 2017 (LARS); You
-    et al., arXiv 1904.00962, 2019 (LAMB); Loshchilov and Hutter, arXiv 1711.05101, 2017 (AdamW).
+    Source: Goyal et al., arXiv 1706.02677, 2017 (no decay on norms); those of the optimizers are named beside them.
     """
-    if name not in OPTIMIZERS:
-        raise unknown_name("optimizer", name, NAMES)
-    return OPTIMIZERS[name](schedule, momentum, weight_decay, None if decay_all else kernels)
+    return OPTIMIZERS[name].make(Settings(schedule, momentum, weight_decay, None if decay_all else kernels))
 
 
-def kernels(params):
-    """A tree of booleans: True for parameters named `kernel`, as Flax names those of convolutions and dense layers.
+def kernels(params: Any) -> Any:
+    """Returns a tree of booleans: True for parameters named `kernel`, Flax's name in convolutions and dense layers.
 
     Example:
       >>> kernels({"dense": {"kernel": 1.0, "bias": 2.0}, "weights": [3.0, 4.0]})

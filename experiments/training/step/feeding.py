@@ -14,7 +14,7 @@ from experiments._errors import UsageError
 from experiments.training.config.options import TrainConfig
 from experiments.training.config.plan import Position
 from experiments.training.machine.devices import AXIS, place
-from experiments.training.recipe.optimizers import FULL_BATCH
+from experiments.training.recipe.optimizers import OPTIMIZERS
 from experiments.training.state import Batch, Indexed, Source
 
 # Of the device's memory, the part that a training set may take before it is streamed.
@@ -46,7 +46,7 @@ class Feed:
         """
         config, micro = self._config, self._config.accumulation_steps
         # The objective of a full batch must not change: its order is that of the first epoch.
-        epoch = 0 if config.optimizer == FULL_BATCH else position.epoch
+        epoch = 0 if OPTIMIZERS[config.optimizer].full_batch else position.epoch
         segments = datasets.epoch_segments(
             self._train.size,
             position.phase.batch_size,
@@ -142,9 +142,10 @@ def is_resident(config: TrainConfig, dataset: datasets.Dataset, mesh: Mesh, avai
     """
     splits = [dataset.train, *dataset.test.values()]
     streamed = any(datasets.is_streamed(split) for split in splits)
-    needed = config.input == "resident" or config.optimizer == FULL_BATCH
+    full_batch = OPTIMIZERS[config.optimizer].full_batch
+    needed = config.input == "resident" or full_batch
     if needed and streamed:
-        what = f"--optimizer={FULL_BATCH}" if config.optimizer == FULL_BATCH else "--input=resident"
+        what = f"--optimizer={config.optimizer}" if full_batch else "--input=resident"
         raise UsageError(
             f"{what} keeps the whole set on the device, and {dataset.name!r} is streamed; take a smaller one"
         )

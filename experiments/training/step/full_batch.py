@@ -14,16 +14,6 @@ from experiments.training.state import Recipe, Source, TrainState
 from experiments.training.step.accumulation import merge, running_average
 from experiments.training.step.single import WHOLE, examples_in, losses_of, pick, specs
 
-MEMORY = 10
-
-
-def make() -> optax.GradientTransformationExtraArgs:
-    """L-BFGS with a zoom line search, which keeps the last ten pairs of steps and gradients.
-
-    Source: Nocedal and Wright, "Numerical Optimization", 2nd edition, 2006, algorithms 7.5 and 3.5.
-    """
-    return optax.lbfgs(memory_size=MEMORY)
-
 
 def full_batch_step(
     model: nn.Module,
@@ -45,7 +35,7 @@ def full_batch_step(
 
     Args:
       model: to train.
-      optimizer: from `make`.
+      optimizer: one with a line search, from `recipe.optimizers`.
       mesh: the devices.
       recipe: of the forward pass, without augmentation.
       micro_batches: parts of the set that are gone through in turn.

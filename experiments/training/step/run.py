@@ -70,8 +70,6 @@ def make_model(config: TrainConfig, num_classes: int, total_steps: int = 1) -> A
 
 def make_optimizer(config: TrainConfig, schedule) -> Any:
     """The optimizer of a configuration."""
-    if config.optimizer == optimizers.FULL_BATCH:
-        return full_batch.make()
     return optimizers.make(
         config.optimizer,
         schedule,
@@ -105,7 +103,7 @@ def make_recipe(config: TrainConfig, dataset_classes: int, statistics: tuple[Any
         label_smoothing=config.label_smoothing,
         augmentation=config.augmentation,
         seed=config.seed,
-        local_statistics=config.norm in norms.PER_DEVICE,
+        local_statistics=norms.NORMS[config.norm].depends_on_devices,
     )
 
 
@@ -135,7 +133,7 @@ def prepare(
         model = make_model(config, dataset.num_classes, plan.total_steps)
         usual = Momentum(config.running_momentum(), config.running_momentum())
         # What the model does in training does not depend on the optimizer, and L-BFGS takes no such step.
-        plain = Descent(optax.sgd, descent.schedule) if config.optimizer == optimizers.FULL_BATCH else descent
+        plain = Descent(optax.sgd, descent.schedule) if optimizers.OPTIMIZERS[config.optimizer].full_batch else descent
         step = single.train_step(model, plain, mesh, recipe, usual)
         trial.in_training(config, dataset, variables, model, step, plain.optimizer(peak))
     state = single.init_state(evaluated, descent.optimizer(peak), dataset.train.image_shape, config.seed)
@@ -169,7 +167,9 @@ def _compiler(
     rate = config.peak_learning_rate
     # On the devices once for all: to bring a number there takes longer than a small step.
     peak = devices.place(np.float32(rate), devices.replicated(mesh))
-    if config.optimizer == optimizers.FULL_BATCH:
+    # Micro-batches whose statistics are averaged over parts must be averaged too, not pooled.
+    averaged = config.span is not None or norms.NORMS[config.norm].pools == "device"
+    if optimizers.OPTIMIZERS[config.optimizer].full_batch:
         step = full_batch.full_batch_step(
             make_model(config, num_classes),
             descent.optimizer(rate),
@@ -179,7 +179,7 @@ def _compiler(
             weight_decay=config.weight_decay,
             decay_all=config.decay_all,
             momentum=momentum,
-            averaged=config.span is not None or config.norm == "local",
+            averaged=averaged,
         )
     elif micro > 1:
         programs = accumulation.accumulated_step(
@@ -189,7 +189,7 @@ def _compiler(
             recipe,
             micro_batches=micro,
             momentum=momentum,
-            averaged=config.span is not None or config.norm == "local",
+            averaged=averaged,
         )
         return lambda state, sources: _accumulated(programs, mesh, peak, state, sources)
     elif config.backwards_per_forward > 1:

@@ -10,17 +10,16 @@ import numpy as np
 from flax import linen as nn
 
 from batchnorm_jax.linen import BatchNorm
-from experiments import _users
+from experiments import _users, models
 from experiments import data as datasets
 from experiments._errors import UsageError
 from experiments.training.config.options import TrainConfig
 from experiments.training.config.preflight import Trial
+from experiments.training.recipe.norms import NORMS
 from experiments.training.state import Batch, TrainState
 
 # A model that gives one answer for any batch gives it for one image, too.
 IMAGES = 2
-# Norms whose statistics are a batch's, which those that a model makes itself can be given too.
-OF_BATCHES = ("batch", "local")
 
 
 def in_evaluation(
@@ -34,6 +33,7 @@ def in_evaluation(
     Raises:
       UsageError: its code fails, its outputs are not those that the labels ask for, or it keeps what is not kept here.
     """
+    chosen = NORMS[config.norm]
     first = dataset.train.read(np.arange(IMAGES) % dataset.train.size)
     images = jax.ShapeDtypeStruct(first.images.shape, jnp.float32)
     positions: dict[str, int] = {}
@@ -46,8 +46,8 @@ def in_evaluation(
             features = [x.shape[axis] for axis in np.atleast_1d(np.asarray(norm.axis))]
             here = int(x.size) // int(np.prod(features)) // IMAGES
             positions[path] = min(positions.get(path, here), here)
-            # What a factory is given for --norm=batch has an axis.
-            alone = config.norm == "batch" and isinstance(norm, BatchNorm) and norm.axis_name is None
+            # A norm of the factory that pools over the global batch has an axis.
+            alone = chosen.pools == "global" and isinstance(norm, BatchNorm) and norm.axis_name is None
             if (alone or isinstance(norm, nn.BatchNorm)) and path not in own_norms:
                 own_norms.append(path)
         return next_function(*args, **kwargs)
@@ -75,16 +75,18 @@ def in_evaluation(
             f"--model={config.model} gives logits of type {made.dtype}, and a loss needs floating point numbers"
         )
     if getattr(made, "shape", None) != wanted:
-        kind = "a class for every pixel, as of --model=fcn" if first.labels.ndim > 1 else "one class an image"
+        others = " or ".join(f"--model={other.name}" for other in models.MODELS if other.per_pixel)
+        kind = f"a class for every pixel, as of {others}" if first.labels.ndim > 1 else "one class an image"
         given = f"of shape {made.shape}" if hasattr(made, "shape") else f"in a {type(made).__name__}"
         raise UsageError(
             f"--model={config.model} gives logits {given} for {IMAGES} images of --dataset={config.dataset}, whose "
             f"labels need an array of {wanted}: {kind}"
         )
-    if own_norms and config.norm not in OF_BATCHES:
+    if own_norms and not chosen.reaches_own_norms:
+        others = " or ".join(other.name for other in NORMS if other.reaches_own_norms)
         raise UsageError(
             f"--norm={config.norm} does not reach the norms that --model={config.model} makes itself "
-            f"({_some(own_norms)}); give the model the norm that its factory is given, or take --norm=batch or local"
+            f"({_some(own_norms)}); give the model the norm that its factory is given, or take --norm={others}"
         )
     return Trial(positions, tuple(own_norms)), variables
 

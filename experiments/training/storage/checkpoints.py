@@ -11,28 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import msgspec
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
-from experiments import _files, _shapes
+from experiments import _files
 from experiments._errors import StorageError, UsageError
+from experiments.records.checkpoints import Beside, Described, Notes
 from experiments.training.state import TrainState
 
 KEEP = 3
-_NOTES = _shapes.record(
-    {},
-    {
-        "seconds": _shapes.table(_shapes.number()),
-        "starts": _shapes.whole(0),
-        "ramp": _shapes.record({"epochs": _shapes.items(_shapes.whole(0)), "largest": _shapes.whole(1)}),
-    },
-)
-# Orbax's own description of a checkpoint, as far as opening needs it.
-_TIME = _shapes.optional(_shapes.whole())
-_DESCRIBED = _shapes.record({}, {"init_timestamp_nsecs": _TIME, "commit_timestamp_nsecs": _TIME})
-_BESIDE = _shapes.record({"sha256": _shapes.text, "notes": _NOTES}, {"run": _shapes.optional(_shapes.text)})
+NO_NOTES = Notes()
 
 
 @contextlib.contextmanager
@@ -97,7 +88,7 @@ class Checkpoints:
         )
         self._manager = self._opened(options)
         # What was kept beside the state that was restored last.
-        self.notes: dict[str, Any] = {}
+        self.notes = Notes()
 
     def _opened(self, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
         """Orbax's manager, which reads what describes each checkpoint, and cannot do without one of them."""
@@ -116,7 +107,7 @@ class Checkpoints:
         """What is wrong with the file that describes a checkpoint, of the first for which something is."""
         for path in sorted(self._directory.glob("*/_CHECKPOINT_METADATA")):
             try:
-                _files.read_json(path, _DESCRIBED)
+                _files.read_json(path, Described)
             except UsageError as error:
                 return str(error)
         return ""
@@ -129,12 +120,12 @@ class Checkpoints:
         with contextlib.suppress(*([] if kind is None else [Exception])):
             self._manager.close()
 
-    def save(self, state: TrainState, notes: dict[str, Any] | None = None) -> None:
+    def save(self, state: TrainState, notes: Notes = NO_NOTES) -> None:
         """Keeps the state, under the number of its step, and waits until it is on disk. A step is kept once.
 
         Args:
           state: to keep.
-          notes: to be kept beside it, of what JSON can hold.
+          notes: facts about the run that are kept beside it.
 
         Raises:
           StorageError: it cannot be written, such as to a full disk; the checkpoints before are left as they are.
@@ -145,7 +136,7 @@ class Checkpoints:
         # Orbax would make the folder again, without what it held.
         if not self._directory.is_dir():
             raise gone(self._directory.parent)
-        beside = {"sha256": digest(state, notes), "notes": notes or {}, "run": self._run}
+        beside = Beside(sha256=digest(state, msgspec.to_builtins(notes)), notes=notes, run=self._run)
         try:
             # Orbax logs each error with its traceback before it raises it.
             with _quiet():
@@ -153,7 +144,7 @@ class Checkpoints:
                     step,
                     args=ocp.args.Composite(
                         state=ocp.args.StandardSave(state._asdict()),
-                        digest=ocp.args.JsonSave(beside),
+                        digest=ocp.args.JsonSave(msgspec.to_builtins(beside)),
                     ),
                 )
                 self._manager.wait_until_finished()
@@ -209,17 +200,17 @@ class Checkpoints:
         stored = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), digest=ocp.args.JsonRestore())
         )
-        state, beside = TrainState(**stored["state"]), stored["digest"]
-        _BESIDE(beside)
-        # Earlier versions took it of the state alone.
-        if beside["sha256"] not in (digest(state, beside["notes"]), digest(state)):
+        state, kept = TrainState(**stored["state"]), stored["digest"]
+        beside = msgspec.convert(kept, Beside)
+        # Of the notes as they lie there. Earlier versions took it of the state alone.
+        if beside.sha256 not in (digest(state, kept["notes"]), digest(state)):
             raise ValueError("its content does not have the digest that was stored with it")
-        if None not in (self._run, beside.get("run")) and beside["run"] != self._run:
+        if None not in (self._run, beside.run) and beside.run != self._run:
             raise UsageError(
                 f"the checkpoint {self._directory / str(step)} is of another run, of another configuration or other "
                 "data; move it back where it was made, or give another --workdir"
             )
-        self.notes = beside["notes"]
+        self.notes = beside.notes
         return state
 
     def _set_aside(self, paths: list[Path]) -> None:

@@ -1,23 +1,22 @@
-"""Where a run's numbers go: `metrics.jsonl`, TensorBoard events, and the terminal."""
+"""The metrics of a run: rows of `metrics.jsonl`, and TensorBoard events."""
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
-from experiments import _files, records
-from experiments._shapes import fits
+import msgspec
+
+from experiments import _files
+from experiments.records.runs import EvaluationRow, MetricsRow, NoiseRow, Result, metrics_row
 
 FILE = "metrics.jsonl"
-# All other kinds of row are named after the split that was evaluated.
-NOT_EVALUATIONS = ("train", "noise", "ramp")
 # Numbers of a row that are the same, or a straight line, in every run.
-NOT_CURVES = ("epoch", "examples")
+NOT_CURVES = ("version", "step", "epoch", "examples")
 
 
-def read(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file. A line that is not a whole row is named and left out, and the rest is used."""
-    return _files.read_rows(Path(path), records.metrics_row)[0]
+def read(path: str | Path) -> list[MetricsRow]:
+    """Returns the rows of a metrics file. A line that is not a whole row is named and left out."""
+    return _files.read_rows(Path(path), metrics_row)[0]
 
 
 class MetricsLog:
@@ -37,8 +36,7 @@ class MetricsLog:
 
         path = workdir / FILE
         if path.exists():
-            rows = [row for row in read(path) if row["step"] <= step]
-            _files.write(path, "".join(json.dumps(row) + "\n" for row in rows))
+            _files.write(path, b"".join(_files.line(row) for row in read(path) if row.step <= step))
         _files.refuse_links(workdir / "tensorboard")
         self._file = _files.open_to_add(path)
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
@@ -54,29 +52,32 @@ class MetricsLog:
             with contextlib.suppress(OSError):
                 self._events.close()
 
-    def evaluations(self, step: int) -> dict[str, dict[str, Any]]:
-        """What was logged of an evaluation after a step, by split; nothing if there was none."""
-        rows = [row for row in read(self._path) if row["step"] == step and row["kind"] not in NOT_EVALUATIONS]
-        results = {row["kind"]: {k: v for k, v in row.items() if k not in ("kind", "step", "epoch")} for row in rows}
-        return {name: result for name, result in results.items() if fits(records.RESULT, result)}
+    def evaluations(self, step: int) -> dict[str, Result]:
+        """Returns what was logged of an evaluation after a step, by split; nothing if there was none."""
+        return {
+            row.kind: Result(accuracy=row.accuracy, loss=row.loss, examples=row.examples, mean_iou=row.mean_iou)
+            for row in read(self._path)
+            # Earlier versions did not write the number of examples, without which a result is none.
+            if isinstance(row, EvaluationRow) and row.step == step and row.examples is not None
+        }
 
     def noise(self, step: int) -> list[tuple[float, float]]:
-        """The estimates of |G|^2 and tr Sigma that were logged up to a step, in order."""
+        """Returns the estimates of |G|^2 and tr Sigma that were logged up to a step, in order."""
         return [
-            (row["gradient_norm2"], row["trace"])
+            (row.gradient_norm2, row.trace)
             for row in read(self._path)
-            if row["kind"] == "noise" and row["step"] <= step
+            if isinstance(row, NoiseRow) and row.step <= step
         ]
 
-    def has(self, kind: str, step: int) -> bool:
-        """Whether there is a row of a kind after a step."""
-        return any(row["kind"] == kind and row["step"] == step for row in read(self._path))
+    def has(self, kind: type[MetricsRow], step: int) -> bool:
+        """Says whether there is a row of a type after a step."""
+        return any(isinstance(row, kind) and row.step == step for row in read(self._path))
 
-    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Adds a row {"kind", "step", **values}, and each number of it that is a curve as TensorBoard's `kind/name`."""
+    def write(self, row: MetricsRow) -> None:
+        """Adds a row, and each number of it that is a curve as TensorBoard's `kind/name`."""
         if self._file is None or self._events is None:
             return
-        self._file.write(json.dumps({"kind": kind, "step": step, **values}).encode() + b"\n")
+        self._file.write(_files.line(row))
         self._file.flush()
         import tensorboardX.proto.summary_pb2 as generated
 
@@ -84,9 +85,9 @@ class MetricsLog:
 
         # One event for all, which takes a fourth of the time of one for each.
         scalars = [
-            messages.Summary.Value(tag=f"{kind}/{name}", simple_value=value)
-            for name, value in values.items()
+            messages.Summary.Value(tag=f"{row.kind}/{name}", simple_value=value)
+            for name, value in msgspec.structs.asdict(row).items()
             if isinstance(value, int | float) and name not in NOT_CURVES
         ]
         writer: Any = self._events.file_writer
-        writer.add_summary(messages.Summary(value=scalars), step)
+        writer.add_summary(messages.Summary(value=scalars), row.step)
