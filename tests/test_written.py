@@ -1,5 +1,6 @@
 """Files that are written: whole or not at all, never through a link, to be shared without a path of this machine."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -104,7 +105,7 @@ def _recommend(folder):
 def _claim(folder):
     path = folder / "study/study.json"
     options = json.loads(path.read_text()) if path.exists() else {"dataset": "digits"}
-    batch_size._claim(path.parent, settings.PRESETS["quick"]._replace(options=options))
+    batch_size._claim(path.parent, dataclasses.replace(settings.PRESETS["quick"], options=options))
 
 
 def _cached(folder):
