@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments import _files
+from experiments._errors import UsageError
 from experiments.records.evidence import TriedBatch
 from experiments.records.recommendation import Recommendation
 from experiments.reporting import recommendation_lines, write_recommendation_page
@@ -271,6 +272,42 @@ def test_a_search_that_goes_on_asks_for_the_same_runs():
 def recommended():
     evidence, advice = answer(Law(minutes=6))
     return kept(Recommendation(minutes=2.08738, seconds=114.0, evidence=evidence, advice=advice))
+
+
+@pytest.mark.parametrize("target", [None, 0.98])
+def test_a_recommendation_is_what_its_file_holds(target, tmp_path):
+    """Also what an earlier version wrote, which lacks some of it, and a later one, which may have more."""
+    evidence, advice = answer(Law(minutes=6), target=target)
+    result = Recommendation(minutes=6, seconds=300.0, evidence=evidence, advice=advice)
+    _files.write_json(tmp_path / FILE, result)
+    assert _files.read_json(tmp_path / FILE, Recommendation) == result
+    held = json.loads((tmp_path / FILE).read_text())
+    assert held["version"] == 1 and isinstance(held["evidence"]["step_time"][0], list)
+    del held["version"], held["evidence"]["unit"], held["evidence"]["optimizer"], held["evidence"]["memory"]["error"]
+    for run in held["evidence"]["runs"]:
+        del run["key"], run["evaluate_every"]
+    held["advice"]["later"] = 3
+    (tmp_path / FILE).write_text(json.dumps(held))
+    older = _files.read_json(tmp_path / FILE, Recommendation)
+    assert older.version == 0 and older.advice == advice
+    assert recommendation_lines(older) == recommendation_lines(result)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ({"dataset": 3}, r"Expected `str`, got `int` - at `options.dataset` - at `\$.evidence`"),
+        ({"dataset": "mnist", "norm": 3}, r"Expected `str \| null`, got `int`"),
+        ({}, "missing required field `dataset`"),
+    ],
+)
+def test_options_that_a_page_cannot_show_are_named(damage, said, tmp_path):
+    result = recommended()
+    held = msgspec.to_builtins(result)
+    held["evidence"]["options"] = damage
+    (tmp_path / FILE).write_text(json.dumps(held))
+    with pytest.raises(UsageError, match=said):
+        write_recommendation_page(tmp_path)
 
 
 def test_predictions_fit_a_terminal():

@@ -150,4 +150,8 @@ class Evidence(Record, frozen=True, kw_only=True):
     not_measured: list[str]
 
     def __post_init__(self):
-        msgspec.convert(self.options, _Shown)
+        try:
+            msgspec.convert(self.options, _Shown)
+        except msgspec.ValidationError as error:
+            # The path of the error begins at the options.
+            raise ValueError(str(error).replace("$", "options")) from error
