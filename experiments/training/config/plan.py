@@ -285,10 +285,10 @@ def check_divisible(config: TrainConfig, batch_size: int, devices: int, processe
     """Checks that each device of each micro-batch gets as many examples as any other.
 
     Args:
-      config: of the run.
-      batch_size: of the first phase or of a later one, global.
-      devices: of all processes.
-      processes: how many there are.
+      config: the configuration of the run.
+      batch_size: the global batch size of any phase.
+      devices: the number of devices of all processes.
+      processes: the number of processes.
 
     Raises:
       UsageError: the batch is not divisible; the message names batch sizes, and a number of devices, that work.
