@@ -1,4 +1,4 @@
-"""Which batch size to use: a few cheap measurements, and the setting that follows from them.
+"""Recommends a batch size: makes a few cheap measurements, and chooses the setting that follows from them.
 
 | file | contents |
 |---|---|
