@@ -1,4 +1,4 @@
-"""What the batch size does: `python -m experiments.batch_size_study --preset=quick`.
+"""Measures what the batch size does: `python -m experiments.batch_size_study --preset=quick`.
 
 Training runs are kept as they end, and a study that is stopped goes on with the same command.
 """
@@ -11,6 +11,7 @@ from absl import flags
 from experiments import _commands, _files, _flags, _workdirs
 from experiments.reporting import write_study_page
 from experiments.studies import batch_size, settings
+from experiments.studies.questions import QUESTIONS
 from experiments.training.config.options import LARGEST_SEED, TrainConfig
 from experiments.training.terminal import say
 
@@ -25,8 +26,10 @@ def define_flags() -> None:
         "parts",
         str,
         None,
-        f"What to study, of {', '.join(batch_size.PARTS)}. Default: what the preset has.",
-        among=tuple(batch_size.PARTS),
+        "What to study: "
+        + "; ".join(f"{name}, {asked.help}" for name, asked in QUESTIONS.items())
+        + ". Default: what the preset has.",
+        among=tuple(QUESTIONS),
         kind="part",
     )
     helps = {
@@ -71,10 +74,10 @@ def define_flags() -> None:
 
 
 def main() -> int:
-    """Parses the flags, runs what has not been run, writes the report; the exit status."""
+    """Parses the flags, runs what has not been run and writes the report. Returns the exit status."""
     if FLAGS.list_presets:
         for name, study in settings.PRESETS.items():
-            say(f"{name:<10}{study.options['dataset']}: {', '.join(batch_size.parts_of(study))}")
+            say(f"{name:<10}{study.options['dataset']}: {', '.join(study.parts)}")
         return 0
     study = settings.changed(
         settings.PRESETS[FLAGS.preset],
@@ -85,7 +88,7 @@ def main() -> int:
         rates=FLAGS.learning_rates,
         seeds=FLAGS.seeds,
     )
-    parts = FLAGS.parts or batch_size.parts_of(study)
+    parts = FLAGS.parts or study.parts
     folder = Path(FLAGS.workdir or f"runs/batch_size_study-{FLAGS.preset}")
     _workdirs.check(folder, _workdirs.STUDY)
     if FLAGS.dry_run:
@@ -101,7 +104,7 @@ def main() -> int:
 
 
 def note_command(folder: Path, command: str) -> None:
-    """Adds a command to those that made a study: its parts may be asked for one after the other."""
+    """Adds a command to those that made a study, whose parts may be asked for one after the other."""
     made = folder / "command.txt"
     commands = _files.read_lines(made)
     _files.write(made, "".join(f"{line}\n" for line in dict.fromkeys([*commands, command])))

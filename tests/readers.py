@@ -26,8 +26,10 @@ from experiments import _flags, data, evaluate, reporting
 from experiments._errors import StorageError, UsageError
 from experiments.data import arrays
 from experiments.records.runs import TrainRow
-from experiments.reporting import convergence as convergence_report
-from experiments.reporting import critical, document, generalisation, large_batch, ramp, smoothness, step_time
+from experiments.reporting import document
+from experiments.reporting.questions import REPORTS
+from experiments.reporting.section import fitting
+from experiments.reporting.study_files import StudyFiles
 from experiments.studies import jobs, norm
 from experiments.training import session
 from experiments.training.config.options import TrainConfig
@@ -117,7 +119,7 @@ def _lock(folder: Path) -> None:
 def _rows(folder: Path) -> None:
     with jobs.Runner(folder) as runner:
         for row in runner.rows():
-            runner.is_done(jobs.Job(row["key"], row["options"]))
+            runner.is_done(jobs.Job(row.key, row.options))
 
 
 def _cache(folder: Path) -> Any:
@@ -136,14 +138,14 @@ def _tfds(folder: Path) -> Any:
     return [(size, e.images.tobytes(), e.labels.tobytes()) for e, size in got], dataset.num_classes
 
 
-def _section(part: str, make: Callable[[Path], Any], *files: str) -> Reader:
+def _question(name: str, *files: str) -> Reader:
     def read(folder):
-        from experiments.reporting.section import fitting
-
+        study = StudyFiles(folder)
         with fitting(folder):
-            return "".join(text for section in make(folder) for text in (section.answer, *section.parts))
+            sections = [section for make in REPORTS[name].sections for section in make(study)]
+        return "".join(text for section in sections for text in (section.answer, *section.parts))
 
-    return Reader(_copies(STUDY), files or (f"{part}.json",), read)
+    return Reader(_copies(STUDY), (f"{name}.json", *files), read)
 
 
 def _text(write: Callable[[Path], Path]) -> Callable[[Path], str]:
@@ -169,15 +171,8 @@ READERS = {
     "run page": Reader(
         test_reporting.write_run, ("config.json", "summary.json", "metrics.jsonl"), _text(reporting.write_page)
     ),
-    "time": _section("time", step_time.time_sections),
-    "smoothness": _section("smoothness", smoothness.smoothness_sections),
-    "convergence": _section(
-        "convergence", convergence_report.convergence_sections, "convergence.json", "results.jsonl"
-    ),
-    "critical": _section("convergence", critical.critical_sections),
-    "large batch": _section("ladder", large_batch.large_batch_sections, "ladder.json", "backwards.json"),
-    "generalisation": _section("generalisation", generalisation.generalisation_sections),
-    "ramp": _section("ramp", ramp.ramp_sections),
+    **{name: _question(name) for name in REPORTS if (STUDY / f"{name}.json").exists()},
+    "convergence": _question("convergence", "results.jsonl"),
     "study page": Reader(
         _copies(STUDY), ("command.txt", "time.json", "results.jsonl"), _undrawn(reporting.write_study_page)
     ),

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
+from msgspec.structs import replace
 
 from experiments import reporting
+from experiments.records.questions.time import Analysis, TimeIntervals
 from experiments.reporting import curves, norm_study
 from experiments.reporting.document import document, figure, write_svg
-from experiments.reporting.section import needed
-from experiments.reporting.step_time import missed, time_sections
+from experiments.reporting.questions.time import missed, time_sections
+from experiments.reporting.study_files import StudyFiles
 from tests.test_reporting import write_run
 
 DOCS = Path(__file__).parent.parent / "docs" / "results"
@@ -219,12 +221,13 @@ def test_a_committed_picture_of_a_topology_is_as_it_is_made_now(name, tmp_path):
 
 def test_a_fit_that_misses_its_points_says_so():
     """At one image an update takes a quarter of what the line through all sizes gives it."""
-    found = needed(STUDY, "time")
-    assert 1 in {entry["batch_size"] for entry in missed(found)}
+    study = StudyFiles(STUDY)
+    found = study.needed("time", Analysis)
+    assert 1 in {entry.batch_size for entry in missed(found)}
     # As far as its interval reaches it does not miss.
-    wide = {"overhead": [0.0, 1.0], "throughput": [1e-3, 1e9], "knee": [0.0, 1e9]}
-    assert not missed({**found, "fit": {**found["fit"], "intervals": wide}})
-    assert "most at 1, where an update is 3.9 times shorter than fitted" in "".join(time_sections(STUDY)[0].parts)
+    wide = TimeIntervals(overhead=(0.0, 1.0), throughput=(1e-3, 1e9), knee=(0.0, 1e9))
+    assert not missed(replace(found, fit=replace(found.fit, intervals=wide)))
+    assert "most at 1, where an update is 3.9 times shorter than fitted" in "".join(time_sections(study)[0].parts)
     labels = [text.get_text() for text in reporting.time_figure(STUDY).axes[0].get_legend().get_texts()]
     assert "missed by the fit" in labels
 

@@ -1,17 +1,22 @@
 """Studies: jobs that are kept as they end and not run twice, and the report of the large-batch study."""
 
-import json
+import dataclasses
 import math
 
 import pytest
 
+from experiments import _files
 from experiments._errors import UsageError
+from experiments.records import questions
+from experiments.records.studies import Analysis, StudyRow
 from experiments.reporting import write_study_page
-from experiments.studies import convergence, jobs, large_batch
+from experiments.studies import convergence, jobs
+from experiments.studies.questions import convergence as question
+from experiments.studies.questions import ladder, search
 from experiments.studies.recommending.lab import count_devices
 from experiments.training.config.options import TrainConfig
 from experiments.training.machine import devices
-from tests import own
+from tests import made, own
 
 TINY = {
     "dataset": "tests.own:dataset",
@@ -37,28 +42,28 @@ def run_all(wanted, folder):
 def test_a_study_keeps_each_run_and_goes_on_where_it_was(tmp_path, capsys):
     good, bad = jobs.Job("good", TINY), jobs.Job("bad", {**TINY, "batch_size": 1000})
     rows = run_all([good, bad], tmp_path)
-    assert rows[0]["summary"]["updates"] == 2 and "--batch_size=16" in rows[0]["command"]
-    assert sorted(rows[0]["summary"]["command"].split()[3:]) == sorted(rows[0]["command"].split()[3:])
-    assert "--batch_size=1000 is larger than the training set of 64 examples" in rows[1]["error"]
+    assert rows[0].ended.updates == 2 and "--batch_size=16" in rows[0].command
+    assert sorted(rows[0].ended.command.split()[3:]) == sorted(rows[0].command.split()[3:])
+    assert "--batch_size=1000 is larger than the training set of 64 examples" in (rows[1].error or "")
     # A line that was cut short costs itself alone; what is done stays done, what failed is tried again.
     with (tmp_path / jobs.FILE).open("a") as file:
         file.write('{"key": "cut')
     capsys.readouterr()
     again = run_all([good, jobs.Job("bad", TINY)], tmp_path)
-    assert again[0] == rows[0] and "summary" in again[1]
+    assert again[0] == rows[0] and again[1].summary is not None
     assert "good" not in capsys.readouterr().out
-    assert {row["key"]: "summary" in row for row in jobs.read(tmp_path / jobs.FILE)} == {"good": True, "bad": True}
+    assert {row.key: row.summary is not None for row in jobs.read(tmp_path / jobs.FILE)} == {"good": True, "bad": True}
     # Other options under the same key are another run.
     changed = run_all([jobs.Job("good", {**TINY, "steps": 3})], tmp_path)
-    assert changed[0]["summary"]["updates"] == 3
+    assert changed[0].ended.updates == 3
 
 
 def test_a_run_that_takes_its_process_with_it_costs_its_row_alone(tmp_path):
     fatal, good = jobs.Job("fatal", {**TINY, "dataset": "tests.own:fatal"}), jobs.Job("good", TINY)
     (first, second), (third,) = run_all([fatal, good], tmp_path), run_all([jobs.Job("none", TINY)], tmp_path)
-    assert first["error"] == "its process ended with exit status 7; see worker.log in the workdir"
+    assert first.error == "its process ended with exit status 7; see worker.log in the workdir"
     assert (tmp_path / "worker.log").exists() and str(tmp_path) not in (tmp_path / jobs.FILE).read_text()
-    assert second["summary"]["updates"] == third["summary"]["updates"] == 2
+    assert second.ended.updates == third.ended.updates == 2
 
 
 def test_devices_that_cannot_be_set_up_are_an_answer(tmp_path):
@@ -97,20 +102,28 @@ def test_a_cpu_is_not_divided_into_more_devices_than_can_work(monkeypatch):
 def test_a_loss_that_is_not_finite_is_a_result_and_stays(tmp_path, capsys):
     job = jobs.Job("high", {**TINY, "learning_rate": 1e9, "norm": "none"})
     (row,) = run_all([job], tmp_path)
-    assert row["diverged"] and "--learning_rate" in row["error"]
+    assert row.diverged and "--learning_rate" in row.error
     capsys.readouterr()
     assert run_all([job], tmp_path) == [row] and capsys.readouterr().out == ""
 
 
-def test_what_is_found_out_of_a_run_is_added_to_its_row_once(tmp_path, capsys):
+class SizedRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):
+    """A row with two fields that are noted after the run."""
+
+    size: int | None = None
+    wrong: int | None = None
+
+
+def test_what_is_found_out_of_a_run_is_added_to_its_row_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(questions.ROWS, "good", SizedRow)
     job = jobs.Job("good", TINY)
     for _ in range(2):
         with jobs.Runner(tmp_path) as runner:
-            assert runner.run(job)["summary"]["updates"] == 2
+            assert runner.run(job).ended.updates == 2
             runner.note(job, "size", own.size_of_summary)
             runner.note(job, "wrong", own.fails)
             row = runner.run(job)
-            assert row["size"] == (jobs.workdir(job, tmp_path) / "summary.json").stat().st_size and "wrong" not in row
+            assert row.size == (jobs.workdir(job, tmp_path) / "summary.json").stat().st_size and row.wrong is None
     assert len((tmp_path / jobs.FILE).read_text().splitlines()) == 2
     assert capsys.readouterr().out.count("good: wrong: not today") == 2
 
@@ -119,13 +132,26 @@ def test_one_process_trains_on_as_many_devices_as_divide_each_batch(tmp_path):
     options = {name: value for name, value in TINY.items() if name != "num_devices"}
     rows = run_all([jobs.Job(f"b{size}", {**options, "batch_size": size}) for size in (1, 16)], tmp_path)
     most = max(n for n in range(1, devices.cpu_cores() + 1) if 16 % n == 0)
-    assert [row["summary"]["devices"].split()[0] for row in rows] == ["1", str(most)]
+    assert [row.ended.devices.split()[0] for row in rows] == ["1", str(most)]
 
 
-def reached(options, updates):
-    results = {"validation": {"accuracy": 0.5}}
-    summary = {"results": results, "updates": updates or 50, "target": {"reached_after_updates": updates}}
-    return {"options": options, "summary": summary}
+def reached(updates, accuracy=0.5):
+    return convergence.Trial(updates, accuracy)
+
+
+# A loss that is not finite, and another error.
+DIVERGED, FAILED = convergence.Trial(None, None), convergence.Trial(None, None, failed=True)
+
+
+def test_the_outcome_of_a_run_is_read_from_its_row():
+    options = {"batch_size": 8, "seed": 0, "learning_rate": 0.1}
+
+    def trial(**fields):
+        return convergence.trial_of(made.row("tuned-b8", options, **fields))
+
+    assert trial(summary=made.summary(0.7, reached=20)) == (20, 0.7, False)
+    assert trial(summary=made.summary(0.7, reached=None)) == (None, 0.7, False)
+    assert trial(error="nan", diverged=True) == DIVERGED and trial(error="no memory") == FAILED
 
 
 @pytest.mark.parametrize("best_rate", [0.05, 0.4, 6.4])
@@ -137,21 +163,21 @@ def test_the_search_follows_the_best_rate_off_its_grid(best_rate):
         rate = job.options["learning_rate"]
         tried.append(rate)
         if rate > 4 * best_rate:
-            return {"options": job.options, "error": "not finite", "diverged": True}
+            return DIVERGED
         distance = abs(math.log2(rate / best_rate))
-        return reached(job.options, round(100 * (1 + distance)) if distance < 4.5 else None)
+        return reached(round(100 * (1 + distance)) if distance < 4.5 else None)
 
     tuned = convergence.search(DATA, SETTING, 64, SETTING.rates, run)
     assert tuned.rate == pytest.approx(best_rate) and not tuned.on_edge
     assert len(tried) == len(set(tried)) <= 3 + convergence.MOST_EXTENSIONS
-    assert [row["options"]["learning_rate"] for row in tuned.rows] == sorted(tried)
+    assert list(tuned.trials) == sorted(tried)
 
 
 def test_a_search_that_ends_on_the_edge_says_so():
     tuned = convergence.search(
-        DATA, SETTING, 64, SETTING.rates, lambda job: reached(job.options, round(1000 / job.options["learning_rate"]))
+        DATA, SETTING, 64, SETTING.rates, lambda job: reached(round(1000 / job.options["learning_rate"]))
     )
-    assert tuned.on_edge and tuned.reached and tuned.rate == tuned.rows[-1]["options"]["learning_rate"]
+    assert tuned.on_edge and tuned.reached and tuned.rate == max(tuned.trials)
 
 
 def test_where_no_rate_reaches_the_target_the_search_follows_the_accuracy():
@@ -159,21 +185,16 @@ def test_where_no_rate_reaches_the_target_the_search_follows_the_accuracy():
 
     def run(job):
         distance = abs(math.log2(job.options["learning_rate"] / 0.1))
-        row = reached(job.options, None)
-        row["summary"]["results"] = {"validation": {"accuracy": 0.6 - 0.05 * distance}}
-        return row
+        return reached(None, 0.6 - 0.05 * distance)
 
     missed = convergence.search(DATA, SETTING, 64, SETTING.rates, run)
     assert (missed.rate, missed.reached, missed.on_edge) == (0.1, False, False)
     # It is run with every seed, and stays in the fit as what it is.
-    found = convergence.run_tuned(DATA, SETTING._replace(tuned_sizes=(64,)), run)
+    found = convergence.run_tuned(DATA, dataclasses.replace(SETTING, tuned_sizes=(64,)), run)
     assert (found[0].rate, found[0].reached) == (0.1, False)
-    all_diverge = convergence.search(
-        DATA, SETTING, 64, SETTING.rates, lambda job: {"options": job.options, "error": "nan", "diverged": True}
-    )
-    assert all_diverge.rate is None and len(all_diverge.rows) == 3 + convergence.MOST_EXTENSIONS
-    lowest = all_diverge.rows[0]["options"]["learning_rate"]
-    assert lowest == pytest.approx(0.2 / 2**convergence.MOST_EXTENSIONS, rel=1e-2)
+    all_diverge = convergence.search(DATA, SETTING, 64, SETTING.rates, lambda job: DIVERGED)
+    assert all_diverge.rate is None and len(all_diverge.trials) == 3 + convergence.MOST_EXTENSIONS
+    assert min(all_diverge.trials) == pytest.approx(0.2 / 2**convergence.MOST_EXTENSIONS, rel=1e-2)
 
 
 def test_a_run_that_fails_ends_the_search_at_its_size_alone():
@@ -182,8 +203,8 @@ def test_a_run_that_fails_ends_the_search_at_its_size_alone():
     def run(job):
         tried.append(job.options["batch_size"])
         if job.options["batch_size"] == 8:
-            return {"key": "tuned", "options": job.options, "error": "no memory", "diverged": False}
-        return reached(job.options, round(100 * abs(math.log2(job.options["learning_rate"] / 0.4)) + 100))
+            return FAILED
+        return reached(round(100 * abs(math.log2(job.options["learning_rate"] / 0.4)) + 100))
 
     found = convergence.run_tuned(DATA, SETTING, run)
     assert [t.rate for t in found] == [None, 0.4]
@@ -192,9 +213,9 @@ def test_a_run_that_fails_ends_the_search_at_its_size_alone():
 
 
 def test_the_fit_is_given_the_runs_at_the_best_rates_and_those_that_were_cut_short():
-    found = [convergence.Tuned(b, 0.1, True, False, []) for b in (16, 64)]
+    found = [convergence.Tuned(b, 0.1, True, False, {}) for b in (16, 64)]
     rows = [
-        {"key": job.key, **reached(job.options, updates)}
+        made.row(job.key, job.options, summary=made.summary(reached=updates))
         for job, updates in (
             (convergence.tuned_job(DATA, SETTING, 16, 0.1, 0), 200),
             (convergence.tuned_job(DATA, SETTING, 16, 0.2, 0), 100),
@@ -202,7 +223,7 @@ def test_the_fit_is_given_the_runs_at_the_best_rates_and_those_that_were_cut_sho
             (convergence.tuned_job(DATA, SETTING, 64, 0.1, 1), None),
         )
     ]
-    assert convergence.steps_for_fit(rows, found) == ([16, 64], [200, 50], [False, True])
+    assert question.steps_for_fit(rows, found) == ([16, 64], [200, 50], [False, True])
 
 
 @pytest.mark.parametrize(
@@ -218,22 +239,21 @@ def test_a_grid_of_ones_own_is_gone_beyond_in_its_own_steps(rates, best, tried):
 
     def run(job):
         asked.append(job.options["learning_rate"])
-        return reached(job.options, round(100 + 100 * abs(math.log(asked[-1] / best))))
+        return reached(round(100 + 100 * abs(math.log(asked[-1] / best))))
 
     assert convergence.search(DATA, SETTING, 8, rates, run).rate == best
     assert asked == pytest.approx(tried)
 
 
 def row(key, options, accuracy):
-    summary = {"results": {"test": {"accuracy": accuracy}}, "updates": 10, "seconds": {"compute": 5.0}}
-    return {"key": key, "options": options, "summary": summary, "command": "python -m experiments.train"}
+    return made.row(key, options, summary=made.summary(accuracy), command="python -m experiments.train")
 
 
 def test_the_best_of_the_search_is_run_with_every_seed():
-    jobs_ = large_batch.search_jobs({"dataset": "mnist"})
+    jobs_ = search.search_jobs({"dataset": "mnist"})
     assert len({job.key for job in jobs_}) == len(jobs_) == 38
     searched = [row(job.key, job.options, 0.9 + 0.001 * i) for i, job in enumerate(jobs_)]
-    finals = large_batch.final_jobs({"dataset": "mnist"}, searched)
+    finals = search.final_jobs({"dataset": "mnist"}, searched)
     assert len(finals) == 4 * 3 and {job.options["seed"] for job in finals} == {0, 1, 2}
     chosen = finals[0].options
     assert chosen["batch_size"] == 8192 and chosen["optimizer"] == "lamb" and chosen["learning_rate"] == 0.15
@@ -241,12 +261,12 @@ def test_the_best_of_the_search_is_run_with_every_seed():
 
 
 def test_every_rung_of_the_ladder_is_a_configuration_that_has_a_name():
-    rungs = large_batch.ladder_jobs({"dataset": "mnist"})
-    assert len(rungs) == len({rung.key for rung in rungs}) == 3 * len(large_batch.rungs(large_batch.Ladder()))
+    rungs = ladder.jobs({"dataset": "mnist"}, ladder.Setting())
+    assert len(rungs) == len({rung.key for rung in rungs}) == 3 * len(ladder.rungs(ladder.Setting()))
     assert all(rung.label for rung in rungs)
     for rung in rungs:
         TrainConfig(**rung.options)
-    assert not any("ramp" in name for name, _ in large_batch.rungs(large_batch.Ladder(epochs=2)))
+    assert not any("ramp" in name for name, _ in ladder.rungs(ladder.Setting(epochs=2)))
     first, ramp, last = rungs[0].options, rungs[9].options, rungs[10].options
     assert first["decay_all"] and first["warmup_epochs"] == 0 and first["label_smoothing"] == 0
     assert (ramp["batch_size"], ramp["batch_ramp"], ramp["learning_rate"]) == (2048, 8192, 0.4)
@@ -266,8 +286,8 @@ def test_the_report_has_a_section_for_what_was_run(tmp_path):
         for b in (64, 8192)
         for s in range(3)
     ]
-    (tmp_path / jobs.FILE).write_text("".join(json.dumps(r) + "\n" for r in rows))
-    (tmp_path / "search.json").write_text(json.dumps({"keys": [r["key"] for r in rows]}))
+    (tmp_path / jobs.FILE).write_bytes(b"".join(map(_files.line, rows)))
+    _files.write_json(tmp_path / "search.json", Analysis(keys=[r.key for r in rows]))
     text = write_study_page(tmp_path).read_text()
     assert "1: 99.00*" in text and text.count("<svg") == 1
     assert "91.00</td>" in text and "90.00</td>" in text and "92.00</td>" in text

@@ -1,34 +1,43 @@
 """The sentences of the batch-size study's report, from results that are made up."""
 
 import itertools
-import json
 import math
 import re
 
 import pytest
+from msgspec.structs import replace
 
-from experiments.reporting import convergence as reporting_convergence
-from experiments.reporting import critical, smoothness, study_sections, style
-from experiments.reporting import step_time as step_time_report
+from experiments import _files
+from experiments.records.questions.convergence import Analysis, BestRate, StepsFit, StepsIntervals
+from experiments.records.questions.smoothness import Analysis as Smoothness
+from experiments.records.questions.smoothness import NoiseWindow, SizeSwing
+from experiments.records.questions.time import Neighbour
+from experiments.records.studies import Analysis as Keys
+from experiments.reporting import critical, study_sections, style
+from experiments.reporting.questions import convergence, smoothness, time
 from experiments.studies import jobs
+from tests import made
 
 
 def convergence_of(tuned, fit=None, factor=2.0):
     entries = [
-        {"batch_size": size, "rate": rate, "reached": rate is not None, "on_edge": on_edge}
-        for size, rate, on_edge in tuned
+        BestRate(batch_size=size, rate=rate, reached=rate is not None, on_edge=on_edge) for size, rate, on_edge in tuned
     ]
-    found = {"target": 0.985, "seeds": [0, 1], "confidence": 0.95, "tuned": entries, "factor": factor}
-    return {**found, "fit": fit, "no_fit": "too few"}
+    return Analysis(
+        keys=[],
+        target=0.985,
+        seeds=[0, 1],
+        confidence=0.95,
+        tuned=entries,
+        factor=factor,
+        fit=fit,
+        no_fit="too few",
+    )
 
 
 def fit_of(critical, low, high):
-    return {
-        "min_steps": 100.0,
-        "min_examples": 100 * critical,
-        "critical_batch_size": critical,
-        "intervals": {"critical_batch_size": [low, high], "min_steps": [90, 110], "min_examples": [1, 2]},
-    }
+    intervals = StepsIntervals(critical_batch_size=(low, high), min_steps=(90, 110), min_examples=(1, 2))
+    return StepsFit(min_steps=100.0, min_examples=100 * critical, critical_batch_size=critical, intervals=intervals)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +52,7 @@ def fit_of(critical, low, high):
     ],
 )
 def test_the_rule_of_the_rate_is_told_as_finely_as_the_search_knows_it(tuned, said):
-    assert re.search(said, reporting_convergence._rate_answer(convergence_of(tuned)))
+    assert re.search(said, convergence.rate_answer(convergence_of(tuned)))
 
 
 @pytest.mark.parametrize(
@@ -58,30 +67,29 @@ def test_the_rule_of_the_rate_is_told_as_finely_as_the_search_knows_it(tuned, sa
 )
 def test_the_critical_batch_size_is_not_claimed_beyond_what_was_tried(fit, said):
     found = convergence_of([(16, 0.01, False), (1024, 0.1, False)], fit)
-    assert re.search(said, critical._critical_answer(found))
+    assert re.search(said, critical.critical_answer(found))
 
 
 def test_one_window_of_noise_is_not_said_to_change():
-    sizes = [{"batch_size": size, "losses": [1.0, 2.0], "swing": 0.5} for size in (4, 16)]
-    window = {"update": 100, "loss": 0.25, "scale": 118.0, "interval": [77.0, 187.0]}
-    one = smoothness._answer({"sizes": sizes, "power": -0.5, "noise": [window]})
+    sizes = [SizeSwing(batch_size=size, losses=[1.0, 2.0], loss=1.5, swing=0.5) for size in (4, 16)]
+    window = NoiseWindow(update=100, loss=0.25, scale=118.0, interval=(77.0, 187.0))
+    found = Smoothness(keys=[], sizes=sizes, power=-0.5, noise=[window], noise_batch_size=16, confidence=0.95)
+    one = smoothness.answer(found)
     assert one.endswith("The noise scale is 118 (77 to 187) examples at a loss of 0.25; too few measurements to tell "
                         "how it changes.")  # fmt: skip
-    two = smoothness._answer({"sizes": sizes, "power": -0.5, "noise": [window, {**window, "scale": 236.0}]})
+    two = smoothness.answer(replace(found, noise=[window, replace(window, scale=236.0)]))
     assert "goes from 118 (77 to 187) to 236" in two
 
 
 def test_sizes_that_do_not_reach_the_target_are_named():
     def row(kind, size, updates, seed):
-        results = {"validation": {"accuracy": 0.9}}
-        summary = {"results": results, "updates": 10, "epochs": 2.0, "target": {"reached_after_updates": updates}}
         options = {"batch_size": size, "learning_rate": 0.1, "seed": seed}
-        return {"key": f"{kind}-b{size}-seed{seed}", "options": options, "summary": summary}
+        return made.row(f"{kind}-b{size}-seed{seed}", options, summary=made.summary(reached=updates))
 
     rows = [row("fixed", *run) for run in ((16, 10, 0), (16, 10, 1), (64, 10, 0), (64, None, 1))]
-    options = {"batch_size": 256, "seed": 0}
-    rows.append({"key": "fixed-b256-seed0", "options": options, "error": "nan", "diverged": True})
-    text = reporting_convergence._target_answer(convergence_of([]), rows)
+    options = {"batch_size": 256, "learning_rate": 0.1, "seed": 0}
+    rows.append(made.row("fixed-b256-seed0", options, error="nan", diverged=True))
+    text = convergence.target_answer(convergence_of([]), rows)
     assert text == (
         "At one rate for all, 98.5% takes 2 epochs at a batch of 16, and it is not reached, by half of the runs or "
         "more, at 64 and 256."
@@ -90,7 +98,7 @@ def test_sizes_that_do_not_reach_the_target_are_named():
 
 def test_sizes_beside_powers_of_two_differ_only_where_every_round_says_so():
     def beside(*ratios):
-        return step_time_report._beside([{"batch_size": 60, "power": 64, "throughput": list(r)} for r in ratios])
+        return time.beside([Neighbour(batch_size=60, kind="neither", power=64, throughput=list(r)) for r in ratios])
 
     assert "Too few rounds" in beside((0.8, 0.9))
     assert "No size" in beside((0.9, 1.1, 0.9, 0.9, 0.9), (1.1, 0.9, 1.2, 1.0, 1.3))
@@ -100,18 +108,17 @@ def test_sizes_beside_powers_of_two_differ_only_where_every_round_says_so():
 
 def test_runs_that_are_not_finite_stay_in_the_ladder(tmp_path):
     def row(key, label, accuracy):
-        base = {"key": f"{key}-seed0", "label": label, "options": {"batch_size": 64, "seed": 0}}
-        if accuracy is None:
-            return {**base, "error": "the loss is nan", "diverged": True}
-        summary = {"results": {"test": {"accuracy": accuracy}}, "updates": 5, "seconds": {"compute": 2.0}}
-        return {**base, "summary": summary}
+        ended = {"error": "the loss is nan", "diverged": True}
+        if accuracy is not None:
+            ended = {"summary": made.summary(accuracy, updates=5, seconds={"compute": 2.0})}
+        return made.row(f"{key}-seed0", {"batch_size": 64, "seed": 0}, label=label, **ended)
 
     ladder = [row("ladder-00", "naive", None), row("ladder-01", "+ warmup", 0.9), row("ladder-02", "LARS", 0.5)]
     ladder.append(row("ladder-03", "Nesterov again", 0.905))
     backwards = [row("backwards-a", "SGD, rate x10", None), row("backwards-b", "SGD, 10 updates a forward pass", 0.8)]
-    (tmp_path / jobs.FILE).write_text("".join(json.dumps(r) + "\n" for r in [*ladder, *backwards]))
+    (tmp_path / jobs.FILE).write_bytes(b"".join(map(_files.line, [*ladder, *backwards])))
     for part, rows in (("ladder", ladder), ("backwards", backwards)):
-        (tmp_path / f"{part}.json").write_text(json.dumps({"keys": [r["key"] for r in rows]}))
+        _files.write_json(tmp_path / f"{part}.json", Keys(keys=[r.key for r in rows]))
     five, six = study_sections(tmp_path)
     assert five.answer == "With SGD, 10 updates a forward pass: 80.00% and rate x10: not finite."
     assert "from 0.00% (naive) to 90.50% (Nesterov again)" in six.answer and "“warmup”, +90.00 points" in six.answer

@@ -1,5 +1,6 @@
 """Files are written atomically, never through a symbolic link, and without absolute paths of this machine."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -21,6 +22,7 @@ from experiments.records.runs import TrainRow
 from experiments.reporting import document
 from experiments.studies import batch_size, jobs, settings
 from experiments.studies.recommending import run as recommending
+from experiments.studies.recommending.findings import Findings
 from experiments.training.storage import metrics, workdir
 from tests import readers, test_reporting
 
@@ -92,7 +94,7 @@ def _recommend(folder):
         recommending,
         with_held_out=lambda options: settings.Data(options, 60, 0),
         Runner=mock.MagicMock(),
-        measure=lambda *_: {"note": "x" * 9_000},
+        measure=lambda _, problem: Findings(not_measured=["x" * 9_000]).evidence(problem),
         advise=lambda _: None,
     ):
         runner: mock.MagicMock = recommending.Runner  # pyright: ignore[reportAssignmentType]
@@ -103,7 +105,7 @@ def _recommend(folder):
 def _claim(folder):
     path = folder / "study/study.json"
     options = json.loads(path.read_text()) if path.exists() else {"dataset": "digits"}
-    batch_size._claim(path.parent, settings.PRESETS["quick"]._replace(options=options))
+    batch_size._claim(path.parent, dataclasses.replace(settings.PRESETS["quick"], options=options))
 
 
 def _cached(folder):

@@ -22,8 +22,6 @@ POSITIVE, SHARE, NUMBER = number(above=0), number(0), number()
 MOMENT = optional(number(0, below=253_402_300_800))
 UNBOUNDED = number(finite=False)
 INTERVAL = items(UNBOUNDED, UNBOUNDED)
-# A value and its interval, in which null is "no bound".
-BOUNDED = items(NUMBER, optional(NUMBER), optional(NUMBER))
 
 RESULT = record({"accuracy": SHARE, "loss": NUMBER, "examples": whole(0)}, {"mean_iou": SHARE})
 SECONDS = table(number(0))
@@ -260,89 +258,3 @@ PARTS = {
 PART = record(_KEYS)
 # `study.json`.
 STUDY = table(anything)
-
-_PREDICTION = record(
-    {
-        **_COUNTED,
-        "step_seconds": BOUNDED,
-        "updates_per_epoch": whole(0),
-        "dropped": SHARE,
-        "memory": optional(NUMBER),
-        "updates": optional(BOUNDED),
-        "epochs": optional(BOUNDED),
-        "seconds": optional(BOUNDED),
-    }
-)
-_ESTIMATE = record({"value": optional(NUMBER), "interval": items(optional(NUMBER), optional(NUMBER))})
-_RUN = record(
-    {
-        **_COUNTED,
-        "rate": POSITIVE,
-        "seed": whole(0),
-        "updates": whole(0),
-        "reached": flag,
-        "diverged": flag,
-        "step_seconds": optional(NUMBER),
-    }
-)
-_MEMORY = record(
-    {
-        "fixed": NUMBER,
-        "per_example": NUMBER,
-        "limit": optional(NUMBER),
-        "largest": optional(whole(0)),
-        "tried": optional(record({**_COUNTED, "error": optional(text)})),
-    }
-)
-# `recommendation.json`.
-RECOMMENDATION = record(
-    {
-        "minutes": NUMBER,
-        "seconds": NUMBER,
-        "evidence": record(
-            {
-                "options": every(table(option), record({"dataset": text}, {"model": text, "norm": optional(text)})),
-                "examples": whole(0),
-                "held_out": whole(0),
-                "devices": whole(1),
-                "kind": text,
-                "target": optional(NUMBER),
-                "step_time": items(items(whole(1), POSITIVE)),
-                "memory": optional(_MEMORY),
-                "race": items(items(whole(1), POSITIVE, NUMBER)),
-                "noise": optional(
-                    record(
-                        {
-                            "scale": optional(NUMBER),
-                            "interval": items(optional(NUMBER), optional(NUMBER)),
-                            "measurements": whole(0),
-                        }
-                    )
-                ),
-                "runs": items(_RUN),
-                "not_measured": items(text),
-            }
-        ),
-        "advice": optional(
-            record(
-                {
-                    **_COUNTED,
-                    "per_device": whole(0),
-                    "accumulation_steps": whole(1),
-                    "learning_rate": POSITIVE,
-                    "optimizer": text,
-                    "span": optional(whole(1)),
-                    "source": text,
-                    "predictions": items(_PREDICTION, least=1),
-                    "candidates": items(_PREDICTION, least=1),
-                    "critical_batch_size": _ESTIMATE,
-                    "knee": _ESTIMATE,
-                    "binds": text,
-                    "loosen": text,
-                    "certainty": SHARE,
-                    "options": table(option),
-                }
-            )
-        ),
-    }
-)

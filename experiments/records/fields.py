@@ -3,6 +3,7 @@
 Each is a plain Python type with bounds, which `msgspec.convert` checks when a file is read.
 """
 
+import math
 from typing import Annotated
 
 from msgspec import Meta
@@ -43,3 +44,13 @@ Option = bool | Whole | Finite | str | None
 Options = dict[str, Option]
 # Seconds by what they were spent on.
 Seconds = dict[str, NonNegative]
+
+
+def finite(value: float) -> float | None:
+    """Returns a number, or None where it is not finite, which JSON has no way to write.
+
+    Example:
+      >>> finite(2.5), finite(float("inf"))
+      (2.5, None)
+    """
+    return float(value) if math.isfinite(value) else None

@@ -1,22 +1,23 @@
 """Figures and pages made from result files alone."""
 
-from experiments.reporting.convergence import epochs_figure, rate_figure
 from experiments.reporting.critical import convergence_figure
 from experiments.reporting.curves import training_curves
 from experiments.reporting.document import write_svg
-from experiments.reporting.generalisation import generalisation_figure
-from experiments.reporting.large_batch import accuracy_figure, rungs_figure
 from experiments.reporting.norm import norm_figure
 from experiments.reporting.norm_study import norm_study_figure, write_norm_study_page
 from experiments.reporting.page import write_page
-from experiments.reporting.ramp import ramp_figure
+from experiments.reporting.questions.convergence import epochs_figure, rate_figure
+from experiments.reporting.questions.generalisation import generalisation_figure
+from experiments.reporting.questions.ladder import rungs_figure
+from experiments.reporting.questions.ramp import ramp_figure
+from experiments.reporting.questions.search import accuracy_figure
+from experiments.reporting.questions.smoothness import smoothness_figure
+from experiments.reporting.questions.time import time_figure
 from experiments.reporting.recommendation import (
     recommendation_figure,
     recommendation_lines,
     write_recommendation_page,
 )
-from experiments.reporting.smoothness import smoothness_figure
-from experiments.reporting.step_time import time_figure
 from experiments.reporting.study import study_sections, write_study_page
 from experiments.reporting.topology import topology_figure
 

@@ -3,14 +3,16 @@
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import _files, records
+from experiments import _files
 from experiments._errors import UsageError
 from experiments.records.runs import EvaluationRow, MetricsRow, RampRow, TrainRow, metrics_row
+from experiments.records.studies import StudyRow
+from experiments.reporting.study_files import StudyFiles
 from experiments.reporting.style import TEXT, canvas, dress, legend, logarithmic
 
 TRAIN_COLOUR, TEST_COLOURS = "#8a93a6", ("#0072b2", "#d55e00", "#009e73")
@@ -142,17 +144,14 @@ def _floor(series: _Series) -> float:
 
 
 def rows_left_out(folder: str | Path) -> int:
-    """How many lines of a study's rows are no whole rows."""
-    return _files.read_rows(Path(folder) / "results.jsonl", records.study_row)[1]
+    """Returns how many lines of a study's rows are not whole rows."""
+    return StudyFiles(folder).lines_left_out
 
 
-def read_study(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """The rows of a study, the last of each key, those with an error too.
+def read_study(folder: str | Path) -> dict[str, StudyRow]:
+    """Returns the last row of each key of a study, with those that have an error.
 
     Raises:
       UsageError: the folder holds no rows.
     """
-    path = Path(folder) / "results.jsonl"
-    if not path.exists():
-        raise UsageError(f"{folder} holds no study: it has no results.jsonl")
-    return {row["key"]: row for row in _files.read_rows(path, records.study_row)[0]}
+    return StudyFiles(folder).rows

@@ -1,17 +1,17 @@
-"""A section of the batch-size study's report: a question, a sentence that answers it, and what that rests on."""
+"""A section of the batch-size study's report: a question, a sentence that answers it, and its evidence."""
 
 import contextlib
 import math
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from experiments import _files, records
+from experiments import _files
 from experiments._errors import UsageError
-from experiments.reporting.curves import read_study
+from experiments.records.studies import StudyRow
 from experiments.reporting.document import document
 from experiments.reporting.style import number
 
@@ -34,17 +34,17 @@ class Section(NamedTuple):
 
 @contextlib.contextmanager
 def fitting(folder: str | Path) -> Iterator[None]:
-    """Turns what comes of numbers that have their shapes and do not fit together into an error that says so.
+    """Turns the error of numbers that have their types and do not fit together into one that says so.
 
-    Shapes are checked as files are read. What one file says of another, or one number of the next, is not: a part may
+    Types are checked as files are read. That one file fits another, or one number the next, is not: an analysis may
     name runs that are gone, or two of its sizes may be the same.
 
     Raises:
-      UsageError: in place of an arithmetic, look-up or value error; it names the line of ours. Others are faults of
-        ours, and stay what they are.
+      UsageError: in place of an arithmetic, look-up or value error; it names our line. Errors of other types are our
+        faults, and are raised as they are.
     """
     try:
-        # Of numbers that are too large; what comes of them is infinite.
+        # NumPy would warn of numbers that are too large; the results of these are infinite.
         with np.errstate(all="ignore"):
             yield
     except UsageError:
@@ -58,7 +58,7 @@ def fitting(folder: str | Path) -> Iterator[None]:
 
 
 def _place(error: BaseException) -> str:
-    """The innermost line of a report that an error comes from."""
+    """Returns the innermost line of a report that an error comes from."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if Path(frame.filename).is_relative_to(Path(__file__).parent)]
     last = (ours or frames)[-1]
@@ -85,42 +85,14 @@ def write_report(folder: str | Path, page: Callable[[], tuple[str, list[str]]]) 
     return path
 
 
-def analysis(folder: str | Path, part: str) -> dict[str, Any] | None:
-    """What `PART.json` of a study holds; None: the part has not been run."""
-    path = Path(folder) / f"{part}.json"
-    return _files.read_json(path, records.PARTS.get(part, records.PART)) if path.exists() else None
-
-
-def needed(folder: str | Path, part: str) -> dict[str, Any]:
-    """The same for a figure.
-
-    Raises:
-      UsageError: the part has not been run.
-    """
-    found = analysis(folder, part)
-    if found is None:
-        raise UsageError(f"{folder} holds no {part}.json; run experiments.batch_size_study with --parts={part}")
-    return found
-
-
-def rows_of(folder: str | Path, part: str) -> list[dict[str, Any]]:
-    """The rows of a part, in the order in which they were run; none if it has not been run.
-
-    Raises:
-      UsageError: the folder holds no rows.
-    """
-    keys = set((analysis(folder, part) or {}).get("keys", ()))
-    return [row for key, row in read_study(folder).items() if key in keys]
-
-
-def moments_of(rows: Iterable[dict[str, Any]]) -> list[float]:
-    """When the runs of some rows made their first update, in seconds since 1970."""
-    moments = (row["summary"].get("first_step_ended") for row in rows if "summary" in row)
+def moments_of(rows: Iterable[StudyRow]) -> list[float]:
+    """Returns when the runs of some rows made their first update, in seconds since 1970."""
+    moments = (row.summary.first_step_ended for row in rows if row.summary is not None)
     return [moment for moment in moments if moment]
 
 
 def interval(ends: Sequence[float]) -> str:
-    """The ends of an interval.
+    """Returns the ends of an interval as text.
 
     Example:
       >>> interval((313.2, 904.0)), interval((313.2, float("inf"))), interval((0.0, float("inf")))

@@ -2,72 +2,76 @@
 
 import html
 import shlex
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from absl import logging
 
 from experiments import _commands, _files
 from experiments._errors import UsageError
-from experiments.reporting.convergence import convergence_sections, epochs_figure
-from experiments.reporting.critical import convergence_figure, critical_sections
-from experiments.reporting.curves import read_study, rows_left_out
+from experiments.records import questions
+from experiments.records.runs import Summary
+from experiments.records.studies import StudyRow
 from experiments.reporting.document import commands, document, made_on, table, write_svg
-from experiments.reporting.generalisation import generalisation_sections
-from experiments.reporting.large_batch import large_batch_sections
-from experiments.reporting.ramp import ramp_figure, ramp_sections
+from experiments.reporting.questions import REPORTS
 from experiments.reporting.section import Section, fitting, moments_of
-from experiments.reporting.smoothness import smoothness_sections
-from experiments.reporting.step_time import time_sections
+from experiments.reporting.study_files import StudyFiles
 
-_SECTIONS = (
-    time_sections,
-    smoothness_sections,
-    convergence_sections,
-    critical_sections,
-    large_batch_sections,
-    generalisation_sections,
-    ramp_sections,
-)
-
-
-# Pictures of their own, for a document; they are made again where they are.
-PICTURES = {"updates.svg": convergence_figure, "epochs.svg": epochs_figure, "ramp.svg": ramp_figure}
+# The folders of the user that made a study are of no use to anyone else.
+_PRIVATE = ("workdir", "data_dir")
 
 
 def study_sections(folder: str | Path) -> list[Section]:
-    """The questions that a study has answered so far, in their order.
+    """Returns the questions that a study has answered so far, in their order.
 
     Raises:
       UsageError: the folder holds no rows.
     """
-    read_study(folder)
-    return _sections(folder)[0]
+    study = StudyFiles(folder)
+    # A folder that holds no rows is refused, whatever else it holds.
+    study.read()
+    return _sections(study)[0]
 
 
-def _sections(folder: str | Path) -> tuple[list[Section], list[str]]:
-    """The sections in their order, and why others are left out."""
+def _sections(study: StudyFiles) -> tuple[list[Section], list[str]]:
+    """Returns the sections in their order, and why others are left out."""
     sections, left_out = [], []
-    for make in _SECTIONS:
-        try:
-            with fitting(folder):
-                sections += make(folder)
-        except UsageError as error:
-            logging.warning("A part of the report is left out: %s", error)
-            left_out.append(f"A part is left out: {_commands.without_paths(str(error))}")
-    return sorted(sections, key=lambda section: section.number), left_out
+    for report in REPORTS.values():
+        for make in report.sections:
+            try:
+                with fitting(study.folder):
+                    sections += make(study)
+            except UsageError as error:
+                logging.warning("A part of the report is left out: %s", error)
+                left_out.append(f"A part is left out: {_commands.without_paths(str(error))}")
+    for name in sorted(questions.MODULES.keys() - REPORTS.keys()):
+        if (study.folder / f"{name}.json").exists():
+            left_out.append(f"A part is left out: the report has no section of {name}.")
+    return _joined(sections), left_out
+
+
+def _joined(sections: Iterable[Section]) -> list[Section]:
+    """Returns sections by their numbers; of those with one number the first has the title and the answer."""
+    joined: dict[int, Section] = {}
+    for section in sections:
+        first = joined.setdefault(section.number, section)
+        if first is not section:
+            joined[section.number] = first._replace(parts=[*first.parts, *section.parts])
+    return [joined[number] for number in sorted(joined)]
 
 
 def write_study_page(folder: str | Path) -> Path:
     """Writes `report.html` into the folder of a study: a section for each question that has been answered.
 
-    Pictures of their own that are there already, of `PICTURES`, are made again.
+    Pictures for documents that are there already are made again.
 
     Raises:
       UsageError: the folder holds no rows.
     """
-    rows = read_study(folder)
-    sections, left_out = _sections(folder)
-    parts = [made_on(moments_of(rows.values())), *_left_out(folder, left_out)]
+    study = StudyFiles(folder)
+    rows, _ = study.read()
+    sections, left_out = _sections(study)
+    parts = [made_on(moments_of(rows.values())), *_left_out(study, left_out)]
     parts += ["<ol>"] if sections else ["<p>No question has been answered yet.</p>"]
     parts += [f'<li value="{s.number}"><a href="#q{s.number}">{html.escape(s.title)}</a></li>' for s in sections]
     parts += ["</ol>"] if sections else []
@@ -75,38 +79,44 @@ def write_study_page(folder: str | Path) -> Path:
         parts.append(f'<h2 id="q{section.number}">{section.number}. {html.escape(section.title)}</h2>')
         parts.append(f"<p><strong>{html.escape(section.answer)}</strong></p>")
         parts += section.parts
-    made_by = _files.read_lines(Path(folder) / "command.txt")
+    made_by = _files.read_lines(study.folder / "command.txt")
     parts += _made_by(rows, "".join(f"{_commands.shareable_text(line)}\n" for line in made_by))
-    path = Path(folder) / "report.html"
+    path = study.folder / "report.html"
     studied = " and ".join(f"{model} on {dataset}" for dataset, model in _studied(rows))
-    for name, draw in PICTURES.items():
-        if (Path(folder) / name).exists():
-            try:
-                with fitting(folder):
-                    drawing = draw(folder)
-            except UsageError as error:
-                logging.warning("The picture %s is not made again: %s", name, error)
-                continue
-            write_svg(drawing, Path(folder) / name)
+    _draw_again(study)
     _files.write(path, document("What the batch size does" + (f": {studied}" if studied else ""), parts))
     return path
 
 
-def _left_out(folder: str | Path, reasons: list[str]) -> list[str]:
-    if lines := rows_left_out(folder):
+def _draw_again(study: StudyFiles) -> None:
+    """Draws the pictures for documents that are in the folder of a study."""
+    pictures = {name: draw for report in REPORTS.values() for name, draw in report.pictures.items()}
+    for name, draw in pictures.items():
+        if (study.folder / name).exists():
+            try:
+                with fitting(study.folder):
+                    drawing = draw(study)
+            except UsageError as error:
+                logging.warning("The picture %s is not made again: %s", name, error)
+                continue
+            write_svg(drawing, study.folder / name)
+
+
+def _left_out(study: StudyFiles, reasons: list[str]) -> list[str]:
+    if lines := study.lines_left_out:
         reasons = [f"{lines} lines of results.jsonl are no whole rows and are left out.", *reasons]
     return [f"<p>{html.escape(reason)}</p>" for reason in dict.fromkeys(reasons)]
 
 
-def _studied(rows: dict) -> list[tuple[str, str]]:
-    """Data set and model of the runs that ended."""
-    options = (row["options"] for row in rows.values() if "summary" in row)
+def _studied(rows: Mapping[str, StudyRow]) -> list[tuple[str, str]]:
+    """Returns data set and model of the runs that ended."""
+    options = (row.options for row in rows.values() if row.summary is not None)
     return sorted({(str(of.get("dataset")), str(of.get("model", "simple_cnn"))) for of in options})
 
 
-def _made_by(rows: dict, command: str) -> list[str]:
-    ended = [row for row in rows.values() if "summary" in row]
-    failed = [(row["key"], _commands.without_paths(row["error"])) for row in rows.values() if "error" in row]
+def _made_by(rows: Mapping[str, StudyRow], command: str) -> list[str]:
+    ended = [row for row in rows.values() if row.summary is not None]
+    failed = [(row.key, _commands.without_paths(row.error)) for row in rows.values() if row.error is not None]
     facts = _studied(rows)
     parts = ["<h2>Made by</h2>"]
     if command:
@@ -115,12 +125,11 @@ def _made_by(rows: dict, command: str) -> list[str]:
         f"<p>{len(ended)} training runs, "
         + "; ".join(f"{html.escape(model)} on {html.escape(dataset)}" for dataset, model in facts)
         + ". "
-        + html.escape("; ".join(sorted({_machine(row["summary"]) for row in ended if "versions" in row["summary"]})))
+        + html.escape("; ".join(sorted({_machine(row.ended) for row in ended})))
         + ". One of them:</p>"
     )
     if ended:
-        # The folders of whoever made it are of no use to anyone else.
-        given = {k: v for k, v in ended[0]["options"].items() if k not in ("workdir", "data_dir") and v is not None}
+        given = {k: v for k, v in ended[0].options.items() if k not in _PRIVATE and v is not None}
         shown = shlex.join(
             ["python", "-m", "experiments.train", *(f"--{name}={value}" for name, value in given.items())]
         )
@@ -133,6 +142,6 @@ def _made_by(rows: dict, command: str) -> list[str]:
     return parts
 
 
-def _machine(summary: dict) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
-    return f"{summary['devices']}, {versions}"
+def _machine(summary: Summary) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in summary.versions.items())
+    return f"{summary.devices}, {versions}"

@@ -1,40 +1,45 @@
-"""How many updates to a target accuracy, by batch size: at one rate for all, and with the rate tuned at each.
+"""Runs to a target accuracy, and the search for the learning rate that reaches it in the fewest updates.
 
-Rates are constant, without warmup or decay, so that how long a run may go on has no part in how it goes. The target is
-an accuracy on training images that are held out, where that can be.
+Rates are constant, without warmup or decay, so that the length that a run may have does not change its course. The
+target is an accuracy on training images that are held out, where that can be.
 """
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from experiments._errors import UsageError
-from experiments.studies.jobs import Job, accuracy
-from experiments.studies.scaling import as_json, fit_steps_to_target
+from experiments.records.runs import EvaluationRow
+from experiments.records.studies import StudyRow
+from experiments.studies.jobs import Job, Runner
+from experiments.studies.question import Changes, Data, no_larger
+from experiments.studies.question import Setting as Base
 from experiments.training.storage import metrics
 
 SEARCH_SEED = 100
-# Of an epoch, between two evaluations; those of 5,000 images take some 25% to 65% of the computing beside it.
+# The share of an epoch between two evaluations; those of 5,000 images take 25% to 65% of the computing beside them.
 RESOLUTION = 0.04
-# Of a run; at a batch of one an epoch is a minute's worth of them.
+# The most updates of a run; at a batch of one an epoch of MNIST has a minute's worth of updates.
 MOST_UPDATES = 300_000
-# By which a search that was given one rate goes on.
+# The step by which a search that was given one rate goes on.
 FACTOR = 2.0
 # How often a grid is extended where the best rate is on its edge.
 MOST_EXTENSIONS = 6
 CONFIDENCE = 0.95
 
 
-class Setting(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Setting(Base):
     """How far to train, and at which batch sizes.
 
     Attributes:
       target: accuracy.
       fixed_sizes: batch sizes to run at one rate.
-      tuned_sizes: batch sizes to tune the rate at, in rising order.
-      rates: where the search starts at the smallest of them, in rising order; at each other size in the same steps
-        about the best rate of the size below.
-      max_epochs: after which, or after 300,000 updates, a run counts as not having reached the target.
+      tuned_sizes: batch sizes to tune the rate at, rising.
+      rates: where the search starts at the smallest of `tuned_sizes`, rising; at each other size it starts in the same
+        steps about the best rate of the size below.
+      max_epochs: epochs after which a run counts as not having reached the target, as it does after 300,000 updates.
       seeds: of the runs at one rate, and at the best rates.
     """
 
@@ -45,22 +50,44 @@ class Setting(NamedTuple):
     max_epochs: int
     seeds: tuple[int, ...]
 
+    def changed(self, changes: Changes) -> Self:
+        """Returns the setting with the target, length, sizes, rates and seeds of the user."""
+        if SEARCH_SEED in (changes.seeds or ()):
+            raise UsageError(f"--seeds: {SEARCH_SEED} is the seed of the search; take others")
+        return dataclasses.replace(
+            self,
+            target=changes.target or self.target,
+            fixed_sizes=changes.batch_sizes or self.fixed_sizes,
+            tuned_sizes=changes.batch_sizes or self.tuned_sizes,
+            rates=changes.rates or self.rates,
+            max_epochs=changes.max_epochs or self.max_epochs,
+            seeds=changes.seeds or self.seeds,
+        )
 
-class Data(NamedTuple):
-    """What is trained, and on how much.
+    def fitted(self, examples: int) -> Self:
+        """Returns the setting with the batch sizes that fit the training set."""
+        return dataclasses.replace(
+            self,
+            fixed_sizes=no_larger(self.fixed_sizes, examples),
+            tuned_sizes=no_larger(self.tuned_sizes, examples),
+        )
 
-    Attributes:
-      options: of `TrainConfig`: data set, model and what else is the same for all runs.
-      examples: of the training set, without those held out.
-      held_out: training examples to evaluate on; 0: the test split.
+    @property
+    def compared_sizes(self) -> tuple[int, ...]:
+        """Batch sizes at which the rate is tuned."""
+        return self.tuned_sizes
+
+
+def job_options(data: Data, setting: Setting, batch_size: int, seed: int, **changes: Any) -> dict[str, Any]:
+    """Returns the options of a run to the target.
+
+    Args:
+      data: to train on.
+      setting: target and length.
+      batch_size: examples per update.
+      seed: of the run.
+      **changes: other options, such as the optimizer.
     """
-
-    options: dict[str, Any]
-    examples: int
-    held_out: int
-
-
-def _options(data: Data, setting: Setting, batch_size: int, seed: int, **changes: Any) -> dict[str, Any]:
     every = max(1, round(RESOLUTION * data.examples / batch_size))
     return {
         **data.options,
@@ -79,20 +106,14 @@ def _options(data: Data, setting: Setting, batch_size: int, seed: int, **changes
     }
 
 
-def fixed_jobs(data: Data, setting: Setting, rate: float = 0.02, momentum: float = 0.5) -> list[Job]:
-    """Every batch size at one rate, with each seed."""
-    return [
-        Job(
-            f"fixed-b{batch_size}-seed{seed}",
-            _options(data, setting, batch_size, seed, optimizer="sgd", learning_rate=rate, momentum=momentum),
-        )
-        for seed in setting.seeds
-        for batch_size in setting.fixed_sizes
-    ]
+def tuned_job(data: Data, setting: Setting, batch_size: int, rate: float, seed: int) -> Job:
+    """Returns a run with Nesterov's momentum of 0.9."""
+    options = job_options(data, setting, batch_size, seed, optimizer="nesterov", learning_rate=rate)
+    return Job(f"tuned-b{batch_size}-r{rate:.4g}-seed{seed}", options)
 
 
 def grid_jobs(data: Data, setting: Setting) -> list[Job]:
-    """Every batch size at every rate, with each seed: what a search, or a recommendation, is to be compared with."""
+    """Returns a run at every batch size and rate with each seed, to compare a search or a recommendation with."""
     return [
         tuned_job(data, setting, batch_size, rate, seed)
         for seed in setting.seeds
@@ -102,116 +123,128 @@ def grid_jobs(data: Data, setting: Setting) -> list[Job]:
 
 
 def evaluations(workdir: Path) -> list[list[float]]:
-    """Of a run: [updates, accuracy, loss] at each evaluation of the split that is evaluated first."""
-    rows = [row for row in metrics.read(workdir / metrics.FILE) if row["kind"] not in metrics.NOT_EVALUATIONS]
-    return [[row["step"], row["accuracy"], row["loss"]] for row in rows if row["kind"] == rows[0]["kind"]]
+    """Returns [updates, accuracy, loss] at each evaluation of the split that a run evaluates first."""
+    rows = [row for row in metrics.read(workdir / metrics.FILE) if isinstance(row, EvaluationRow)]
+    return [[row.step, row.accuracy, row.loss] for row in rows if row.kind == rows[0].kind]
 
 
-def updates_to_target(row: dict[str, Any]) -> int | None:
-    """After how many updates a run reached its target; None: it did not."""
-    if "summary" not in row:
-        return None
-    return row["summary"]["target"]["reached_after_updates"]
+def updates_to_target(row: StudyRow) -> int | None:
+    """Returns the update after which a run reached its target; None: it did not."""
+    return None if row.summary is None else row.summary.reached_after
 
 
-def tuned_job(data: Data, setting: Setting, batch_size: int, rate: float, seed: int) -> Job:
-    """A run with Nesterov's momentum of 0.9."""
-    options = _options(data, setting, batch_size, seed, optimizer="nesterov", learning_rate=rate)
-    return Job(f"tuned-b{batch_size}-r{rate:.4g}-seed{seed}", options)
+class Trial(NamedTuple):
+    """The outcome of one run of a search.
+
+    Attributes:
+      updates: until the target was reached; None: it was not.
+      accuracy: at the end; None: the loss was not finite, or the run failed.
+      failed: the run ended with an error other than a loss that is not finite.
+    """
+
+    updates: int | None
+    accuracy: float | None
+    failed: bool = False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run ended with a finite loss."""
+        return self.accuracy is not None
+
+
+def trial_of(row: StudyRow) -> Trial:
+    """Returns the outcome of a run."""
+    accuracy = None if row.summary is None else row.summary.result.accuracy
+    return Trial(updates_to_target(row), accuracy, failed=not row.is_result)
 
 
 class Tuned(NamedTuple):
-    """The outcome of the search at a batch size.
+    """The outcome of the search at one batch size.
 
     Attributes:
       batch_size: of the search.
-      rate: that reached the target first; if none did, that with the best accuracy at its end; None: there is none.
-      reached: the target was reached.
+      rate: the rate that reached the target first; if none did, that with the best accuracy at its end; None: no run
+        ended with a finite loss.
+      reached: whether the target was reached.
       on_edge: the rate is the least or the greatest of the grid, which was not extended further.
-      rows: of the search, in the order of their rates.
+      trials: by their rates, which rise.
     """
 
     batch_size: int
     rate: float | None
     reached: bool
     on_edge: bool
-    rows: list[dict[str, Any]]
+    trials: Mapping[float, Trial]
 
 
-def search(
-    data: Data,
-    setting: Setting,
-    batch_size: int,
-    rates: Sequence[float],
-    run: Callable[[Job], dict[str, Any]],
-) -> Tuned:
-    """Finds the rate that reaches the target in the fewest updates, by one seed.
+def search(data: Data, setting: Setting, batch_size: int, rates: Sequence[float], run: Callable[[Job], Trial]) -> Tuned:
+    """Finds the rate that reaches the target in the fewest updates, with one seed.
 
-    All of `rates`; while the best is on the edge, one further beyond it. A run that fails, and not by a loss that is
-    not finite, ends the search at this batch size.
+    All of `rates` are run; while the best is on the edge, one further beyond it. A run that fails, unless by a loss
+    that is not finite, ends the search at this batch size.
 
     Args:
       data: to train on.
-      setting: of the part.
+      setting: of the runs.
       batch_size: to tune at.
-      rates: where to begin.
-      run: gives the row of a job.
+      rates: to begin with.
+      run: returns the outcome of a job.
     """
-    rows: dict[float, dict[str, Any]] = {}
+    trials: dict[float, Trial] = {}
     failed = False
     waiting = list(rates)
     while waiting and not failed:
         rate = waiting.pop(0)
-        rows[rate] = run(tuned_job(data, setting, batch_size, rate, SEARCH_SEED))
-        failed = "error" in rows[rate] and not rows[rate]["diverged"]
-        best = _best(rows)
-        if not waiting and best in (min(rows), max(rows)) and len(rows) < len(rates) + MOST_EXTENSIONS:
-            waiting.append(_beyond(sorted(rows), upward=best == max(rows)))
-    best = _best(rows)
+        trials[rate] = run(tuned_job(data, setting, batch_size, rate, SEARCH_SEED))
+        failed = trials[rate].failed
+        best = _best(trials)
+        if not waiting and best in (min(trials), max(trials)) and len(trials) < len(rates) + MOST_EXTENSIONS:
+            waiting.append(_beyond(sorted(trials), upward=best == max(trials)))
+    best = _best(trials)
     return Tuned(
         batch_size,
-        best if "summary" in rows[best] else None,
-        updates_to_target(rows[best]) is not None,
-        best in (min(rows), max(rows)),
-        [rows[rate] for rate in sorted(rows)],
+        best if trials[best].ended else None,
+        trials[best].updates is not None,
+        best in (min(trials), max(trials)),
+        {rate: trials[rate] for rate in sorted(trials)},
     )
 
 
 def _beyond(rates: Sequence[float], upward: bool) -> float:
-    """The next rate of a rising grid, in its own steps."""
+    """Returns the next rate of a rising grid, in the grid's own steps."""
     if len(rates) == 1:
         return rounded(rates[0] * (FACTOR if upward else 1 / FACTOR))
     return rounded(rates[-1] ** 2 / rates[-2] if upward else rates[0] ** 2 / rates[1])
 
 
 def rounded(rate: float) -> float:
-    """To four digits, so that a key names the rate that was run."""
+    """Rounds a rate to four digits, so that a key names the rate that was run."""
     return float(f"{rate:.4g}")
 
 
-def _best(rows: dict[float, dict[str, Any]]) -> float:
-    """The rate with the fewest updates to the target; without any, with the best accuracy, or the least of them."""
+def _best(trials: Mapping[float, Trial]) -> float:
+    """Returns the rate with the fewest updates to the target; without any, with the best accuracy, or the least."""
 
     def badness(rate: float) -> tuple[int, float, float]:
-        row, updates = rows[rate], updates_to_target(rows[rate])
-        if updates is not None:
-            return 0, updates, rate
+        trial = trials[rate]
+        if trial.updates is not None:
+            return 0, trial.updates, rate
         # Where all losses are not finite the rates are too high.
-        return (1, -accuracy(row), rate) if "summary" in row else (2, 0.0, rate)
+        return (1, -trial.accuracy, rate) if trial.accuracy is not None else (2, 0.0, rate)
 
-    return min(rows, key=badness)
+    return min(trials, key=badness)
 
 
-def run_tuned(data: Data, setting: Setting, run: Callable[[Job], dict[str, Any]]) -> list[Tuned]:
-    """The search at every batch size, each begun about the best rate of the size below; then the best rate's seeds.
+def run_tuned(data: Data, setting: Setting, run: Callable[[Job], Trial]) -> list[Tuned]:
+    """Searches at every batch size, about the best rate of the size below, and runs the best rates with each seed.
 
     Args:
       data: to train on.
-      setting: of the part.
-      run: gives the row of a job.
+      setting: of the runs.
+      run: returns the outcome of a job.
 
     Returns:
-      What each search found.
+      The outcome of each search.
     """
     found: list[Tuned] = []
     rates = setting.rates
@@ -229,41 +262,19 @@ def run_tuned(data: Data, setting: Setting, run: Callable[[Job], dict[str, Any]]
     return found
 
 
-def analyse(setting: Setting, rows: Sequence[dict[str, Any]], found: Sequence[Tuned]) -> dict[str, Any]:
-    """What the report needs beside the rows: the best rates, and the fit or why there is none."""
-    sizes, steps, censored = steps_for_fit(rows, found)
-    fit, why = None, None
-    try:
-        fit = as_json(fit_steps_to_target(sizes, steps, censored=censored, confidence=CONFIDENCE))
-    except UsageError as error:
-        # Without the name of the function, which says nothing to who reads the report.
-        why = str(error).partition(": ")[2]
-    return {
-        "target": setting.target,
-        "seeds": list(setting.seeds),
-        "confidence": CONFIDENCE,
-        "tuned": [
-            {"batch_size": t.batch_size, "rate": t.rate, "reached": t.reached, "on_edge": t.on_edge} for t in found
-        ],
-        # How finely a best rate is known.
-        "factor": setting.rates[1] / setting.rates[0] if len(setting.rates) > 1 else FACTOR,
-        "fit": fit,
-        "no_fit": why,
-    }
+def tuned_so_far(data: Data, setting: Setting, runner: Runner) -> tuple[dict[int, float], list[Job]]:
+    """Returns the best rates of the sizes whose search is done, and the jobs that the other searches ask for next."""
+    waiting: list[Job] = []
 
+    def look(job: Job) -> Trial:
+        if runner.is_done(job):
+            return trial_of(runner.run(job))
+        # Worse than any run that is done; among others, the best in the middle.
+        middle = len(setting.rates) // 2
+        place = sum(other.options["batch_size"] == job.options["batch_size"] for other in waiting)
+        waiting.append(job)
+        return Trial(updates=10**9 + abs(place - middle), accuracy=0.0)
 
-def steps_for_fit(rows: Sequence[dict[str, Any]], found: Sequence[Tuned]) -> tuple[list[int], list[int], list[bool]]:
-    """Batch sizes, updates and whether they are censored, of the runs at the best rates, for `fit_steps_to_target`."""
-    best = {tuned.batch_size: tuned.rate for tuned in found if tuned.rate is not None}
-    sizes, steps, censored = [], [], []
-    for row in rows:
-        options = row["options"]
-        size = options["batch_size"]
-        is_final = row["key"].startswith("tuned-") and options["seed"] != SEARCH_SEED
-        if not is_final or best.get(size) != options["learning_rate"] or "summary" not in row:
-            continue
-        reached = updates_to_target(row)
-        sizes.append(size)
-        steps.append(row["summary"]["updates"] if reached is None else reached)
-        censored.append(reached is None)
-    return sizes, steps, censored
+    found = run_tuned(data, setting, look)
+    asked = {job.options["batch_size"] for job in waiting if job.options["seed"] == SEARCH_SEED}
+    return {t.batch_size: t.rate for t in found if t.rate is not None and t.batch_size not in asked}, waiting

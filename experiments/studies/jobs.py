@@ -21,7 +21,7 @@ from experiments.training.config import plan
 from experiments.training.config.options import TrainConfig
 
 FILE = "results.jsonl"
-# By its name, for what it needs takes seconds to import, which the process that trains has done.
+# Named rather than imported: what it imports takes seconds, which the process that trains has spent already.
 BEGINS = "experiments.studies.beginning:begins"
 # Runs that differ in none of these begin alike.
 KIND = ("dataset", "data_dir", "image_size", "model", "norm", "dtype", "num_devices")
@@ -31,9 +31,9 @@ class Job(NamedTuple):
     """A training run.
 
     Attributes:
-      key: names it; a job whose key has a row is not run again.
+      key: names the run; a job whose key has a row is not run again.
       options: of `TrainConfig`, without its workdir.
-      label: what a report calls it.
+      label: the name of the run in a report.
     """
 
     key: str
@@ -42,23 +42,23 @@ class Job(NamedTuple):
 
 
 def workdir(job: Job, folder: Path) -> Path:
-    """The folder of a job's run: another one for other options, so that a changed recipe is another run."""
+    """Returns the folder of a job's run: another one for other options, so that a changed recipe is another run."""
     digest = hashlib.sha256(json.dumps(_without_place(job.options), sort_keys=True).encode()).hexdigest()[:8]
     return folder / "runs" / f"{job.key}-{digest}"
 
 
 def command(job: Job, folder: Path) -> list[str]:
-    """The arguments of the training command of a job, after `python`."""
+    """Returns the arguments of the training command of a job, after `python`."""
     options = {**job.options, "workdir": workdir(job, folder)}
     return ["-m", "experiments.train", *(f"--{name}={value}" for name, value in options.items() if value is not None)]
 
 
 def refuse_hopeless(jobs: Sequence[Job], examples: int | None = None) -> None:
-    """Refuses a study of which no run can begin, before any of them is started.
+    """Refuses a study none of whose runs can begin, before any of them is started.
 
     Args:
       jobs: all that are known.
-      examples: that they train on; None: not known, and sizes are not compared with it.
+      examples: the number of training examples; None: it is not known, and sizes are not compared with it.
 
     Raises:
       UsageError: every one of them is refused; the message is that of the first.
@@ -83,7 +83,7 @@ def _hopeless(jobs: Sequence[Job], first: object) -> UsageError:
 
 
 def try_out(jobs: Sequence[Job]) -> None:
-    """Refuses a study of which no run can begin, as `Runner.try_out`, and leaves nothing behind."""
+    """Refuses a study none of whose runs can begin, as `Runner.try_out`, and leaves nothing behind."""
     with tempfile.TemporaryDirectory() as folder, Runner(Path(folder)) as runner:
         runner.try_out(jobs)
 
@@ -91,8 +91,8 @@ def try_out(jobs: Sequence[Job]) -> None:
 class Runner:
     """Runs jobs whose rows are not there yet. Use it as a context.
 
-    A study that was stopped goes on where it was, in the middle of a training run too. A run that fails is a row with
-    its error, and is tried again when the study is started again; but a loss that is not finite is a result, and stays.
+    A study that was stopped goes on where it was, also in the middle of a training run. A run that fails is a row with
+    its error, and is tried again when the study is started again. A loss that is not finite is a result, and stays.
     """
 
     def __init__(self, folder: Path):
@@ -109,18 +109,18 @@ class Runner:
         return self
 
     def __exit__(self, kind, *_):
-        # A run under way is kept up to the update that it is at, when somebody wants all of it to end.
+        # On an interrupt, a run under way is kept up to the update that it is at.
         self._worker.end(now=kind is not None and not issubclass(kind, Exception))
 
     def is_done(self, job: Job) -> bool:
-        """Whether there is a row of a job that was made with its options, wherever the data lie."""
+        """Says whether there is a row of a job that was made with its options, wherever the data lie."""
         row = self._rows.get(job.key)
         return row is not None and _without_place(row.options) == json.loads(json.dumps(_without_place(job.options)))
 
     def try_out(self, jobs: Iterable[Job]) -> None:
-        """Refuses a study of which no run can begin, before any is started, by its devices, its data or its model.
+        """Refuses a study none of whose runs can begin, before any is started, by its devices, its data or its model.
 
-        Of each kind of run the smallest that is not done is prepared, in the process that trains, until one can begin.
+        The smallest run of each kind that is not done is prepared in the process that trains, until one can begin.
 
         Args:
           jobs: all that are known.
@@ -204,11 +204,11 @@ class Runner:
         """Adds a row to the file, and returns it as it will be read from there."""
         row = study_row(json.loads(json.dumps(made)))
         _files.add_row(self._folder / FILE, row)
-        self._rows[row.key] = row
-        return row
+        self._rows[row.key] = study_row(json.loads(_files.line(row)))
+        return self._rows[row.key]
 
     def ask(self, function: Callable[[Path], Any], num_devices: int | None = None) -> Any:
-        """What a function of the study's folder gives in the process that trains; it is not kept.
+        """Returns the value of a function of the study's folder, called in the process that trains; it is not kept.
 
         Raises:
           UsageError: it failed.
@@ -230,7 +230,7 @@ def read(path: Path) -> list[StudyRow]:
 
 
 class _Worker:
-    """The process that trains; another one where a run asks for another number of devices, or has ended the last."""
+    """The process that trains: a new one for another number of devices, and after a run that ended the last one."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -238,7 +238,7 @@ class _Worker:
         self._num_devices: int | None = None
 
     def train(self, job: Job) -> dict[str, Any]:
-        """The summary of a job or its error."""
+        """Returns the summary of a job or its error."""
         options = {k: v for k, v in job.options.items() if v is not None}
         return self._ask({"train": {**options, "workdir": str(workdir(job, self._folder))}}, options.get("num_devices"))
 
@@ -249,7 +249,7 @@ class _Worker:
         num_devices: int | None,
         given: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """The value of a function of a folder, or of its name, and of what is given by name; or its error."""
+        """Returns the value of a function, or of the function of a name, for a folder and other arguments; or its error."""
         name = function if isinstance(function, str) else f"{function.__module__}:{function.__qualname__}"
         return self._ask({"call": name, "workdir": str(folder), "given": given or {}}, num_devices)
 
@@ -298,7 +298,7 @@ class _Worker:
         if self._process is not None:
             if now:
                 self._process.terminate()
-            # It ends when there is nothing more to read; one that has ended may have left a line unread.
+            # The process ends when there is nothing more to read; one that has ended may have left a line unread.
             with contextlib.suppress(BrokenPipeError):
                 self._process.communicate()
         self._process = self._num_devices = None

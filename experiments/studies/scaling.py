@@ -9,7 +9,7 @@ do not tell a constant from none, a is 0, or c is, and what is a ratio of the tw
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -180,13 +180,6 @@ def fit_step_time(
         )
     constant, slope = _bootstrap(call, np.log(sizes), np.log(times), none, confidence, seed)
     return StepTimeFit(*_summary(confidence, overhead=constant, throughput=-slope, knee=constant - slope))
-
-
-def as_json(fit: ScalingFit | StepTimeFit) -> dict[str, Any]:
-    """A fit without its draws, as JSON holds it."""
-    values = fit._asdict()
-    del values["draws"]
-    return {**values, "intervals": {name: list(ends) for name, ends in fit.intervals.items()}}
 
 
 def best_batch_size(critical_batch_size: float, knee: float) -> float:

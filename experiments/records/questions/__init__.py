@@ -1,16 +1,17 @@
-"""Records of each question of a study: one module per question, found by its name.
+"""Records of each question of the batch-size study: one module per question, found by its name.
 
 A module declares `ROWS`, the types of its rows by their kind (see `records.studies.kind_of`), and may declare
-`Analysis`, what the question makes of its rows.
+`Analysis`, the type of `QUESTION.json`; without it the file holds nothing but the keys of the rows.
 """
 
-import importlib
-import pkgutil
+from experiments import _register
+from experiments.records.studies import Analysis, StudyRow
 
-from experiments.records.studies import StudyRow
-
-MODULES = {
-    module.name: importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)
-}
+MODULES = _register.modules_of(__name__, __path__)
 # The type of a row by its kind.
 ROWS: dict[str, type[StudyRow]] = {kind: row for module in MODULES.values() for kind, row in module.ROWS.items()}
+
+
+def analysis_type(question: str) -> type[Analysis]:
+    """Returns the type of `QUESTION.json`."""
+    return getattr(MODULES[question], "Analysis", Analysis)

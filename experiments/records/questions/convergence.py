@@ -1,0 +1,85 @@
+"""Records of the question how many updates a target accuracy takes, and at which learning rate."""
+
+from experiments.records.fields import AboveOne, Count, Interval, Positive, Share, Size, Unbounded
+from experiments.records.record import Record
+from experiments.records.studies import Analysis as Base
+from experiments.records.studies import StudyRow
+
+
+class ToTargetRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):
+    """A run that stops at the target accuracy."""
+
+    NEEDED = ("batch_size", "seed", "learning_rate")
+    TIMED = True
+    TO_TARGET = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        # A summary without its epochs would be drawn at 0.
+        if self.summary is not None and self.summary.epochs <= 0:
+            raise ValueError("Expected the epochs of the run")
+
+
+class BestRate(Record, frozen=True, kw_only=True):
+    """The outcome of the search for a learning rate at one batch size.
+
+    Attributes:
+      batch_size: examples per update.
+      rate: the best learning rate; None: no run ended with a finite loss.
+      reached: whether the target was reached at that rate.
+      on_edge: the best rate is the least or the greatest that was tried.
+    """
+
+    batch_size: Size
+    rate: Positive | None
+    reached: bool
+    on_edge: bool
+
+
+class StepsIntervals(Record, frozen=True, kw_only=True):
+    """Intervals of the numbers of a `StepsFit`, by their names."""
+
+    min_steps: Interval
+    min_examples: Interval
+    critical_batch_size: Interval
+
+
+class StepsFit(Record, frozen=True, kw_only=True):
+    """The updates to the target, min_steps + min_examples / batch size.
+
+    Attributes:
+      min_steps: updates that no batch size gets below.
+      min_examples: examples that no batch size gets below.
+      critical_batch_size: their ratio; infinite if `min_steps` is 0.
+      intervals: of each, at `Analysis.confidence`.
+    """
+
+    min_steps: Unbounded
+    min_examples: Unbounded
+    critical_batch_size: Unbounded
+    intervals: StepsIntervals
+
+
+class Analysis(Base, frozen=True, kw_only=True):
+    """`convergence.json`.
+
+    Attributes:
+      target: accuracy, as a share of 1.
+      seeds: of the runs at the best rates.
+      confidence: of the intervals.
+      tuned: one entry per batch size of the search, rising.
+      factor: between neighbouring rates of the search, by which a best rate is known.
+      fit: of the updates to the target at the best rates; None: there is none.
+      no_fit: the reason why there is no fit.
+    """
+
+    target: Positive
+    seeds: list[Count]
+    confidence: Share
+    tuned: list[BestRate]
+    factor: AboveOne
+    fit: StepsFit | None
+    no_fit: str | None
+
+
+ROWS = {"fixed": ToTargetRow, "tuned": ToTargetRow}

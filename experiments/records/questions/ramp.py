@@ -1,0 +1,42 @@
+"""Records of the question whether a batch that grows with the noise does what a falling rate does."""
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from experiments.records.fields import Count, Finite, Share, Size
+from experiments.records.record import Record
+from experiments.records.studies import StudyRow
+
+
+class Course(Record, frozen=True, kw_only=True):
+    """The course of a run.
+
+    Attributes:
+      evaluations: one entry per evaluation: updates so far, accuracy and loss.
+      batch_sizes: one entry per change of the batch size: updates so far, and examples per update from there on.
+    """
+
+    evaluations: Annotated[list[tuple[Count, Share, Finite]], Meta(min_length=1)]
+    batch_sizes: list[tuple[Count, Size]]
+
+
+class RampRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):
+    """A run with one of the ways to let the noise fall, which its label names.
+
+    Attributes:
+      course: None: not read yet.
+    """
+
+    NEEDED = ("batch_size",)
+    TIMED = True
+
+    course: Course | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.is_result and not self.label:
+            raise ValueError("Expected a label")
+
+
+ROWS = {"ramp": RampRow}

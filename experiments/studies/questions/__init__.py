@@ -1,0 +1,16 @@
+"""The questions of the batch-size study: one module per question, found by its name.
+
+A module declares `QUESTION`. Its records are in the module of the same name in `records.questions`, its part of the
+report in that of `reporting.questions`.
+"""
+
+from experiments import _register
+from experiments.records import questions as records
+from experiments.studies.question import Question
+
+_FOUND = _register.entries_of(__name__, __path__, "QUESTION", Question)
+# In the order in which they are run.
+QUESTIONS: dict[str, Question] = dict(sorted(_FOUND.items(), key=lambda item: item[1].order))
+
+if lacking := sorted(QUESTIONS.keys() - records.MODULES.keys()):
+    raise LookupError(f"these questions need a module of the same name in {records.__name__}: {', '.join(lacking)}")

@@ -1,0 +1,30 @@
+"""Runs to a target at every batch size and rate, to compare a search or a recommendation with.
+
+Their sizes, rates and target are those of the question `convergence`.
+"""
+
+from experiments.records.studies import Analysis
+from experiments.studies.convergence import Setting, grid_jobs
+from experiments.studies.jobs import Job
+from experiments.studies.question import Asked, Question, keys_of
+
+
+def planned(asked: Asked) -> list[Job]:
+    """Returns a run at every batch size and rate, with each seed."""
+    return grid_jobs(asked.data, asked.study.of(Setting))
+
+
+def run(asked: Asked) -> Analysis:
+    """Runs the grid."""
+    return Analysis(keys=keys_of(asked.runner.run_all(planned(asked))))
+
+
+QUESTION = Question(
+    order=80,
+    help="runs to a target at every batch size and rate",
+    setting=Setting,
+    planned=planned,
+    run=run,
+    fewest_sizes=1,
+    on_request=True,
+)
