@@ -19,7 +19,7 @@ def save_norm_inputs(primitive: Any, *arguments: Any, **parameters: Any) -> Any:
 
     Apply it to parts of a network, such as stages, not to all of it: what a part computes again lives at the same time.
     A part's input is kept, so the last norm of the part before it need not keep its own: give it
-    `save_for_backward="nothing"`. docs/memory.md says where to cut.
+    `save_for_backward="nothing"`. docs/guide/memory.md says where to cut.
 
     What that saves is the compiler's to say, which may have computed the second again anyway. A ResNet-50 train step in
     bfloat16, batch 128 per device, compiled for four devices, against Flax's norm without the policy

@@ -32,13 +32,12 @@ def define_flags() -> None:
         "num_devices": "Devices to use. Default: all accelerators, or one a CPU core.",
     }
     _flags.define(TrainConfig, tuple(helps), dict.fromkeys(helps), helps)
-    names = ", ".join(DOMAINS)
     _flags.several(
         "domain",
         str,
         None,
-        f"Show the images as in these domains: {names}; all: these and their own.",
-        among=(*DOMAINS, OWN_DOMAIN, "all"),
+        f"Show the images as in these domains: {DOMAINS.choices}; all: these and their own.",
+        among=(*DOMAINS.names, OWN_DOMAIN, "all"),
     )
     modes = " or ".join(RECALIBRATIONS)
     _flags.text(

@@ -37,7 +37,7 @@ from experiments.training.evaluation.checkpoint import restore
 from experiments.training.storage import metrics, workdir
 from tests import damages, programs, test_data, test_figures, test_norm_study, test_reporting
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parent.parent / "docs" / "results"
 STUDY = DOCS / "batch_size_mnist"
 OWN = {"dataset": "tests.own:dataset", "model": "tests.own:model"}
 

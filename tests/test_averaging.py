@@ -11,7 +11,7 @@ from experiments.training import session
 from experiments.training.config.options import TrainConfig
 from experiments.training.evaluation import population
 from experiments.training.machine import devices
-from experiments.training.recipe.averaging import WINDOW, Momentum, averaged
+from experiments.training.recipe.averaging import WINDOW_DIVISOR, Momentum, averaged
 from experiments.training.step import feeding
 from tests import rig
 
@@ -57,14 +57,16 @@ def test_the_first_updates_are_averaged_and_then_momentum_rules():
         m = float(momentum.after(jnp.int32(updates)))
         weights = np.append(m * weights, 1 - m)
         assert weights.sum() == pytest.approx(1, abs=1e-5) and (np.diff(weights) > -1e-6).all()
-        assert 1 - m == pytest.approx(1 if updates == 0 else max(0.1, WINDOW / (WINDOW + updates)), rel=1e-5)
+        assert 1 - m == pytest.approx(
+            1 if updates == 0 else max(0.1, WINDOW_DIVISOR / (WINDOW_DIVISOR + updates)), rel=1e-5
+        )
     np.testing.assert_allclose(weights[-50:], 0.1 * 0.9 ** np.arange(49, -1, -1), rtol=1e-4)
 
 
 def test_a_smaller_batch_counts_less_from_the_first_update_on():
     small = Momentum(full=0.9 ** (64 / 256), own=0.9 ** (1 / 256))
     share = 1 - float(small.after(jnp.int32(1)))
-    assert share == pytest.approx(WINDOW / (WINDOW + 1) / 64, rel=0.02)
+    assert share == pytest.approx(WINDOW_DIVISOR / (WINDOW_DIVISOR + 1) / 64, rel=0.02)
     assert float(small.after(jnp.int32(0))) == 0
     assert float(Momentum(0.0, 0.0).after(jnp.int32(3))) == 0
 

@@ -79,7 +79,7 @@ def test_sampling_is_that_of_scipy_everywhere():
 def test_views_do_not_depend_on_blocks_or_threads(monkeypatch):
     images, labels = digits.originals()
     one = digits.views(images, labels, 600, seed=0)
-    monkeypatch.setattr(warping, "MOST_THREADS", 1)
+    monkeypatch.setattr(warping, "MAX_THREADS", 1)
     monkeypatch.setattr(digits, "BLOCK", 7)
     np.testing.assert_array_equal(digits.views(images, labels, 600, seed=0)[0], one[0])
 
@@ -239,8 +239,8 @@ def test_a_shard_that_holds_another_number_of_examples_is_named(tmp_path, monkey
 
 def test_files_too_large_to_be_read_whole_are_told_apart(tmp_path, monkeypatch):
     """By evenly spaced blocks, the first and the last among them, and by the time of the last change."""
-    monkeypatch.setattr(contents, "READ_WHOLE", 1000)
-    monkeypatch.setattr(contents, "BLOCK", 100)
+    monkeypatch.setattr(contents, "READ_WHOLE_BYTES", 1000)
+    monkeypatch.setattr(contents, "BLOCK_BYTES", 100)
     path = tmp_path / "shard"
     path.write_bytes(bytes(10_000))
     found = {contents.of_files([path])}

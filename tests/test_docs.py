@@ -1,6 +1,7 @@
-"""Each page of docs/ is a program that runs, and no link of a document points to nowhere."""
+"""The Python of each page of docs/ is a program that runs, no link leads nowhere, and numbers are those of the rows."""
 
 import html
+import json
 import re
 from pathlib import Path
 
@@ -10,9 +11,13 @@ from experiments.benchmarking import recommend_suite, recommend_table
 from experiments.reporting import study_sections
 
 ROOT = Path(__file__).parent.parent
-STUDY = ROOT / "docs" / "batch_size_mnist"
-GRIDS = ROOT / "docs" / "recommend"
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+DOCS = ROOT / "docs"
+RESULTS = DOCS / "results"
+STUDY = RESULTS / "batch_size_mnist"
+GRIDS = RESULTS / "recommend"
+DIGITS = RESULTS / "digits_8192"
+PAGES = sorted(DOCS.rglob("*.md"))
+DOCUMENTS = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "colabs/README.md")), *PAGES]
 
 
 def blocks(page: Path) -> list[str]:
@@ -30,7 +35,7 @@ def run(page: Path, chosen: list[str]):
 
 
 def of_pages(keep):
-    return pytest.mark.parametrize("page", [p for p in PAGES if keep(p)], ids=lambda page: page.name)
+    return pytest.mark.parametrize("page", [p for p in PAGES if keep(p)], ids=lambda page: page.stem)
 
 
 @of_pages(lambda page: not all(map(needs_torch, blocks(page))))
@@ -44,7 +49,7 @@ def test_so_it_does_with_torch(page):
     run(page, blocks(page))
 
 
-@pytest.mark.parametrize("document", [ROOT / "README.md", *PAGES], ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_within_the_repository_lead_somewhere(document):
     links = re.findall(r"\]\(([^)\s]+)\)", document.read_text())
     for link in links:
@@ -53,43 +58,74 @@ def test_links_within_the_repository_lead_somewhere(document):
             continue
         path = (document.parent / target).resolve() if target else document
         assert path.exists(), f"{document.name} links to {link}"
-        assert path.is_relative_to(ROOT), f"{document.name} links out of the repository: {link}"
+        # The site holds the pages alone: the rest of the repository is named there, not linked.
+        within = DOCS if document in PAGES else ROOT
+        assert path.is_relative_to(within), f"{document.name} links out of {within.name}: {link}"
         if heading:
             titles = re.findall(r"^#+ (.*)$", path.read_text(), flags=re.MULTILINE)
             anchors = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]
             assert heading in anchors, f"{document.name} links to {link}"
 
 
-def test_the_readme_says_what_the_committed_study_found():
+@pytest.mark.parametrize("notebook", sorted((ROOT / "colabs").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_links_of_a_notebook_lead_somewhere(notebook):
+    for link in re.findall(r"\]\((\.\./[^)#\s]+)", notebook.read_text()):
+        assert (notebook.parent / link).exists(), f"{notebook.name} links to {link}"
+
+
+def test_a_page_says_what_the_committed_study_found():
     """Sentences, and the table of runs to the target, as the report makes them from the rows beside it."""
-    readme = " ".join((ROOT / "README.md").read_text().split())
+    said = " ".join((RESULTS / "batch_size.md").read_text().split())
     sections = study_sections(STUDY)
     assert [section.number for section in sections] == list(range(1, 10))
     page = html.unescape((STUDY / "report.html").read_text())
     for section in sections:
-        assert section.answer in readme and section.answer in page, section.answer
+        assert section.answer in said and section.answer in page, section.answer
     (target,) = (section for section in sections if section.number == 3)
     cells = re.findall(r"<tr><td>(.*?)</td>(.*?)</tr>", "".join(target.parts))
     assert len(cells) >= 5
     for first, rest in cells:
         row = " | ".join(html.unescape(cell) for cell in (first, *re.findall(r"<td class=\"n\">(.*?)</td>", rest)))
-        assert f"| {row} |" in readme, row
+        assert f"| {row} |" in said, row
 
 
-def test_the_readme_has_the_table_of_the_committed_recommendations():
-    readme = (ROOT / "README.md").read_text()
+def test_a_page_has_the_table_of_the_committed_recommendations():
+    said = (RESULTS / "recommendations.md").read_text()
     done = [name for name in recommend_suite.PARTS if (GRIDS / name / recommend_suite.AGAIN).exists()]
     assert done
     rows = [
         {"problem": name, **recommend_suite.tabulate(recommend_suite.PROBLEMS[name], GRIDS / name)} for name in done
     ]
     for line in recommend_table.table(rows):
-        assert line in readme, line
+        assert line in said, line
+
+
+def test_the_run_on_digits_reached_what_is_said_of_it():
+    results = json.loads((DIGITS / "summary.json").read_text())["results"]
+    views, originals = (f"{results[split]['accuracy']:.2%}" for split in ("test", "originals"))
+    page = (RESULTS / "training.md").read_text()
+    assert f"[{views}](docs/results/training.md)" in (ROOT / "README.md").read_text()
+    assert f"{views} on 10,000 views" in page and f"{originals} on the 360 held-out digits" in page
+    assert f"seed 0: {views[:-1]} on views, {originals[:-1]} on the originals" in page
+    assert f"test: {views[:-1]}" in (DIGITS / "curves.svg").read_text()
+
+
+def test_the_other_domains_have_the_accuracies_that_were_printed():
+    printed = re.findall(
+        r"^(.*?) +test +10,000 +([\d.]+%) +[\d.]+ +([\d.]+%)", (DIGITS / "domains.txt").read_text(), re.MULTILINE
+    )
+    table = re.findall(r"^\| ([a-z ]+)[^|]*\| ([\d.]+%) \| ([\d.]+%) \|", (RESULTS / "training.md").read_text(), re.M)
+    assert len(printed) == 6
+    assert sorted((name.split(" by ")[0].strip(), *numbers) for name, *numbers in table) == sorted(printed)
+    page = (DOCS / "guide" / "existing_models.md").read_text()
+    for name in ("coloured", "blurred"):
+        ((before, after),) = (numbers for domain, *numbers in printed if domain == name)
+        assert re.search(rf"{before} (back )?to {after}", page), name
 
 
 def test_the_committed_study_speaks_of_itself_alone():
     """No folder of whoever made it, and not much of it."""
-    files = [*STUDY.iterdir(), *(path for path in GRIDS.rglob("*") if path.is_file())]
+    files = [*STUDY.iterdir(), *DIGITS.iterdir(), *(path for path in GRIDS.rglob("*") if path.is_file())]
     assert {"report.html", "results.jsonl", "convergence.json"} <= {path.name for path in files}
     assert sum(path.stat().st_size for path in files) < 1.5e6
     for path in files:

@@ -19,7 +19,7 @@ from experiments.reporting.questions.time import missed, time_sections
 from experiments.reporting.study_files import StudyFiles
 from tests.test_reporting import write_run
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parent.parent / "docs" / "results"
 STUDY = DOCS / "batch_size_mnist"
 # On a phone of 400 pixels, with the margins of a page, and the least height of a letter's line there.
 PAGE, LEAST = 368, 9.5

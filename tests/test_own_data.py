@@ -12,12 +12,14 @@ import pytest
 from experiments import _flags, _help, data, evaluate, train
 from experiments._errors import UsageError
 from experiments.data import users
+from experiments.training import session
 from experiments.training.config import plan, preflight, presets
 from experiments.training.config.options import TrainConfig
+from experiments.training.evaluation.checkpoint import evaluate_checkpoint
 from tests import rig
 from tests.programs import run
 
-PAGE = (Path(__file__).parent.parent / "docs" / "your_own.md").read_text()
+PAGE = (Path(__file__).parent.parent / "docs" / "guide" / "your_own.md").read_text()
 
 
 def test_the_page_runs(tmp_path, monkeypatch, capsys):
@@ -41,6 +43,20 @@ def test_the_page_runs(tmp_path, monkeypatch, capsys):
     (events,) = (tmp_path / "runs/mine/tensorboard").iterdir()
     # Curves alone, which TensorBoard shows as cards.
     assert b"test/accuracy" in events.read_bytes() and not re.search(rb"/(epoch|examples)", events.read_bytes())
+
+
+def test_the_users_own_model_and_data_set_train(tmp_path, monkeypatch):
+    """The page's file, by the functions that the programs call."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (file,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    (tmp_path / "mine.py").write_text(file)
+    config = TrainConfig(
+        dataset="mine:data", model="mine:model", batch_size=50, epochs=10, warmup_epochs=1, workdir="run", num_devices=2
+    )
+    assert session.train(config).results["test"].accuracy > 0.9
+    _, (row,) = evaluate_checkpoint("run", dataset="mine:data", model="mine:model", num_devices=2)
+    assert row.split == "test" and row.before.accuracy > 0.9
 
 
 @pytest.mark.parametrize("dtype", ["int64", "int16", "uint8", "uint64", "int32"])

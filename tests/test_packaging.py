@@ -1,12 +1,17 @@
 """The layers of the code, and the wheel."""
 
 import ast
+import itertools
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+
+import batchnorm_jax
 
 ROOT = Path(__file__).parent.parent
 
@@ -123,3 +128,20 @@ def test_the_wheel_holds_the_library_alone(tmp_path):
         env={"PYTHONPATH": str(wheel), "JAX_PLATFORMS": "cpu"},
     )
     assert str(wheel) in out.stdout
+
+
+def test_one_version_and_one_set_of_facts():
+    """The citation and the changelog know the version of the package, and no extra asks for what is not declared."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert re.search(rf"^version: {re.escape(batchnorm_jax.__version__)}$", citation, re.MULTILINE)
+    assert re.search(rf"^license: {project['license']}$", citation, re.MULTILINE)
+    assert f"\n## {batchnorm_jax.__version__}\n" in (ROOT / "CHANGELOG.md").read_text()
+    extras = project["optional-dependencies"]
+    own = {
+        name
+        for wanted in itertools.chain(*extras.values())
+        for group in re.findall(r"^batchnorm_jax\[(.*)\]$", wanted)
+        for name in group.split(",")
+    }
+    assert own and own <= set(extras)

@@ -78,10 +78,10 @@ def test_pooling_that_adds_nothing_costs_nothing():
 
 def test_the_page_says_what_the_rows_say():
     """Each table of the page is what the benchmark prints of the rows beside it."""
-    page = (ROOT / "docs" / "pods.md").read_text()
+    page = (ROOT / "docs" / "guide" / "pods.md").read_text()
     blocks = re.findall(r"```text\n(What pooling adds.*?)\n```", page, flags=re.DOTALL)
     printed = []
-    for path in sorted((ROOT / "docs" / "topology" / "pods").glob("*.json")):
+    for path in sorted((ROOT / "docs" / "results" / "topology" / "pods").glob("*.json")):
         results = json.loads(path.read_text())["rows"]
         chip = results["topology"].partition(":")[0]
         rows = {row["job"]["variant"]: Figures(**row["figures"]) for row in results["resnet50"]}

@@ -98,24 +98,24 @@ def test_an_epoch_reads_every_example_once_whatever_grows(examples, share, decis
         assert position.phase.batch_size == size
         step += updates
         assert sizes.epochs_at(step) == epoch + 1
-        sizes = ramp.grown(sizes, config, step, math.inf if grows else size)
+        sizes = ramp.grown(sizes, step, math.inf if grows else size)
         last = epoch == len(decisions) - 1
-        allowed = not last and 2 * size * plan.FEWEST_UPDATES <= examples
+        allowed = not last and 2 * size * plan.MIN_UPDATES_PER_EPOCH <= examples
         assert sizes.batch_size == (2 * size if grows and allowed else size)
     assert sizes.total_steps == step and sizes.epochs == len(decisions)
-    assert ramp.restored(plan.make(config, examples, 2), config, ramp.notes(sizes)) == sizes
+    assert ramp.restored(plan.make(config, examples, 2), ramp.notes(sizes)) == sizes
 
 
 def test_neither_in_the_warmup_nor_by_a_scale_that_is_not_known():
     config = TrainConfig(batch_size=16, epochs=4, schedule="constant", batch_ramp="auto", warmup_epochs=2)
     sizes = plan.make(config, 1_600, 1)
-    assert ramp.grown(sizes, config, 100, math.inf) == sizes
-    assert ramp.grown(sizes, config, 200, math.nan) == sizes
-    assert ramp.grown(sizes, config, 200, 31.9) == sizes
-    assert ramp.grown(sizes, config, 200, 32).batch_size == 32
+    assert ramp.grown(sizes, 100, math.inf) == sizes
+    assert ramp.grown(sizes, 200, math.nan) == sizes
+    assert ramp.grown(sizes, 200, 31.9) == sizes
+    assert ramp.grown(sizes, 200, 32).batch_size == 32
     without = TrainConfig(batch_size=16, epochs=4, schedule="constant", warmup_epochs=2)
     fixed = plan.make(without, 1_600, 1)
-    assert ramp.grown(fixed, without, 200, math.inf) == fixed
+    assert ramp.grown(fixed, 200, math.inf) == fixed
 
 
 def test_it_stops_before_the_memory_does():
@@ -124,8 +124,8 @@ def test_it_stops_before_the_memory_does():
     assert ramp.within_memory(sizes, StepMemory(needed=400, limit=1_000)) == sizes
     assert ramp.within_memory(sizes, StepMemory(needed=None, limit=1_000)) == sizes
     full = ramp.within_memory(sizes, StepMemory(needed=501, limit=1_000))
-    assert ramp.grown(full, config, 300, math.inf).batch_size == 16
-    assert ramp.restored(sizes, config, ramp.notes(full)) == full
+    assert ramp.grown(full, 300, math.inf).batch_size == 16
+    assert ramp.restored(sizes, ramp.notes(full)) == full
 
 
 def test_of_a_span_only_whole_ones_count():

@@ -333,8 +333,8 @@ def test_flags_that_change_nothing_are_named():
     config = TrainConfig(learning_rate=0.1, base_learning_rate=0.2, step_factor=3.0, steps=5)
     unused = presets.unused(config, ["learning_rate", "base_learning_rate", "step_factor", "steps", "seed"])
     assert unused == [
-        "--step_factor is of --schedule=step",
-        "--base_learning_rate is of a run without --learning_rate",
+        "--step_factor applies to --schedule=step",
+        "--base_learning_rate applies to a run without --learning_rate",
     ]
     assert presets.unused(TrainConfig(schedule="step", step_factor=3.0), ["schedule", "step_factor"]) == []
 

@@ -15,7 +15,7 @@ from experiments.studies.recommending.run import FILE
 
 ROOT = Path(__file__).parent.parent
 # One that was made, whose numbers are replaced.
-WHOLE = json.loads((ROOT / "docs/recommend/mnist/recommendation/recommendation.json").read_text())
+WHOLE = json.loads((ROOT / "docs/results/recommend/mnist/recommendation/recommendation.json").read_text())
 PROBLEM = Problem({"dataset": "mnist", "norm": "batch"}, 0.98, (32, 64, 128), (0.01, 0.02), 5)
 
 

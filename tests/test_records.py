@@ -14,7 +14,7 @@ from experiments.records.studies import Analysis
 from experiments.reporting.questions.time import time_sections
 from experiments.reporting.study_files import StudyFiles
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parent.parent / "docs" / "results"
 PARTS = ("time", "smoothness", "convergence", "backwards", "ladder", "generalisation", "ramp")
 
 

@@ -59,7 +59,7 @@ def test_digits_are_whole_and_hardly_overlap():
 def test_canvases_depend_on_the_seed_alone_and_not_on_threads(monkeypatch):
     images, labels = digits.originals()
     one = shapes.canvases(images, labels, 300, seed=1)
-    monkeypatch.setattr("experiments.data.warping.MOST_THREADS", 1)
+    monkeypatch.setattr("experiments.data.warping.MAX_THREADS", 1)
     same, other = (shapes.canvases(images, labels, 300, seed=s) for s in (1, 2))
     for a, b in zip(one, same, strict=True):
         np.testing.assert_array_equal(a, b)

@@ -59,7 +59,7 @@ def load(
     """Returns the data set of that name.
 
     Args:
-      name: of one in `DATASETS`, which need no network; any prepared TFDS data set, such as "mnist"; or a function of
+      name: a name in `DATASETS`, which need no network; any prepared TFDS data set, such as "mnist"; or a function of
         the user's own, "package.module:function", that takes nothing and returns a `Dataset`.
       data_dir: the TFDS data directory; not used by the others.
       image_size: the height and width to which the images of a TFDS data set are brought as they are read; None: as

@@ -1,4 +1,4 @@
-"""What a data set is: splits of images and labels, in memory or streamed; and a cache of arrays on disk."""
+"""Data sets as splits of images and labels, in memory or streamed; and a cache of arrays on disk."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from experiments import _files
 from experiments._errors import StorageError, UsageError
 
 CACHE_VARIABLE = "BATCHNORM_JAX_CACHE"
-# The entry of a cached file that says what else it holds. Checksums guard the bytes of arrays alone, not their names
-# and shapes.
+# The entry of a cached file that lists its other entries. Checksums guard only the bytes of arrays, not their names and
+# shapes.
 CONTENTS = "contents"
 
 
@@ -23,16 +23,16 @@ class Split(Protocol):
 
     @property
     def size(self) -> int:
-        """How many examples there are."""
+        """The number of examples."""
         ...
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """Of one image: (height, width, channels)."""
+        """The shape of one image: (height, width, channels)."""
         ...
 
     def read(self, indices: np.ndarray, epoch: int = 0) -> "Examples":
-        """The examples of these numbers; the epoch decides a random crop, where there is one."""
+        """Returns the examples of these numbers; the epoch decides a random crop, where there is one."""
         ...
 
 
@@ -41,7 +41,7 @@ class Examples(NamedTuple):
 
     Attributes:
       images: shape (n, height, width, channels), uint8.
-      labels: int32, shape (n,); or (n, height, width), a class for every pixel.
+      labels: int32, shape (n,); or (n, height, width), one class per pixel.
     """
 
     images: np.ndarray
@@ -49,30 +49,30 @@ class Examples(NamedTuple):
 
     @property
     def size(self) -> int:
-        """How many examples there are."""
+        """The number of examples."""
         return len(self.labels)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """Of one image: (height, width, channels)."""
+        """The shape of one image: (height, width, channels)."""
         return self.images.shape[1:]
 
     def read(self, indices: np.ndarray, epoch: int = 0) -> "Examples":
-        """The examples of these numbers."""
+        """Returns the examples of these numbers."""
         del epoch
         return Examples(self.images[indices], self.labels[indices])
 
 
 class Dataset(NamedTuple):
-    """A training split and the splits to evaluate on; the first of these is the one that counts.
+    """A training split and the splits to evaluate on; the first of those decides whether a target is reached.
 
     Attributes:
       name: as given to `data.load`.
-      train: what is trained on.
-      test: by name.
+      train: the split to train on.
+      test: the splits to evaluate on, by name.
       num_classes: labels are 0 to num_classes - 1.
-      note: what must be said wherever a number from it is shown, or nothing.
-      independent: no two training examples were made from one original, so that some can be held out.
+      note: a caveat to show wherever a number from this data set is shown, or nothing.
+      independent: no two training examples were made from the same original, so that some can be held out.
     """
 
     name: str
@@ -84,22 +84,22 @@ class Dataset(NamedTuple):
 
 
 def cache_dir() -> Path:
-    """Where made and decoded data sets are kept: $BATCHNORM_JAX_CACHE, else the user's cache folder."""
+    """Returns the folder of made and decoded data sets: $BATCHNORM_JAX_CACHE, else the user's cache folder."""
     if given := os.environ.get(CACHE_VARIABLE):
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "batchnorm_jax"
 
 
 def cached(key: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The arrays that `make` gives, from disk if they were made before.
+    """Returns the arrays that `make` returns, from disk if they were made before.
 
-    A file that cannot be read is named and made again; a folder that cannot be written costs the caching alone.
+    A file that cannot be read is named and made again; where the folder cannot be written, nothing is cached.
     """
     path = cache_dir() / f"{key}.npz"
     if path.exists():
         try:
             return _read(path)
-        # Whatever zip and NumPy raise of a damaged file, which is no closed list: the arrays can be made again.
+        # zip and NumPy raise errors of many kinds for a damaged file; whichever it is, the arrays can be made again.
         except Exception as error:
             why = _files.reason(error) or type(error).__name__
             logging.warning("The cached data set %s cannot be read (%s); it is made again.", path, why)
@@ -116,10 +116,10 @@ def cached(key: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a cached file.
+    """Returns the arrays of a cached file.
 
     Raises:
-      ValueError: they are not those that were written; and whatever else a damaged file leads to.
+      ValueError: they are not those that were written; a damaged file may raise other errors, too.
     """
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
         if CONTENTS not in stored.files:
@@ -132,5 +132,5 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 
 def _contents(arrays: dict[str, np.ndarray]) -> bytes:
-    """Name, type and shape of every array, as text."""
+    """Returns the name, type and shape of every array, as text."""
     return json.dumps([[name, str(a.dtype), list(a.shape)] for name, a in sorted(arrays.items())]).encode()

@@ -1,4 +1,4 @@
-"""Which examples make up which batch."""
+"""The order in which training and evaluation read examples, cut into batches."""
 
 from typing import NamedTuple
 
@@ -9,8 +9,8 @@ class Segment(NamedTuple):
     """Batches of one size.
 
     Attributes:
-      indices: of the examples, int32, shape (batches, batch size).
-      mask: which of them count, of the same shape; None: all.
+      indices: the numbers of the examples, int32, shape (batches, batch size).
+      mask: True where an example counts, of the same shape; None: all count.
     """
 
     indices: np.ndarray
@@ -20,14 +20,14 @@ class Segment(NamedTuple):
 def epoch_segments(
     examples: int, batch_size: int, *, seed: int, epoch: int, drop_remainder: bool = True, multiple_of: int = 1
 ) -> list[Segment]:
-    """A random order of the examples, cut into batches.
+    """Returns a random order of the examples, cut into batches.
 
-    It is a function of its arguments alone, so a run that resumes reads what an uninterrupted one would have read.
+    The order is a function of the arguments alone, so a run that resumes reads what an uninterrupted run reads.
 
     Args:
-      examples: how many there are.
-      batch_size: how many make a batch.
-      seed: of the run.
+      examples: the number of examples.
+      batch_size: examples per batch.
+      seed: the seed of the run.
       epoch: counted from 0.
       drop_remainder: leave out the examples after the last full batch; else they make a smaller one.
       multiple_of: the smaller batch is padded to a multiple of this, and the padding masked.

@@ -5,7 +5,7 @@ levels). The last 360 are held out; no image has views on both sides.
 
 - train: 60,000 random views of the first 1,437;
 - test: 10,000 random views of the held-out 360;
-- originals: the held-out 360 themselves, enlarged and otherwise untouched.
+- originals: the held-out 360 themselves, enlarged and otherwise unchanged.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from experiments.data.arrays import Dataset, Examples, cached
 
 HELD_OUT = 360
 SIZE, SOURCE_SIZE = 28, 8
-# From 8x8 to 24x24: the margin of 2 that is left holds the shifts, so that no view cuts a digit.
+# From 8x8 to 24x24: the remaining margin of 2 pixels holds the shifts, so that no view cuts a digit.
 ENLARGE = 3
 TRAIN_VIEWS, TEST_VIEWS = 60_000, 10_000
 MAX_ROTATION = np.deg2rad(6.0)
@@ -23,14 +23,14 @@ MAX_SCALING = 0.06
 MAX_SHIFT = 0.06 * SIZE
 # A displacement of about half a pixel in a field that is smooth over a quarter of the image.
 ELASTIC_POINTS, ELASTIC_STD = 4, 0.5
-# Views made at once; they do not depend on it.
+# Views that one thread makes at once; the views do not depend on it.
 BLOCK = 256
 # Names the cache: raise it whenever the images that this file makes change.
 VERSION = 2
 
 
 def load() -> Dataset:
-    """The data set; the views are made in two seconds or so the first time and kept in the user's cache folder."""
+    """Returns the data set; the first call makes the views, in about two seconds, and caches them on disk."""
     arrays = cached(f"digits-v{VERSION}", _make)
     splits = {
         name: Examples(arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in ("train", "test", "originals")
@@ -41,7 +41,7 @@ def load() -> Dataset:
 
 
 def originals() -> tuple[np.ndarray, np.ndarray]:
-    """scikit-learn's digits themselves as 28x28 images in [0, 1], and their labels; the last 360 are held out."""
+    """Returns scikit-learn's digits as 28x28 images in [0, 1], and their labels; the last 360 are held out."""
     from sklearn.datasets import load_digits
 
     pixels, target = load_digits(return_X_y=True)
@@ -68,7 +68,7 @@ def _make() -> dict[str, np.ndarray]:
 
 
 def views(images: np.ndarray, labels: np.ndarray, number: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random affine and elastic views, every image about equally often, in random order.
+    """Returns random affine and elastic views in random order, about equally many of each image.
 
     A view is rotated by up to 6 degrees, scaled by up to 6% in each direction, shifted by up to 6% of the width, and
     displaced by a smooth random field.
@@ -76,8 +76,8 @@ def views(images: np.ndarray, labels: np.ndarray, number: int, *, seed: int) -> 
     Args:
       images: shape (n, size, size), in [0, 1].
       labels: shape (n,).
-      number: of views.
-      seed: of the random numbers; the same seed gives the same views.
+      number: the number of views.
+      seed: decides the random numbers; the same seed gives the same views.
 
     Returns:
       Images of shape (number, size, size, 1) as uint8, and their labels.

@@ -1,15 +1,37 @@
-"""The same images in other domains: what a trained model meets that training did not show it."""
+"""Other domains for the same images, which a trained model meets without having seen them, as records of `DOMAINS`."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy import ndimage
 
-from experiments._errors import unknown_name
+from experiments._variants import Register
 from experiments.data.arrays import Examples
 
-# Each takes images of shape (n, height, width, channels) as floating point numbers from 0 to 255, and gives the same.
-_AWAY = 25.0
+ROTATION_DEGREES = 25.0
+# The side of an image over the deviation of a blur: 1.4 pixels in an image of 28.
+BLUR_DIVISOR = 20
+# The deviation of the noise, on the scale of 0 to 255.
+NOISE_STD = 60.0
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A domain.
+
+    Attributes:
+      name: the value of `--domain`.
+      help: a phrase for the help of the flag.
+      change: maps images of shape (n, height, width, channels), floating point numbers from 0 to 255, to the same kind.
+      move: does to labels of pixels what `change` does to the places of pixels; None: pixels stay in their places.
+    """
+
+    name: str
+    help: str
+    change: Callable[[np.ndarray], np.ndarray]
+    move: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 def _inverted(images: np.ndarray) -> np.ndarray:
@@ -17,42 +39,43 @@ def _inverted(images: np.ndarray) -> np.ndarray:
 
 
 def _blurred(images: np.ndarray) -> np.ndarray:
-    # In proportion to the image: a deviation of 1.4 pixels in one of 28.
-    return ndimage.gaussian_filter(images, (0, images.shape[1] / 20, images.shape[2] / 20, 0))
+    _, height, width, _ = images.shape
+    return ndimage.gaussian_filter(images, (0, height / BLUR_DIVISOR, width / BLUR_DIVISOR, 0))
 
 
-def _rotated(images: np.ndarray) -> np.ndarray:
-    return ndimage.rotate(images, _AWAY, axes=(1, 2), reshape=False, order=1)
+def _rotated(images: np.ndarray, order: int) -> np.ndarray:
+    return ndimage.rotate(images, ROTATION_DEGREES, axes=(1, 2), reshape=False, order=order)
 
 
 def _coloured(images: np.ndarray) -> np.ndarray:
-    """Each channel in another ink on another paper; one channel: light grey ink on dark grey paper."""
+    """Returns each channel in another ink on another paper; one channel: light grey ink on dark grey paper."""
     channels = images.shape[-1]
     paper, ink = np.linspace(90, 20, channels), np.linspace(150, 230, channels)
     return paper + images / 255 * (ink - paper)
 
 
 def _noisy(images: np.ndarray) -> np.ndarray:
-    return images + np.random.default_rng(0).normal(scale=60, size=images.shape)
+    return images + np.random.default_rng(0).normal(scale=NOISE_STD, size=images.shape)
 
 
-DOMAINS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "inverted": _inverted,
-    "blurred": _blurred,
-    "rotated": _rotated,
-    "coloured": _coloured,
-    "noisy": _noisy,
-}
+DOMAINS = Register(
+    "domain",
+    Domain("inverted", "light for dark", _inverted),
+    Domain("blurred", "by a Gaussian of a twentieth of the size", _blurred),
+    # Labels of pixels take the nearest one: a class between two classes would be a third one.
+    Domain("rotated", "by 25 degrees", partial(_rotated, order=1), move=partial(_rotated, order=0)),
+    Domain("coloured", "other inks on other papers; light grey on dark grey for one channel", _coloured),
+    Domain("noisy", "Gaussian noise of deviation 60 of 255, the same at each call", _noisy),
+)
 
 
 def to_domain(name: str, examples: Examples) -> Examples:
-    """The examples as that domain shows them: the same things under the same labels.
+    """Returns the examples as a domain shows them, with the same labels.
 
     Args:
-      name: "inverted", "blurred" (by a Gaussian of a twentieth of the size), "rotated" (by 25 degrees), "coloured"
-        (other inks on other papers; of one channel light grey on dark grey) or "noisy" (Gaussian, of deviation 60 of
-        255, the same at each call).
-      examples: with a label each, or each pixel; labels of pixels are rotated too, and 0 where nothing was.
+      name: a name in `DOMAINS`.
+      examples: with one label per image or per pixel; labels of pixels move with the pixels, and are 0 where there was
+        no pixel.
 
     Raises:
       UsageError: there is no such domain.
@@ -63,9 +86,8 @@ def to_domain(name: str, examples: Examples) -> Examples:
       255
     """
     if name not in DOMAINS:
-        raise unknown_name("domain", name, tuple(DOMAINS), hint=" It is --domain.")
-    images = np.clip(np.rint(DOMAINS[name](examples.images.astype(np.float32))), 0, 255).astype(np.uint8)
-    labels = examples.labels
-    if name == "rotated" and labels.ndim > 1:
-        labels = ndimage.rotate(labels, _AWAY, axes=(1, 2), reshape=False, order=0)
+        raise DOMAINS.unknown(name, hint=" It is --domain.")
+    domain = DOMAINS[name]
+    images = np.clip(np.rint(domain.change(examples.images.astype(np.float32))), 0, 255).astype(np.uint8)
+    labels = examples.labels if domain.move is None or examples.labels.ndim == 1 else domain.move(examples.labels)
     return Examples(images, labels)

@@ -1,4 +1,4 @@
-"""Holding out a part of the training examples, to choose a recipe by."""
+"""Holds out training examples, for choosing a recipe."""
 
 import numpy as np
 
@@ -9,15 +9,14 @@ SEED = 20_211
 
 
 def validation(dataset: Dataset, examples: int) -> Dataset:
-    """The data set with some training examples taken out, which become its only split to evaluate on.
+    """Returns a data set with some training examples taken out, which become its only split to evaluate on.
 
     Args:
       dataset: in memory, with independent training examples.
-      examples: how many to hold out; which ones is the same in every run.
+      examples: how many to hold out; every run holds out the same ones.
 
     Returns:
-      A data set whose `test` holds the split "validation" alone: who chooses a recipe by it does not see the test
-      splits.
+      A data set whose `test` holds only the split "validation", so that the test splits do not influence the choice.
 
     Raises:
       UsageError: the data set is streamed, its training examples share originals, or too few would be left.
@@ -36,6 +35,6 @@ def validation(dataset: Dataset, examples: int) -> Dataset:
     if examples >= train.size:
         raise UsageError(f"--validation_examples={examples} leaves none of the {train.size} training examples")
     order = np.random.default_rng(SEED).permutation(train.size)
-    # In their order, so that what is left is read as it was before.
+    # In their original order, so that the remaining examples are read as before.
     held, kept = np.sort(order[:examples]), np.sort(order[examples:])
     return dataset._replace(train=train.read(kept), test={"validation": train.read(held)})

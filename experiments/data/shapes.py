@@ -1,8 +1,8 @@
-"""`shapes`: real handwritten digits on cluttered canvases, with a class for every pixel; needs no network.
+"""`shapes`: real handwritten digits on cluttered canvases, with one class per pixel; needs no network.
 
-A canvas of 48x48 holds two to four of scikit-learn's digits, which are those of `digits`, at sizes of 14 to 24 pixels.
-Beneath them lie small pieces cut out of other digits, drawn with the same pen and labelled as background, so that what
-is a digit shows in its shape alone; over all of it lies noise. No digit, and no piece of one, is on both sides.
+A canvas of 48x48 holds two to four of scikit-learn's digits, the same as in `digits`, at sizes of 14 to 24 pixels.
+Beneath the digits lie small pieces cut out of other digits, drawn with the same pen and labelled as background, so that
+only its shape tells a digit from a piece; noise lies over everything. No digit, whole or in pieces, is in both splits.
 
 - train: 6,000 canvases from the first 1,437 digits;
 - test: 1,000 canvases from the held-out 360.
@@ -21,29 +21,29 @@ TRAIN_CANVASES, TEST_CANVASES = 6_000, 1_000
 FEWEST_DIGITS, MOST_DIGITS = 2, 4
 SMALLEST_DIGIT, LARGEST_DIGIT = 14, 24
 MAX_ROTATION = np.deg2rad(10.0)
-# Digits share at most this part of the smaller one's square. Ink fills about a third of a square.
+# Two digits share at most this fraction of the smaller one's square. Ink fills about a third of a square.
 MAX_OVERLAP = 0.15
-# Random places that are tried for a digit.
+# Random places that are tried for each digit.
 CANDIDATES = 32
 FRAGMENTS = 8
 FRAGMENT_RADIUS = (2.5, 5.0)
 INK = (0.55, 1.0)
 BACKGROUND = (0.05, 0.3)
 SHADING_POINTS, SHADING_STD, NOISE_STD = 4, 0.08, 0.06
-# Where a digit covers half of a pixel or more, the pixel is the digit's.
+# A pixel belongs to a digit that covers at least this fraction of it.
 COVERED = 0.5
-# The sides of the squares that a digit and a fragment are drawn in: a digit of 24, turned, fits.
+# The sides of the squares in which a digit and a fragment are drawn: a rotated digit of 24 pixels fits.
 DIGIT_PATCH, FRAGMENT_PATCH = 28, 12
-# One generator of random numbers a block; so this number, like all the others above, decides what the canvases are.
+# Each block has one generator of random numbers, so this number, like all others above, decides the canvases.
 BLOCK = 256
 # Names the cache: raise it whenever the canvases that this file makes change.
 VERSION = 1
 
 
 def load() -> Dataset:
-    """The data set; labels are 0 for background and d + 1 for the digit d. The canvases are made once and kept."""
+    """Returns the data set, made once and kept; labels are 0 for background and d + 1 for the digit d."""
     arrays = cached(f"shapes-v{VERSION}", _make)
-    # Kept as bytes, a quarter of the size.
+    # The cache keeps labels as bytes, a quarter of the size.
     train, test = (
         Examples(arrays[f"{side}_images"], arrays[f"{side}_labels"].astype(np.int32)) for side in ("train", "test")
     )
@@ -66,10 +66,10 @@ def canvases(images: np.ndarray, labels: np.ndarray, number: int, *, seed: int) 
     """Draws canvases.
 
     Args:
-      images: of digits, shape (n, 28, 28), in [0, 1].
+      images: digits, shape (n, 28, 28), in [0, 1].
       labels: 0 to 9, shape (n,).
-      number: of canvases.
-      seed: of the random numbers; the same seed gives the same canvases.
+      number: the number of canvases.
+      seed: decides the random numbers; the same seed gives the same canvases.
 
     Returns:
       Images of shape (number, 48, 48, 1) and classes of shape (number, 48, 48), both uint8.
@@ -88,12 +88,12 @@ def canvases(images: np.ndarray, labels: np.ndarray, number: int, *, seed: int) 
 
 
 class Places(NamedTuple):
-    """Where the digits of some canvases lie.
+    """The places of the digits of several canvases.
 
     Attributes:
       centres: rows and columns, whole numbers, shape (number, 4, 2).
       sizes: the sides of their squares in pixels, shape (number, 4).
-      present: which of the four there are, shape (number, 4).
+      present: True for those of the four digits that are drawn, shape (number, 4).
     """
 
     centres: np.ndarray
@@ -102,9 +102,10 @@ class Places(NamedTuple):
 
 
 def places(r: np.random.Generator, number: int) -> Places:
-    """Random sizes and places of two to four digits a canvas, each whole and none much over another.
+    """Returns random sizes and places of two to four digits per canvas, which lie inside it and overlap little.
 
-    A third or fourth digit for which there is no room is left out; where there is none for a second, all is drawn anew.
+    A third or fourth digit for which there is no room is left out; without room for a second, the whole canvas is drawn
+    anew.
     """
     drawn = _tried_places(r, number)
     while (again := np.flatnonzero(drawn.present.sum(axis=1) < FEWEST_DIGITS)).size:
@@ -123,7 +124,7 @@ def _tried_places(r, number):
         margin = np.ceil(sizes[:, k, None, None] / 2)
         tried = np.floor(margin + r.random((number, CANDIDATES, 2)) * (SIZE + 1 - 2 * margin)).astype(int)
         overlap = _overlap(tried, sizes[:, k], centres[:, :k], sizes[:, :k], present[:, :k])
-        # The first of the best, which is a random one of the places with no overlap, if there are any.
+        # The first of the best places, which is a random one of those without overlap, if there are any.
         best = overlap.argmin(axis=1)
         centres[:, k] = tried[rows, best]
         present[:, k] = (k < wanted) & (overlap[rows, best] <= MAX_OVERLAP)
@@ -131,7 +132,7 @@ def _tried_places(r, number):
 
 
 def _overlap(tried, size, centres, sizes, present):
-    """The largest part of the smaller square that a square at each tried place shares with one of those there."""
+    """Returns, for each tried place, the largest fraction of the smaller square that it shares with a square there."""
     largest = np.zeros(tried.shape[:2])
     for j in range(sizes.shape[1]):
         apart = np.abs(tried - centres[:, j, None])
@@ -142,7 +143,7 @@ def _overlap(tried, size, centres, sizes, present):
 
 
 class _Pens(NamedTuple):
-    """What is drawn with: framed images, their labels, and the coordinate of their centres."""
+    """The digits to draw with: framed images, their labels, and the coordinate of their centres."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -150,7 +151,7 @@ class _Pens(NamedTuple):
 
 
 def _draw_canvases(pens: _Pens, shading, r: np.random.Generator, number: int):
-    """Images and classes, uint8, of shape (number, 48, 48)."""
+    """Returns images and classes, uint8, of shape (number, 48, 48)."""
     # A margin, so that no patch ends outside.
     margin = DIGIT_PATCH // 2
     padded = SIZE + 2 * margin
@@ -178,7 +179,7 @@ def _draw_canvases(pens: _Pens, shading, r: np.random.Generator, number: int):
 
 
 def _fragments(pens: _Pens, r: np.random.Generator, number: int) -> np.ndarray:
-    """Discs cut out of digits of any size and direction; each too small to hold one."""
+    """Returns discs cut out of digits of any size and direction, each too small to hold a digit."""
     which = r.integers(0, len(pens.labels), number)
     sizes = r.uniform(SMALLEST_DIGIT, LARGEST_DIGIT, number)
     turned = warping.rotations(r.uniform(-np.pi, np.pi, number), _scaling(sizes))
@@ -191,13 +192,13 @@ def _fragments(pens: _Pens, r: np.random.Generator, number: int) -> np.ndarray:
 
 
 def _scaling(sizes: np.ndarray) -> np.ndarray:
-    """Pixels of an image for one of the canvas, alike in both directions, that give digits of these sizes."""
+    """Returns the pixels of an image per pixel of the canvas, in both directions, for digits of these sizes."""
     whole = digits.SOURCE_SIZE * digits.ENLARGE
     return np.repeat((whole / sizes)[:, None], 2, axis=1)
 
 
 def _blend(canvas, coverage, centres, ink):
-    """Draws one patch on each canvas, with ink of one brightness; gives the index of where."""
+    """Draws one patch on each canvas, with ink of one brightness; returns the index of the drawn pixels."""
     side = np.arange(coverage.shape[1]) - coverage.shape[1] // 2
     rows, columns = centres[:, 0, None] + side, centres[:, 1, None] + side
     patch = (np.arange(len(canvas))[:, None, None], rows[:, :, None], columns[:, None, :])

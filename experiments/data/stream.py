@@ -9,24 +9,24 @@ import numpy as np
 
 from experiments.data.arrays import Examples
 
-# Of the area and of the aspect ratio of a random crop.
+# The ranges of the area of a random crop, as a fraction of the image's, and of its aspect ratio.
 CROP_AREA, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
-# The share of an image that a central crop keeps in each direction.
-CENTRAL = 0.875
+# The fraction of the shorter side that a central crop keeps.
+CENTRAL_FRACTION = 0.875
 
 
 class Stream:
     """Examples read by their numbers from a source with random access, in parallel.
 
-    Images come out square, if a size is given. In training a random part of each is resized (area 8% to 100%, aspect
-    ratio 3/4 to 4/3), a function of seed, epoch and number alone, so that a run that resumes reads the same; in
-    evaluation the central part.
+    If a size is given, images are cropped and resized to a square of it. Training takes a random crop of each image
+    (area 8% to 100%, aspect ratio 3/4 to 4/3), which is a function of seed, epoch and number alone, so that a run that
+    resumes reads the same crops. Evaluation takes the central part.
 
     Args:
       source: `source[i]` gives {"image": uint8 of (height, width, channels), "label": an integer}.
-      image_size: height and width of the images that come out; None: images are of one size, and stay as they are.
-      random_crops: training's crops rather than evaluation's.
-      seed: of the crops.
+      image_size: height and width of the resized images; None: all images have the same size, and keep it.
+      random_crops: take training's crops rather than evaluation's.
+      seed: decides the random crops.
 
     Source: Szegedy et al., "Going Deeper with Convolutions", arXiv 1409.4842, 2014, section 6 (random crops).
     """
@@ -39,16 +39,16 @@ class Stream:
 
     @property
     def size(self) -> int:
-        """How many examples there are."""
+        """The number of examples."""
         return len(self._source)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """Of one image: (height, width, channels)."""
+        """The shape of one image: (height, width, channels)."""
         return self._shape
 
     def read(self, indices: np.ndarray, epoch: int = 0) -> Examples:
-        """The examples of these numbers, with the crops of that epoch."""
+        """Returns the examples of these numbers, with the crops of an epoch."""
         pairs = list(self._pool.map(lambda i: self._example(int(i), epoch), np.asarray(indices).ravel()))
         images = np.stack([image for image, _ in pairs])
         return Examples(images, np.array([label for _, label in pairs], np.int32))
@@ -79,7 +79,7 @@ def _random_box(shape, r: np.random.Generator) -> tuple[int, int, int, int]:
 
 def _central_box(shape) -> tuple[int, int, int, int]:
     height, width = shape[:2]
-    side = max(1, round(CENTRAL * min(height, width)))
+    side = max(1, round(CENTRAL_FRACTION * min(height, width)))
     left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side, top + side
 

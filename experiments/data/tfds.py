@@ -18,22 +18,22 @@ from experiments.data import contents
 from experiments.data.arrays import Dataset, Examples, Split, cached
 from experiments.data.stream import Stream
 
-# Of decoded images, in bytes: a set above this is streamed.
-LARGEST_IN_MEMORY = 4 * 2**30
+# A set whose decoded images take more bytes than this is streamed.
+MAX_IN_MEMORY_BYTES = 4 * 2**30
 
-# What must be said wherever a number from a data set of this version is shown.
+# Caveats to show wherever a number from this version of a data set is shown.
 NOTES = {("cifar10", "3.0.2"): "CIFAR-10 as stored by TFDS 3.0.2; a prepared copy may have passed through JPEG once."}
 
 
 def load(name: str, data_dir: str | None, image_size: int | None = None, known: tuple[str, ...] = ()) -> Dataset:
-    """The splits `train` and `test` (or `validation`) of a prepared TFDS classification data set.
+    """Returns the splits `train` and `test` (or `validation`) of a prepared TFDS classification data set.
 
     Args:
-      name: of the data set, with or without a version: "mnist", "cifar10:3.0.2".
+      name: the name of the data set, with or without a version: "mnist", "cifar10:3.0.2".
       data_dir: the TFDS data directory; None: TFDS's own default.
       image_size: the height and width to which images are cropped and resized as they are read, at random places in
         training; None: as they are stored.
-      known: names of data sets that need no TFDS, to be listed in errors.
+      known: names of data sets that need no TFDS, which errors list.
 
     Returns:
       The data set. Images of one size that fit in memory are decoded once, in parallel, and then read from the cache;
@@ -87,7 +87,7 @@ def load(name: str, data_dir: str | None, image_size: int | None = None, known: 
 
 
 def _split(name: str, builder: Any, which: str, image_size: int | None, *, place: Path) -> Split:
-    """A split of a prepared data set: in memory if it fits there, else streamed."""
+    """Returns a split of a prepared data set: in memory if it fits, else streamed."""
     _check_shards(builder, which)
     try:
         source = _Source(builder.as_data_source(split=which), name, place, builder.info.features["label"].num_classes)
@@ -97,7 +97,7 @@ def _split(name: str, builder: Any, which: str, image_size: int | None, *, place
         return Stream(source, image_size, random_crops=which == "train")
     if not _fits(name, builder, which):
         return Stream(source, None, random_crops=False)
-    # By what the files hold: others in the same place are other data.
+    # The key follows from the contents of the files: other files in the same place are other data.
     described = [Path(builder.data_path) / file for file in ("dataset_info.json", "features.json")]
     held = contents.of_files([*described, *_shards(builder, which)])
     shape = tuple(builder.info.features["image"].shape)
@@ -110,7 +110,7 @@ def _shards(builder: Any, which: str) -> list[Path]:
 
 
 def _check_shards(builder: Any, which: str) -> None:
-    """Compares the shards of a split with what `dataset_info.json` says that they hold.
+    """Checks that each shard of a split holds as many examples as `dataset_info.json` says.
 
     Raises:
       ValueError: a shard is not there or holds another number of examples.
@@ -121,7 +121,7 @@ def _check_shards(builder: Any, which: str) -> None:
     for path, said in zip(_shards(builder, which), info.shard_lengths, strict=True):
         if not path.is_file():
             raise ValueError(f"its shard {path.name} is not there")
-        # Of other formats TFDS itself says that they cannot be read like this.
+        # For other formats TFDS itself raises an error.
         if ".array_record" in path.name:
             reader = ArrayRecordReader(str(path))
             holds = reader.num_records()
@@ -131,7 +131,7 @@ def _check_shards(builder: Any, which: str) -> None:
 
 
 class _Source:
-    """The examples of a split as TFDS decodes them; one that cannot be read is an error that names the data set."""
+    """The examples of a split as TFDS decodes them; the error for an unreadable example names the data set."""
 
     def __init__(self, source: Any, name: str, place: Path, num_classes: int):
         self._source, self._name, self._place, self._num_classes = source, name, place, num_classes
@@ -151,12 +151,12 @@ class _Source:
 
 @contextlib.contextmanager
 def _reading(name: str, place: Path) -> Iterator[None]:
-    """Turns whatever TFDS raises of damaged files into an error that names the data set, and says how to mend it."""
+    """Turns errors that TFDS raises for damaged files into one that names the data set and says how to mend it."""
     try:
         yield
     except UsageError:
         raise
-    # Parsers, decoders and readers raise errors of their own, which is no closed list.
+    # Parsers, decoders and readers raise errors of many kinds of their own.
     except Exception as error:
         why = _broken_description(place) or _files.reason(error)[:200].rstrip(".") or type(error).__name__
         raise UsageError(
@@ -167,7 +167,7 @@ def _reading(name: str, place: Path) -> Iterator[None]:
 
 
 def _broken_description(place: Path) -> str:
-    """Which of the files that describe a data set is no JSON, which TFDS does not say."""
+    """Names a file that should describe the data set and is not JSON, which TFDS does not say; "" if there is none."""
     for path in sorted(place.glob("**/*.json")):
         try:
             _files.read_json(path, _shapes.record({}))
@@ -177,18 +177,18 @@ def _broken_description(place: Path) -> str:
 
 
 def _fits(name: str, builder: Any, split: str) -> bool:
-    """Whether the decoded images are few enough to be kept in memory; refuses those of several sizes."""
+    """Returns whether the decoded images fit in memory; refuses images of several sizes."""
     shape = builder.info.features["image"].shape
     if None in shape[:2]:
         raise UsageError(
             f"the images of dataset {name!r} have several sizes (shape {shape}); give --image_size, such as 224: they "
             "are then cropped and resized as they are read"
         )
-    return builder.info.splits[split].num_examples * np.prod(shape) <= LARGEST_IN_MEMORY
+    return builder.info.splits[split].num_examples * np.prod(shape) <= MAX_IN_MEMORY_BYTES
 
 
 def prepared(data_dir: str | None) -> list[str]:
-    """The names of the data sets that `data_dir` holds."""
+    """Returns the names of the data sets that `data_dir` holds."""
     directory = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets").expanduser()
     return sorted(p.name for p in directory.iterdir() if p.is_dir()) if directory.is_dir() else []
 

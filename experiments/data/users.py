@@ -1,4 +1,4 @@
-"""A data set that a function of the user's own makes, checked whole before anything is made of it."""
+"""A data set from a function of the user's own, checked as a whole before training uses it."""
 
 import re
 from collections.abc import Mapping
@@ -11,18 +11,18 @@ from experiments._errors import UsageError
 from experiments.data.arrays import Dataset, Examples, Split
 from experiments.data.stream import Stream
 
-# The other kinds of rows that `metrics.jsonl` has.
+# The kinds of rows in `metrics.jsonl` that are not evaluations of a split.
 RESERVED = ("noise", "ramp", "train")
 
 
 class Checked:
-    """A split of the user's own class, of which everything that is read is checked.
+    """A split of the user's own class; all examples are checked as they are read.
 
     Args:
-      split: theirs.
-      flag: what an error begins with, such as "--dataset=mine:data".
-      name: of the split.
-      num_classes: of the labels.
+      split: the user's object.
+      dataset: the value of `--dataset`, which errors name.
+      name: the name of the split.
+      num_classes: the number of classes of the labels.
     """
 
     def __init__(self, split: Any, dataset: str, name: str, num_classes: int):
@@ -30,19 +30,19 @@ class Checked:
 
     @property
     def size(self) -> int:
-        """How many examples there are."""
+        """The number of examples."""
         return int(self.split.size)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """Of one image: (height, width, channels)."""
+        """The shape of one image: (height, width, channels)."""
         return tuple(int(n) for n in self.split.image_shape)
 
     def read(self, indices: np.ndarray, epoch: int = 0) -> Examples:
-        """The examples of these numbers.
+        """Returns the examples of these numbers.
 
         Raises:
-          UsageError: the user's method fails, or gives others than were asked for.
+          UsageError: the user's method fails, or returns other examples than were asked for.
         """
         with _users.running("dataset", self._dataset, f"reading {self._name}"):
             images, labels = self.split.read(indices, epoch)
@@ -58,13 +58,14 @@ class Checked:
 
 
 def dataset(name: str) -> Dataset:
-    """The data set that the user's function returns.
+    """Returns the data set that the user's function returns.
 
-    Splits in memory are checked whole; of others the first and the last examples, and all others as they are read.
+    Splits in memory are checked as a whole. Of other splits the first and the last examples are checked here, and all
+    others as they are read.
 
     Raises:
       UsageError: the function fails, or what it returns cannot be trained and evaluated on; the message says what was
-        asked for and what came.
+        required and what came.
     """
     function = _users.function("dataset", name)
     with _users.running("dataset", name, "the function"):
@@ -107,7 +108,7 @@ def dataset(name: str) -> Dataset:
 
 
 def is_streamed(split: Split) -> bool:
-    """Whether a split is one that does not fit in memory."""
+    """Returns whether a split is read from disk as training goes on, as one that does not fit in memory."""
     return isinstance(split.split if isinstance(split, Checked) else split, Stream)
 
 
@@ -135,7 +136,7 @@ def _checked(name: str, split: str, examples: Any, num_classes: int) -> Split:
 
 
 def _checked_arrays(where: str, images: Any, labels: Any, num_classes: int, *, nonempty: bool = False) -> Examples:
-    """Images and labels that go together; the labels as int32."""
+    """Checks that images and labels go together, and returns them with the labels as int32."""
     for what, array in (("images", images), ("labels", labels)):
         if not isinstance(array, np.ndarray):
             raise UsageError(

@@ -1,6 +1,6 @@
-"""Images seen through smooth maps of their coordinates: many at once, and the same on every machine.
+"""Warps many images at once by smooth maps of their coordinates, with the same result on every machine.
 
-Everything here is sums and products number by number in a fixed order. There is no matrix product, whose last digit
+Every result is made of elementwise sums and products in a fixed order. A matrix product is avoided: its last digit
 depends on the library and on the number of its threads.
 """
 
@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-# Beyond that they wait for the interpreter's lock more than they gain.
-MOST_THREADS = 4
+# Above this, threads lose more time to the interpreter's lock than they save.
+MAX_THREADS = 4
 
 
 def in_blocks(make: Callable[[int, int], None], number: int, block: int) -> None:
@@ -20,27 +20,27 @@ def in_blocks(make: Callable[[int, int], None], number: int, block: int) -> None
     The blocks are the same everywhere, so what `make` writes need not depend on how many threads there are.
 
     Args:
-      make: writes what it makes where nobody else does.
-      number: of things to make.
-      block: how many at once; few enough for their arrays to stay in a core's cache.
+      make: writes its results to places that no other call writes to.
+      number: the end of the range.
+      block: the size of a block; small enough for its arrays to stay in a core's cache.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(min(cores, MOST_THREADS)) as pool:
-        # The list waits for every block, and raises what one of them raised.
+    with ThreadPoolExecutor(min(cores, MAX_THREADS)) as pool:
+        # The list waits for every block, and raises the error of a block that failed.
         list(pool.map(lambda start: make(start, min(start + block, number)), range(0, number, block)))
 
 
 def framed(images: np.ndarray) -> np.ndarray:
-    """Images of shape (n, height, width) as `sample` takes them: float32, in a frame of zeros."""
-    # One pixel in front and two behind: there, a point on the frame's outer edge has neighbours too.
+    """Returns images of shape (n, height, width) as `sample` takes them: float32, in a frame of zeros."""
+    # One pixel in front and two behind, so that a point on the frame's outer edge has neighbours, too.
     return np.pad(images.astype(np.float32), ((0, 0), (1, 2), (1, 2)))
 
 
 def sample(images: np.ndarray, which: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Bilinear interpolation between the pixels of images that are zero beyond their edges.
+    """Interpolates bilinearly between the pixels of images that are zero beyond their edges.
 
     Args:
-      images: as `framed` gives them.
+      images: as `framed` returns them.
       which: shape (k,), the image that each result is read from.
       at: shape (k, 2, height, width), the rows and the columns to read, where (0, 0) is the centre of the first pixel.
 
@@ -60,7 +60,7 @@ def sample(images: np.ndarray, which: np.ndarray, at: np.ndarray) -> np.ndarray:
         for axis, size in enumerate((height, width))
     )
     i, j = y.astype(np.int32), x.astype(np.int32)
-    # In place from here on, as it is the moving of arrays that takes the time.
+    # In place from here on: moving arrays takes most of the time.
     y -= i
     x -= j
     i *= width
@@ -84,12 +84,12 @@ def sample(images: np.ndarray, which: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 
 def affine(matrices: np.ndarray, offsets: np.ndarray, size: int) -> np.ndarray:
-    """Coordinates for `sample`: matrix (p - centre) + offset, for every pixel p of a square.
+    """Returns coordinates for `sample`: matrix (p - centre) + offset, for every pixel p of a square.
 
     Args:
       matrices: shape (k, 2, 2), of rows and columns.
-      offsets: shape (k, 2), what the centre of the square shows.
-      size: its side.
+      offsets: shape (k, 2), the point that the centre of the square shows.
+      size: the side of the square.
 
     Returns:
       float32, of shape (k, 2, size, size).
@@ -102,26 +102,26 @@ def affine(matrices: np.ndarray, offsets: np.ndarray, size: int) -> np.ndarray:
 
 
 def rotations(angles: np.ndarray, scaling: np.ndarray) -> np.ndarray:
-    """Matrices for `affine`: rotations, their rows and columns then scaled.
+    """Returns matrices for `affine`: rotations, followed by a scaling of rows and columns.
 
     Args:
       angles: shape (k,), in radians.
       scaling: shape (k, 2).
 
     Returns:
-      Of shape (k, 2, 2).
+      An array of shape (k, 2, 2).
     """
     cos, sin = np.cos(angles), np.sin(angles)
     return np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], axis=1) * scaling[:, :, None]
 
 
 def smooth_basis(points: int, size: int, beyond: str = "nearest") -> np.ndarray:
-    """Cubic interpolation from `points` numbers to `size`, which is linear, as a matrix of that shape.
+    """Returns cubic interpolation from `points` numbers to `size` numbers, a linear map, as a matrix of that shape.
 
     Args:
-      points: how many there are.
-      size: how many there will be.
-      beyond: what is assumed beyond the ends, a mode of `scipy.ndimage.zoom`.
+      points: the number of given values.
+      size: the number of interpolated values.
+      beyond: the assumption about values beyond the ends, a mode of `scipy.ndimage.zoom`.
     """
     from scipy import ndimage
 
@@ -129,11 +129,11 @@ def smooth_basis(points: int, size: int, beyond: str = "nearest") -> np.ndarray:
 
 
 def smooth(values: np.ndarray, basis: np.ndarray) -> np.ndarray:
-    """Smooth fields from their values at a few points: basis^T values basis.
+    """Returns smooth fields from their values at a few points: basis^T values basis.
 
     Args:
       values: shape (..., points, points).
-      basis: shape (points, size), as `smooth_basis` gives it.
+      basis: shape (points, size), as `smooth_basis` returns it.
 
     Returns:
       float32, of shape (..., size, size).
@@ -149,5 +149,5 @@ def smooth(values: np.ndarray, basis: np.ndarray) -> np.ndarray:
 
 
 def as_bytes(images: np.ndarray) -> np.ndarray:
-    """Images in [0, 1] as uint8."""
+    """Returns images in [0, 1] as uint8."""
     return np.rint(images * np.float32(255)).astype(np.uint8)

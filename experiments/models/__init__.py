@@ -66,7 +66,7 @@ def create(name: str, *, zero_last_scale: bool = True, **arguments) -> nn.Module
     """Returns the model of that name.
 
     Args:
-      name: of a model in `MODELS`; or a factory of the user's own, "package.module:factory", which is given those of
+      name: a name in `MODELS`; or a factory of the user's own, "package.module:factory", which is given those of
         the arguments that its signature has.
       zero_last_scale: start residual blocks as the identity, in the models that have them.
       **arguments: `num_classes`, `norm` (as `models.normalised.NormFactory`, or None) and `dtype`, of the computation.

@@ -7,10 +7,10 @@ from flax import linen as nn
 from experiments._errors import UsageError
 from experiments.models.normalised import NormFactory, normalised
 
-# After the first convolution of 11x11 with stride 4, each of three pools must find a 3x3 window.
-SMALLEST = 63
+# The smallest image, in pixels, in which each of the three pools finds a 3x3 window.
+MIN_IMAGE_SIZE = 63
 POOL, POOL_STRIDE = (3, 3), (2, 2)
-# Features, size, stride, padding, and whether a pool follows.
+# For each convolution: features, size, stride, padding, and whether a pool follows.
 CONVOLUTIONS = (
     (96, 11, 4, 2, True),
     (256, 5, 1, 2, True),
@@ -24,13 +24,13 @@ HIDDEN = (4096, 4096)
 class AlexNetBN(nn.Module):
     """Five convolutions and three dense layers; each but the last is followed by a norm and a ReLU.
 
-    The convolutions are not split into groups: that was for two GPUs. Unlike the original's, the first one is padded,
-    by 2, which changes nothing for images of 227 but one more row before the pool, and admits images of 64.
+    The convolutions are not split into groups, as the original's were for two GPUs. The first convolution is padded by
+    2, unlike the original's: images of 227 get one more row before the pool, and images of 64 are large enough.
 
     Attributes:
       num_classes: the number of outputs.
-      norm: makes the norms, as `models.normalised.NormFactory`; None: biases in their place.
-      dtype: of the computation; parameters and outputs are float32.
+      norm: makes the norms, a `models.normalised.NormFactory`; None: biases in their place.
+      dtype: the type of the computation; parameters and outputs are float32.
 
     Source: Krizhevsky et al., "ImageNet classification with deep convolutional neural networks", 2012; the norm in
     place of local response normalization as in You et al., arXiv 1708.03888, 2017, section 3.
@@ -42,7 +42,7 @@ class AlexNetBN(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
-        """Logits of shape (N, num_classes), for images of shape (N, H, W, channels) with H and W of at least 63.
+        """Returns logits of shape (N, num_classes), for images of shape (N, H, W, channels), H and W at least 63.
 
         Args:
           images: floating point numbers of about unit size.
@@ -53,10 +53,10 @@ class AlexNetBN(nn.Module):
           UsageError: the images are smaller.
         """
         height, width = images.shape[1:3]
-        if min(height, width) < SMALLEST:
+        if min(height, width) < MIN_IMAGE_SIZE:
             raise UsageError(
-                f"model alexnet_bn takes images of at least {SMALLEST}x{SMALLEST}, and these are {height}x{width}; "
-                "for smaller ones there are resnet18 and simple_cnn"
+                f"model alexnet_bn takes images of at least {MIN_IMAGE_SIZE}x{MIN_IMAGE_SIZE}, and these are "
+                f"{height}x{width}; for smaller ones there are resnet18 and simple_cnn"
             )
         shared = {"use_bias": self.norm is None, "dtype": self.dtype, "kernel_init": nn.initializers.he_normal()}
         x = images.astype(self.dtype)

@@ -7,7 +7,7 @@ from jax import lax
 
 from experiments.models.layout import CHWN, NHWC, Layout
 
-POOL = 2
+POOL_SIZE = 2
 
 
 class ConvMaxPool(nn.Module):
@@ -17,10 +17,10 @@ class ConvMaxPool(nn.Module):
 
     Attributes:
       features: the number of output features.
-      kernel_size: its height and width.
-      layout: of the input and the output.
+      kernel_size: the height and width of the kernel.
+      layout: the order of the axes of the input and the output.
       use_bias: add a bias; of no use before a norm.
-      dtype: of the computation.
+      dtype: the type of the computation.
     """
 
     features: int
@@ -42,13 +42,13 @@ class ConvMaxPool(nn.Module):
 
 
 def conv_max_pool(x: jax.Array, kernel: jax.Array, layout: Layout) -> jax.Array:
-    """`lax.conv_general_dilated` without padding, then the maximum over blocks of 2 x 2.
+    """Returns `lax.conv_general_dilated` without padding, then the maximum over blocks of 2 x 2.
 
     Args:
       x: activations, their axes in the order of `layout`.
       kernel: shape (height, width, input features, output features).
-      layout: NHWC runs the two operations of `lax`, right on a GPU or a TPU. CHWN runs as one matrix
-        product, several times faster on a CPU, where XLA's convolutions are slow (jax issue 12868).
+      layout: NHWC runs the two operations of `lax`, which suits a GPU or a TPU. CHWN runs as one matrix product,
+        several times faster on a CPU, where XLA's convolutions are slow (jax issue 12868).
 
     Returns:
       Activations in the same layout; a last odd row or column of the convolution is dropped.
@@ -63,38 +63,38 @@ def conv_max_pool(x: jax.Array, kernel: jax.Array, layout: Layout) -> jax.Array:
     """
     if layout == NHWC:
         y = lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        return nn.max_pool(y, (POOL, POOL), (POOL, POOL))
+        return nn.max_pool(y, (POOL_SIZE, POOL_SIZE), (POOL_SIZE, POOL_SIZE))
     if layout == CHWN:
         return _conv_max_pool_chwn(x, kernel)
     raise ValueError(f"conv_max_pool: no implementation for the layout {layout.name}; there are NHWC and CHWN")
 
 
 def _conv_max_pool_chwn(x, kernel):
-    """One matrix product makes the 2 x 2 outputs of each pool from the patch of input that they need together.
+    """Makes the 2 x 2 outputs of each pool from the patch of input that they share, all in one matrix product.
 
-    The patch of k + 1 rows and columns holds (k + 1)^2 numbers where the four patches of a plain im2col hold 4 k^2, so
-    little is copied, for (k + 1)^2 / k^2 as much arithmetic; and the pool becomes the maximum of four slices.
+    The patch of k + 1 rows and columns holds (k + 1)^2 numbers, and the four patches of a plain im2col hold 4 k^2: less
+    is copied, for (k + 1)^2 / k^2 as much arithmetic. The pool becomes the maximum of four slices.
     """
     channels, height, width, examples = x.shape
     kh, kw, _, features = kernel.shape
-    rows, columns = (height - kh + 1) // POOL, (width - kw + 1) // POOL
-    ph, pw = kh + POOL - 1, kw + POOL - 1
+    rows, columns = (height - kh + 1) // POOL_SIZE, (width - kw + 1) // POOL_SIZE
+    ph, pw = kh + POOL_SIZE - 1, kw + POOL_SIZE - 1
 
     def every_patch(i, j):
-        limit = (channels, i + (rows - 1) * POOL + 1, j + (columns - 1) * POOL + 1, examples)
-        return lax.slice(x, (0, i, j, 0), limit, (1, POOL, POOL, 1))
+        limit = (channels, i + (rows - 1) * POOL_SIZE + 1, j + (columns - 1) * POOL_SIZE + 1, examples)
+        return lax.slice(x, (0, i, j, 0), limit, (1, POOL_SIZE, POOL_SIZE, 1))
 
     patches = jnp.stack([jnp.stack([every_patch(i, j) for j in range(pw)], axis=1) for i in range(ph)], axis=1)
     patches = patches.reshape(channels * ph * pw, rows * columns * examples)
-    # The kernel at each of the four places that it takes in a patch.
+    # The kernel at each of its four places in a patch.
     places = jnp.stack(
         [
-            jnp.pad(kernel, ((i, POOL - 1 - i), (j, POOL - 1 - j), (0, 0), (0, 0)))
-            for i in range(POOL)
-            for j in range(POOL)
+            jnp.pad(kernel, ((i, POOL_SIZE - 1 - i), (j, POOL_SIZE - 1 - j), (0, 0), (0, 0)))
+            for i in range(POOL_SIZE)
+            for j in range(POOL_SIZE)
         ]
     )
-    weights = places.transpose(0, 4, 3, 1, 2).reshape(POOL * POOL * features, channels * ph * pw)
-    y = (weights @ patches).reshape(POOL * POOL, features, rows, columns, examples)
-    # Nested maxima: the gradient of jnp.max over an axis is a slow one on a CPU (comparisons and a count).
+    weights = places.transpose(0, 4, 3, 1, 2).reshape(POOL_SIZE * POOL_SIZE * features, channels * ph * pw)
+    y = (weights @ patches).reshape(POOL_SIZE * POOL_SIZE, features, rows, columns, examples)
+    # Nested maxima: the gradient of jnp.max over an axis is slow on a CPU (comparisons and a count).
     return jnp.maximum(jnp.maximum(y[0], y[1]), jnp.maximum(y[2], y[3]))

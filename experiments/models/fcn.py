@@ -13,16 +13,17 @@ POOL = (2, 2)
 
 
 class FCN(nn.Module):
-    """An encoder of some levels, half the size from one to the next, and a decoder that adds them up again.
+    """An encoder whose levels halve the size one after the other, and a decoder that adds them up again.
 
-    A level of the encoder is two convolutions of 3x3, each with norm and ReLU. On the way back a 1x1 convolution brings
-    a level to the features of the one above; it is enlarged, normalised, and added to what the encoder had there.
+    A level of the encoder is two convolutions of 3x3, each with norm and ReLU. In the decoder a 1x1 convolution brings
+    a level to the features of the level above; the result is enlarged, normalised, and added to the encoder's output of
+    that level.
 
     Attributes:
-      num_classes: the number of classes of a pixel.
-      norm: makes the norms, as `models.normalised.NormFactory`; None: biases in their place.
-      dtype: of the computation; parameters and outputs are float32.
-      features: of each level. With three levels a pixel is judged by a square of about 32 pixels.
+      num_classes: the number of classes.
+      norm: makes the norms, a `models.normalised.NormFactory`; None: biases in their place.
+      dtype: the type of the computation; parameters and outputs are float32.
+      features: the number per level. With three levels the logits of a pixel depend on a square of about 32 pixels.
 
     Source: Long et al., "Fully Convolutional Networks for Semantic Segmentation", arXiv 1411.4038, 2014.
     """
@@ -34,10 +35,10 @@ class FCN(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
-        """Logits of shape (N, H, W, num_classes).
+        """Returns logits of shape (N, H, W, num_classes).
 
         Args:
-          images: shape (N, H, W, channels), of about unit size; H and W are divisible by 4 (by 2 a pool).
+          images: shape (N, H, W, channels), of about unit size; H and W are divisible by 4 (by 2 for each pool).
           train: normalise by the batch's statistics and update the running ones.
           mask: shape (N,), True where an example counts towards the statistics.
 

@@ -1,6 +1,6 @@
-"""How activations lie in memory: one choice for each kind of device, made here.
+"""The order of activations in memory, chosen here for each kind of device.
 
-A model takes images as NHWC everywhere, and its parameters have the same shapes on every device.
+On every device a model takes images as NHWC, and its parameters have the same shapes.
 """
 
 from typing import NamedTuple
@@ -28,20 +28,20 @@ class Layout(NamedTuple):
         return self.name.index("N")
 
     def from_nhwc(self, x: jax.Array) -> jax.Array:
-        """Activations in this layout from NHWC ones."""
+        """Returns NHWC activations in this layout."""
         return x.transpose([("NHWC").index(axis) for axis in self.name])
 
     def to_nhwc(self, x: jax.Array) -> jax.Array:
-        """NHWC activations from ones in this layout."""
+        """Returns activations of this layout as NHWC."""
         return x.transpose([self.name.index(axis) for axis in "NHWC"])
 
 
 NHWC = Layout("NHWC")
-# With the examples innermost, every slice that a convolution on a CPU is made of is contiguous, a
-# reduction over all but the features runs along memory, and ten channels fill no vector badly.
+# With the examples innermost, a convolution on a CPU is made of contiguous slices, a reduction over all axes but the
+# features runs along memory, and as few as ten channels do not leave vector registers half empty.
 CHWN = Layout("CHWN")
 
 
 def preferred() -> Layout:
-    """The faster layout on the default backend."""
+    """Returns the faster layout on the default backend."""
     return CHWN if jax.default_backend() == "cpu" else NHWC

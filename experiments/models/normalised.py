@@ -1,4 +1,4 @@
-"""The norm after a convolution or a dense layer, as every model here applies it."""
+"""The norm after a convolution or a dense layer, as every model in this package applies it."""
 
 from collections.abc import Callable
 
@@ -7,9 +7,10 @@ import jax.numpy as jnp
 
 from experiments.models.layout import NHWC, Layout
 
-# `norm(**options)` gives a norm; the options are among `axis`, `activation` and `scale_init`. What it gives is called
-# as `module(x, use_running_average=..., mask=..., residual=...)`, the last two only where there are any, and returns
-# `activation(norm(x) + residual)`. `batchnorm_jax.linen.BatchNorm` is one; `resnet.plain` makes one of Flax's.
+# `norm(**options)` returns a norm; the options are among `axis`, `activation` and `scale_init`. The norm is called as
+# `module(x, use_running_average=..., mask=..., residual=...)`, without a mask or a residual where there is none, and
+# returns `activation(norm(x) + residual)`. `batchnorm_jax.linen.BatchNorm` is such a factory; `resnet.plain` makes one
+# from a norm of Flax.
 NormFactory = Callable[..., Callable[..., jax.Array]]
 
 
@@ -24,16 +25,16 @@ def normalised(
     layout: Layout = NHWC,
     **options,
 ) -> jax.Array:
-    """`activation(norm(x) + residual)`; to be called inside a compact method, as it makes a submodule.
+    """Returns `activation(norm(x) + residual)`; call it inside a compact method, since it makes a submodule.
 
     Args:
-      norm: makes the norm; None: there is none, and the rest is applied alone.
+      norm: makes the norm; None: no norm, only the residual and the activation.
       x: activations in `layout`, or of shape (N, features) with the default one.
       train: normalise by the batch's statistics and update the running ones.
       mask: shape (N,), True where an example counts towards the statistics.
-      residual: of the shape of `x`.
+      residual: an array of the shape of `x`.
       activation: an elementwise function.
-      layout: of `x` and the result.
+      layout: the order of the axes of `x` and the result.
       **options: for the factory, besides the axis and the activation.
 
     Returns:
@@ -55,9 +56,10 @@ def normalised(
     if layout == NHWC or span is None or not train:
         return module(x, **arrays, use_running_average=not train).astype(x.dtype)
 
-    # Spans are cut from axis 0, and the examples are elsewhere. They are handed over in groups that no span cuts, with
-    # the groups in front, as so many examples of one more axis: to bring every example to the front would take several
-    # times as long as all else. The clone is the same submodule, for that view.
+    # A norm cuts spans from axis 0, and the examples are on another axis. So the examples are divided into groups that
+    # no span cuts, and axis 0 becomes the axis of the groups, each like one example with one more axis: moving the axis
+    # of the examples itself would take several times as long as all else. The clone is the same submodule, for that
+    # view.
     axis, examples = layout.example_axis, x.shape[layout.example_axis]
     group = _group(span, examples)
     module = module.clone(parent=module.scope, axis=layout.feature_axis + 1, span=span // group)
@@ -71,7 +73,7 @@ def normalised(
 
 
 def _group(span: int, examples: int) -> int:
-    """The largest group of a device's examples that spans hold whole; 1 if there is none, and the norm will say why."""
+    """Returns the size of the largest groups of examples that no span cuts; 1 if there are none: the norm refuses."""
     if span > 0 and examples % span == 0:
         return span
     return examples if span > 0 and span % examples == 0 else 1

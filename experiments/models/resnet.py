@@ -12,14 +12,15 @@ from flax import linen as nn
 
 from experiments.models.normalised import NormFactory, normalised
 
-# Below this height or width, the usual first layers, which divide both by four, would leave too little.
-SMALL = 64
-# Of one part that is computed again. Longer, its chain of sums takes memory; shorter, more convolutions run again.
-BLOCKS_PER_PART = 4
+# Below this height or width, in pixels, the usual first layers, which divide both by four, would leave too little.
+SMALL_IMAGE_SIZE = 64
+# The most blocks of one part that is recomputed. A longer part's chain of sums takes memory; with shorter parts more
+# convolutions run again.
+MAX_BLOCKS_PER_PART = 4
 
 
 def plain(norm: Callable[..., Callable[..., jax.Array]]) -> NormFactory:
-    """A factory for these models from one of norms that know neither activations nor residuals, as Flax's.
+    """Returns a norm factory for these models, made from a norm without activations and residuals such as Flax's.
 
     Args:
       norm: `norm(**options)`, called as `module(x, use_running_average=...)`.
@@ -43,20 +44,20 @@ class ResNet(nn.Module):
 
     Attributes:
       stage_sizes: the number of blocks of each stage.
-      bottleneck: blocks of 1x1, 3x3, 1x1 convolutions, the last four times as wide; else of two 3x3.
+      bottleneck: blocks are 1x1, 3x3 and 1x1 convolutions, the last four times as wide; else two of 3x3.
       num_classes: the number of outputs.
-      norm: makes the norms, as `models.normalised.NormFactory`; `plain` makes it of one that knows neither activations
-        nor residuals. None: biases in their place.
-      width: of the first stage.
-      small_images: a 3x3 first convolution and no pool; None: where the images have less than 64 pixels a side.
+      norm: makes the norms, a `models.normalised.NormFactory`; `plain` makes one from a norm without activations and
+        residuals. None: biases in their place.
+      width: features of the first stage.
+      small_images: begin with a 3x3 convolution and no pool; None: where an image side is shorter than 64 pixels.
       zero_last_scale: each block starts as the identity, by a zero scale of its last norm (with no norm, a zero kernel
         of its last convolution).
-      dtype: of the computation; parameters and outputs are float32.
-      part_policy: a policy of `jax.checkpoint`. The network is cut into parts, a stage or an equal share of one of at
-        most four blocks, the first with what comes before it; the backward pass computes each again but for what the
-        policy saves. The last norm of a part, whose output is kept as the next one's input, and those of shortcuts
-        save nothing (`save_for_backward="nothing"`, which the norm must take). None: what each operation needs is
-        saved.
+      dtype: the type of the computation; parameters and outputs are float32.
+      part_policy: a policy of `jax.checkpoint`. Each stage is cut into equal parts of at most four blocks, and the
+        first part includes the layers before it; the backward pass recomputes each part, except the values that the
+        policy saves. The last norm of a part, whose output is kept as the input of the next part, and the norms of
+        shortcuts save nothing (`save_for_backward="nothing"`, which the norm must take). None: each operation saves
+        what its backward pass needs.
 
     Source: He et al., "Deep Residual Learning", arXiv 1512.03385, 2015; the last norm of a block starts with scale
     zero, as in Goyal et al., arXiv 1706.02677, 2017, section 5.1.
@@ -74,7 +75,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
-        """Logits of shape (N, num_classes).
+        """Returns logits of shape (N, num_classes).
 
         Args:
           images: shape (N, H, W, channels), of about unit size.
@@ -121,7 +122,7 @@ class ResNet(nn.Module):
             return norm(y, residual=shortcut, **last_norm, **(saves_nothing if ends_part else {}))
 
         def stem(x):
-            small = min(images.shape[1:3]) < SMALL if self.small_images is None else self.small_images
+            small = min(images.shape[1:3]) < SMALL_IMAGE_SIZE if self.small_images is None else self.small_images
             if small:
                 return norm(conv(x, self.width, 3))
             x = norm(conv(x, self.width, 7, 2))
@@ -138,7 +139,7 @@ class ResNet(nn.Module):
 
         x = images.astype(self.dtype)
         for stage, blocks in enumerate(self.stage_sizes):
-            count = math.ceil(blocks / BLOCKS_PER_PART)
+            count = math.ceil(blocks / MAX_BLOCKS_PER_PART)
             for piece in np.array_split(range(blocks), count):
                 run = partial(part, stage=stage, first=int(piece[0]), length=len(piece))
                 if self.part_policy is None:
@@ -149,10 +150,10 @@ class ResNet(nn.Module):
 
 
 def resnet50(**arguments) -> ResNet:
-    """ResNet-50: 53 convolutions, each with a norm."""
+    """Returns ResNet-50: 53 convolutions, each with a norm."""
     return ResNet(stage_sizes=(3, 4, 6, 3), bottleneck=True, **arguments)
 
 
 def resnet18(**arguments) -> ResNet:
-    """ResNet-18: 20 convolutions, each with a norm."""
+    """Returns ResNet-18: 20 convolutions, each with a norm."""
     return ResNet(stage_sizes=(2, 2, 2, 2), bottleneck=False, **arguments)

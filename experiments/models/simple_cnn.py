@@ -9,7 +9,8 @@ from experiments.models import layout as layouts
 from experiments.models.convolution import ConvMaxPool
 from experiments.models.normalised import NormFactory, normalised
 
-SMALLEST = 28
+# The smallest image, in pixels, of which the third pool leaves something.
+MIN_IMAGE_SIZE = 28
 WIDTHS_AND_KERNELS = ((10, 5), (20, 5), (40, 3))
 
 
@@ -18,9 +19,9 @@ class SimpleCNN(nn.Module):
 
     Attributes:
       num_classes: the number of outputs.
-      norm: makes the norms, as `models.normalised.NormFactory`; None: biases in their place.
-      dtype: of the computation; parameters and outputs are float32.
-      layout: of the activations; None: the faster one on this machine.
+      norm: makes the norms, a `models.normalised.NormFactory`; None: biases in their place.
+      dtype: the type of the computation; parameters and outputs are float32.
+      layout: the order of the activations' axes; None: the faster one on this machine.
     """
 
     num_classes: int
@@ -30,7 +31,7 @@ class SimpleCNN(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool, mask: jax.Array | None = None) -> jax.Array:
-        """Logits of shape (N, num_classes), for images of shape (N, H, W, C) with H and W of at least 28.
+        """Returns logits of shape (N, num_classes), for images of shape (N, H, W, C) with H and W of at least 28.
 
         Args:
           images: floating point numbers of about unit size.
@@ -40,9 +41,9 @@ class SimpleCNN(nn.Module):
         Raises:
           UsageError: the images are smaller.
         """
-        if min(images.shape[1:3]) < SMALLEST:
+        if min(images.shape[1:3]) < MIN_IMAGE_SIZE:
             raise UsageError(
-                f"model simple_cnn takes images of at least {SMALLEST}x{SMALLEST}, and these are "
+                f"model simple_cnn takes images of at least {MIN_IMAGE_SIZE}x{MIN_IMAGE_SIZE}, and these are "
                 f"{images.shape[1]}x{images.shape[2]}"
             )
         layout = self.layout or layouts.preferred()

@@ -1,4 +1,4 @@
-"""A model that a factory of the user's own makes, called as the others are."""
+"""A model from a factory of the user's own, adapted to the call that all models take."""
 
 import inspect
 from collections.abc import Callable
@@ -10,25 +10,26 @@ from flax import linen as nn
 from experiments import _users
 from experiments._errors import UsageError
 
-# What others call the arguments of a factory, and of a model's call.
+# Common names of the arguments of a factory, and of a model's call.
 CLASSES = ("num_classes", "n_classes", "classes", "num_outputs")
 TRAIN = ("train", "training", "is_training")
 EVALUATE = ("deterministic", "use_running_average", "inference")
 
 
 def model(name: str, num_classes: int, norm: Any, dtype: Any) -> nn.Module:
-    """The model that the user's factory makes.
+    """Returns the model that the user's factory makes.
 
     The factory, or class, is given those of `num_classes`, `norm` and `dtype` that its signature takes.
 
     Args:
       name: "package.module:factory".
-      num_classes: of the labels.
+      num_classes: the number of classes of the labels.
       norm: a `models.normalised.NormFactory`, or None.
-      dtype: of the computation.
+      dtype: the type of the computation.
 
     Returns:
-      A module called as `module(images, train=..., mask=...)`, its parameters where those of the user's are.
+      A module called as `module(images, train=..., mask=...)`, with its parameters where the user's module has
+      them.
 
     Raises:
       UsageError: the factory fails, asks for more, or makes no linen module; or its call takes other arguments.
@@ -53,7 +54,7 @@ def model(name: str, num_classes: int, norm: Any, dtype: Any) -> nn.Module:
         try:
             made = factory(**given)
         except TypeError as error:
-            # Of a wrapper without a signature of its own: what it wraps is not known.
+            # A wrapper without a signature of its own hides the signature of what it wraps.
             if given or not taken.any_by_place:
                 raise
             raise _by_place(name, ["*args"], f" ({error})") from error
@@ -73,11 +74,11 @@ class _Taken:
     """The arguments that a function takes.
 
     Attributes:
-      required: without a default.
-      optional: with one.
-      others: any other name is taken, too.
-      by_place: what is taken by its place alone, and has no default.
-      any_by_place: any number of others is taken by its place, as in `*args`.
+      required: arguments without a default.
+      optional: arguments with a default.
+      others: any other name is taken, too, as in `**kwargs`.
+      by_place: positional-only arguments without a default.
+      any_by_place: any number of positional arguments is taken, as in `*args`.
     """
 
     def __init__(self, parameters: list[inspect.Parameter]):
@@ -93,7 +94,7 @@ class _Taken:
 
 
 def _taken(function: Callable, *, skip: int = 0) -> _Taken:
-    """What a function takes after its first arguments; of one whose signature is not known, anything."""
+    """Returns the arguments that a function takes after its first ones; anything if its signature is not known."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
@@ -134,13 +135,13 @@ def _adapted(name: str, module: nn.Module) -> nn.Module:
 
 
 class Adapted(nn.Module):
-    """A module of another signature, its variables in the places where it has them by itself.
+    """A module with another signature; its variables stay in the places where it has them by itself.
 
     Attributes:
       inner: the module.
-      model: what `--model` was given.
-      flag: what it calls `train`, or the opposite of it; None: it does not take it.
-      takes_mask: whether it takes `mask`.
+      model: the value of `--model`.
+      flag: the module's name for `train` or for its opposite; None: the module takes neither.
+      takes_mask: the module takes `mask`.
     """
 
     inner: nn.Module
@@ -149,19 +150,19 @@ class Adapted(nn.Module):
     takes_mask: bool
 
     def setup(self):
-        """Has no place of its own among the variables."""
+        """Shares the scope of the module, so that no level is added to the paths of its variables."""
         nn.share_scope(self, self.inner)
 
     def __call__(self, images: jax.Array, *, train: bool, mask: jax.Array | None = None) -> Any:
-        """What the module gives.
+        """Returns the logits of the module.
 
         Args:
-          images: of the batch.
-          train: or not.
+          images: those of the batch.
+          train: normalise by the batch's statistics and update the running ones.
           mask: shape (N,), True where an example counts.
 
         Raises:
-          UsageError: there is a mask, and it takes none.
+          UsageError: there is a mask, and the module takes none.
         """
         options: dict[str, Any] = {}
         if self.flag is not None:

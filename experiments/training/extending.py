@@ -1,4 +1,4 @@
-"""Going on with a run that was made for fewer updates, where nothing that was done would have been done otherwise."""
+"""Decides whether a finished run can be made longer: only if the longer run would have begun with the same updates."""
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +9,17 @@ from experiments.training.config import plan as plans
 from experiments.training.config.options import AUTO, TrainConfig
 from experiments.training.recipe.norms import NORMS
 from experiments.training.recipe.optimizers import OPTIMIZERS
-from experiments.training.step.run import make_descent
+from experiments.training.step.parts import make_descent
 
 
 def why_not(there: TrainConfig, here: TrainConfig, examples: int, devices: int) -> str | None:
-    """Why a run cannot be made longer, in a sentence; None: it can, since what was done is what would have been done.
+    """Returns why a run cannot be made longer, in a sentence; None: it can.
 
     Args:
-      there: the configuration that it was made with.
-      here: another one, which differs from that in `stored.LENGTHS` alone.
-      examples: of the training set.
-      devices: of all processes.
+      there: the configuration of the run.
+      here: a configuration that differs from it only in `stored.LENGTHS`.
+      examples: the number of training examples.
+      devices: the number of devices of all processes.
     """
     try:
         old, new = (plans.make(config, examples, devices) for config in (there, here))

@@ -22,7 +22,8 @@ from experiments.training.noise.probe import SHARD_SIZE, SHARDS
 from experiments.training.progress import REMEDY, NonFiniteLossError, Progress
 from experiments.training.state import Source, TrainState
 from experiments.training.step import feeding
-from experiments.training.step.run import Program, Run
+from experiments.training.step.run import Run
+from experiments.training.step.updates import Program
 from experiments.training.storage.checkpoints import Checkpoints
 from experiments.training.storage.metrics import MetricsLog
 
@@ -50,7 +51,7 @@ class Fit:
     ):
         self._config, self._run, self._feed, self._evaluate = config, run, feed, evaluate
         # Of the run, and what an automatic ramp has added to it.
-        self.plan = ramp.restored(run.plan, config, checkpoints.notes.ramp)
+        self.plan = ramp.restored(run.plan, checkpoints.notes.ramp)
         self._checkpoints, self._clock = checkpoints, clock
         self._log, self._noise = log, noise
         self._programs: dict[Any, Program] = {}
@@ -67,7 +68,7 @@ class Fit:
         step, results, reached = int(state.step), {}, None
         first = processes.is_first()
         self.starts = self._checkpoints.notes.starts + 1
-        self._progress = Progress(self._config, self.plan, self._log, step, quiet=not first)
+        self._progress = Progress(self.plan, self._log, step, log_every=self._config.log_every, quiet=not first)
         self._running_noise = init_noise()
         for estimate in self._log.noise(step):
             self._running_noise = update_noise(self._running_noise, NoiseEstimate(*estimate), LIVE_DECAY)
@@ -146,7 +147,7 @@ class Fit:
         self._computing += clock.seconds["compute"]
         if self._ends_epoch(step):
             # Before the state is kept, so that what is decided is kept with it.
-            self.plan = ramp.grown(self.plan, self._config, step, float(noise_scale(self._running_noise)))
+            self.plan = ramp.grown(self.plan, step, float(noise_scale(self._running_noise)))
             self._progress.plan = self.plan
         return state, step
 

@@ -7,7 +7,6 @@ import jax
 import msgspec
 
 from experiments.records.runs import EvaluationRow, Result, TrainRow
-from experiments.training.config.options import TrainConfig
 from experiments.training.config.plan import Plan
 from experiments.training.storage.metrics import MetricsLog
 from experiments.training.terminal import StatusLine, say
@@ -33,8 +32,8 @@ class Progress:
     A context manager: the progress bar is there within it.
     """
 
-    def __init__(self, config: TrainConfig, plan: Plan, log: MetricsLog, step: int, *, quiet: bool):
-        self._config, self._log = config, log
+    def __init__(self, plan: Plan, log: MetricsLog, step: int, *, log_every: int, quiet: bool):
+        self._log, self._log_every = log, log_every
         # The plan of the run, which an automatic batch ramp changes.
         self.plan = plan
         self._line = StatusLine(hidden=quiet)
@@ -76,8 +75,7 @@ class Progress:
         if not math.isfinite(self.last["loss"]):
             raise NonFiniteLossError(f"the loss is {self.last['loss']} at step {step}; {REMEDY}")
         self._images += images
-        every = self._config.log_every
-        if step // every > self._read_step // every:
+        if step // self._log_every > self._read_step // self._log_every:
             made = {"kind": "train", "step": step, "epoch": self.plan.epochs_at(step), **self.last}
             self._log.write(TrainRow(**made))
         self._first = self._first or (step, time.perf_counter())

@@ -21,7 +21,7 @@ from experiments.training.config import plan as plans
 from experiments.training.config import preflight
 from experiments.training.config.options import TrainConfig
 from experiments.training.config.plan import Plan
-from experiments.training.config.stored import read_config, write_config
+from experiments.training.config.stored import read_name, write_config
 from experiments.training.evaluation import evaluator
 from experiments.training.evaluation.population import population_statistics, where_recalibrated_differs
 from experiments.training.loop import Fit
@@ -97,7 +97,7 @@ def train(config: TrainConfig, *, check_statistics: bool = False) -> Summary:
             resident = feeding.is_resident(config, dataset, run.mesh, devices.memory_of(chosen[0]))
             feed = feeding.Feed(config, dataset.train, run.mesh, resident=resident)
             evaluate = evaluator.Evaluator(run.eval_step, dataset.test, run.mesh, resident=resident)
-            checkpoints = held.enter_context(Checkpoints(workdir, run=read_config(workdir).run))
+            checkpoints = held.enter_context(Checkpoints(workdir, run=read_name(workdir)))
             state = checkpoints.restore(run.state, set_aside=True)
             if state is None:
                 state = initial_state(config, run, dataset)

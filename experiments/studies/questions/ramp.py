@@ -43,7 +43,7 @@ class Setting(Base):
 
     def fitted(self, examples: int) -> Self:
         """Returns the setting with a batch that has room to grow once."""
-        most = examples // (plan.FACTOR * plan.FEWEST_UPDATES) // 8 * 8 or 1
+        most = examples // (plan.RAMP_FACTOR * plan.MIN_UPDATES_PER_EPOCH) // 8 * 8 or 1
         return dataclasses.replace(self, batch_size=min(self.batch_size, most))
 
 

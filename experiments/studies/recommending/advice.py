@@ -11,7 +11,7 @@ from experiments.studies.recommending.target import best_runs, scaled_rate
 from experiments.studies.scaling import interval_of
 from experiments.studies.smoothness import CONSTANT
 from experiments.training.config.options import TrainConfig
-from experiments.training.config.plan import FEWEST_UPDATES
+from experiments.training.config.plan import MIN_UPDATES_PER_EPOCH
 from experiments.training.recipe.norms import NORMS
 
 # Predictions are made as far from the batch sizes that were tried as that.
@@ -115,7 +115,7 @@ class _Limits:
 
     def candidates(self) -> list[int]:
         """Powers of two times the unit, about the batch sizes that were tried."""
-        most = max(self.unit, min(self.examples // FEWEST_UPDATES, REACH * max(self.tried)))
+        most = max(self.unit, min(self.examples // MIN_UPDATES_PER_EPOCH, REACH * max(self.tried)))
         sizes = [self.unit * 2**k for k in range((most // self.unit).bit_length())]
         about = [size for size in sizes if size >= min(self.tried) / REACH] or sizes[-1:]
         return [size for size in about if self.fits(size) or self.cuts] or sizes[:1]
@@ -193,7 +193,7 @@ def _binding(evidence: dict[str, Any], problem: _Limits, curves: Curves, batch_s
     if not problem.fits(batch_size) or (not problem.fits(twice) and without < whole):
         cut = "; --accumulation_steps makes up for it in part" if problem.cuts else ""
         return "memory", f"a half-precision --dtype or more devices{cut}"
-    if without < whole and twice > evidence["examples"] // FEWEST_UPDATES:
+    if without < whole and twice > evidence["examples"] // MIN_UPDATES_PER_EPOCH:
         return "data", "more examples: an epoch should have some updates"
     if without < whole:
         return "budget", "a larger --budget_minutes: larger batches than those that were tried look better still"

@@ -19,7 +19,7 @@ OVERSTATED = 3.5
 # In standard deviations of the logarithm: of the critical batch size about what a noise scale says that is measured
 # well, by the same averages; about a usual one; and of the updates that a run needs about the curve, by its seed
 # and because its rate was found among few.
-# (The seeds of a cell alone make 0.36, pooled over docs/recommend; by problem it is 0.2 to 0.5.)
+# (The seeds of a cell alone make 0.36, pooled over docs/results/recommend; by problem it is 0.2 to 0.5.)
 ABOUT_NOISE, ABOUT_USUAL, OF_A_RUN = math.log(2), math.log(6), 0.4
 # And where no run reached the target, because none of the rates may have been a good one.
 OF_A_RATE = math.log(2)

@@ -26,7 +26,7 @@ from experiments.studies.recommending.target import (
 )
 from experiments.studies.scaling import fit_step_time
 from experiments.training.config.options import REFERENCE_BATCH_SIZE
-from experiments.training.config.plan import FEWEST_UPDATES
+from experiments.training.config.plan import MIN_UPDATES_PER_EPOCH
 from experiments.training.recipe.optimizers import OPTIMIZERS
 
 # Batch sizes to be timed: from about the first on, each four times the last, until an update takes so many times
@@ -187,7 +187,7 @@ def _memory(
 
 def _try_largest(lab: Lab, problem: Problem, largest: int, costs: Costs, missing: list[str]) -> dict[str, Any] | None:
     """A run of two updates near the limit, in the process that trains; None if no batch that is of use comes near."""
-    most = problem.data.examples // FEWEST_UPDATES
+    most = problem.data.examples // MIN_UPDATES_PER_EPOCH
     if most < NEAR * largest:
         return None
     size = min(largest, most) // problem.unit * problem.unit

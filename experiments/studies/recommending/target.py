@@ -8,7 +8,7 @@ from experiments.studies.jobs import Job
 from experiments.studies.recommending.curves import best_runs, noise_of, noise_over, steps_by
 from experiments.studies.recommending.lab import Costs, Lab, Problem
 from experiments.studies.smoothness import CONSTANT
-from experiments.training.config.plan import FEWEST_UPDATES
+from experiments.training.config.plan import MIN_UPDATES_PER_EPOCH
 
 # A run of so many is timed.
 LEAST_STEPS = 10
@@ -36,7 +36,7 @@ FINAL_SEEDS = (0, 1)
 
 def size_near(batch_size: float, problem: Problem, limit: int | None = None) -> int:
     """The nearest power of two times the unit that the data and the memory have room for."""
-    most = problem.data.examples // FEWEST_UPDATES
+    most = problem.data.examples // MIN_UPDATES_PER_EPOCH
     if limit is not None:
         most = min(most, limit)
     highest = math.floor(math.log2(max(1, most / problem.unit)))

@@ -1,4 +1,4 @@
-"""Everything that decides what a training run does, in one value; its defaults are the flags' defaults."""
+"""The options of a training run; their defaults are the defaults of the flags."""
 
 import dataclasses
 import hashlib
@@ -8,14 +8,15 @@ from typing import Any
 from experiments import _limits, models
 from experiments import data as datasets
 from experiments._errors import UsageError
+from experiments.records.fields import Options
 from experiments.training.recipe import augmentation, schedules
 from experiments.training.recipe.augmentation import AUGMENTATIONS
 from experiments.training.recipe.norms import NORMS
 from experiments.training.recipe.optimizers import OPTIMIZERS
 from experiments.training.recipe.schedules import SCHEDULES
 
-# On these a run's numbers do not depend, to rounding, so that it may go on in another place or on other devices. (But
-# that an automatic ramp ends where the memory of the devices does.)
+# Options that do not change a run's numbers beyond rounding, so that a run may resume elsewhere or on other devices.
+# (One exception: the memory of the devices limits an automatic ramp.)
 PLACES = (
     "workdir",
     "data_dir",
@@ -33,14 +34,14 @@ REFERENCE_NORM_MOMENTUM = 0.9
 DTYPES = ("float32", "bfloat16")
 INPUTS = ("auto", "resident", "streamed")
 AUTO = "auto"
-# The keys of JAX hold 32 bits of a seed: of two seeds that differ above these the initial parameters are the same.
+# JAX's keys hold 32 bits of a seed: two seeds that differ in higher bits alone would give the same parameters.
 LARGEST_SEED = 2**32 - 1
-# More than a process has anywhere.
-MOST_DEVICES = 1024
+# More devices than one process has on any machine.
+MAX_DEVICES = 1024
 
 
 def _option(default: Any, help: str, **limits: Any) -> Any:
-    """A field, and its limits as `_limits` has them."""
+    """Returns a field with its help text and its limits, as `_limits.check` takes them."""
     return dataclasses.field(default=default, metadata={"help": help, **limits})
 
 
@@ -51,7 +52,7 @@ class TrainConfig:
     `FIELD.metadata["help"]` documents each field; entry points make a flag of it.
 
     Raises:
-      UsageError: a value is out of range, or two of them do not go together.
+      UsageError: an option is out of range, or two options exclude each other.
 
     Example:
       >>> TrainConfig(batch_size=512).peak_learning_rate
@@ -97,8 +98,8 @@ class TrainConfig:
     )
     norm_momentum: float | None = _option(
         None,
-        "Running statistics: running = m running + (1 - m) batch, with a lower m in the first updates, so that initial "
-        "values have no part in it. Default: 0.9 to the power of batch_size / 256.",
+        "Momentum m of the running statistics: running = m running + (1 - m) batch, with a lower m in the first "
+        "updates, so that the initial values drop out. Default: 0.9 to the power of batch_size / 256.",
         least=0,
         below=1,
     )
@@ -109,14 +110,16 @@ class TrainConfig:
     )
     batch_ramp: int | str | None = _option(
         None,
-        "Multiply the batch, up to this size, where --schedule=step would divide the rate; what is left of the factor "
-        "divides the rate. 'auto', with --schedule=constant: double it, at the end of an epoch, as soon as the running "
-        "gradient noise scale is above twice the batch.",
+        "Multiply the batch, up to this size, where --schedule=step would divide the rate; the rest of the factor "
+        "divides the rate. 'auto', with --schedule=constant: double the batch at the end of an epoch, as soon as the "
+        "running gradient noise scale is above twice the batch.",
         least=1,
         among=(AUTO,),
     )
     epochs: int = _option(20, "Passes over the training set.", least=1, most=10**9)
-    steps: int | None = _option(None, "Updates in all, in place of --epochs; the schedule ends there.", least=1)
+    steps: int | None = _option(
+        None, "Total number of updates, in place of --epochs; the schedule ends there.", least=1
+    )
     target_accuracy: float | None = _option(
         None,
         "Stop at the first evaluation where the first split evaluated reaches this, such as 0.98.",
@@ -130,11 +133,11 @@ class TrainConfig:
     )
     lr_scaling: str | None = _option(
         None,
-        "How the peak rate follows the batch size: 'linear', 'sqrt' or 'none'. Default: by optimizer.",
+        "How the peak rate scales with the batch size: 'linear', 'sqrt' or 'none'. Default: by optimizer.",
         among=("linear", "sqrt", "none"),
     )
     learning_rate: float | None = _option(
-        None, "Peak learning rate as it is, in place of the two flags above.", least=0
+        None, "Peak learning rate, in place of --base_learning_rate and --lr_scaling.", least=0
     )
     schedule: str = _option("cosine", f"Decay after warmup: {SCHEDULES.choices}.", among=SCHEDULES.names)
     warmup_epochs: float = _option(
@@ -145,33 +148,34 @@ class TrainConfig:
         "Epochs at which --schedule=step divides the rate, such as '30,60,80'. Default: 1/3, 2/3 and 8/9 of all.",
         form=lambda _, text: schedules.parse_epochs(text),
     )
-    step_factor: float = _option(10.0, "By what --schedule=step divides the rate.", least=1, most=1e9)
+    step_factor: float = _option(10.0, "Factor by which --schedule=step divides the rate.", least=1, most=1e9)
     cycle_epochs: float = _option(
         4.0, "Length of a cycle of --schedule=cyclic, in epochs.", least=0, most=schedules.MAX_EPOCHS
     )
     momentum: float = _option(0.9, "Momentum of the optimizer; Adam's b1.", least=0, below=1)
     weight_decay: float = _option(2e-3, "Decay of kernels; never of norm parameters or biases.", least=0)
-    decay_all: bool = _option(False, "Have norm parameters and biases decay too, as a naive recipe would.")
+    decay_all: bool = _option(False, "Apply weight decay to norm parameters and biases too, as a naive recipe does.")
     label_smoothing: float = _option(0.1, "Share of the target spread over all classes.", least=0, below=1)
     seed: int = _option(
         0, "Seed of the initial parameters, the order of the examples and the augmentation.", least=0, most=LARGEST_SEED
     )
     num_devices: int | None = _option(
         None,
-        "Devices of each process. Default: all accelerators, or on a CPU one a core that divides the batch.",
+        "Devices of each process. Default: all accelerators; on a CPU, one per core as far as they divide the batch.",
         least=1,
-        most=MOST_DEVICES,
+        most=MAX_DEVICES,
     )
     distributed: bool = _option(
-        False, "One of several processes, found by JAX itself: SLURM, Open MPI, Kubernetes or Cloud TPU."
+        False,
+        "This is one of several processes, and JAX finds the others itself: SLURM, Open MPI, Kubernetes or Cloud TPU.",
     )
     coordinator_address: str | None = _option(
-        None, "Host and port of process 0, where JAX does not find it itself.", form=_limits.address
+        None, "Host and port of process 0, if JAX does not find it itself.", form=_limits.address
     )
     num_processes: int | None = _option(
-        None, "With --coordinator_address: how many processes there are.", least=1, most=2**16
+        None, "With --coordinator_address: the number of processes.", least=1, most=2**16
     )
-    process_id: int | None = _option(None, "With --coordinator_address: which one this is, from 0.", least=0)
+    process_id: int | None = _option(None, "With --coordinator_address: the number of this process, from 0.", least=0)
     workdir: str | None = _option(
         None,
         "Folder for results. Default: one under runs/, named after the configuration.",
@@ -180,10 +184,12 @@ class TrainConfig:
     )
     log_every: int = _option(1, "Updates between two rows of metrics.", least=1)
     evaluate_every: int = _option(
-        0, "Updates between two evaluations, besides those at the end of every epoch. 0: those alone.", least=0
+        0,
+        "Updates between two evaluations, beside those at the end of every epoch. 0: at the end of every epoch alone.",
+        least=0,
     )
     noise_every: int = _option(
-        0, "Updates between two measurements of the gradient noise scale, which metrics.jsonl holds. 0: none.", least=0
+        0, "Updates between two measurements of the gradient noise scale, written to metrics.jsonl. 0: none.", least=0
     )
     live: bool = _option(
         False, "Print, with every evaluation, the running gradient noise scale and what it implies for the batch size."
@@ -191,7 +197,7 @@ class TrainConfig:
     checkpoint_every: int = _option(0, "Updates between two checkpoints. 0: one at the end of every epoch.", least=0)
 
     def __post_init__(self):
-        """Refuses what cannot be, before anything is loaded or compiled."""
+        """Checks every option, before anything is loaded or compiled."""
         for field in dataclasses.fields(self):
             _limits.check(field.name, getattr(self, field.name), field.metadata)
         self._check_combinations()
@@ -265,7 +271,7 @@ class TrainConfig:
 
     @property
     def peak_learning_rate(self) -> float:
-        """The rate at the end of warmup. It follows the number of examples whose losses make one update."""
+        """The learning rate at the end of the warmup; it scales with the number of examples per update."""
         if self.learning_rate is not None:
             return self.learning_rate
         optimizer = OPTIMIZERS[self.optimizer]
@@ -274,12 +280,12 @@ class TrainConfig:
         return base * LR_SCALINGS[scaling](self.batch_size / self.backwards_per_forward / REFERENCE_BATCH_SIZE)
 
     def running_momentum(self, batch_size: int | None = None) -> float:
-        """The momentum of the norms' running statistics, at the batch size of this point of a ramp.
+        """Returns the momentum of the norms' running statistics at a batch size, by default the first of the run.
 
-        By default they average over as many examples at any batch size, some 2,500. At a batch of 8192 that is
-        the last batch, which is plenty; an average over ten updates lags behind weights that move as fast as they do
-        there, and accuracies in the middle of a run come out near chance. It is lower in the first updates: see
-        `averaging.Momentum`.
+        By default the statistics average over the same number of examples, some 2,500, at any batch size. At a batch of
+        8192 that is the last batch alone, which is enough: an average over ten updates would lag behind weights that
+        move as fast as they do there, and accuracies in the middle of a run would come out near chance. The momentum is
+        lower in the first updates: see `averaging.Momentum`.
 
         Source: the scaling rule of Busbridge et al., "How to Scale Your EMA", arXiv 2307.13813, 2023.
         """
@@ -287,13 +293,13 @@ class TrainConfig:
             return self.norm_momentum
         return REFERENCE_NORM_MOMENTUM ** ((batch_size or self.batch_size) / REFERENCE_BATCH_SIZE)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Options:
         """Returns the fields on which a run's numbers depend, `num_devices` if the norm's statistics are per device."""
         places = set(PLACES) - ({"num_devices"} if NORMS[self.norm].depends_on_devices else set())
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in places}
 
     def default_workdir(self) -> str:
-        """A folder that the same command finds again, and another configuration does not."""
+        """Returns a folder under `runs/` that follows from the identity: the same command finds it again."""
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
         return f"runs/{self.dataset.replace(':', '_')}-{self.model.replace(':', '_')}-b{self.batch_size}-{digest}"
 

@@ -1,4 +1,4 @@
-"""The sizes of a run, worked out from its configuration before anything is compiled; and what is refused there."""
+"""The sizes of a run, derived from its configuration and checked before anything is compiled."""
 
 import math
 from typing import NamedTuple
@@ -10,21 +10,22 @@ from experiments.training.machine.devices import nearest_multiples
 from experiments.training.recipe import schedules
 from experiments.training.recipe.optimizers import OPTIMIZERS
 
-# Of an automatic ramp: by what the batch grows, and the updates that an epoch has at least.
-FACTOR = 2
-# Of a run that is as short as its warmup, one part in so many: as by default 2 of 20 epochs.
-SHORTENED = 10
-FEWEST_UPDATES = 8
+# Growth factor of the batch in an automatic ramp.
+RAMP_FACTOR = 2
+# Fewest updates of an epoch to which an automatic ramp may lead.
+MIN_UPDATES_PER_EPOCH = 8
+# A warmup that would be as long as the run is shortened to the run over this: by default 2 of 20 epochs.
+SHORTENED_WARMUP_DIVISOR = 10
 
 
 class Phase(NamedTuple):
     """Epochs with one batch size.
 
     Attributes:
-      first_epoch: counted from 0.
-      first_step: the updates before it.
-      batch_size: global.
-      steps_per_epoch: updates in one pass over the data.
+      first_epoch: number of the first epoch, from 0.
+      first_step: updates before the first epoch.
+      batch_size: global batch size.
+      steps_per_epoch: updates in one pass over the training set.
     """
 
     first_epoch: int
@@ -34,13 +35,13 @@ class Phase(NamedTuple):
 
 
 class Position(NamedTuple):
-    """Where a step lies.
+    """The phase and the epoch of a step.
 
     Attributes:
-      phase: of the batch size.
-      epoch: counted from 0.
-      first_step: the updates before this epoch.
-      last_step: the updates at its end, or at the end of training if that is earlier.
+      phase: the epochs with one batch size in which the step lies.
+      epoch: number of the epoch, from 0.
+      first_step: updates before this epoch.
+      last_step: updates at the end of this epoch, or at the end of training if that is earlier.
     """
 
     phase: Phase
@@ -49,18 +50,56 @@ class Position(NamedTuple):
     last_step: int
 
 
+class Length(NamedTuple):
+    """Options of a run that decide, with the batch size, how many updates it makes.
+
+    Attributes:
+      epochs: passes over the training set.
+      steps: updates in place of epochs; None: the epochs count.
+      drop_remainder: the examples after the last full batch of an epoch are left out.
+      backwards_per_forward: updates per forward pass.
+    """
+
+    epochs: int
+    steps: int | None
+    drop_remainder: bool
+    backwards_per_forward: int
+
+    def steps_per_epoch(self, batch_size: int, examples: int) -> int:
+        """Returns the updates of one pass over the training set."""
+        full, rest = divmod(examples, batch_size)
+        return (full + (rest > 0 and not self.drop_remainder)) * self.backwards_per_forward
+
+    def total_steps(self, last: Phase) -> int:
+        """Returns the updates of a run whose last phase is given.
+
+        Raises:
+          UsageError: there are more than are counted.
+        """
+        total = self.steps or last.first_step + (self.epochs - last.first_epoch) * last.steps_per_epoch
+        if total > _limits.MOST_WHOLE:
+            raise UsageError(
+                f"--epochs={self.epochs} are {total:,} updates, and they are counted up to {_limits.MOST_WHOLE:,}; "
+                "train for fewer"
+            )
+        return total
+
+
 class Plan(NamedTuple):
     """The sizes of a run.
 
     Attributes:
-      examples: in the training set.
-      phases: one, or with a batch ramp several; with an automatic one those that are known.
-      total_steps: updates in all; with an automatic ramp, if the batch grows no more.
-      warmup_steps: updates of warmup among them; a tenth where as long a warmup as was asked for is the whole run.
-      boundaries: of the step schedule: updates before each, and the factor of the rate from there on.
-      cycle_steps: updates of a cycle of the cyclic schedule.
-      dropped: examples that an epoch of the first phase leaves out.
-      largest: batch size up to which an automatic ramp may go; None: there is none.
+      examples: the number of training examples.
+      phases: one phase, or several with a batch ramp; with an automatic ramp those that are known so far.
+      total_steps: total number of updates; with an automatic ramp, if the batch grows no further.
+      warmup_steps: updates of the warmup; a tenth of the run if the warmup asked for is as long as the run.
+      boundaries: steps of the step schedule: the factor of the rate by the updates before it.
+      cycle_steps: updates per cycle of the cyclic schedule.
+      dropped: examples per epoch that the first phase leaves out.
+      largest: the largest batch size of an automatic ramp; None: there is no automatic ramp.
+      peak_learning_rate: the learning rate at the end of the warmup.
+      wanted_warmup: the updates of warmup that were asked for, however long the run is.
+      length: the options by which `grow` counts the updates of another batch size.
     """
 
     examples: int
@@ -70,20 +109,23 @@ class Plan(NamedTuple):
     boundaries: dict[int, float]
     cycle_steps: float
     dropped: int
-    largest: int | None = None
+    largest: int | None
+    peak_learning_rate: float
+    wanted_warmup: int
+    length: Length
 
     @property
     def epochs(self) -> float:
-        """Passes over the data in all, dropped examples counted as read."""
+        """Total number of passes over the training set, dropped examples counted as read."""
         return self.epochs_at(self.total_steps)
 
     @property
     def batch_size(self) -> int:
-        """Of the last phase."""
+        """The batch size of the last phase."""
         return self.phases[-1].batch_size
 
     def locate(self, step: int) -> Position:
-        """Where the update after `step` others lies."""
+        """Returns the position of the update that follows `step` updates."""
         phase = next(p for p in reversed(self.phases) if p.first_step <= step)
         epochs = (step - phase.first_step) // phase.steps_per_epoch
         first = phase.first_step + epochs * phase.steps_per_epoch
@@ -91,41 +133,42 @@ class Plan(NamedTuple):
         return Position(phase, phase.first_epoch + epochs, first, last)
 
     def examples_of(self, size: int, masked: bool) -> int:
-        """How many examples a batch has that is padded to `size`; which depends on the number of devices."""
+        """Returns the number of examples in a batch padded to `size`, which depends on the number of devices."""
         if not masked:
             return size
         rests = (self.examples % phase.batch_size for phase in self.phases)
         return max((rest for rest in rests if rest <= size), default=size)
 
     def epochs_at(self, step: int) -> float:
-        """Passes over the data after `step` updates."""
+        """Returns the number of passes over the training set after `step` updates."""
         phase = next(p for p in reversed(self.phases) if p.first_step <= step)
         return phase.first_epoch + (step - phase.first_step) / phase.steps_per_epoch
 
 
-def grow(plan: Plan, config: TrainConfig, epoch: int) -> Plan:
-    """The plan with `FACTOR` times the batch from the start of an epoch on, which lies in its last phase."""
+def grow(plan: Plan, epoch: int) -> Plan:
+    """Returns the plan with `RAMP_FACTOR` times the batch from the start of an epoch of its last phase on."""
     last = plan.phases[-1]
-    size = FACTOR * last.batch_size
+    size = RAMP_FACTOR * last.batch_size
     first_step = last.first_step + (epoch - last.first_epoch) * last.steps_per_epoch
-    phase = Phase(epoch, first_step, size, _steps_per_epoch(config, size, plan.examples))
-    return plan._replace(phases=(*plan.phases, phase), total_steps=_total_steps(config, phase))
+    phase = Phase(epoch, first_step, size, plan.length.steps_per_epoch(size, plan.examples))
+    return plan._replace(phases=(*plan.phases, phase), total_steps=plan.length.total_steps(phase))
 
 
 def make(config: TrainConfig, examples: int, devices: int) -> Plan:
-    """Works out the sizes of a run.
+    """Derives the sizes of a run from its configuration.
 
     Args:
-      config: of the run.
-      examples: in the training set.
-      devices: of all processes.
+      config: the configuration of the run.
+      examples: the number of training examples.
+      devices: the number of devices of all processes.
 
     Raises:
       UsageError: a batch is larger than the training set, or devices, micro-batches or spans do not divide it.
     """
     _check_batch(config, config.batch_size, examples, devices)
-    per_epoch = _steps_per_epoch(config, config.batch_size, examples)
     k = config.backwards_per_forward
+    length = Length(config.epochs, config.steps, config.drop_remainder, k)
+    per_epoch = length.steps_per_epoch(config.batch_size, examples)
     if config.steps is not None and config.steps % k:
         raise UsageError(
             f"--steps={config.steps} counts updates and is not a multiple of --backwards_per_forward={k}; the nearest "
@@ -136,16 +179,18 @@ def make(config: TrainConfig, examples: int, devices: int) -> Plan:
     phases = (Phase(0, 0, config.batch_size, per_epoch),)
     boundaries: dict[int, float] = {}
     if schedules.SCHEDULES[config.schedule].has_milestones:
-        # Those beyond the end change nothing; of a run of so many updates the end is not known in epochs.
+        # Milestones beyond the end change nothing. With --steps, the end is not known in epochs.
         within = [m for m in milestones if config.steps is not None or m < epochs]
-        phases, boundaries = _staircase(config, phases[0], within, examples, devices)
-    total = _total_steps(config, phases[-1])
+        phases, boundaries = _staircase(config, length, phases[0], within, examples, devices)
+    total = length.total_steps(phases[-1])
     phases = tuple(p for p in phases if p.first_step < total)
     boundaries = {step: scale for step, scale in boundaries.items() if step < total}
-    warmup = _warmup(config, per_epoch, total)
+    wanted_warmup = _wanted_warmup(config, per_epoch)
+    # A tenth of the run where it would end before the warmup does.
+    warmup = wanted_warmup if wanted_warmup < total else total // SHORTENED_WARMUP_DIVISOR
     changes = sorted([*boundaries, *(p.first_step for p in phases[1:])])
-    # Where the places were given the warmup is held to what was asked for, however short the run.
-    until = wanted_warmup(config, per_epoch) if config.step_epochs else warmup
+    # With --step_epochs, the changes must come after the warmup that was asked for, even if a short run shortens it.
+    until = wanted_warmup if config.step_epochs else warmup
     if changes and changes[0] < until:
         raise UsageError(
             f"--schedule={config.schedule} makes its first change after {changes[0]} updates, inside the warmup of "
@@ -154,61 +199,51 @@ def make(config: TrainConfig, examples: int, devices: int) -> Plan:
     full = examples // config.batch_size * config.batch_size
     dropped = examples - full if config.drop_remainder else 0
     largest = _largest_of_ramp(config, examples, devices) if config.batch_ramp == AUTO else None
-    return Plan(examples, phases, total, warmup, boundaries, config.cycle_epochs * per_epoch, dropped, largest)
+    return Plan(
+        examples=examples,
+        phases=phases,
+        total_steps=total,
+        warmup_steps=warmup,
+        boundaries=boundaries,
+        cycle_steps=config.cycle_epochs * per_epoch,
+        dropped=dropped,
+        largest=largest,
+        peak_learning_rate=config.peak_learning_rate,
+        wanted_warmup=wanted_warmup,
+        length=length,
+    )
 
 
-def wanted_warmup(config: TrainConfig, steps_per_epoch: int) -> int:
-    """The updates of warmup that a configuration asks for, however long the run is."""
+def _wanted_warmup(config: TrainConfig, steps_per_epoch: int) -> int:
     return 0 if OPTIMIZERS[config.optimizer].full_batch else round(config.warmup_epochs * steps_per_epoch)
 
 
-def _warmup(config: TrainConfig, steps_per_epoch: int, total: int) -> int:
-    """The updates of warmup: as many as are wanted, or a tenth of the run where it would end before they do."""
-    wanted = wanted_warmup(config, steps_per_epoch)
-    return wanted if wanted < total else total // SHORTENED
-
-
-def _total_steps(config: TrainConfig, last: Phase) -> int:
-    total = config.steps or last.first_step + (config.epochs - last.first_epoch) * last.steps_per_epoch
-    if total > _limits.MOST_WHOLE:
-        raise UsageError(
-            f"--epochs={config.epochs} are {total:,} updates, and they are counted up to {_limits.MOST_WHOLE:,}; train "
-            "for fewer"
-        )
-    return total
-
-
 def _largest_of_ramp(config: TrainConfig, examples: int, devices: int) -> int:
-    """The batch size up to which it may be doubled: an epoch keeps some updates, and a span fits the devices."""
+    """Returns the largest batch of an automatic ramp: an epoch keeps some updates, and spans fit the devices."""
     size = config.batch_size
-    while FACTOR * size * FEWEST_UPDATES <= examples and (
-        config.span is None or config.span in spans(FACTOR * size // config.accumulation_steps, devices)
+    while RAMP_FACTOR * size * MIN_UPDATES_PER_EPOCH <= examples and (
+        config.span is None or config.span in spans(RAMP_FACTOR * size // config.accumulation_steps, devices)
     ):
-        size *= FACTOR
+        size *= RAMP_FACTOR
     if size == config.batch_size:
         raise UsageError(
-            f"--batch_ramp=auto keeps at least {FEWEST_UPDATES} updates an epoch"
+            f"--batch_ramp=auto keeps at least {MIN_UPDATES_PER_EPOCH} updates an epoch"
             + ("" if config.span is None else f" and whole spans of {config.span}")
-            + f", and {FACTOR * size} of {examples} examples is too large a batch for that; start from a smaller "
+            + f", and {RAMP_FACTOR * size} of {examples} examples is too large a batch for that; start from a smaller "
             f"--batch_size than {size}"
         )
     return size
 
 
-def _steps_per_epoch(config: TrainConfig, batch_size: int, examples: int) -> int:
-    full, rest = divmod(examples, batch_size)
-    return (full + (rest > 0 and not config.drop_remainder)) * config.backwards_per_forward
-
-
-def _staircase(config: TrainConfig, phase: Phase, milestones, examples: int, devices: int):
-    """The phases and the boundaries of a step schedule: at each milestone the batch grows, or the rate falls."""
+def _staircase(config: TrainConfig, length: Length, phase: Phase, milestones, examples: int, devices: int):
+    """Returns phases and boundaries of a step schedule: at each milestone the batch grows, or the rate falls."""
     phases, boundaries = [phase], {}
     for milestone in milestones:
         if not isinstance(config.batch_ramp, int):
             step = round(milestone * phase.steps_per_epoch)
             boundaries[step] = boundaries.get(step, 1.0) / config.step_factor
             continue
-        # The batch changes between epochs, so that each of them reads every example once.
+        # The batch changes between epochs, so that every epoch reads every example once.
         epoch = max(round(milestone), phase.first_epoch + 1)
         if config.steps is None and epoch >= config.epochs:
             break
@@ -218,7 +253,7 @@ def _staircase(config: TrainConfig, phase: Phase, milestones, examples: int, dev
         left = config.step_factor / (batch_size / phase.batch_size)
         if not math.isclose(left, 1.0):
             boundaries[first_step] = 1 / left
-        phase = Phase(epoch, first_step, batch_size, _steps_per_epoch(config, batch_size, examples))
+        phase = Phase(epoch, first_step, batch_size, length.steps_per_epoch(batch_size, examples))
         phases.append(phase)
     return tuple(phases), boundaries
 
@@ -250,10 +285,10 @@ def check_divisible(config: TrainConfig, batch_size: int, devices: int, processe
     """Checks that each device of each micro-batch gets as many examples as any other.
 
     Args:
-      config: of the run.
-      batch_size: of the first phase or of a later one, global.
-      devices: of all processes.
-      processes: how many there are.
+      config: the configuration of the run.
+      batch_size: the global batch size of any phase.
+      devices: the number of devices of all processes.
+      processes: the number of processes.
 
     Raises:
       UsageError: the batch is not divisible; the message names batch sizes, and a number of devices, that work.
@@ -288,7 +323,7 @@ def _check_span(config: TrainConfig, batch_size: int, devices: int) -> None:
 
 
 def spans(examples: int, devices: int) -> list[int]:
-    """The spans into which a batch can be cut: parts of a device's share, or groups of whole shares.
+    """Returns the spans into which a batch can be cut: parts of a device's share, or groups of whole shares.
 
     Example:
       >>> spans(16, 4)

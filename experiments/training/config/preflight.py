@@ -1,4 +1,4 @@
-"""What a run will be, printed before its first step, with warnings; and the memory that it will take."""
+"""Describes a run before its first step, with warnings, and predicts its memory."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from experiments._errors import UsageError
 from experiments.records.runs import StepMemory
 from experiments.training.config.options import REFERENCE_BATCH_SIZE, TrainConfig
-from experiments.training.config.plan import Plan, wanted_warmup
+from experiments.training.config.plan import Plan
 from experiments.training.machine import devices as machine
 from experiments.training.recipe.norms import NORMS
 from experiments.training.recipe.optimizers import OPTIMIZERS
@@ -18,16 +18,16 @@ LINEAR_RULE_LIMIT = 8192
 FEW_UPDATES = 100
 # Below this, the statistics of one device's examples are noise even where each example has many positions.
 FEW_EXAMPLES = 4
-# A variance of 16 numbers is known to a third; with fewer, its square root in the denominator is mostly noise.
+# The variance of 16 numbers has a relative error of a third; with fewer numbers the result of a norm is mostly noise.
 FEW_POSITIONS = 16
 
 
 class Trial(NamedTuple):
-    """What is known of a model before it is compiled.
+    """Facts about a model from tracing it, before it is compiled.
 
     Attributes:
-      positions: of one example that each norm averages over, by its path.
-      own_norms: the paths of those that the model makes itself: Flax's, or ours without an axis.
+      positions: by the path of each norm, the positions of one example that it averages over.
+      own_norms: the paths of the norms that the model makes itself: of Flax, or of batchnorm_jax without an axis name.
     """
 
     positions: dict[str, int]
@@ -37,15 +37,15 @@ class Trial(NamedTuple):
 def describe(
     config: TrainConfig, plan: Plan, devices: int, platform: str, processes: int = 1, tried: Trial | None = None
 ) -> list[str]:
-    """The lines to print before a run, and warnings among them.
+    """Returns the lines to print before a run, with its warnings.
 
     Args:
-      config: of the run.
-      plan: its sizes.
-      devices: of all processes.
-      platform: of the devices.
-      processes: how many there are.
-      tried: what is known of the model; None: nothing.
+      config: the configuration of the run.
+      plan: the sizes of the run.
+      devices: the number of devices of all processes.
+      platform: the platform of the devices.
+      processes: the number of processes.
+      tried: facts about the model; None: not traced.
     """
     per_device = config.batch_size // devices // config.accumulation_steps
     first = plan.phases[0]
@@ -73,7 +73,7 @@ def describe(
             f"ramp      twice the batch, up to {plan.largest}, at the end of an epoch as soon as the running gradient "
             "noise scale is above that"
         )
-    wanted = wanted_warmup(config, first.steps_per_epoch)
+    wanted = plan.wanted_warmup
     if wanted > plan.warmup_steps:
         lines.append(
             f"note      --warmup_epochs={config.warmup_epochs:g} is {wanted} updates, as long as the run or longer; "
@@ -90,7 +90,7 @@ def _rate(config: TrainConfig, plan: Plan) -> str:
         unused = "rate, schedule, warmup and momentum"
         return f"{config.optimizer}; a line search finds each step, so that {unused} are not used"
     text = (
-        f"{config.optimizer}, peak {config.peak_learning_rate:g} after {plan.warmup_steps} updates of warmup, "
+        f"{config.optimizer}, peak {plan.peak_learning_rate:g} after {plan.warmup_steps} updates of warmup, "
         f"then {config.schedule}"
     )
     if plan.boundaries:
@@ -115,7 +115,7 @@ def _norm(config: TrainConfig, per_device: int, devices: int) -> str:
 def _few_positions(
     config: TrainConfig, plan: Plan, per_device: int, devices: int, positions: Mapping[str, int]
 ) -> list[str]:
-    """Warns of statistics over so few positions that those of evaluation are others, whatever leads to it."""
+    """Warns of statistics over so few positions that the statistics of evaluation differ, whatever the reason."""
     norm = NORMS[config.norm]
     if norm.pools is None:
         return []
@@ -141,7 +141,7 @@ def _warnings(config: TrainConfig, plan: Plan, per_device: int) -> list[str]:
     texts = []
     optimizer, norm = OPTIMIZERS[config.optimizer], NORMS[config.norm]
     update_batch = config.batch_size / config.backwards_per_forward
-    per_reference = config.peak_learning_rate * REFERENCE_BATCH_SIZE / update_batch
+    per_reference = plan.peak_learning_rate * REFERENCE_BATCH_SIZE / update_batch
     if optimizer.momentum_based and per_reference > UNUSUAL_BASE_RATE:
         texts.append(f"the peak rate is {per_reference:g} per {REFERENCE_BATCH_SIZE} examples, far above the usual 0.1")
     scaled = config.learning_rate is None and config.lr_scaling in (None, "linear")
@@ -154,7 +154,7 @@ def _warnings(config: TrainConfig, plan: Plan, per_device: int) -> list[str]:
         texts.append(f"--lr_scaling=linear is a rule for SGD; with {config.optimizer} the square root is usual")
     if optimizer.trust_ratio:
         texts.append(
-            f"with {config.optimizer}, norm parameters and biases take the rate of {config.peak_learning_rate:g} "
+            f"with {config.optimizer}, norm parameters and biases take the rate of {plan.peak_learning_rate:g} "
             "itself, without a trust ratio"
         )
     if plan.total_steps < FEW_UPDATES and config.steps is None and not optimizer.full_batch:
@@ -168,7 +168,7 @@ def _warnings(config: TrainConfig, plan: Plan, per_device: int) -> list[str]:
 
 
 def step_memory(compiled: Any, devices: Sequence[Any]) -> StepMemory:
-    """The memory of a compiled step on the devices of this process that it runs on."""
+    """Returns the memory of a compiled step on those devices of this process that run it."""
     analysis = compiled.memory_analysis()
     on_cpu = devices[0].platform == "cpu"
     limit = machine.memory_of(devices[0])
@@ -184,10 +184,10 @@ def step_memory(compiled: Any, devices: Sequence[Any]) -> StepMemory:
 
 
 def memory_line(memory: StepMemory) -> str:
-    """Says what a step takes, and refuses one that does not fit.
+    """Returns the line about the memory of a step, and refuses a step that does not fit.
 
     Raises:
-      UsageError: it takes more than there is.
+      UsageError: the step needs more memory than the device has.
     """
     if memory.needed is None:
         return "memory    not known: this backend does not analyse it"

@@ -1,10 +1,11 @@
-"""Published recipes by name, for `--preset`. A flag that is given beside one wins."""
+"""Published recipes by name, for `--preset`. A flag given beside one takes precedence."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from experiments import models
 from experiments._errors import unknown_name
+from experiments.records.fields import Options
 from experiments.training.config.options import TrainConfig
 from experiments.training.recipe.norms import NORMS
 from experiments.training.recipe.optimizers import OPTIMIZERS
@@ -12,29 +13,29 @@ from experiments.training.recipe.schedules import SCHEDULES
 
 
 class Preset(NamedTuple):
-    """A recipe.
+    """A published recipe.
 
     Attributes:
-      options: of `TrainConfig`.
-      result: what its source reports.
+      options: options of `TrainConfig` by their names.
+      result: the result that the source reports.
       source: where the numbers are from, and which of them could not be checked there.
-      time: how long it takes, where it was run.
+      time: wall-clock time of the run, where it was measured.
     """
 
-    options: dict[str, Any]
+    options: Options
     result: str
     source: str
     time: str = "not run here"
 
 
-_IMAGENET: dict[str, Any] = {
+_IMAGENET: Options = {
     "dataset": "imagenet2012",
     "image_size": 224,
     "model": "resnet50",
     "augmentation": "flip",
     "norm_momentum": 0.9,
 }
-_MLPERF: dict[str, Any] = {
+_MLPERF: Options = {
     **_IMAGENET,
     "schedule": "polynomial",
     "label_smoothing": 0.1,
@@ -42,7 +43,7 @@ _MLPERF: dict[str, Any] = {
     "warmup_epochs": 5.0,
     "batch_size": 8192,
 }
-_CIFAR10: dict[str, Any] = {
+_CIFAR10: Options = {
     "dataset": "cifar10",
     "model": "resnet18",
     "augmentation": "crop_flip",
@@ -55,11 +56,11 @@ _CIFAR10: dict[str, Any] = {
 
 # python -m experiments.train --preset=NAME, with the data set prepared.
 PRESETS: dict[str, Preset] = {
-    # ResNet-50, Nesterov, linear rate. One more flag, --batch_size=256, gives the small batch of the comparison.
+    # ResNet-50, Nesterov, linear rate. Add --batch_size=256 for the small batch that the paper compares with.
     "goyal2017": Preset(
         {
             **_IMAGENET,
-            # There, statistics of the 32 images of a device.
+            # In the paper, statistics over the 32 images of one GPU.
             "span": 32,
             "batch_size": 8192,
             "optimizer": "nesterov",
@@ -157,7 +158,7 @@ PRESETS: dict[str, Preset] = {
         "Nado et al., arXiv 2102.06356, 2021; its numbers are from memory, not checked, and its powers of warmup and "
         "decay (2.5 and 1.96) are 1 and 2 here",
     ),
-    # The same number of epochs with fewer and fewer updates, and the same with a falling rate: --batch_ramp=128.
+    # A growing batch: fewer updates in the same number of epochs. --batch_ramp=128 gives the falling rate instead.
     "smith2017": Preset(
         {
             **_CIFAR10,
@@ -193,13 +194,13 @@ PRESETS: dict[str, Preset] = {
         "Hoffer et al., arXiv 1705.08741, 2017; rates and milestones from eladhoffer/bigBatch; the model here is "
         "ResNet-18, and gradients are not clipped",
     ),
-    # At least 93% is the aim, at 512 and with --batch_size=8192 as well.
+    # Meant to reach 93% or more, at 512 and with --batch_size=8192.
     "cifar10_nesterov": Preset(
         {**_CIFAR10, "batch_size": 512, "optimizer": "nesterov", "base_learning_rate": 0.1},
         "not measured: it needs a GPU",
         "this project, after kuangliu/pytorch-cifar (rate 0.1, momentum 0.9, decay 5e-4, cosine, crops and flips)",
     ),
-    # Segmentation, in a minute and a half on two CPU cores; more --epochs go on rising.
+    # Segmentation. More --epochs raise the result further.
     "shapes_fcn": Preset(
         {
             "dataset": "shapes",
@@ -224,11 +225,15 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def configure(preset: str | None, given: dict[str, Any]) -> TrainConfig:
-    """The configuration of a preset, changed by what is given.
+def configure(preset: str | None, given: Mapping[str, Any]) -> TrainConfig:
+    """Returns the configuration of a preset with the given options in place of its own.
+
+    Args:
+      preset: a key of `PRESETS`; None: the defaults.
+      given: options of `TrainConfig` by their names.
 
     Raises:
-      UsageError: there is no such preset, or the values do not go together.
+      UsageError: there is no such preset, or two of the options exclude each other.
 
     Example:
       >>> configure(None, {"batch_size": 512}).batch_size
@@ -239,18 +244,18 @@ def configure(preset: str | None, given: dict[str, Any]) -> TrainConfig:
     if preset not in PRESETS:
         raise unknown_name("preset", preset, PRESETS)
     options = dict(PRESETS[preset].options)
-    # What a flag says in other words than the preset wins, too.
+    # A base rate that is given replaces the preset's rate, which would otherwise hide it.
     if {"base_learning_rate", "lr_scaling"} & set(given):
         options.pop("learning_rate", None)
     return TrainConfig(**{**options, **given})
 
 
 def unused(config: TrainConfig, given: Iterable[str]) -> list[str]:
-    """Of the flags that are given, those that change nothing in this configuration, each with the reason.
+    """Returns a sentence for each given flag that changes nothing in this configuration.
 
     Example:
       >>> unused(TrainConfig(cycle_epochs=3), ["cycle_epochs"])
-      ['--cycle_epochs is of --schedule=cyclic']
+      ['--cycle_epochs applies to --schedule=cyclic']
     """
     schedule = SCHEDULES[config.schedule]
     line_search = OPTIMIZERS[config.optimizer].full_batch
@@ -266,4 +271,6 @@ def unused(config: TrainConfig, given: Iterable[str]) -> list[str]:
         ),
         "residual networks": (not models.is_residual(config.model), ("zero_last_scale",)),
     }
-    return [f"--{name} is of {of}" for of, (idle, names) in reasons.items() if idle for name in names if name in given]
+    return [
+        f"--{name} applies to {of}" for of, (idle, names) in reasons.items() if idle for name in names if name in given
+    ]

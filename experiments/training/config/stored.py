@@ -1,4 +1,4 @@
-"""The configuration of a run and the facts about its data, as its workdir keeps them."""
+"""The stored configuration of a run, `config.json` in its workdir."""
 
 import dataclasses
 import hashlib
@@ -15,7 +15,7 @@ from experiments.records.runs import DataFacts, StoredRun
 from experiments.training.config.options import TrainConfig
 
 FILE = "config.json"
-# A run may be made longer, so that these are no part of what its checkpoints are bound to.
+# A run may be made longer, so checkpoints do not depend on these options.
 LENGTHS = ("epochs", "steps")
 
 
@@ -23,8 +23,8 @@ class Stored(NamedTuple):
     """The content of a run's `config.json`.
 
     Attributes:
-      config: of the run.
-      facts: about its training data.
+      config: the configuration of the run.
+      facts: facts about its training data.
       run: the name of the run, which its checkpoints carry; None: written by an earlier version.
     """
 
@@ -42,14 +42,14 @@ def write_config(
     """Writes `config.json` into a new run's folder; in an old one, checks that it is the same run, or a longer one.
 
     Args:
-      workdir: the folder, which exists.
-      config: of the run.
-      facts: about the training data.
-      why_not_longer: takes the configuration there, which differs in the length alone, and says why a run of this one
-        cannot go on from it; None: it can.
+      workdir: the folder of the run, which exists.
+      config: the configuration of the run.
+      facts: facts about its training data.
+      why_not_longer: given a stored configuration that differs in the length alone, returns why a run of `config`
+        cannot resume from it, or None if it can.
 
     Returns:
-      The name of the run, for its checkpoints; None: it was begun by a version that gave it none.
+      The name of the run, which its checkpoints carry; None: an earlier version began the run and gave it none.
 
     Raises:
       UsageError: the folder holds a run of another configuration; the message names what differs.
@@ -88,6 +88,11 @@ def run_name(config: TrainConfig, facts: DataFacts) -> str:
     identity = {name: value for name, value in config.identity().items() if name not in (*LENGTHS, "target_accuracy")}
     text = json.dumps([identity, msgspec.to_builtins(facts)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_name(workdir: Path) -> str | None:
+    """Returns the name of the run in a folder, which its checkpoints carry; None: an earlier version gave it none."""
+    return _files.read_json(workdir / FILE, StoredRun).run
 
 
 def read_config(workdir: Path) -> Stored:

@@ -21,7 +21,7 @@ from experiments.training.evaluation.population import population_statistics
 from experiments.training.machine import devices
 from experiments.training.state import Recipe, TrainState
 from experiments.training.step import single
-from experiments.training.step.run import make_model, make_optimizer, make_recipe
+from experiments.training.step.parts import make_model, make_optimizer, make_recipe
 from experiments.training.storage.checkpoints import Checkpoints
 
 RECALIBRATIONS = ("pooled", "layerwise")
@@ -150,14 +150,14 @@ def evaluate_checkpoint(
     if recalibration not in (None, *RECALIBRATIONS):
         raise unknown_name("recalibrate", recalibration, RECALIBRATIONS)
     for domain in domains:
-        if domain not in (OWN_DOMAIN, *DOMAINS, "all"):
-            raise unknown_name("domain", domain, (*DOMAINS, "all"))
+        if domain not in (OWN_DOMAIN, *DOMAINS.names, "all"):
+            raise unknown_name("domain", domain, (*DOMAINS.names, "all"))
     restored = restore(workdir, **options)
     if recalibration and not jax.tree.leaves(restored.state.batch_stats):
         raise UsageError("--recalibrate is for models with running statistics, and this one has none")
     step = single.eval_step(restored.model, restored.mesh, restored.recipe)
     rows = []
-    for domain in (OWN_DOMAIN, *DOMAINS) if "all" in domains else domains or (OWN_DOMAIN,):
+    for domain in (OWN_DOMAIN, *DOMAINS.names) if "all" in domains else domains or (OWN_DOMAIN,):
         test = {name: _moved(domain, split) for name, split in restored.data.test.items()}
         evaluate = evaluator.Evaluator(step, test, restored.mesh)
         before, after = evaluate(restored.state), dict.fromkeys(test)

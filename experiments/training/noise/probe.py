@@ -14,7 +14,8 @@ from experiments.training.machine import devices
 from experiments.training.noise.estimate import NoiseEstimate, measure_noise
 from experiments.training.state import Batch, TrainState
 from experiments.training.step import single
-from experiments.training.step.run import Run, make_model
+from experiments.training.step.parts import make_model
+from experiments.training.step.run import Run
 
 # Of a measurement: examples of a shard, where the norm has no span, and shards.
 SHARD_SIZE, SHARDS = 64, 32

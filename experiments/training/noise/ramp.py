@@ -11,17 +11,15 @@ al., "An Empirical Model of Large-Batch Training", arXiv 1812.06162, 2018, appen
 from experiments.records.checkpoints import RampNotes
 from experiments.records.runs import StepMemory
 from experiments.training.config import plan as plans
-from experiments.training.config.options import TrainConfig
-from experiments.training.config.plan import FACTOR, Plan
+from experiments.training.config.plan import RAMP_FACTOR, Plan
 from experiments.training.machine import processes
 
 
-def grown(plan: Plan, config: TrainConfig, step: int, scale: float) -> Plan:
+def grown(plan: Plan, step: int, scale: float) -> Plan:
     """The plan after an epoch: with twice the batch from here on, if the noise scale says so.
 
     Args:
       plan: so far.
-      config: of the run.
       step: updates so far, which end an epoch.
       scale: the running gradient noise scale, in examples; nan: not known.
 
@@ -31,11 +29,11 @@ def grown(plan: Plan, config: TrainConfig, step: int, scale: float) -> Plan:
     """
     if plan.largest is None or step < plan.warmup_steps or step >= plan.total_steps:
         return plan
-    size = FACTOR * plan.batch_size
+    size = RAMP_FACTOR * plan.batch_size
     answers = processes.gathered([size <= scale, size <= plan.largest])
     if not (answers[0, 0] and answers[:, 1].all()):
         return plan
-    return plans.grow(plan, config, plan.locate(step - 1).epoch + 1)
+    return plans.grow(plan, plan.locate(step - 1).epoch + 1)
 
 
 def within_memory(plan: Plan, memory: StepMemory) -> Plan:
@@ -43,7 +41,7 @@ def within_memory(plan: Plan, memory: StepMemory) -> Plan:
     if (
         plan.largest is None
         or None in (memory.needed, memory.limit)
-        or FACTOR * (memory.needed or 0) <= (memory.limit or 0)
+        or RAMP_FACTOR * (memory.needed or 0) <= (memory.limit or 0)
     ):
         return plan
     return plan._replace(largest=min(plan.largest, plan.batch_size))
@@ -56,10 +54,10 @@ def notes(plan: Plan) -> RampNotes | None:
     return RampNotes(epochs=[phase.first_epoch for phase in plan.phases[1:]], largest=plan.largest)
 
 
-def restored(plan: Plan, config: TrainConfig, kept: RampNotes | None) -> Plan:
+def restored(plan: Plan, kept: RampNotes | None) -> Plan:
     """Returns the plan of a run that resumes from a checkpoint that kept these notes."""
     if kept is None:
         return plan
     for epoch in kept.epochs:
-        plan = plans.grow(plan, config, epoch)
+        plan = plans.grow(plan, epoch)
     return plan._replace(largest=kept.largest)

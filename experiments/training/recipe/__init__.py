@@ -1,1 +1,1 @@
-"""What training is made of, each a declared variant: optimizers, schedules, norms, augmentation, running averages."""
+"""The ingredients of training as declared variants: optimizers, schedules, norms, augmentations; running averages."""

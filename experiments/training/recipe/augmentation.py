@@ -45,9 +45,9 @@ def augment(name: str, images: jax.Array, key: jax.Array, first: jax.Array | int
     The change of an example depends on the key and on its place in the global batch, not on the device that holds it.
 
     Args:
-      name: of an augmentation in `AUGMENTATIONS`.
+      name: a name in `AUGMENTATIONS`.
       images: those of this device, of shape (n, height, width, channels).
-      key: of the step.
+      key: the random key of the step.
       first: the place of the first image in the global batch.
       total: the size of the global batch.
 

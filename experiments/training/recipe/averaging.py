@@ -1,4 +1,4 @@
-"""Running statistics that are averages of batches alone: what they are initialised with has no part in them."""
+"""Running statistics that are averages of batches only: their initial values have no weight."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,30 +10,31 @@ from flax import linen as nn
 
 from batchnorm_jax.linen import BatchNorm
 
-# A tenth of the updates so far, while that is fewer than the momentum stands for: at first the parameters move fast.
-WINDOW = 10
+# At first, when parameters move fast, statistics average over the last updates / 10, as long as the
+# momentum averages over more.
+WINDOW_DIVISOR = 10
 
 
 class Momentum(NamedTuple):
     """The momentum of running statistics once training is under way.
 
     Attributes:
-      full: at an update of the run's full batch.
-      own: at an update of the batch in question, which may be an epoch's last, smaller one, or that of a ramp.
+      full: the momentum for a full batch of the run.
+      own: the momentum for this batch, which may be an epoch's last, smaller batch or a batch of a ramp.
     """
 
     full: float
     own: float
 
     def after(self, updates: jax.Array) -> jax.Array:
-        """The momentum of the next update: running = momentum running + (1 - momentum) batch.
+        """Returns the momentum of the next update: running = momentum running + (1 - momentum) batch.
 
-        With m the full momentum, a full batch takes the share max(1 - m, 10 / (10 + updates)) of the new average. The
-        first is all of it, so nothing of the initial values 0 and 1 is left; later the average is one over the last
-        tenth of the updates, until that is what m stands for. A smaller batch takes less, in proportion.
+        With m the full momentum, a full batch has the weight max(1 - m, 10 / (10 + updates)) in the new average. The
+        first batch has all the weight, so nothing of the initial values 0 and 1 is left. Later the average is over the
+        last tenth of the updates, until m averages over fewer. A smaller batch has proportionally less weight.
 
         Args:
-          updates: of the statistics so far.
+          updates: the number of updates of the statistics so far.
 
         Example:
           >>> import jax.numpy as jnp
@@ -41,27 +42,27 @@ class Momentum(NamedTuple):
           >>> [round(float(momentum.after(jnp.int32(n))), 2) for n in (0, 10, 90, 1000)]
           [0.0, 0.5, 0.9, 0.9]
 
-        Source: the window is that of TensorFlow's `ExponentialMovingAverage`, (1 + updates) / (10 + updates), but that
-        its first update keeps a tenth of the initial value.
+        Source: the window of TensorFlow's `ExponentialMovingAverage`, (1 + updates) / (10 + updates), whose first
+        update, however, keeps a tenth of the initial value.
         """
-        early = (1 - self.own) / (1 - self.full) * WINDOW / (WINDOW + updates)
+        early = (1 - self.own) / (1 - self.full) * WINDOW_DIVISOR / (WINDOW_DIVISOR + updates)
         share = jnp.minimum(jnp.maximum(1 - self.own, early), 1.0)
         return 1 - jnp.where(updates == 0, 1.0, share)
 
 
 def average(old: jax.Array, new: jax.Array, momentum: jax.Array) -> jax.Array:
-    """The running value after a batch whose own is `new`; one that the batch left as it was stays so to the bit."""
+    """Returns the running value after a batch whose value is `new`; equal values stay the same to the bit."""
     return jnp.where(new == old, old, momentum * old + (1 - momentum) * new).astype(new.dtype)
 
 
 @contextlib.contextmanager
 def averaged(momentum: jax.Array | None) -> Iterator[None]:
-    """Has every norm of ours that is called inside average its statistics by this momentum, whatever its own is.
+    """Makes every `batchnorm_jax` norm that is called inside average its statistics by this momentum, not by its own.
 
     Args:
-      momentum: may be traced; None: the statistics of the batch take the place of the running ones.
+      momentum: may be traced; None: the statistics of the batch replace the running ones.
     """
-    # Those that are being run: a subclass calls the method that it overrides.
+    # The norms that are being run: a subclass calls the method that it overrides, which must not be intercepted again.
     running: list[nn.Module] = []
 
     def interceptor(next_function, args, kwargs, context: nn.module.InterceptorContext):

@@ -28,10 +28,10 @@ class Settings(NamedTuple):
     """The values from which a norm is made.
 
     Attributes:
-      momentum: of the running statistics.
+      momentum: the momentum of the running statistics.
       span: examples normalised together, by a norm that takes a span; None: all.
-      total_steps: of the training.
-      dtype: of the result; None: what the input and the float32 parameters promote to.
+      total_steps: updates of the whole training.
+      dtype: the type of the result; None: what the input and the float32 parameters promote to.
     """
 
     momentum: float
@@ -167,12 +167,12 @@ def make(
     """Returns the norm that a model is given: a factory as `models.normalised.NormFactory`, or None.
 
     Args:
-      name: of a norm in `NORMS`.
-      momentum: of the running statistics.
+      name: a name in `NORMS`.
+      momentum: the momentum of the running statistics.
       span: examples normalised together, where the norm takes a span; None: all.
-      total_steps: of the training, over which a norm that follows its length changes.
-      dtype: of the result, the computation's; None: what the input and the float32 parameters promote to, which is
-        float32 for an input in bfloat16 and needs the memory of float32.
+      total_steps: updates of the whole training, over which a norm that follows its length changes.
+      dtype: the type of the result and of the computation; None: what the input and the float32 parameters promote to,
+        which is float32 for an input in bfloat16 and needs the memory of float32.
 
     Returns:
       A factory: options of `batchnorm_jax.linen.BatchNorm`, such as `axis`, `activation` and `scale_init`, to a norm.

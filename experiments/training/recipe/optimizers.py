@@ -20,8 +20,8 @@ class Settings(NamedTuple):
 
     Attributes:
       schedule: step -> learning rate.
-      momentum: of the gradient; Adam's b1.
-      weight_decay: of the parameters that decay.
+      momentum: the momentum of the gradient; Adam's b1.
+      weight_decay: the decay of the parameters that decay.
       decays: parameters -> a tree of booleans, True for those that decay; None: all do.
     """
 
@@ -147,10 +147,10 @@ def make(
     """Returns an optimizer as an Optax transformation.
 
     Args:
-      name: of an optimizer in `OPTIMIZERS`.
+      name: a name in `OPTIMIZERS`.
       schedule: step -> learning rate.
-      momentum: of the gradient; Adam's b1 in 'lamb' and 'adamw' (their b2 is 0.999).
-      weight_decay: of kernels only. With 'sgd', 'nesterov' and 'lars' an L2 penalty, added to the gradient;
+      momentum: the momentum of the gradient; Adam's b1 in 'lamb' and 'adamw' (their b2 is 0.999).
+      weight_decay: the decay of kernels only. With 'sgd', 'nesterov' and 'lars' an L2 penalty, added to the gradient;
         with 'lamb' and 'adamw' added to Adam's step; with 'lbfgs' part of the objective, and not of this.
       decay_all: have norm parameters and biases decay too.
 

@@ -22,7 +22,7 @@ class Timing(NamedTuple):
     """When a decay does what, in updates.
 
     Attributes:
-      steps: of the decay, from the end of warmup to the end of training.
+      steps: updates of the decay, from the end of warmup to the end of training.
       start: updates of warmup before it.
       boundaries: the updates, counted from the start of training, from which on the rate is multiplied by a factor.
       cycle: from one peak of a cycle to the next.
@@ -116,7 +116,7 @@ def make(
     Update number i of warmup, from 0, uses peak (i + 1) / warmup_steps: no update is wasted on a rate of 0.
 
     Args:
-      name: of a schedule in `SCHEDULES`.
+      name: a name in `SCHEDULES`.
       peak: the rate at the end of warmup.
       warmup_steps: updates of warmup.
       total_steps: updates in all; cosine and polynomial decays reach 0 there.

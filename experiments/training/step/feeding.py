@@ -33,7 +33,11 @@ class Feed:
     """
 
     def __init__(self, config: TrainConfig, train: datasets.Split, mesh: Mesh, *, resident: bool):
-        self._config, self._train, self._mesh = config, train, mesh
+        self._train, self._mesh = train, mesh
+        self._seed, self._drop_remainder = config.seed, config.drop_remainder
+        self._micro_batches, self._updates_per_batch = config.accumulation_steps, config.backwards_per_forward
+        # The objective of a full batch must not change: its order is that of the first epoch.
+        self._one_order = OPTIMIZERS[config.optimizer].full_batch
         self._arrays: Any = None
         if resident:
             everything = train.read(np.arange(train.size)) if not isinstance(train, datasets.Examples) else train
@@ -44,27 +48,25 @@ class Feed:
 
         All micro-batches of an update share one `Indexed` source; `Batch` sources are one each.
         """
-        config, micro = self._config, self._config.accumulation_steps
-        # The objective of a full batch must not change: its order is that of the first epoch.
-        epoch = 0 if OPTIMIZERS[config.optimizer].full_batch else position.epoch
+        epoch = 0 if self._one_order else position.epoch
         segments = datasets.epoch_segments(
             self._train.size,
             position.phase.batch_size,
-            seed=config.seed,
+            seed=self._seed,
             epoch=epoch,
-            drop_remainder=config.drop_remainder,
-            multiple_of=self._mesh.size * micro,
+            drop_remainder=self._drop_remainder,
+            multiple_of=self._mesh.size * self._micro_batches,
         )
         first = position.first_step
         for segment in segments:
             rows = len(segment.indices)
-            done = max(0, (step - first) // config.backwards_per_forward)
+            done = max(0, (step - first) // self._updates_per_batch)
             if done < rows:
                 yield from self._segment(segment, first, done, epoch)
-            first += rows * config.backwards_per_forward
+            first += rows * self._updates_per_batch
 
     def _segment(self, segment: datasets.Segment, first: int, done: int, epoch: int) -> Iterator[list[Source]]:
-        micro = self._config.accumulation_steps
+        micro = self._micro_batches
         rows, batch_size = segment.indices.shape
         cut = [
             None if a is None else a.reshape(rows * micro, batch_size // micro) for a in (segment.indices, segment.mask)

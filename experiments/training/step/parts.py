@@ -1,0 +1,63 @@
+"""The parts of a run that its configuration names: model, optimizer, schedule and recipe."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import models
+from experiments.training.config import plan as plans
+from experiments.training.config.options import TrainConfig
+from experiments.training.recipe import norms, optimizers, schedules
+from experiments.training.state import Descent, Recipe
+
+
+def make_model(config: TrainConfig, num_classes: int, total_steps: int = 1) -> Any:
+    """The model of a configuration. The momentum of its norms is that of `averaging`, whatever their own is."""
+    dtype = jnp.dtype(config.dtype)
+    return models.create(
+        config.model,
+        num_classes=num_classes,
+        norm=norms.make(config.norm, 0.0, config.span, total_steps, dtype),
+        dtype=dtype,
+        zero_last_scale=config.zero_last_scale,
+    )
+
+
+def make_optimizer(config: TrainConfig, schedule) -> Any:
+    """The optimizer of a configuration."""
+    return optimizers.make(
+        config.optimizer,
+        schedule,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        decay_all=config.decay_all,
+    )
+
+
+def make_descent(config: TrainConfig, plan: plans.Plan) -> Descent:
+    """How the parameters of a configuration follow their gradient."""
+
+    def schedule(peak):
+        return schedules.make(
+            config.schedule,
+            peak,
+            warmup_steps=plan.warmup_steps,
+            total_steps=plan.total_steps,
+            boundaries=plan.boundaries,
+            cycle_steps=plan.cycle_steps,
+        )
+
+    return Descent(lambda peak: make_optimizer(config, schedule(peak)), schedule)
+
+
+def make_recipe(config: TrainConfig, dataset_classes: int, statistics: tuple[Any, Any]) -> Recipe:
+    """What the steps of a configuration do beside model and optimizer."""
+    return Recipe(
+        *(np.asarray(of_channels, np.float32) for of_channels in statistics),
+        num_classes=dataset_classes,
+        label_smoothing=config.label_smoothing,
+        augmentation=config.augmentation,
+        seed=config.seed,
+        local_statistics=norms.NORMS[config.norm].depends_on_devices,
+    )
