@@ -249,7 +249,7 @@ class _Worker:
         num_devices: int | None,
         given: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Returns the value of a function, or of the function of a name, for a folder and other arguments; or its error."""
+        """Returns the value of a function, or of the function of a name, for a folder and arguments; or its error."""
         name = function if isinstance(function, str) else f"{function.__module__}:{function.__qualname__}"
         return self._ask({"call": name, "workdir": str(folder), "given": given or {}}, num_devices)
 
