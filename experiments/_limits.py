@@ -13,6 +13,7 @@
 A number without limits must be finite and fit 32 bits; a text must be printable and not empty.
 """
 
+import dataclasses
 import math
 import os
 import re
@@ -30,6 +31,17 @@ MOST_CHARACTERS = 4_000
 # Of a part of a path, in bytes, on every usual file system.
 MOST_OF_A_NAME = 255
 MOST_FOLDERS = 100
+
+
+def option(default: Any, help: str, **limits: Any) -> Any:
+    """Returns a field of a dataclass of options, with its help and its limits."""
+    return dataclasses.field(default=default, metadata={"help": help, **limits})
+
+
+def option_as_in(dataclass: type, name: str, default: Any, help: str) -> Any:
+    """Returns a field with the limits of a field of another dataclass, and a default and a help of its own."""
+    (limits,) = (field.metadata for field in dataclasses.fields(dataclass) if field.name == name)
+    return dataclasses.field(default=default, metadata={**limits, "help": help})
 
 
 def check(name: str, value: Any, limits: Mapping[str, Any]) -> None:

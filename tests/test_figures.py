@@ -10,11 +10,15 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
-from experiments import reporting
-from experiments.reporting import curves, norm_study
+from experiments import _files, reporting
+from experiments.records.norm_study import TASKS
+from experiments.reporting import curves
 from experiments.reporting.document import document, figure, write_svg
+from experiments.reporting.norm_study.cells import read
+from experiments.reporting.norm_study.figure import LOOKS, task_figures
 from experiments.reporting.section import needed
 from experiments.reporting.step_time import missed, time_sections
+from tests import made
 from tests.test_reporting import write_run
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -36,14 +40,14 @@ def of_a_run(draw):
 
 def of_a_norm_study(draw):
     def row(task, norm, size, seed):
-        score = {"accuracy": 0.9 - size / 100 + seed / 50, "mean_iou": 0.5 + seed / 50}
         options = {"dataset": "digits", "seed": seed, "num_devices": 2, "steps": 9}
-        summary = {"results": {"test": score}, "updates": 9, "seconds": {"compute": 1.0}}
-        return {"key": f"grid-{task}-{norm}-p{size}-seed{seed}", "options": options, "summary": summary}
+        result = made.result(0.9 - size / 100 + seed / 50, mean_iou=0.5 + seed / 50)
+        summary = made.summary(updates=9, seconds={"compute": 1.0}, results={"test": result})
+        return made.row(f"grid-{task}-{norm}-p{size}-seed{seed}", options, summary=summary)
 
     def make(folder):
-        grid = itertools.product(norm_study.METRICS, norm_study.COLOURS, (2, 8, 32), (0, 1))
-        (folder / "results.jsonl").write_text("".join(json.dumps(row(*place)) + "\n" for place in grid))
+        grid = itertools.product(TASKS, LOOKS, (2, 8, 32), (0, 1))
+        (folder / "results.jsonl").write_bytes(b"".join(_files.line(row(*place)) for place in grid))
         return draw(folder)
 
     return make
@@ -82,7 +86,7 @@ ON_PAGES = {
         for name in ("digits", "mnist", "mnist_no_norm")
     },
     **{f"run, {i}": of_a_run(lambda folder, i=i: curves.curve_panels(folder)[i]) for i in range(3)},
-    **{f"norm study, {i}": of_a_norm_study(lambda folder, i=i: norm_study.task_figures(folder)[i]) for i in range(2)},
+    **{f"norm study, {i}": of_a_norm_study(lambda folder, i=i: task_figures(read(folder))[i]) for i in range(2)},
 }
 WIDE = {
     "run": of_a_run(reporting.training_curves),
