@@ -11,6 +11,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 
 from experiments import _files, reporting
+from experiments.benchmarking import result
+from experiments.records.benchmarks.norm import (
+    NO_SHIFT,
+    AccuracyRow,
+    Memory,
+    NetworkMemory,
+    Networks,
+    NormRows,
+    Speed,
+    SpeedRow,
+)
+from experiments.records.benchmarks.result import PositiveSpread
 from experiments.records.norm_study import TASKS
 from experiments.reporting import curves
 from experiments.reporting.document import document, figure, write_svg
@@ -54,18 +66,20 @@ def of_a_norm_study(draw):
 
 
 def of_the_norm(folder):
-    ratio = {peer: {"median": value} for peer, value in (("torch", 1.2), ("flax", 0.7))}
-    ways = [(f"mean/std {at}, {shift}", name) for at in ("1", "100", "10000") for name, shift in
-            (("psum", "no shift"), ("all_gather", "no shift"), ("flax", "no shift"), ("flax_stable", "no shift"),
-             ("default", "shift 1 std off"))]  # fmt: skip
-    parts = {
-        "speed": {"rows": [{"ratio": ratio}, {"ratio": ratio}]},
-        "memory": {"resnet50": {"batch_size": 32, "image_size": 224, "rows": [
-            {"name": "batchnorm_jax", "temporary": 2**31}, {"name": "flax", "temporary": 2**32}]}},
-        "accuracy": [{"what": what, "name": name, "y": 1e-7 * (i + 1)} for i, (what, name) in enumerate(ways)],
-    }  # fmt: skip
-    (folder / "norm.json").write_text(json.dumps({"rows": parts}))
-    return reporting.norm_figure(folder / "norm.json")
+    def spread(value):
+        return PositiveSpread(median=value, low=value, high=value)
+
+    speed = SpeedRow(case="a shape", ratio={"torch": spread(1.2), "flax": spread(0.7)})
+    memory = [NetworkMemory(name=name, temporary=2**power) for name, power in (("batchnorm_jax", 31), ("flax", 32))]
+    ways = [(name, NO_SHIFT) for name in ("psum", "all_gather", "flax", "flax_stable")]
+    ways = [*ways, ("default", "shift 1 std off")]
+    places = [(f"mean/std {at}, {shift}", name) for at in ("1", "100", "10000") for name, shift in ways]
+    rows = NormRows(
+        speed=Speed(rows=[speed, speed]),
+        memory=Memory(resnet50=Networks(batch_size=32, image_size=224, rows=memory)),
+        accuracy=[AccuracyRow(what=what, name=name, y=1e-7 * (i + 1)) for i, (what, name) in enumerate(places)],
+    )
+    return reporting.norm_figure(result.write(rows, folder / "norm.json", []))
 
 
 # For a page, which a phone shows in its whole width; then pictures that are wide and for a document.
