@@ -8,7 +8,7 @@ import typing
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
@@ -26,6 +26,8 @@ QUIET_LIBRARIES = ("orbax", "etils", "tensorstore")
 INTERRUPTED_STATUS = 130
 # Flags that make a program print and exit without writing, so that no folder has to be writable.
 PRINT_ONLY_FLAGS = ("dry_run", "list_presets")
+
+T = TypeVar("T")
 
 
 class _Parser(flags.ArgumentParser):
@@ -135,6 +137,8 @@ def define(
 ) -> None:
     """Defines one flag for each field of a dataclass; help and limits come from the field's metadata.
 
+    A field that is a tuple of any length becomes a flag that takes a list.
+
     Args:
       dataclass: the dataclass.
       only: the names of the fields to define flags for; None: all fields.
@@ -149,10 +153,17 @@ def define(
         help: str = (helps or {}).get(field.name) or field.metadata["help"]
         kind = hints[field.name]
         kinds = set(typing.get_args(kind) if isinstance(kind, types.UnionType) else [kind]) - {types.NoneType}
+        listed = {typing.get_args(kind)[0] for kind in kinds if typing.get_origin(kind) is tuple}
         if kinds == {bool}:
             switch(field.name, help, default=default)
         else:
-            _define(field.name, kinds, default, help, field.metadata)
+            _define(field.name, listed or kinds, default, help, field.metadata, several=bool(listed))
+
+
+def made(dataclass: type[T]) -> T:
+    """Returns the dataclass that the flags make which `define` made from it."""
+    values = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(dataclass)}  # pyright: ignore[reportArgumentType]
+    return dataclass(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def given(dataclass: type) -> dict:

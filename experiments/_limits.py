@@ -13,6 +13,7 @@
 A number without limits must be finite and fit 32 bits; a text must be printable and not empty.
 """
 
+import dataclasses
 import math
 import os
 import re
@@ -31,6 +32,17 @@ MAX_TEXT_CHARACTERS = 4_000
 # The limit of all common file systems for one part of a path.
 MAX_PATH_PART_BYTES = 255
 MAX_FOLDER_DEPTH = 100
+
+
+def option(default: Any, help: str, **limits: Any) -> Any:
+    """Returns a field of a dataclass of options, with its help and its limits."""
+    return dataclasses.field(default=default, metadata={"help": help, **limits})
+
+
+def option_as_in(dataclass: type, name: str, default: Any, help: str) -> Any:
+    """Returns a field with the limits of a field of another dataclass, and a default and a help of its own."""
+    (limits,) = (field.metadata for field in dataclasses.fields(dataclass) if field.name == name)
+    return dataclasses.field(default=default, metadata={**limits, "help": help})
 
 
 def check(name: str, value: Any, limits: Mapping[str, Any]) -> None:

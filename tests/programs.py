@@ -24,7 +24,7 @@ PROGRAMS = {
     "batch_size_study": (batch_size_study, ("_workdirs.claim", "batch_size.describe")),
     "norm_study": (norm_study, ("_workdirs.claim",)),
     "report": (report, ("_writer",)),
-    "benchmark": (benchmark, ("_measure",)),
+    "benchmark": (benchmark, ("suites.measure",)),
 }
 POSITIONAL = {"evaluate": "checkpoint", "report": "workdir"}
 

@@ -25,6 +25,8 @@ import pytest
 from experiments import _flags, data, evaluate, reporting
 from experiments._errors import StorageError, UsageError
 from experiments.data import arrays
+from experiments.records.norm_study import CLASSIFICATION
+from experiments.records.questions.norm import Shift
 from experiments.records.runs import TrainRow
 from experiments.reporting import document
 from experiments.reporting.questions import REPORTS
@@ -70,8 +72,9 @@ def _copies(source: Path) -> Callable[[Path], Any]:
 
 def _norm_rows(folder: Path) -> None:
     size = test_norm_study.SIZE
-    made = [test_norm_study.made_up(job) for job in norm.grid_jobs(size, ["classification"], 8)]
-    rates = [test_norm_study.row(job, 0.8, shift={"mean": 0.25, "std": 1.5}) for job in norm.rate_jobs(size, 8)]
+    made = [test_norm_study.made_up(job) for job in norm.grid_jobs(size, [CLASSIFICATION], 8)]
+    shift = Shift(mean=0.25, std=1.5)
+    rates = [test_norm_study.row(job, 0.8, shift=shift) for job in norm.rate_jobs(size, 8)]
     test_norm_study.write(folder, [*made, *rates])
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from experiments import _commands, _flags, batch_size_study
 from experiments._errors import UsageError
+from experiments.benchmarking import suites
 from experiments.studies import jobs
 from tests.programs import (
     POSITIONAL,
@@ -200,8 +201,8 @@ def test_missing_devices_are_reported_in_one_line_by_every_program(raised, monke
         raise raised
 
     monkeypatch.setattr(jax, "local_devices", fails)
-    for name, work in {"train": "resolve", "benchmark": "_measure"}.items():
-        monkeypatch.setattr(PROGRAMS[name][0], work, fails)
+    for name, place, work in (("train", PROGRAMS["train"][0], "resolve"), ("benchmark", suites, "measure")):
+        monkeypatch.setattr(place, work, fails)
         assert run(PROGRAMS[name][0], [], monkeypatch) == 2
         assert re.fullmatch(
             r"error: JAX_PLATFORMS=cpu asks for devices that are not found.*\n", capsys.readouterr().err

@@ -30,7 +30,7 @@ LIBRARY = [
 EXPERIMENTS = [
     {"_errors", "_commands"},
     {"_limits", "_shapes", "_variants"},
-    {"_files", "records", "benchmark_records"},
+    {"_files", "records", "_register"},
     {"_workdirs"},
     {"_users"},
     {"data", "models"},
@@ -52,7 +52,7 @@ TRAINING = [
     {"session"},
 ]
 # Reads result files only.
-STANDALONE = {"reporting": {"_errors", "_commands", "_files", "_workdirs", "records", "benchmark_records", "reporting"}}
+STANDALONE = {"reporting": {"_errors", "_commands", "_files", "_workdirs", "records", "reporting"}}
 
 
 def imports(path):
