@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FunctionType
@@ -16,7 +17,6 @@ import msgspec
 from absl import logging
 
 from experiments._errors import StorageError, UsageError
-from experiments._shapes import MismatchError
 from experiments.records.record import VERSION, FileRecord
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
@@ -190,7 +190,7 @@ def read_lines(path: Path) -> list[str]:
     return [_UNPRINTABLE.sub("\ufffd", line) for line in content.decode(errors="replace").splitlines()]
 
 
-def read_json(path: Path, kind: type[T] | Callable[[Any], T]) -> Any:
+def read_json(path: Path, kind: type[T] | Callable[[Any], T]) -> T:
     """Reads a record from a JSON file.
 
     Args:
@@ -209,7 +209,7 @@ def read_json(path: Path, kind: type[T] | Callable[[Any], T]) -> Any:
         raise UsageError(f"{path} cannot be read: {_why(error)}") from error
 
 
-def read_rows(path: Path, kind: type[T] | Callable[[Any], T]) -> tuple[list[Any], int]:
+def read_rows(path: Path, kind: type[T] | Callable[[Any], T]) -> tuple[list[T], int]:
     """Reads the rows of a file of one JSON value per line; an invalid line is reported and left out.
 
     Args:
@@ -242,14 +242,13 @@ def read_rows(path: Path, kind: type[T] | Callable[[Any], T]) -> tuple[list[Any]
 
 def _parsed(content: bytes, kind: Any) -> Any:
     value = _clean(json.loads(content.decode(errors="replace")))
-    # A record without a version was written before records had one.
-    is_dated = isinstance(kind, FunctionType) or (isinstance(kind, type) and issubclass(kind, FileRecord))
-    dated = {"version": 0, **value} if is_dated and isinstance(value, dict) else value
-    if isinstance(kind, FunctionType):
-        # A shape only checks the value, and returns None.
-        made = kind(dated)
-        return value if made is None else made
-    return msgspec.convert(dated, kind)
+    makes = isinstance(kind, FunctionType)
+    # The class of a generic record, such as `ResultFile[NormRows]`.
+    record = typing.get_origin(kind) or kind
+    if isinstance(value, dict) and (makes or issubclass(record, FileRecord)):
+        # A record without a version was written before records had one.
+        value = {"version": 0, **value}
+    return kind(value) if makes else msgspec.convert(value, kind)
 
 
 def _clean(value: Any) -> Any:
@@ -265,8 +264,6 @@ def _why(error: BaseException) -> str:
     """Returns the reason why content cannot be read, in one clause."""
     if isinstance(error, msgspec.ValidationError):
         return _misfit(str(error))
-    if isinstance(error, MismatchError):
-        return str(error)
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, json.JSONDecodeError):

@@ -29,7 +29,7 @@ LIBRARY = [
 ]
 EXPERIMENTS = [
     {"_errors", "_commands"},
-    {"_limits", "_shapes", "_variants"},
+    {"_limits", "_variants"},
     {"_files", "records", "_register"},
     {"_workdirs"},
     {"_users"},
