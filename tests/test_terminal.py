@@ -16,7 +16,7 @@ WIDTHS = (40, 80, 120)
 def screen(request, monkeypatch):
     """To be installed by the test itself: pytest sets the streams anew between the two."""
     screen = Terminal(request.param)
-    monkeypatch.setattr(terminal, "EVERY", 0.0)
+    monkeypatch.setattr(terminal, "MIN_REDRAW_SECONDS", 0.0)
     return screen
 
 

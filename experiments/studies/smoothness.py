@@ -10,7 +10,7 @@ import numpy as np
 
 from experiments._errors import UsageError
 from experiments.studies.jobs import Job
-from experiments.training.noise.estimate import LEAST_BLOCKS, NoiseEstimate, noise_scale_interval
+from experiments.training.noise.estimate import MIN_BLOCKS, NoiseEstimate, noise_scale_interval
 from experiments.training.storage import metrics
 
 # Of a run's measurements of noise, the most groups that are averaged before they are divided; of an interval each takes
@@ -130,7 +130,7 @@ def noise_windows(measured: Sequence[Sequence[float]]) -> list[dict[str, Any]]:
     found = []
     if not measured:
         return found
-    for part in np.array_split(np.array(measured, float), min(WINDOWS, max(1, len(measured) // LEAST_BLOCKS))):
+    for part in np.array_split(np.array(measured, float), min(WINDOWS, max(1, len(measured) // MIN_BLOCKS))):
         steps, losses, norm2, trace = part.T
         scale = trace.mean() / norm2.mean() if norm2.mean() > 0 else math.inf
         try:

@@ -12,7 +12,7 @@ import jax
 from experiments.studies import convergence, smoothness
 from experiments.studies.convergence import Data
 from experiments.studies.jobs import Job, Runner
-from experiments.training.noise.probe import SHARD_SIZE, SHARDS
+from experiments.training.noise.probe import MAX_SHARDS, SHARD_EXAMPLES
 
 # Of the time that a run takes to start with a new program, that with one which is kept.
 REPEATED = 0.3
@@ -45,7 +45,7 @@ class Problem(NamedTuple):
     @property
     def shard_size(self) -> int:
         """Examples of a shard, where the noise is measured."""
-        return self.data.options.get("span") or SHARD_SIZE
+        return self.data.options.get("span") or SHARD_EXAMPLES
 
     @property
     def can_measure_noise(self) -> bool:
@@ -72,13 +72,13 @@ class Costs(NamedTuple):
 
     def of(self, batch_size: float, updates: float, evaluations: float = 1, measurements: float = 0, shard=0) -> float:
         """Of a run: its updates, evaluations and measurements of the noise, in shards of so many examples."""
-        noise = measurements * self.measurement(shard or SHARD_SIZE)
+        noise = measurements * self.measurement(shard or SHARD_EXAMPLES)
         start = self.start * (REPEATED if self.is_compiled(batch_size) else 1)
         return start + updates * self.update(batch_size) + evaluations * self.evaluation + noise
 
     def measurement(self, shard_size: int) -> float:
         """Of the noise: one device takes the gradient of a shard after the other."""
-        return SHARDS * self.update(self.devices * shard_size)
+        return MAX_SHARDS * self.update(self.devices * shard_size)
 
 
 def costs_of(

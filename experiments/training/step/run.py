@@ -1,4 +1,4 @@
-"""What a run is made of before its first step: model, optimizer, initial state and the programs of its steps."""
+"""Assembly of a run before its first step: model, optimizer, initial state and the programs of its steps."""
 
 from collections.abc import Callable
 from functools import cache
@@ -25,7 +25,7 @@ class Program(NamedTuple):
 
     Attributes:
       call: (state, sources) -> (state, metrics); the state is donated.
-      largest: the compiled program that takes most memory.
+      largest: the compiled program that takes the most memory.
     """
 
     call: Callable[[TrainState, list[Source]], tuple[TrainState, dict[str, jax.Array]]]
@@ -33,17 +33,17 @@ class Program(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What a training run is made of, before its first step.
+    """Everything that a training run needs before its first step.
 
     Attributes:
-      plan: its sizes.
-      model: as it is evaluated.
-      mesh: its devices.
-      recipe: of the forward pass.
-      state: the initial one.
-      compile: (state, sources, plan) -> `Program`, which reads sources of the same shapes.
-      eval_step: from `single.eval_step`.
-      tried: what is known of the model.
+      plan: the sizes of the run.
+      model: the model as it is evaluated.
+      mesh: the devices of the run.
+      recipe: settings of the forward pass.
+      state: the initial state.
+      compile: (state, sources, plan) -> a `Program` for sources of the same shapes.
+      eval_step: the evaluation step, from `single.eval_step`.
+      tried: facts about the model, found by tracing it.
     """
 
     plan: plans.Plan
@@ -57,7 +57,10 @@ class Run(NamedTuple):
 
 
 def make_model(config: TrainConfig, num_classes: int, total_steps: int = 1) -> Any:
-    """The model of a configuration. The momentum of its norms is that of `averaging`, whatever their own is."""
+    """Returns the model of a configuration.
+
+    Running statistics follow the momentum of `averaging`, whatever momentum the model's norms have themselves.
+    """
     dtype = jnp.dtype(config.dtype)
     return models.create(
         config.model,
@@ -69,7 +72,7 @@ def make_model(config: TrainConfig, num_classes: int, total_steps: int = 1) -> A
 
 
 def make_optimizer(config: TrainConfig, schedule) -> Any:
-    """The optimizer of a configuration."""
+    """Returns the optimizer of a configuration, for a schedule: step -> learning rate."""
     if config.optimizer == optimizers.FULL_BATCH:
         return full_batch.make()
     return optimizers.make(
@@ -82,7 +85,7 @@ def make_optimizer(config: TrainConfig, schedule) -> Any:
 
 
 def make_descent(config: TrainConfig, plan: plans.Plan) -> Descent:
-    """How the parameters of a configuration follow their gradient."""
+    """Returns the optimizer and the schedule of a configuration, both as functions of the peak learning rate."""
 
     def schedule(peak):
         return schedules.make(
@@ -98,9 +101,15 @@ def make_descent(config: TrainConfig, plan: plans.Plan) -> Descent:
 
 
 def make_recipe(config: TrainConfig, dataset_classes: int, statistics: tuple[Any, Any]) -> Recipe:
-    """What the steps of a configuration do beside model and optimizer."""
+    """Returns the settings of a configuration's steps that neither model nor optimizer holds.
+
+    Args:
+      config: configuration of the run.
+      dataset_classes: the number of classes of the data set.
+      statistics: mean and standard deviation of the pixels, one number per channel each.
+    """
     return Recipe(
-        *(np.asarray(of_channels, np.float32) for of_channels in statistics),
+        *(np.asarray(per_channel, np.float32) for per_channel in statistics),
         num_classes=dataset_classes,
         label_smoothing=config.label_smoothing,
         augmentation=config.augmentation,
@@ -115,13 +124,16 @@ def prepare(
     statistics: tuple[list[float], list[float]],
     chosen: list[devices.Device],
 ) -> Run:
-    """Makes everything that a run needs; refuses what cannot be before anything is compiled.
+    """Prepares everything that a run needs, and rejects an impossible configuration before anything is compiled.
 
     Args:
-      config: of the run.
-      dataset: to train on.
-      statistics: mean and standard deviation of its pixels.
+      config: configuration of the run.
+      dataset: the data set to train on.
+      statistics: mean and standard deviation of its pixels, one number per channel each.
       chosen: the devices.
+
+    Raises:
+      UsageError: the configuration does not suit the data set, the devices or the model.
     """
     plan = plans.make(config, dataset.train.size, len(chosen))
     descent = make_descent(config, plan)
@@ -134,7 +146,7 @@ def prepare(
     if _users.is_users_own(config.model):
         model = make_model(config, dataset.num_classes, plan.total_steps)
         usual = Momentum(config.running_momentum(), config.running_momentum())
-        # What the model does in training does not depend on the optimizer, and L-BFGS takes no such step.
+        # The model's forward pass does not depend on the optimizer, and `train_step` cannot take L-BFGS.
         plain = Descent(optax.sgd, descent.schedule) if config.optimizer == optimizers.FULL_BATCH else descent
         step = single.train_step(model, plain, mesh, recipe, usual)
         trial.in_training(config, dataset, variables, model, step, plain.optimizer(peak))
@@ -151,7 +163,7 @@ def prepare(
         mesh,
         recipe,
         state,
-        # By the examples that count: an epoch's last, smaller batch moves running statistics by less.
+        # Padding is not counted, so that an epoch's last, smaller batch moves the running statistics less.
         lambda state, sources, plan: compiler(plan.examples_of(feeding.examples(sources), feeding.is_masked(sources)))(
             state, sources
         ),
@@ -163,11 +175,24 @@ def prepare(
 def _compiler(
     config: TrainConfig, num_classes: int, batch_size: int, total_steps: int, descent: Descent, mesh, recipe: Recipe
 ):
-    """What compiles the update of a configuration, at one batch size."""
+    """Returns a function that compiles the update of a configuration at one batch size.
+
+    Args:
+      config: configuration of the run.
+      num_classes: the number of classes.
+      batch_size: the examples of the batch, without padding.
+      total_steps: updates of the whole run.
+      descent: the optimizer and schedule.
+      mesh: the devices.
+      recipe: settings of the forward pass.
+
+    Returns:
+      (state, sources) -> `Program`.
+    """
     momentum = Momentum(config.running_momentum(), config.running_momentum(batch_size))
     micro = config.accumulation_steps
     rate = config.peak_learning_rate
-    # On the devices once for all: to bring a number there takes longer than a small step.
+    # Placed on the devices once: transferring a number at every step would take longer than a small step.
     peak = devices.place(np.float32(rate), devices.replicated(mesh))
     if config.optimizer == optimizers.FULL_BATCH:
         step = full_batch.full_batch_step(
