@@ -37,7 +37,7 @@ def test_a_finished_run_is_made_longer_bit_for_bit(tmp_path):
     # What there was is kept, and the longer run is complete.
     assert json.loads((tmp_path / "longer" / "summary-8.json").read_text())["updates"] == 8
     assert session.train(config("longer", 4)) == longer
-    with pytest.raises(UsageError, match=r"--epochs: 4 there, 2 here\). It was to make 16 updates, and .* not to 8"):
+    with pytest.raises(UsageError, match=r"--epochs: 4 there, 2 here\). It was made for 16 updates: .* not to 8"):
         session.train(config("longer", 2))
     # A checkpoint of another seed that is moved here is not taken.
     other = config("other", 6, seed=1)
@@ -59,10 +59,10 @@ def test_a_finished_run_is_made_longer_bit_for_bit(tmp_path):
         ({"schedule": "step", "step_epochs": "1,3", "batch_ramp": 32, "step_factor": 2.0}, None),
         ({"optimizer": "lbfgs", "batch_size": 64}, None),
         ({"schedule": "step"}, "--schedule=step follow the length"),
-        ({"schedule": "cosine"}, "--schedule=cosine follow the length of the run, so the first 8 updates"),
+        ({"schedule": "cosine"}, "--schedule=cosine follow the length of the run, so its first 8 updates"),
         ({"schedule": "polynomial"}, "--schedule=polynomial follow"),
         ({"norm": "renorm", "schedule": "constant"}, "--norm=renorm follow"),
-        ({"batch_ramp": "auto", "schedule": "constant", "batch_size": 4}, "--batch_ramp=auto decides nothing"),
+        ({"batch_ramp": "auto", "schedule": "constant", "batch_size": 4}, "--batch_ramp=auto makes no decision"),
     ],
     ids=str,
 )

@@ -174,8 +174,8 @@ def test_running_averages_are_weighted_means():
     values = r.normal(1.0, 1.0, (2, 30)).astype(np.float32)
     decay = 0.9
 
-    def step(state, estimate):
-        state = estimate.update_noise(state, estimate, decay)
+    def step(state, measured):
+        state = estimate.update_noise(state, measured, decay)
         return state, (state.average, estimate.noise_scale(state))
 
     _, (averages, scales) = lax.scan(step, estimate.init_noise(), NoiseEstimate(*values))
@@ -270,14 +270,14 @@ TEN = np.ones(10)
             r"shards=4 must .* divide .* \[\(6,\)\]",
         ),
         (lambda: estimate.measure_noise(LINEAR_GRADIENT, 0.0, [np.ones(6)], 1), "shards=1 must be at least 2"),
-        (lambda: estimate.measure_noise(LINEAR_GRADIENT, 0.0, [(TEN, np.ones(6))], 2), "same in every leaf"),
+        (lambda: estimate.measure_noise(LINEAR_GRADIENT, 0.0, [(TEN, np.ones(6))], 2), "same size in every leaf"),
         (lambda: estimate.measure_noise(LINEAR_GRADIENT, 0.0, [np.ones(0)], 2), "divide the first axis"),
         (lambda: estimate.measure_noise(LINEAR_GRADIENT, 0.0, [], 2), "there are no batches"),
         (lambda: estimate.update_noise(estimate.init_noise(), NoiseEstimate(1.0, 1.0), 1.0), "decay=1.0 must be"),
         (lambda: estimate.noise_scale_interval([]), "at least 8 blocks; .* 0 steps"),
-        (lambda: estimate.noise_scale_interval(NoiseEstimate(TEN, TEN), block=2), "10 steps, 2 of them a block"),
+        (lambda: estimate.noise_scale_interval(NoiseEstimate(TEN, TEN), block=2), "10 steps in blocks of 2"),
         (lambda: estimate.noise_scale_interval(NoiseEstimate(TEN, TEN), 95), "confidence=95"),
-        (lambda: estimate.noise_scale_interval(NoiseEstimate(TEN * np.nan, TEN), block=1), "10 that are not finite"),
+        (lambda: estimate.noise_scale_interval(NoiseEstimate(TEN * np.nan, TEN), block=1), "10 numbers are not finite"),
         (lambda: estimate.noise_scale_interval(NoiseEstimate(TEN, -TEN), block=1), "greatest tr Sigma is -1.0"),
     ],
 )

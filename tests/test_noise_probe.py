@@ -83,7 +83,7 @@ def test_live_says_the_running_noise_scale_and_goes_on_with_it(tmp_path, capsys,
     state = init_noise()
     for row in metrics.read(tmp_path / "whole" / metrics.FILE):
         if row.kind == "noise":
-            state = update_noise(state, NoiseEstimate(row.gradient_norm2, row.trace), loop.LIVE_DECAY)
+            state = update_noise(state, NoiseEstimate(row.gradient_norm2, row.trace), loop.RUNNING_NOISE_DECAY)
     assert lines[-1].startswith("noise     ") and lines[-1].endswith(larger_batch(float(noise_scale(state)), 16))
 
     evaluate, calls = loop.Fit._evaluate_and_log, []

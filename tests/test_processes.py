@@ -157,7 +157,7 @@ def test_a_lost_process_ends_the_other_and_the_run_can_be_resumed(tmp_path, lost
         process.send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=60)[0] for process in again]
     assert [process.returncode for process in again] == [143, 143], outputs
-    assert f"Going on from the checkpoint of step {step}." in outputs[0]
+    assert f"Resuming from the checkpoint of step {step}." in outputs[0]
 
 
 def test_sigterm_to_one_process_stops_all_after_the_same_step(tmp_path):

@@ -304,7 +304,7 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_is_intact(tmp_path):
     said = re.search(r"^error: (the checkpoint of step (\d) .*)?no space left on the disk: .*", ended.stdout, re.M)
     assert said and "status 2" in ended.stdout, ended.stdout
     assert "Event loop is closed" not in ended.stdout, ended.stdout
-    went_on = re.search(r"Going on from the checkpoint of step (\d)\.", ended.stdout)
+    went_on = re.search(r"Resuming from the checkpoint of step (\d)\.", ended.stdout)
     assert went_on and ended.returncode == 0, ended.stdout
     if said[1]:
         last = int(said[2]) - 1

@@ -16,7 +16,7 @@ WIDTHS = (40, 80, 120)
 def screen(request, monkeypatch):
     """Returns a terminal that the test has to install, because pytest replaces the streams after the fixtures."""
     screen = Terminal(request.param)
-    monkeypatch.setattr(terminal, "EVERY", 0.0)
+    monkeypatch.setattr(terminal, "MIN_REDRAW_SECONDS", 0.0)
     return screen
 
 

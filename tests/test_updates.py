@@ -204,7 +204,7 @@ def test_segmentation_counts_pixels(x64):
 @pytest.mark.parametrize(("model", "pixels"), [("tests.own:model", True), ("fcn", False)])
 def test_a_model_whose_logits_do_not_match_the_labels_is_refused(model, pixels):
     config = TrainConfig(model=model, batch_size=8)
-    with pytest.raises(UsageError, match=rf"--model={model} gives logits of shape .* labels need"):
+    with pytest.raises(UsageError, match=rf"--model={model} returns logits of shape .* labels need"):
         rig.run_of(config, rig.tiny(pixels=pixels), 1)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from experiments._errors import UsageError
 from experiments.records.questions.smoothness import NoiseWindow
 from experiments.records.runs import NoiseRow, TrainRow
-from experiments.training.noise.estimate import LEAST_BLOCKS, NoiseEstimate, noise_scale_interval
+from experiments.training.noise.estimate import MIN_BLOCKS, NoiseEstimate, noise_scale_interval
 from experiments.training.storage import metrics
 
 # The most windows of a run; the measurements of each are averaged before they are divided. An interval takes eight
@@ -49,7 +49,7 @@ def noise_windows(measured: Sequence[Sequence[float]]) -> list[NoiseWindow]:
     found = []
     if not measured:
         return found
-    for part in np.array_split(np.array(measured, float), min(WINDOWS, max(1, len(measured) // LEAST_BLOCKS))):
+    for part in np.array_split(np.array(measured, float), min(WINDOWS, max(1, len(measured) // MIN_BLOCKS))):
         steps, losses, norm2, trace = part.T
         scale = trace.mean() / norm2.mean() if norm2.mean() > 0 else math.inf
         try:

@@ -1,4 +1,4 @@
-"""Wall time by what it is spent on."""
+"""Wall-clock time of a run, by what it was spent on."""
 
 import time
 from collections import defaultdict
@@ -8,7 +8,9 @@ from typing import Any
 
 
 class Clock:
-    """Adds up wall time by name. Time in a `with` inside another is taken from the outer one.
+    """A stopwatch that adds up wall-clock time by name.
+
+    `with` blocks can be nested; the time of an inner block is not counted for the outer one.
 
     Example:
       >>> clock = Clock()
@@ -27,7 +29,7 @@ class Clock:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Counts the time of a `with` as `name`."""
+        """Counts the time of a `with` block under `name`."""
         start = time.perf_counter()
         self._open.append(name)
         try:
@@ -41,12 +43,12 @@ class Clock:
 
     @contextmanager
     def beside(self, name: str, computing: str, result: Any) -> Iterator[None]:
-        """Counts the time of a `with` during which the device works.
+        """Counts the time of a `with` block that the host spends while the device computes.
 
         Args:
-          name: what the time is counted as, if the result was there before the end: the device had to wait.
-          computing: what it is counted as otherwise.
-          result: an array that the device makes meanwhile, or None.
+          name: the name to count the time under if the device finished first and had to wait for the host.
+          computing: the name to count the time under if the device was still computing at the end of the block.
+          result: an array that the device is computing; None: the device is idle.
         """
         start = time.perf_counter()
         try:
@@ -56,11 +58,11 @@ class Clock:
             self.seconds[computing if hidden else name] += time.perf_counter() - start
 
     def add(self, seconds: Mapping[str, float]) -> None:
-        """Adds what earlier starts of the same run spent."""
+        """Adds the seconds, by name, that earlier starts of the same run spent."""
         for name, value in seconds.items():
             self.seconds[name] += value
         self._before += sum(seconds.values())
 
     def total(self) -> float:
-        """Seconds since the clock was made, and those of earlier starts."""
+        """Returns the seconds since the clock was created, plus those of earlier starts."""
         return self._before + time.perf_counter() - self._started

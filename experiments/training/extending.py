@@ -1,4 +1,4 @@
-"""Decides whether a finished run can be made longer: only if the longer run would have begun with the same updates."""
+"""Extension of a run to more updates, which is possible if the longer run would have begun with the same updates."""
 
 import jax
 import jax.numpy as jnp
@@ -13,23 +13,25 @@ from experiments.training.step.parts import make_descent
 
 
 def why_not(there: TrainConfig, here: TrainConfig, examples: int, devices: int) -> str | None:
-    """Returns why a run cannot be made longer, in a sentence; None: it can.
+    """Returns a sentence that says why a run cannot be extended; None: it can be extended.
+
+    A run can be extended if the updates that it made are those that the longer run would have made.
 
     Args:
-      there: the configuration of the run.
-      here: a configuration that differs from it only in `stored.LENGTHS`.
+      there: the configuration that the run was made with.
+      here: the configuration of the longer run, which differs only in the options of `stored.LENGTHS`.
       examples: the number of training examples.
       devices: the number of devices of all processes.
     """
     try:
         old, new = (plans.make(config, examples, devices) for config in (there, here))
         if new.total_steps <= old.total_steps:
-            return f"It was to make {old.total_steps} updates, and a run goes on to more, not to {new.total_steps}"
+            return f"It was made for {old.total_steps} updates: it can be extended to more, not to {new.total_steps}"
         if NORMS[here.norm].follows_run_length:
             which = f"The limits of --norm={here.norm}"
-            return f"{which} follow the number of updates in all, so it would have been another run"
+            return f"{which} follow the total number of updates, so a longer run differs throughout"
         if here.batch_ramp == AUTO:
-            return "--batch_ramp=auto decides nothing at the end of a run, so it would have been another run"
+            return "--batch_ramp=auto makes no decision at the end of a run, where a longer run would have made one"
         if OPTIMIZERS[here.optimizer].full_batch:
             return None
         steps = jnp.arange(old.total_steps)
@@ -43,6 +45,7 @@ def why_not(there: TrainConfig, here: TrainConfig, examples: int, devices: int) 
     if np.array_equal(rates[0], rates[1]) and batches[0] == batches[1]:
         return None
     return (
-        f"The rates or batches of --schedule={here.schedule} follow the length of the run, so the first "
-        f"{old.total_steps} updates would have been others; --schedule=constant, or step with --step_epochs, can go on"
+        f"The rates or batches of --schedule={here.schedule} follow the length of the run, so its first "
+        f"{old.total_steps} updates would have differed; runs with --schedule=constant, or step with --step_epochs, "
+        "can be extended"
     )

@@ -1,4 +1,4 @@
-"""The training loop: from one update to the next, with what comes in between."""
+"""The training loop: updates, and between them evaluations, noise measurements, logging and checkpoints."""
 
 import sys
 import time
@@ -18,8 +18,8 @@ from experiments.training.evaluation import evaluator
 from experiments.training.machine import processes
 from experiments.training.noise import ramp
 from experiments.training.noise.estimate import NoiseEstimate, init_noise, larger_batch, noise_scale, update_noise
-from experiments.training.noise.probe import SHARD_SIZE, SHARDS
-from experiments.training.progress import REMEDY, NonFiniteLossError, Progress
+from experiments.training.noise.probe import MAX_SHARDS, SHARD_EXAMPLES
+from experiments.training.progress import NON_FINITE_REMEDY, NonFiniteLossError, Progress
 from experiments.training.state import Source, TrainState
 from experiments.training.step import feeding
 from experiments.training.step.run import Run
@@ -27,16 +27,34 @@ from experiments.training.step.updates import Program
 from experiments.training.storage.checkpoints import Checkpoints
 from experiments.training.storage.metrics import MetricsLog
 
-# Where the running noise scale is asked for, of the examples that are trained on, one in so many is measured too.
-LIVE_SHARE = 10
-# Of the running averages, over some five measurements.
-LIVE_DECAY = 0.8
-# 128 + SIGTERM, as a shell has it.
-TERMINATED = 143
+# With a running noise scale, one example is measured for every 10 that are trained on: about a tenth more computing.
+TRAINED_PER_MEASURED_EXAMPLES = 10
+# The share that the running averages of the noise keep at each measurement: they reach back about 1 / (1 - 0.8) = 5.
+RUNNING_NOISE_DECAY = 0.8
+# 128 + the number of SIGTERM, the status that a shell reports for a process which that signal ended.
+SIGTERM_EXIT_STATUS = 143
 
 
 class Fit:
-    """Trains to the last step: call it with the state to start from."""
+    """The training loop of one run; call it with the state to start from.
+
+    Args:
+      config: configuration of the run.
+      run: the run: its plan, its model and the function that compiles its updates.
+      feed: the batches.
+      evaluate: the evaluator of the test splits.
+      checkpoints: the checkpoints of the run.
+      log: the metrics file.
+      clock: the clock that adds up time by what it is spent on.
+      noise: a function that measures the gradient noise of a state.
+
+    Attributes:
+      plan: the plan of the run, with the phases that an automatic ramp has added.
+      first_step_ended: the time, in seconds since the epoch, when the first update after this start ended; None: there
+        was no update.
+      memory: device memory of the first compiled program, which reads full batches; None: there was no update left.
+      starts: how many times the run was started, this time included.
+    """
 
     def __init__(
         self,
@@ -50,33 +68,42 @@ class Fit:
         noise: Callable[[TrainState], NoiseEstimate],
     ):
         self._config, self._run, self._feed, self._evaluate = config, run, feed, evaluate
-        # Of the run, and what an automatic ramp has added to it.
         self.plan = ramp.restored(run.plan, checkpoints.notes.ramp)
         self._checkpoints, self._clock = checkpoints, clock
         self._log, self._noise = log, noise
         self._programs: dict[Any, Program] = {}
         self.first_step_ended: float | None = None
-        # Of the first program, that of full batches; None if there was no step left.
         self.memory: StepMemory | None = None
         self.starts = 1
         self._computing = 0.0
-        # The first step of an epoch, and the updates of it that are left.
+        # The first step of the present epoch, and an iterator over its remaining updates.
         self._open: tuple[int, Iterator[list[Source]]] | None = None
 
     def __call__(self, state: TrainState) -> tuple[TrainState, dict[str, Result], int | None]:
-        """Returns the state at the end, the last evaluation of every split, and the step that reached the target."""
+        """Trains to the last step, or to the target accuracy.
+
+        Args:
+          state: the state to start from, new or from a checkpoint.
+
+        Returns:
+          The final state, the last evaluation of every split, and the step at which the target was reached (None: it
+          was not).
+
+        Raises:
+          NonFiniteLossError: a loss or a parameter is not finite.
+          SystemExit: the process received SIGTERM; the state is saved.
+        """
         step, results, reached = int(state.step), {}, None
         first = processes.is_first()
         self.starts = self._checkpoints.notes.starts + 1
         self._progress = Progress(self.plan, self._log, step, log_every=self._config.log_every, quiet=not first)
         self._running_noise = init_noise()
         for estimate in self._log.noise(step):
-            self._running_noise = update_noise(self._running_noise, NoiseEstimate(*estimate), LIVE_DECAY)
+            self._running_noise = update_noise(self._running_noise, NoiseEstimate(*estimate), RUNNING_NOISE_DECAY)
         with self._progress, processes.Termination() as self._termination:
             if self._is_evaluated(step):
-                # It was stopped there: before the evaluation, or after.
+                # The run was stopped here, where an evaluation is due; make it if its rows are missing or damaged.
                 results = self._log.evaluations(step)
-                # A row that was damaged is made again.
                 if set(results) != self._evaluate.names:
                     results = self._evaluate_and_log(state, step)
                 reached = self._reached(results, step)
@@ -87,7 +114,7 @@ class Fit:
         return state, results, reached
 
     def _is_evaluated(self, step: int) -> bool:
-        """Whether an evaluation follows the update that led to this step: at the end of an epoch, and in between."""
+        """Returns whether an evaluation is due at this step: at the end of an epoch, or by --evaluate_every."""
         before = step - self._config.backwards_per_forward
         return self._ends_epoch(step) or (step > 0 and _is_due(self._config.evaluate_every, before, step))
 
@@ -95,21 +122,22 @@ class Fit:
         return step > 0 and step == self.plan.locate(step - 1).last_step
 
     def _noise_every(self, step: int) -> int:
-        """Updates between two measurements of the noise, in the epoch of a step."""
+        """Returns the number of updates between two noise measurements in the epoch of a step; 0: no measurements."""
         config, phase = self._config, self.plan.locate(step).phase
         if config.noise_every or not (config.live or config.batch_ramp == AUTO):
             return config.noise_every
-        return min(max(1, LIVE_SHARE * SHARD_SIZE * SHARDS // phase.batch_size), phase.steps_per_epoch)
+        trained_examples = TRAINED_PER_MEASURED_EXAMPLES * SHARD_EXAMPLES * MAX_SHARDS
+        return min(max(1, trained_examples // phase.batch_size), phase.steps_per_epoch)
 
     def _updates(self, step: int) -> Iterator[list[Source]]:
-        """The updates that are left of an epoch."""
+        """Returns an iterator over the updates that are left of the epoch of a step."""
         position = self.plan.locate(step)
         if self._open is None or self._open[0] != position.first_step:
             self._open = position.first_step, self._feed.updates(position, step)
         return self._open[1]
 
     def _to_evaluation(self, state: TrainState, step: int) -> tuple[TrainState, int]:
-        """Trains up to the next evaluation."""
+        """Trains up to the next evaluation, and returns the state and the step there."""
         clock, progress = self._clock, self._progress
         progress.start_epoch()
         self._computing = -clock.seconds["compute"]
@@ -128,14 +156,14 @@ class Fit:
             before, step = step, step + self._config.backwards_per_forward
             under_way = metrics["loss"]
             with clock.beside("log", "compute", under_way):
-                # The metrics of the step before this one.
+                # These are the metrics of the previous step: reading this step's would wait for the device.
                 progress.read()
                 progress.expect(step, metrics, feeding.examples(sources))
             if _is_due(noise_every, before, step):
                 self._settle(state)
                 self._measure_noise(state, step)
             paused = self._is_evaluated(step)
-            # The evaluation comes first, where there is one, or a run that resumes would lack it.
+            # Where an evaluation is due, `_pause` saves the state instead, after the evaluation unless SIGTERM came.
             if not paused:
                 stop = self._termination.is_due(step)
                 if stop or _is_due(self._config.checkpoint_every, before, step):
@@ -146,20 +174,23 @@ class Fit:
         self._settle(state)
         self._computing += clock.seconds["compute"]
         if self._ends_epoch(step):
-            # Before the state is kept, so that what is decided is kept with it.
+            # The ramp decides before the state is saved, so that the checkpoint holds its decision.
             self.plan = ramp.grown(self.plan, step, float(noise_scale(self._running_noise)))
             self._progress.plan = self.plan
         return state, step
 
     def _settle(self, state: TrainState) -> None:
-        """Waits for the step that is under way, and reads its metrics."""
+        """Waits for the step that the device is computing, and reads its metrics."""
         with self._clock("compute"):
             jax.block_until_ready(state)
         with self._clock("log"):
             self._progress.read()
 
     def _pause(self, state: TrainState, step: int) -> dict[str, Result]:
-        """Evaluates, logs and keeps the state; the evaluation comes later if the run is to stop."""
+        """Evaluates and logs, then saves the state if a checkpoint is due; returns the results.
+
+        On SIGTERM the state is saved and the process ends, without the evaluation: the run makes it when it resumes.
+        """
         last = step == self.plan.total_steps
         if not last and self._termination.is_due(step):
             self._save(state, step)
@@ -182,9 +213,9 @@ class Fit:
             results = self._evaluate(state)
         for name, result in results.items():
             if not np.isfinite(result.loss):
-                raise NonFiniteLossError(f"the loss on {name} is {result.loss} after step {step}; {REMEDY}")
+                raise NonFiniteLossError(f"the loss on {name} is {result.loss} after step {step}; {NON_FINITE_REMEDY}")
         with self._clock("log"):
-            # Before the rows that say that it has been evaluated here.
+            # The ramp row goes first: evaluation rows at this step mean that everything before them is written.
             if self._reached(results, step) is None:
                 self._log_ramp(step)
             self._progress.end_epoch(step, results, self._computing)
@@ -193,16 +224,16 @@ class Fit:
         return results
 
     def _log_ramp(self, step: int) -> None:
-        """Says and logs that another batch size begins here."""
+        """Logs and reports that a new batch size begins at this step, if one does and it is not logged yet."""
         phase = self.plan.phases[-1]
         if self.plan.largest is None or phase.first_step != step or step == 0 or self._log.has(RampRow, step):
             return
-        # The scale that decided, from the same rows.
+        # This is the scale that decided, also in a run that resumed here: it is computed from the same rows.
         scale = float(noise_scale(self._running_noise))
         known = bool(np.isfinite(scale))
         row = RampRow(kind="ramp", step=step, epoch=phase.first_epoch, batch_size=phase.batch_size)
         self._log.write(msgspec.structs.replace(row, noise_scale=scale) if known else row)
-        why = f"the noise scale is {_short(scale)}" if known else "the gradient is not told from its noise"
+        why = f"the noise scale is {_short(scale)}" if known else "the gradient cannot be told from noise"
         self._progress.say(f"ramp      batch {phase.batch_size} from here on: {why}")
 
     def _measure_noise(self, state: TrainState, step: int) -> None:
@@ -212,7 +243,7 @@ class Fit:
             norm2, trace = (float(value) for value in estimate)
             epoch = self.plan.epochs_at(step)
             self._log.write(NoiseRow(kind="noise", step=step, epoch=epoch, gradient_norm2=norm2, trace=trace))
-            self._running_noise = update_noise(self._running_noise, estimate, LIVE_DECAY)
+            self._running_noise = update_noise(self._running_noise, estimate, RUNNING_NOISE_DECAY)
 
     def _noise_line(self, step: int) -> str:
         scale = float(noise_scale(self._running_noise))
@@ -235,32 +266,35 @@ class Fit:
         return self._programs[key]
 
     def _reached(self, results: dict[str, Result], step: int) -> int | None:
-        """The step, if the target is reached there."""
+        """Returns the step if the target accuracy is reached there, else None."""
         target = self._config.target_accuracy
         is_reached = target is not None and next(iter(results.values())).accuracy >= target
         return step if is_reached else None
 
     def _save(self, state: TrainState, step: int) -> None:
-        """Keeps a state, unless the update that made it left what is not finite: its loss is not known yet."""
+        """Saves a state, unless its parameters or statistics are not finite.
+
+        The update that made them may have diverged: its loss was computed before the update, and was still finite.
+        """
         with self._clock("checkpoint"):
             for leaf in jax.tree.leaves((state.params, state.batch_stats)):
                 if not np.isfinite(np.asarray(leaf, np.float32)).all():
-                    raise NonFiniteLossError(f"the parameters are not finite after step {step}; {REMEDY}")
+                    raise NonFiniteLossError(f"the parameters are not finite after step {step}; {NON_FINITE_REMEDY}")
             notes = Notes(seconds=dict(self._clock.seconds), starts=self.starts, ramp=ramp.notes(self.plan))
             self._checkpoints.save(state, notes)
 
 
 def _is_due(every: int, before: int, step: int) -> bool:
-    """Whether a multiple of a number of updates lies after one step and not after the other; never for 0."""
+    """Returns whether a multiple of `every` lies in (before, step]; never for every = 0."""
     return every > 0 and step // every > before // every
 
 
 def _short(scale: float) -> str:
-    """A number with three digits that count."""
+    """Formats a number to three significant digits."""
     return f"{float(f'{scale:.3g}'):,.6g}"
 
 
 def _exit_terminated(step: int) -> NoReturn:
     if processes.is_first():
         print(f"\nStopped by SIGTERM; step {step} is saved.", flush=True)
-    sys.exit(TERMINATED)
+    sys.exit(SIGTERM_EXIT_STATUS)

@@ -1,4 +1,4 @@
-"""Progress of a run: rows of metrics, a progress bar, one line per epoch."""
+"""Progress of a run: rows of metrics, a progress bar, and one line per epoch."""
 
 import math
 import time
@@ -11,37 +11,48 @@ from experiments.training.config.plan import Plan
 from experiments.training.storage.metrics import MetricsLog
 from experiments.training.terminal import StatusLine, say
 
-REMEDY = (
+NON_FINITE_REMEDY = (
     "checkpoints of earlier steps are kept. Try a lower learning rate (--learning_rate, --base_learning_rate) "
     "or a longer --warmup_epochs"
 )
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss became infinite or not a number; the last checkpoint is of before that."""
+    """Error of a run whose loss is infinite or not a number; its newest checkpoint is from before that step."""
 
 
-# Columns of the bar, and the parts of a cell that a terminal can show.
-BAR = range(8, 31)
-EIGHTHS = " ▏▎▍▌▋▊▉█"
+# The bar is readable from 8 columns on; beyond 30 the room is left free.
+MIN_BAR_COLUMNS, MAX_BAR_COLUMNS = 8, 30
+# A cell filled from 0 to 8 eighths.
+CELL_EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
 class Progress:
-    """Reads a step's metrics once the next step is dispatched, so that the device never waits for the host.
+    """A reporter of training metrics, which reads those of a step after the next step is dispatched.
 
-    A context manager: the progress bar is there within it.
+    In this way the device never waits for the host. Use it as a context manager: the progress bar is shown inside.
+
+    Args:
+      plan: the plan of the run.
+      log: the metrics file.
+      step: updates made before this start.
+      log_every: updates between two rows of metrics.
+      quiet: print nothing.
+
+    Attributes:
+      plan: the plan of the run; assign to it when an automatic batch ramp changes the plan.
+      last: the metrics of the last step that was read, by name.
     """
 
     def __init__(self, plan: Plan, log: MetricsLog, step: int, *, log_every: int, quiet: bool):
         self._log, self._log_every = log, log_every
-        # The plan of the run, which an automatic batch ramp changes.
         self.plan = plan
         self._line = StatusLine(hidden=quiet)
         self._quiet = quiet
         self._expected = None
         self._images, self._since = 0, time.perf_counter()
         self._read_step = step
-        # The first step that this process has read, and when: before it the program was compiled.
+        # The first step that was read, and when. The time left is extrapolated from there on, without compilation.
         self._first: tuple[int, float] | None = None
         self.last: dict[str, float] = {}
 
@@ -53,16 +64,22 @@ class Progress:
         self._line.__exit__(*error)
 
     def expect(self, step: int, metrics, images: int) -> None:
-        """Names what the next `read` is to read, and how many images made it."""
+        """Registers the metrics of a step for the next `read`.
+
+        Args:
+          step: updates so far, that step included.
+          metrics: its metrics, arrays that the device may still be computing.
+          images: the number of images in its batch.
+        """
         self._expected = (step, metrics, images)
 
     def wait(self) -> None:
-        """Waits for the step that is expected."""
+        """Waits until the device has computed the registered metrics."""
         if self._expected is not None:
             jax.block_until_ready(self._expected[1])
 
     def read(self) -> None:
-        """Reads, checks and logs what is expected; does nothing the second time.
+        """Reads, checks and logs the registered metrics; does nothing if there are none.
 
         Raises:
           NonFiniteLossError: the loss is not finite.
@@ -73,7 +90,7 @@ class Progress:
         self._expected = None
         self.last = {name: float(value) for name, value in metrics.items()}
         if not math.isfinite(self.last["loss"]):
-            raise NonFiniteLossError(f"the loss is {self.last['loss']} at step {step}; {REMEDY}")
+            raise NonFiniteLossError(f"the loss is {self.last['loss']} at step {step}; {NON_FINITE_REMEDY}")
         self._images += images
         if step // self._log_every > self._read_step // self._log_every:
             made = {"kind": "train", "step": step, "epoch": self.plan.epochs_at(step), **self.last}
@@ -83,10 +100,10 @@ class Progress:
         self._read_step = step
 
     def _bar(self, step: int, columns: int) -> str:
-        """The bar, and beside it as much as there is room for, the most wanted first."""
+        """Returns the bar, followed by as many fields as there is room for, the most important first."""
         total = self.plan.total_steps
         now, (first, since) = time.perf_counter(), self._first or (step, 0.0)
-        left = f"{_time((now - since) * (total - step) / (step - first))} left" if step > first else ""
+        left = f"{_duration((now - since) * (total - step) / (step - first))} left" if step > first else ""
         fields = {
             "left": left,
             "loss": f"loss {self.last['loss']:.3f}",
@@ -95,32 +112,32 @@ class Progress:
             "rate": f"rate {self.last['learning_rate']:.3g}",
         }
         percent, done = f"{step / total:>4.0%} ", f" {step}/{total}"
-        room = columns - len(percent) - len(done) - BAR[0]
+        room = columns - len(percent) - len(done) - MIN_BAR_COLUMNS
         kept = []
         for text in filter(None, fields.values()):
             if len(text) + 2 <= room:
                 kept.append(text)
                 room -= len(text) + 2
-        cells = min(BAR[0] + max(room, 0), BAR[-1])
+        cells = min(MIN_BAR_COLUMNS + max(room, 0), MAX_BAR_COLUMNS)
         return percent + self._cells(step / total, cells) + "  ".join([done, *kept])
 
     def _cells(self, share: float, cells: int) -> str:
         eighths = round(share * 8 * cells)
-        if not self._line.can_encode(EIGHTHS):
+        if not self._line.can_encode(CELL_EIGHTHS):
             return ("#" * (eighths // 8)).ljust(cells, ".")
-        return (EIGHTHS[-1] * (eighths // 8) + EIGHTHS[eighths % 8].strip()).ljust(cells, "·")
+        return (CELL_EIGHTHS[-1] * (eighths // 8) + CELL_EIGHTHS[eighths % 8].strip()).ljust(cells, "·")
 
     def start_epoch(self) -> None:
-        """Starts to count images and seconds anew."""
+        """Resets the counts of images and seconds."""
         self._images, self._since = 0, time.perf_counter()
 
     def end_epoch(self, step: int, results: dict[str, Result], computing: float) -> None:
-        """Logs the evaluation after an epoch, and says it in a line.
+        """Logs an evaluation, and prints it in a line with the speed since `start_epoch`.
 
         Args:
           step: updates so far.
-          results: of every split.
-          computing: seconds of the epoch's steps.
+          results: the result of every split, by name.
+          computing: seconds spent computing steps since `start_epoch`.
         """
         for name, result in results.items():
             epoch = self.plan.epochs_at(step)
@@ -138,16 +155,16 @@ class Progress:
         )
 
     def say(self, text: str) -> None:
-        """Prints a line above the bar."""
+        """Prints a line above the bar, unless quiet."""
         if not self._quiet:
             say(text)
 
 
-def _time(seconds: float) -> str:
-    """Hours, minutes and seconds.
+def _duration(seconds: float) -> str:
+    """Formats a duration as hours, minutes and seconds, or as "days" from 100 hours on.
 
     Example:
-      >>> _time(3723.4), _time(62), _time(9e9)
+      >>> _duration(3723.4), _duration(62), _duration(9e9)
       ('1:02:03', '1:02', 'days')
     """
     if seconds >= 100 * 3600:

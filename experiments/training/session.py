@@ -1,4 +1,4 @@
-"""A training run from its configuration to its summary."""
+"""One training run, from its configuration to its summary."""
 
 import contextlib
 import dataclasses
@@ -37,27 +37,27 @@ from experiments.training.storage.workdir import only_one
 from experiments.training.terminal import say
 
 SUMMARY = "summary.json"
-# Images from which a norm's fixed statistics are computed before the first update.
+# Fixed statistics of norms take one pass over these images per layer. A thousand have enough positions.
 FIXED_STATISTICS_IMAGES = 1_000
 
 
 def train(config: TrainConfig, *, check_statistics: bool = False) -> Summary:
-    """Trains and evaluates one model; results go under the configuration's workdir.
+    """Trains and evaluates one model, and writes the results to the configuration's workdir.
 
-    A run that was stopped goes on from its newest checkpoint; one that is complete is not run again.
+    A run that was stopped resumes from its newest checkpoint; a run that is complete is not run again.
 
     Args:
-      config: what to do.
-      check_statistics: evaluate at the end by statistics of training images too; where that changes an accuracy by
-        more than its sampling error, the summary has both.
+      config: configuration of the run.
+      check_statistics: at the end, also evaluate with population statistics from training images; where these change
+        an accuracy by more than its sampling error, the summary has both results.
 
     Returns:
-      The summary, which `summary.json` in the workdir holds too.
+      The summary, which is also written to `summary.json` in the workdir.
 
     Raises:
-      UsageError: what was asked for cannot be done.
+      UsageError: the run cannot be done as configured.
       NonFiniteLossError: the loss is not finite; the message names the step.
-      StorageError: the disk is full; what was kept before is whole.
+      StorageError: the disk is full; earlier checkpoints and rows are intact.
       PeerError: another process of the run has ended.
     """
     clock = Clock()
@@ -86,12 +86,12 @@ def train(config: TrainConfig, *, check_statistics: bool = False) -> Summary:
                 lambda there: extending.why_not(there, config, dataset.train.size, len(chosen)),
             )
             say(f"workdir   {workdir}")
-        # The others read what the first has written.
+        # The other processes read the configuration that the first one has written.
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("config")
         if (summary := _finished(workdir, run.plan)) is not None:
             if first:
-                print("This run is complete; to run it again give another --workdir or --seed.\n")
+                print("This run is complete. To train again, give another --workdir or --seed.\n")
             return summary
         with clock("start"):
             resident = feeding.is_resident(config, dataset, run.mesh, devices.memory_of(chosen[0]))
@@ -102,7 +102,7 @@ def train(config: TrainConfig, *, check_statistics: bool = False) -> Summary:
             if state is None:
                 state = initial_state(config, run, dataset)
             if int(state.step) > 0 and first:
-                print(f"Going on from the checkpoint of step {int(state.step)}.", flush=True)
+                print(f"Resuming from the checkpoint of step {int(state.step)}.", flush=True)
             log = held.enter_context(MetricsLog(workdir, int(state.step), writes=first))
         clock.add(checkpoints.notes.seconds)
         fit = Fit(config, run, feed, evaluate, checkpoints, log, clock, noise)
@@ -120,13 +120,13 @@ def train(config: TrainConfig, *, check_statistics: bool = False) -> Summary:
             memory=fit.memory,
         )
         if first:
-            # Written last and whole: its presence says that the run is complete.
+            # The summary is written last, in one atomic write: its presence means that the run is complete.
             _files.write_json(workdir / SUMMARY, summary)
     return summary
 
 
 def start(config: TrainConfig) -> tuple[list[devices.Device], datasets.Dataset, tuple[list[float], list[float]]]:
-    """Returns what a run starts from: its devices, its data, and the mean and standard deviation of their pixels."""
+    """Returns the devices and the data set of a run, and the mean and standard deviation of its training pixels."""
     chosen = set_up_devices(config)
     dataset = datasets.load(
         config.dataset, config.data_dir, image_size=config.image_size, validation_examples=config.validation_examples
@@ -135,11 +135,10 @@ def start(config: TrainConfig) -> tuple[list[devices.Device], datasets.Dataset, 
 
 
 def initial_state(config: TrainConfig, run: Run, dataset: datasets.Dataset) -> TrainState:
-    """The state before the first update; statistics that will not change are those of the training set."""
+    """Returns the state before the first update; fixed statistics are computed from the training set."""
     if not NORMS[config.norm].fixes_statistics:
         return run.state
-    # Layer by layer, so that what each norm puts out has mean 0 and variance 1 before the first update.
-    # They are gone over once a layer, and a thousand images have positions enough.
+    # Layer by layer, so that the output of each norm has mean 0 and variance 1 before the first update.
     statistics = population_statistics(
         run.model, run.recipe, run.mesh, run.state, dataset.train, mode="layerwise", examples=FIXED_STATISTICS_IMAGES
     )
@@ -165,7 +164,11 @@ def set_up_devices(config: TrainConfig) -> list[devices.Device]:
 
 
 def resolve(config: TrainConfig) -> TrainConfig:
-    """The configuration with its workdir filled in, and the number of devices where the numbers depend on it."""
+    """Returns the configuration with its default workdir filled in.
+
+    Where the results depend on the number of devices, because norms use each device's own statistics, that number is
+    filled in too.
+    """
     if NORMS[config.norm].depends_on_devices:
         chosen = set_up_devices(config)
         config = dataclasses.replace(config, num_devices=len(chosen) // jax.process_count())
@@ -187,15 +190,15 @@ def _facts(dataset: datasets.Dataset, statistics: tuple[list[float], list[float]
 
 
 def _finished(workdir: Path, plan: Plan) -> Summary | None:
-    """Returns the summary of a run that is complete; that of a shorter run is put aside."""
+    """Returns the summary of a run that is complete, else None; the summary of a shorter run is renamed."""
     path = workdir / SUMMARY
     try:
         summary = _files.read_json(path, Summary)
     except UsageError as error:
-        # Not asked before: of several processes the first may put it aside in between.
+        # Checking for the file first would be a race: the first process may rename it in between.
         if isinstance(error.__cause__, FileNotFoundError):
             return None
-        raise UsageError(f"{error}. Move it away, and the run ends again") from error
+        raise UsageError(f"{error}. Move the file away and start again: the run then writes a new one") from error
     if summary.updates >= plan.total_steps or summary.reached_after is not None or plan.largest is not None:
         return summary
     if processes.is_first():

@@ -1,4 +1,4 @@
-"""What a training step takes and gives, and what it needs to know beside that."""
+"""Types of a training step: its state, its batches and its settings."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,7 +9,14 @@ import optax
 
 
 class TrainState(NamedTuple):
-    """Everything that the next step depends on, the order of the data aside, which is a function of seed and step."""
+    """Everything that the next step depends on, except the order of the data, which follows from seed and step.
+
+    Attributes:
+      step: the number of updates so far.
+      params: the parameters of the model.
+      batch_stats: the running statistics of the model's norms; empty for a model without.
+      opt_state: the state of the optimizer.
+    """
 
     step: jax.Array
     params: Any
@@ -17,14 +24,14 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-# The fields of both hold arrays; or, in `specs`, how each is cut over the devices.
+# The fields of `Batch` and `Indexed` hold arrays; `specs` puts the partition spec of each array in its place.
 class Batch(NamedTuple):
-    """A global batch, cut over the devices along its first axis.
+    """A global batch, sharded over the devices along its first axis.
 
     Attributes:
       images: uint8, shape (n, height, width, channels).
-      labels: int32, shape (n,) or (n, height, width).
-      mask: which examples count, shape (n,); None: all.
+      labels: int32, shape (n,), or (n, height, width) with one label per pixel.
+      mask: True for each example that counts, shape (n,); None: all count.
     """
 
     images: Any
@@ -33,14 +40,14 @@ class Batch(NamedTuple):
 
 
 class Indexed(NamedTuple):
-    """Batches of a split that lives on every device.
+    """Batches that are given by indices into a split, which is replicated on every device.
 
     Attributes:
-      images: of the whole split, uint8, shape (n, height, width, channels).
-      labels: of the whole split, int32, shape (n,) or (n, height, width).
-      order: the indices of batches, shape (batches, batch size), cut over the devices along the batch.
-      mask: which of them count, of the same shape, cut likewise; None: all.
-      first: the number of the update that reads the first batch.
+      images: images of the whole split, uint8, shape (n, height, width, channels).
+      labels: labels of the whole split, int32, shape (n,), or (n, height, width) with one label per pixel.
+      order: the indices of the examples of each batch, shape (batches, batch size), sharded along the second axis.
+      mask: True for each example that counts, with the shape and sharding of `order`; None: all count.
+      first: the number of updates before the one that reads the first batch.
     """
 
     images: Any
@@ -54,18 +61,19 @@ Source = Batch | Indexed
 
 
 class Recipe(NamedTuple):
-    """What a step does beside model and optimizer.
+    """Settings of a step that neither the model nor the optimizer holds.
 
     Attributes:
-      mean: what a pixel has subtracted from it, of its value from 0 to 1; shape (channels,).
-      std: what it is divided by then; shape (channels,).
-      num_classes: of the labels.
-      label_smoothing: share of the target spread over all classes.
-      augmentation: the name of one in `augmentation.AUGMENTATIONS`.
-      seed: of the augmentation.
-      local_statistics: each device's norms have running statistics of their own, and their mean is kept.
-      own_norms: some norms of the model are made by itself, and name no axis over which to pool.
-      span: of those.
+      mean: mean of the training pixels, whose values are in [0, 1], shape (channels,); subtracted from each image.
+      std: standard deviation of the training pixels, shape (channels,); each image is divided by it.
+      num_classes: the number of classes.
+      label_smoothing: the share of the target that is spread over all classes.
+      augmentation: a name in `augmentation.AUGMENTATIONS`.
+      seed: seed of the augmentation and of the model's random numbers.
+      local_statistics: the norms of each device normalise by its own examples; the mean of the devices' running
+        statistics is kept.
+      own_norms: the model builds some norms itself, and these name no axis to pool over.
+      span: examples that those norms normalise together; None: the whole batch.
     """
 
     mean: np.ndarray
@@ -80,11 +88,13 @@ class Recipe(NamedTuple):
 
 
 class Descent(NamedTuple):
-    """How parameters follow a gradient. The peak of the rate is an input of a program: other rates compile nothing.
+    """The optimizer and the learning-rate schedule, as functions of the peak learning rate.
+
+    The peak is an input of the compiled programs, so that another peak needs no new compilation.
 
     Attributes:
-      optimizer: peak rate -> Optax transformation, whose state is the same for any peak.
-      schedule: peak rate -> step -> rate.
+      optimizer: peak rate -> Optax transformation; the structure of its state does not depend on the peak.
+      schedule: peak rate -> (step -> learning rate).
     """
 
     optimizer: Callable[[Any], Any]

@@ -1,4 +1,4 @@
-"""A line at the foot of the terminal that gives way to whatever is printed, and text folded to the width."""
+"""Terminal output: a status line that stays below whatever is printed, and text wrapped to the terminal's width."""
 
 import contextlib
 import os
@@ -10,22 +10,23 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO, cast
 
-# Where texts begin after the name of what they are about, and where a folded line goes on.
-INDENT = 10
-# The line is drawn at most this often, in seconds.
-EVERY = 0.1
-# Back to the start of the line, and erase to its end.
-ERASE = "\r\x1b[K"
+# A line begins with a label, padded to this width; the continuation of a wrapped line is indented as far.
+LABEL_COLUMNS = 10
+# Ten times per second looks continuous; drawing more often would only cost time.
+MIN_REDRAW_SECONDS = 0.1
+# Carriage return, then "erase to the end of the line".
+ERASE_LINE = "\r\x1b[K"
+# A no-break space, at which `textwrap` does not wrap.
 HARD_SPACE = "\xa0"
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether a stream is a terminal on which a line can be drawn again."""
+    """Returns whether a stream is a terminal that can redraw a line."""
     return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def width(stream: TextIO) -> int:
-    """The columns of the terminal behind a stream, or the usual number where it does not tell."""
+    """Returns the number of columns of a stream's terminal, or the usual number if the stream does not tell it."""
     try:
         columns = os.get_terminal_size(stream.fileno()).columns
     except (OSError, ValueError):
@@ -34,7 +35,7 @@ def width(stream: TextIO) -> int:
 
 
 def folded(text: str, columns: int) -> str:
-    """A text in lines that fit, broken between words; a line that goes on is indented as what it belongs to.
+    """Wraps a text to a width, between words; continuation lines are indented to the text that they continue.
 
     Example:
       >>> print(folded("note      of more than one line", 20))
@@ -49,25 +50,25 @@ def folded(text: str, columns: int) -> str:
 
 
 def _broken(line: str, columns: int) -> list[str]:
-    label, point = re.match(r"\S+ {2,}$", line[:INDENT]), line.startswith("- ")
-    # A command is to be copied whole, so the terminal breaks it; and some words fit on a line of any terminal.
-    if len(line) <= columns or line.startswith("python ") or (label and columns < 2 * INDENT):
+    label, point = re.match(r"\S+ {2,}$", line[:LABEL_COLUMNS]), line.startswith("- ")
+    # Commands stay whole, so that they can be copied. On a very narrow terminal the indent would leave words no room.
+    if len(line) <= columns or line.startswith("python ") or (label and columns < 2 * LABEL_COLUMNS):
         return [line]
-    # Between fields, which two spaces part, where there are any.
-    if re.search(r"\S  +\S", line[INDENT:]):
+    # Where two spaces separate fields, wrap only between fields.
+    if re.search(r"\S  +\S", line[LABEL_COLUMNS:]):
         line = re.sub(r"(?<=\S) (?=\S)", HARD_SPACE, line)
-    indent = " " * (INDENT if label else 2 * point)
+    indent = " " * (LABEL_COLUMNS if label else 2 * point)
     broken = textwrap.wrap(line, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     return [part.replace(HARD_SPACE, " ") for part in broken or [line]]
 
 
 def say(text: str) -> None:
-    """Prints a text, folded where it is printed to a terminal."""
+    """Prints a text, wrapped to the width if the standard output is a terminal."""
     print(folded(text, width(sys.stdout)) if sys.stdout.isatty() else text, flush=True)
 
 
 class _Aside:
-    """A standard stream that takes the status line away before anything is written to it."""
+    """A wrapper of a standard stream that erases the status line before anything is written."""
 
     def __init__(self, stream: TextIO, line: "StatusLine"):
         self._stream, self._line = stream, line
@@ -82,10 +83,13 @@ class _Aside:
 
 
 class StatusLine:
-    """A line that is drawn again and again in place, while other lines are printed above it.
+    """A line that is redrawn in place, while other lines are printed above it.
 
-    Where the standard error is no terminal nothing is drawn. While the line is open `sys.stdout` and `sys.stderr` take
-    it away before they print, so that nothing is ever written into it.
+    Nothing is drawn if the standard error is not a terminal. Inside the context, `sys.stdout` and `sys.stderr` erase
+    the line before they print, so that no other text is ever mixed with it.
+
+    Args:
+      hidden: never draw the line.
 
     Example:
       >>> with StatusLine() as line:
@@ -98,7 +102,7 @@ class StatusLine:
         self._stream = sys.stderr
         self._works = not hidden and is_terminal(self._stream)
         self._shown, self._free = False, True
-        self._drawn = -EVERY
+        self._drawn = -MIN_REDRAW_SECONDS
         self._kept = contextlib.ExitStack()
 
     def __enter__(self) -> "StatusLine":
@@ -112,27 +116,35 @@ class StatusLine:
         self._kept.close()
 
     def draw(self, line: Callable[[int], str]) -> None:
-        """Draws what is made for a number of columns, unless the last time was a moment ago."""
+        """Draws the line, unless it was drawn less than `MIN_REDRAW_SECONDS` ago or an incomplete line is printed.
+
+        Args:
+          line: number of columns -> the text of the line.
+        """
         now = time.monotonic()
-        if not self._works or not self._free or now - self._drawn < EVERY:
+        if not self._works or not self._free or now - self._drawn < MIN_REDRAW_SECONDS:
             return
         self._drawn, self._shown = now, True
-        # The last column stays free: a terminal that is full there goes to the next row.
+        # The last column stays free: some terminals move to the next row once it is filled.
         columns = width(self._stream) - 1
-        self._stream.write(ERASE + line(columns)[:columns])
+        self._stream.write(ERASE_LINE + line(columns)[:columns])
         self._stream.flush()
 
     def give_way(self, *, ends_line: bool) -> None:
-        """Takes the line away, until the end of the line that is printed in its place."""
+        """Erases the line before other text is printed; it is not drawn again until that text ends a line.
+
+        Args:
+          ends_line: the text that is about to be printed ends with a line feed.
+        """
         if self._shown:
-            self._stream.write(ERASE)
+            self._stream.write(ERASE_LINE)
             self._stream.flush()
         self._shown, self._free = False, ends_line
-        # What is shown comes back with the next update.
-        self._drawn = -EVERY
+        # The next `draw` must not be skipped, whenever it comes.
+        self._drawn = -MIN_REDRAW_SECONDS
 
     def can_encode(self, text: str) -> bool:
-        """Whether the terminal has the characters of a text."""
+        """Returns whether the terminal's encoding has all characters of a text."""
         try:
             text.encode(getattr(self._stream, "encoding", None) or "ascii")
         except (UnicodeEncodeError, LookupError):

@@ -15,7 +15,7 @@ from experiments.records.studies import StudyRow
 from experiments.studies import convergence, smoothness
 from experiments.studies.convergence import Data
 from experiments.studies.jobs import Job, Runner
-from experiments.training.noise.probe import SHARD_SIZE, SHARDS
+from experiments.training.noise.probe import MAX_SHARDS, SHARD_EXAMPLES
 
 # Starting with a compiled program that is cached takes this share of the time that starting with a new one takes.
 CACHED_START_SHARE = 0.3
@@ -52,7 +52,7 @@ class Problem(NamedTuple):
     @property
     def shard_size(self) -> int:
         """Examples per shard, where the noise is measured."""
-        return self.data.options.get("span") or SHARD_SIZE
+        return self.data.options.get("span") or SHARD_EXAMPLES
 
     @property
     def can_measure_noise(self) -> bool:
@@ -83,7 +83,7 @@ class Costs(NamedTuple):
         updates: float,
         evaluations: float = 1,
         measurements: float = 0,
-        shard_size: int = SHARD_SIZE,
+        shard_size: int = SHARD_EXAMPLES,
     ) -> float:
         """Returns the seconds of a run: its start, updates, evaluations and measurements of the noise."""
         noise = measurements * self.measurement(shard_size)
@@ -92,7 +92,7 @@ class Costs(NamedTuple):
 
     def measurement(self, shard_size: int) -> float:
         """Returns the seconds per measurement of the noise: one device takes the gradients of all shards in turn."""
-        return SHARDS * self.update(self.devices * shard_size)
+        return MAX_SHARDS * self.update(self.devices * shard_size)
 
 
 def costs_of(

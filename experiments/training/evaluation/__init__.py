@@ -1,1 +1,1 @@
-"""Accuracy and loss of a state, on the data and on other domains, with stored or recomputed statistics."""
+"""Evaluation of a training state: on its own data or another domain, with running or recomputed statistics."""

@@ -1,4 +1,4 @@
-"""Evaluating what a run left on disk, on its own domain and on others."""
+"""Evaluation of a stored checkpoint, on the domain that it was trained on and on others."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -29,15 +29,15 @@ OWN_DOMAIN = "its own"
 
 
 class Restored(NamedTuple):
-    """A checkpoint in memory, and what it is evaluated with.
+    """A checkpoint in memory, with everything needed to evaluate it.
 
     Attributes:
-      state: of the training.
-      model: of the run.
-      recipe: how images become numbers.
-      data: whose test splits are evaluated on.
+      state: the training state.
+      model: the model of the run.
+      recipe: settings of the forward pass, which say how images are standardised.
+      data: the data set whose test splits are evaluated.
       mesh: the devices.
-      span: of the norms.
+      span: examples that the norms normalise together; None: the whole batch.
     """
 
     state: TrainState
@@ -49,13 +49,13 @@ class Restored(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """A split of a domain.
+    """The evaluation of one split in one domain.
 
     Attributes:
-      domain: its name.
-      split: its name.
-      before: the result by the running statistics of training.
-      after: the result by statistics of the domain; None: not recalibrated.
+      domain: the name of the domain.
+      split: the name of the split.
+      before: the result with the running statistics of training.
+      after: the result with statistics of the domain; None: the model was not recalibrated.
     """
 
     domain: str
@@ -73,22 +73,24 @@ def restore(
     data_dir: str | None = None,
     num_devices: int | None = None,
 ) -> Restored:
-    """Reads a checkpoint of a run. Images are standardised by the pixel statistics of the data it was trained on.
+    """Reads a checkpoint of a run, together with the data set to evaluate it on.
 
-    A folder may come from somebody else, so the functions that it names, "package.module:function", are not run: those
-    that are given here are.
+    Images are standardised by the pixel statistics of the data that the run was trained on, not of `dataset`.
+
+    A folder may come from somebody else, so a function that only the folder names ("package.module:function") is
+    never run; a function that the caller names in `dataset` or `model` is.
 
     Args:
       workdir: the folder of the run.
-      step: whose checkpoint; None: the newest.
-      dataset: whose test splits; None: those of the run's data set.
-      model: in place of the name that the folder holds, which may be the same; None: that one.
-      data_dir: the TFDS data directory; None: the run's own.
-      num_devices: how many to use; None: all accelerators, or one a core of a CPU.
+      step: the step of the checkpoint; None: the newest checkpoint.
+      dataset: the data set whose test splits are evaluated; None: that of the run.
+      model: the model, as a name or a function; it may repeat the one that the folder names. None: that of the run.
+      data_dir: the TFDS data directory; None: that of the run.
+      num_devices: the number of devices to use; None: all accelerators, or on a CPU one device per core.
 
     Raises:
-      UsageError: it is no folder of a run, has no such checkpoint, the data set's images do not fit the model, or a
-        function would have to be run that is not given here.
+      UsageError: `workdir` is not the folder of a run or has no such checkpoint, the images of the data set do not fit
+        the model, or the folder names a function that the caller did not name.
     """
     workdir = Path(workdir)
     config, facts, run = read_config(workdir)
@@ -99,8 +101,9 @@ def restore(
     shape, num_classes = facts.image_shape, facts.num_classes
     if loaded.train.image_shape != shape or loaded.num_classes != num_classes:
         raise UsageError(
-            f"the model takes images of shape {shape} in {num_classes} classes; dataset {name!r} has "
-            f"{loaded.train.image_shape} in {loaded.num_classes}"
+            f"the model takes images of shape {shape} in {num_classes} classes, and dataset {name!r} has images of "
+            f"shape {loaded.train.image_shape} in {loaded.num_classes} classes; give a --dataset of the model's shape "
+            "and classes"
         )
     mesh = devices.make_mesh(chosen)
     built = make_model(config, num_classes)
@@ -109,17 +112,22 @@ def restore(
     with Checkpoints(workdir, read_only=True, run=run) as checkpoints:
         state = checkpoints.restore(like, step)
     if state is None:
-        raise UsageError(f"{workdir} has no checkpoint yet")
+        raise UsageError(f"{workdir} has no checkpoint yet; run the training until it has saved one")
     recipe = make_recipe(config, num_classes, (facts.pixel_mean, facts.pixel_std))
     return Restored(state, built, recipe, loaded, mesh, config.span)
 
 
 def _allowed(workdir: Path, flag: str, given: str | None, stored: str) -> str:
-    """What is given, or else the stored name, unless that is one of a function, which would be run."""
+    """Returns the given name, or the stored one if none is given.
+
+    Raises:
+      UsageError: the stored name is that of a function, which would be run on the word of the folder alone.
+    """
     if given is None and _users.is_users_own(stored):
         raise UsageError(
-            f"the checkpoint in {workdir} asks to run code, the function {stored}, which is not done on its word: a "
-            f"checkpoint may come from somebody else. If you trust that function, give --{flag}={stored}"
+            f"the checkpoint in {workdir} asks to run the function {stored}, and no code is run because a checkpoint "
+            f"asks for it: the checkpoint may come from somebody else. If you trust that function, give "
+            f"--{flag}={stored}"
         )
     return given or stored
 
@@ -127,23 +135,23 @@ def _allowed(workdir: Path, flag: str, given: str | None, stored: str) -> str:
 def evaluate_checkpoint(
     workdir: str | Path, domains: Sequence[str] = (), recalibration: str | None = None, **options: Any
 ) -> tuple[int, list[Evaluated]]:
-    """Evaluates a checkpoint on the test splits, as they are or as other domains show them.
+    """Evaluates a checkpoint on its test splits, unchanged or moved to other domains, and optionally recalibrated.
 
-    And again with the domain's statistics in its norms, if that is wanted: those of 10,000 training images as the
-    domain shows them. No label and no test image has a part in it.
+    With recalibration, each split is evaluated a second time, with the domain's own statistics in the norms: those of
+    10,000 training images, moved to the domain. Neither labels nor test images are used for them.
 
     Args:
       workdir: the folder of the run.
-      domains: of `data.domains`, or "all"; none: the data as they are.
-      recalibration: "pooled" or "layerwise", the modes of `batchnorm_jax.recalibrate`; None: none.
-      **options: those of `restore`.
+      domains: names of `data.domains`, or "all"; empty: only the unchanged data.
+      recalibration: "pooled" or "layerwise", the modes of `batchnorm_jax.recalibrate`; None: no recalibration.
+      **options: keyword arguments of `restore`.
 
     Returns:
-      The step, and a row for each domain and split.
+      The step of the checkpoint, and one row per domain and split.
 
     Raises:
-      UsageError: there is no such domain or recalibration, images for another domain are streamed, the model has no
-        running statistics to replace; and what `restore` raises.
+      UsageError: a domain or recalibration mode does not exist, images to be moved to another domain are streamed, the
+        model has no running statistics to replace, or `restore` fails.
 
     Source: Li et al., "Revisiting Batch Normalization For Practical Domain Adaptation", arXiv 1603.04779, 2016.
     """
@@ -154,7 +162,7 @@ def evaluate_checkpoint(
             raise unknown_name("domain", domain, (*DOMAINS.names, "all"))
     restored = restore(workdir, **options)
     if recalibration and not jax.tree.leaves(restored.state.batch_stats):
-        raise UsageError("--recalibrate is for models with running statistics, and this one has none")
+        raise UsageError("--recalibrate needs a model with running statistics, and this one has none; leave it out")
     step = single.eval_step(restored.model, restored.mesh, restored.recipe)
     rows = []
     for domain in (OWN_DOMAIN, *DOMAINS.names) if "all" in domains else domains or (OWN_DOMAIN,):
@@ -181,5 +189,7 @@ def _moved(domain: str, split: datasets.Split) -> datasets.Split:
     if domain == OWN_DOMAIN:
         return split
     if not isinstance(split, datasets.Examples):
-        raise UsageError("--domain needs the images in memory, and these are streamed")
+        raise UsageError(
+            "--domain needs the images in memory, and these are streamed; choose a data set that fits in memory"
+        )
     return to_domain(domain, split)

@@ -1,4 +1,4 @@
-"""The accuracy and loss on whole splits, every example counted once."""
+"""Evaluation of whole splits: accuracy and loss, with every example counted exactly once."""
 
 from collections.abc import Callable, Iterator, Mapping
 
@@ -12,41 +12,45 @@ from experiments.training.machine.devices import AXIS, place
 from experiments.training.state import Indexed, Source, TrainState
 from experiments.training.step.feeding import read_batch
 
-# Examples a device per call: enough to keep a CPU core busy, and little memory.
-PER_DEVICE = 512
-# Of images too many to count the pixels of them all.
-SAMPLE = 2048
+# Enough examples per call to keep a CPU core busy, and few enough to need little memory.
+MAX_EXAMPLES_PER_DEVICE = 512
+# Reading every image of a streamed split, which does not fit in memory, would take too long.
+STREAM_SAMPLE_IMAGES = 2048
 
 
 def pixel_statistics(train: datasets.Split) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of the pixels of training images, per channel, of values from 0 to 1.
+    """Returns mean and standard deviation of training pixels, one number per channel each, for pixels in [0, 1].
 
-    Of a stream, those of some 2,000 images spread over it. A channel of one value has a deviation of 1.
+    All images in memory are counted; a streamed split is represented by 2,048 images, spread evenly over it. A channel
+    with a single value gets a standard deviation of 1.
     """
     if isinstance(train, datasets.Examples):
         images = train.images
     else:
-        images = train.read(np.linspace(0, train.size - 1, min(SAMPLE, train.size), dtype=np.int64)).images
+        images = train.read(
+            np.linspace(0, train.size - 1, min(STREAM_SAMPLE_IMAGES, train.size), dtype=np.int64)
+        ).images
     channels = images.shape[-1]
     # 256 levels: counting them is exact and needs no floating-point copy of the images.
     counts = np.stack([np.bincount(images[..., c].ravel(), minlength=256) for c in range(channels)])
     levels = np.arange(256) / 255
     mean = counts @ levels / counts.sum(axis=1)
     std = np.sqrt(np.maximum(counts @ levels**2 / counts.sum(axis=1) - mean**2, 1e-12))
-    # What is the same in all of training tells nothing there, and must not be blown up where it is not.
+    # A channel that is constant in training carries no information there. Divided by a deviation near 0, small
+    # differences in other data would become huge.
     std = np.where(np.count_nonzero(counts, axis=1) == 1, 1.0, std)
-    # Of the precision in which images are standardised.
+    # Images are standardised in float32, so the numbers that are stored are exactly those that are used.
     return mean.astype(np.float32).tolist(), std.astype(np.float32).tolist()
 
 
 class Evaluator:
-    """Evaluates splits, their last batches padded and masked.
+    """An evaluator of whole splits, which pads and masks the last batch of each.
 
     Args:
-      step: from `single.eval_step`.
-      splits: by name, in memory or streamed.
+      step: the evaluation step, from `single.eval_step`.
+      splits: the splits by name, in memory or streamed.
       mesh: the devices.
-      resident: keep splits that are in memory on the devices.
+      resident: keep the splits that are in memory on the devices.
     """
 
     def __init__(self, step: Callable, splits: Mapping[str, datasets.Split], mesh: Mesh, *, resident: bool = True):
@@ -56,11 +60,11 @@ class Evaluator:
 
     @property
     def names(self) -> set[str]:
-        """The names of the splits."""
+        """Names of the splits."""
         return set(self._splits)
 
     def compile(self, state: TrainState) -> None:
-        """Puts the splits that are in memory on the devices, and compiles the step for each split."""
+        """Compiles the step for each split, and places the splits that are kept resident on the devices."""
         for name in self._splits:
             if name not in self._compiled:
                 source, row = next(self._batches(name))
@@ -70,8 +74,8 @@ class Evaluator:
         """Evaluates every split.
 
         Returns:
-          The result of each split by its name; `mean_iou` is the mean over the classes that occur, and is there with a
-          class for every pixel.
+          The result of each split, by name. With one label per pixel it has a `mean_iou`, the mean over the classes
+          that occur among labels or predictions.
         """
         self.compile(state)
         return {name: self._evaluate(name, state) for name in self._splits}
@@ -82,8 +86,8 @@ class Evaluator:
         totals = jax.tree.map(lambda *parts: np.sum(np.array(parts, np.float64), axis=0), *sums)
         mean_iou = None
         if "union" in totals:
-            there = totals["union"] > 0
-            mean_iou = float(np.mean(totals["intersection"][there] / totals["union"][there]))
+            occurs = totals["union"] > 0
+            mean_iou = float(np.mean(totals["intersection"][occurs] / totals["union"][occurs]))
         return Result(
             accuracy=float(totals["correct"] / totals["count"]),
             loss=float(totals["loss"] / totals["count"]),
@@ -93,7 +97,7 @@ class Evaluator:
 
     def _batches(self, name: str) -> Iterator[tuple[Source, np.int32]]:
         split = self._splits[name]
-        per_device = min(PER_DEVICE, -(-split.size // self._mesh.size))
+        per_device = min(MAX_EXAMPLES_PER_DEVICE, -(-split.size // self._mesh.size))
         order, mask = datasets.padded_batches(np.arange(split.size, dtype=np.int32), per_device * self._mesh.size)
         if self._keep and isinstance(split, datasets.Examples):
             if name not in self._resident:

@@ -1,4 +1,4 @@
-"""The statistics of training images for the norms of a model, in place of the running averages."""
+"""Population statistics: the statistics of training images, as a replacement for a model's running averages."""
 
 import math
 from collections.abc import Mapping
@@ -22,10 +22,12 @@ from experiments.training.state import Recipe, TrainState
 from experiments.training.step import carries, single
 from experiments.training.step.run import Run
 
-# Training images, in batches.
-EXAMPLES, BATCH = 10_000, 1_000
-# Of the check at the end of a run.
-FEW_EXAMPLES = 2_000
+# A mean over 10,000 images is known to 1% of a standard deviation, 1 / sqrt(10,000); better where norms pool positions.
+POPULATION_EXAMPLES = 10_000
+# Each batch must fit in memory for one forward pass.
+MAX_BATCH_EXAMPLES = 1_000
+# The check at the end of a run must be cheap beside the run, so it makes do with an error of about 2%.
+CHECK_EXAMPLES = 2_000
 
 
 def population_statistics(
@@ -38,38 +40,40 @@ def population_statistics(
     mode: str,
     span: int | None = None,
     domain: str | None = None,
-    examples: int = EXAMPLES,
+    examples: int = POPULATION_EXAMPLES,
 ) -> Any:
-    """The `batch_stats` of a model by training images, in no order, so that a batch has of every class.
+    """Returns the `batch_stats` of a model, computed from training images with its present parameters.
+
+    The images are drawn in random order, so that every batch has images of all classes.
 
     Args:
-      model: of a run.
-      recipe: how images become numbers.
+      model: the model of a run.
+      recipe: settings of the forward pass, which say how images are standardised.
       mesh: the devices, which share each batch.
-      state: whose parameters count.
+      state: the state whose parameters are used.
       train: the training split.
-      mode: of `batchnorm_jax.recalibrate`.
-      span: of the norms, which "pooled" follows.
-      domain: as which of `data.domains` to show the images; None: as they are.
-      examples: how many to use, if there are as many.
+      mode: "pooled" or "layerwise", the modes of `batchnorm_jax.recalibrate`.
+      span: examples that the norms normalise together, which mode "pooled" follows; None: the whole batch.
+      domain: a name of `data.domains` to move the images to; None: leave them unchanged.
+      examples: the number of images to use; fewer where the split has fewer.
 
     Raises:
-      UsageError: there are too few for one span on every device.
+      UsageError: the split has too few images for equal parts of whole spans on all devices.
     """
-    # Batches of whole spans, of which the devices take equal parts.
+    # Every batch must consist of whole spans and divide equally over the devices.
     unit = math.lcm(mesh.size, span or 1)
     number = max(unit, min(examples, train.size) // unit * unit)
     if number > train.size:
         raise UsageError(
-            f"statistics of the training set need {unit} images of it, for a span of {span or 1} on {mesh.size} "
-            f"devices, and there are {train.size}"
+            f"statistics of the training set need at least {unit} images, for a span of {span or 1} on {mesh.size} "
+            f"devices, and it has {train.size}; use fewer devices or a smaller span"
         )
     chosen = train.read(np.random.default_rng(0).permutation(train.size)[:number])
     images = (chosen if domain is None else to_domain(domain, chosen)).images
-    size = max(unit, BATCH // unit * unit)
-    cut = NamedSharding(mesh, single.CUT)
+    size = max(unit, MAX_BATCH_EXAMPLES // unit * unit)
+    cut = NamedSharding(mesh, single.SHARDED)
     batches = [devices.place(images[i : i + size], cut) for i in range(0, len(images), size)]
-    # Models cut their spans only in training, which is what "pooled" follows.
+    # Models use spans only in training mode, and "pooled" follows the forward pass of training.
     training = mode == "pooled"
     drawn = {"params": jax.random.key(0)} if training else None
     moments = moments_fn(model, mode=mode, axis_name=devices.AXIS, train=training, rngs=drawn)
@@ -78,10 +82,13 @@ def population_statistics(
         with carries.per_device():
             return moments(variables, single.standardised(images, recipe))
 
-    function = jax.jit(jax.shard_map(function, mesh=mesh, in_specs=(single.WHOLE, single.CUT), out_specs=single.WHOLE))
+    function = jax.jit(
+        jax.shard_map(function, mesh=mesh, in_specs=(single.REPLICATED, single.SHARDED), out_specs=single.REPLICATED)
+    )
 
     def one_at_a_time(variables, images):
-        # As in training: collectives of fake devices that are dispatched ahead can wait for each other for ever.
+        # Wait for each batch, as training does: the collectives of several CPU devices can deadlock if the calls are
+        # dispatched ahead.
         return jax.block_until_ready(function(variables, images))
 
     variables = {"params": state.params, "batch_stats": state.batch_stats}
@@ -96,40 +103,42 @@ def where_recalibrated_differs(
     results: Mapping[str, Result],
     span: int | None,
 ) -> dict[str, Result]:
-    """Evaluates by statistics of training images, and returns the results of the splits whose accuracy changes.
+    """Evaluates with population statistics, and returns the results of the splits whose accuracy they change.
 
-    A change is one of more than twice the standard error of an accuracy on as many examples. It shows running
-    statistics that lag behind the parameters, or that stand for other batches than those of training.
+    Accuracies count as different if they are more than two standard errors of an accuracy on as many examples apart.
+    A difference shows that the running statistics lag behind the parameters, or that they describe other batches than
+    those of training.
 
     Args:
-      run: of the state.
-      state: at the end of the training.
-      dataset: that was trained on.
-      evaluate: of its splits in memory.
-      results: by the running statistics.
-      span: of the norms.
+      run: the run.
+      state: the state at the end of training.
+      dataset: the data set that the run was trained on.
+      evaluate: an evaluator of its test splits.
+      results: the results with the running statistics, by split.
+      span: examples that the norms normalise together; None: the whole batch.
 
     Returns:
-      The result of each such split; none for a model without running statistics, and for streamed data.
+      The results of those splits, by name. Empty for a model without running statistics, for streamed data, and for a
+      training set too small for one span on every device.
     """
     splits = (dataset.train, *dataset.test.values())
     unit = math.lcm(run.mesh.size, span or 1)
     if not has_running(state.batch_stats) or unit > dataset.train.size or any(datasets.is_streamed(s) for s in splits):
         return {}
     statistics = population_statistics(
-        run.model, run.recipe, run.mesh, state, dataset.train, mode="pooled", span=span, examples=FEW_EXAMPLES
+        run.model, run.recipe, run.mesh, state, dataset.train, mode="pooled", span=span, examples=CHECK_EXAMPLES
     )
     after = evaluate(state._replace(batch_stats=devices.place(statistics, devices.replicated(run.mesh))))
     return {name: result for name, result in after.items() if _differ(results[name], result)}
 
 
 def _differ(before: Result, after: Result) -> bool:
-    # As if there were a right and a wrong answer more: no accuracy is known without an error.
+    # Counting one more correct and one more wrong prediction keeps the standard error above 0 at accuracies 0 and 1.
     examples = before.examples
     share = (examples * (before.accuracy + after.accuracy) / 2 + 1) / (examples + 2)
     return abs(after.accuracy - before.accuracy) > 2 * math.sqrt(share * (1 - share) / examples)
 
 
 def has_running(batch_stats: Any) -> bool:
-    """Whether there are running statistics, of floating point numbers, in a collection."""
+    """Returns whether a `batch_stats` collection holds running statistics, which are floating-point numbers."""
     return any(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(batch_stats))

@@ -1,1 +1,1 @@
-"""The gradient noise scale: measured in a step, averaged over training, and what follows for the batch size."""
+"""The gradient noise scale: measurement, running average, and a batch size that follows it."""

@@ -1,4 +1,4 @@
-"""The gradient noise scale: the batch size at which the noise of a gradient is as large as the gradient."""
+"""The gradient noise scale: the batch size at which the noise of a gradient is as large as the gradient itself."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -11,16 +11,20 @@ from scipy import stats
 
 from experiments._errors import UsageError
 
-# Of the bootstrap, and the fewest blocks that it makes sense of.
-RESAMPLES, LEAST_BLOCKS = 2_000, 8
+# Enough for the 2.5% and 97.5% quantiles: 50 resamples lie beyond each.
+BOOTSTRAP_RESAMPLES = 2_000
+# With fewer blocks there are too few distinct resamples for a distribution.
+MIN_BLOCKS = 8
 
 
 class NoiseEstimate(NamedTuple):
-    """What one batch, or an average over batches, says of the gradient G and the covariance Sigma of one example's.
+    """An estimate of |G|^2 and tr Sigma, where G is the gradient and Sigma the covariance of one example's gradient.
+
+    It is made from one batch, or is an average over batches.
 
     Attributes:
-      gradient_norm2: of |G|^2, in the squared units of the gradient. Unbiased, so it can be negative.
-      trace: of tr Sigma, in the same units.
+      gradient_norm2: the estimate of |G|^2, in squared units of the gradient. Unbiased, so it can be negative.
+      trace: the estimate of tr Sigma, in the same units.
     """
 
     gradient_norm2: Any
@@ -28,11 +32,11 @@ class NoiseEstimate(NamedTuple):
 
 
 class NoiseState(NamedTuple):
-    """Running averages of estimates.
+    """Running averages of noise estimates.
 
     Attributes:
-      ema: what optax keeps.
-      average: the same with the bias of the first steps corrected; nan before the first.
+      ema: the state of `optax.ema`, averages that start from 0.
+      average: the averages with that start corrected for; nan before the first estimate.
     """
 
     ema: optax.EmaState
@@ -40,7 +44,7 @@ class NoiseState(NamedTuple):
 
 
 def squared_norm(tree: Any) -> jax.Array:
-    """The sum of the squares of all numbers of a tree, in at least float32."""
+    """Returns the sum of squares over all arrays of a tree, in at least float32."""
     return optax.tree.norm(jax.tree.map(_widened, tree), squared=True)
 
 
@@ -48,27 +52,27 @@ _SQUARED_NORM = jax.jit(squared_norm)
 
 
 def noise_from_shards(shard_gradients: Any, shard_size: int) -> NoiseEstimate:
-    """Estimates |G|^2 and tr Sigma from the gradients of the K shards of a batch, of b examples each.
+    """Estimates the squared gradient |G|^2 and its noise tr Sigma from the gradients of K shards of b examples each.
 
-    With g_i the gradient of the mean loss of shard i, g their mean, q = mean |g_i|^2:
+    With g_i the gradient of the mean loss of shard i, g the mean of the g_i, and q = mean |g_i|^2:
 
         |G|^2 = (K |g|^2 - q) / (K - 1),   tr Sigma = b K / (K - 1) (q - |g|^2)
 
-    where q - |g|^2 is computed as mean |g_i - g|^2, which loses no digits where the noise is small. Both are unbiased
-    if the g_i are independent. They are not where a norm's statistics are synchronised over the shards: with C the
-    covariance of two shards' gradients the estimates come out as |G|^2 + tr C and tr Sigma - b tr C. So measure with
-    spans inside a shard (`span` divides b), or with frozen statistics. (Examples drawn without replacement from N, as
-    in an epoch, leave tr Sigma as it is and take tr Sigma / N from |G|^2.)
+    where q - |g|^2 is computed as mean |g_i - g|^2, which loses no digits where the noise is small. Both estimates are
+    unbiased if the g_i are independent. The g_i are dependent where a norm synchronises its statistics over the shards:
+    with C the covariance of the gradients of two shards, the estimates have the means |G|^2 + tr C and
+    tr Sigma - b tr C. So measure with spans inside a shard (`span` divides b), or with frozen statistics. Examples
+    drawn without replacement from N, as in an epoch, leave tr Sigma unchanged and lower |G|^2 by tr Sigma / N.
 
     Args:
       shard_gradients: a tree of arrays of shape (K, ...), K at least 2.
-      shard_size: b, the examples of a shard, the same for all.
+      shard_size: b, the number of examples per shard.
 
     Returns:
       Scalars in at least float32.
 
     Raises:
-      UsageError: there are fewer than two shards, leaves have different numbers of them, or b is less than 1.
+      UsageError: there are fewer than two shards, leaves differ in the number of shards, or b is less than 1.
 
     Example:
       >>> estimate = noise_from_shards({"w": jnp.array([[1.0], [3.0]])}, shard_size=8)
@@ -81,7 +85,7 @@ def noise_from_shards(shard_gradients: Any, shard_size: int) -> NoiseEstimate:
     shards = _first_axis(shapes)
     if shards is None:
         raise UsageError(
-            "noise_from_shards: every leaf must have the shards along its first axis, as many as the others; the "
+            "noise_from_shards: every leaf must have the shards along its first axis, the same number in each; the "
             f"shapes are {shapes}. Stack the gradients of shards: jax.tree.map(lambda *g: jnp.stack(g), *gradients)"
         )
     _check_shards(shards, shard_size, caller="noise_from_shards")
@@ -92,26 +96,29 @@ def noise_from_shards(shard_gradients: Any, shard_size: int) -> NoiseEstimate:
 
 
 def noise_from_norms(mean_square_of_shards: Any, square_of_mean: Any, shards: int, shard_size: int) -> NoiseEstimate:
-    """Estimates |G|^2 and tr Sigma where only norms are known, as inside `shard_map`.
+    """Estimates the squared gradient |G|^2 and its noise tr Sigma from norms alone, for use inside `shard_map`.
 
-    The formulas of `noise_from_shards`. A training step that takes the mean of its devices' gradients needs the mean
-    of one more scalar, in the same collective. The trace loses digits where |g|^2 / (q - |g|^2), about b over the
-    noise scale, is large.
+    The formulas are those of `noise_from_shards`. A training step that averages the gradients of its devices only has
+    to average one more scalar, in the same collective. The trace loses digits where |g|^2 / (q - |g|^2), which is about
+    b over the noise scale, is large.
 
     Args:
-      mean_square_of_shards: q, the mean of the shards' |g_i|^2.
-      square_of_mean: |g|^2, of the mean of the shards' gradients.
-      shards: K, at least 2.
-      shard_size: b, the examples of a shard, the same for all.
+      mean_square_of_shards: q, the mean over the shards of |g_i|^2.
+      square_of_mean: |g|^2, the squared norm of the mean gradient.
+      shards: K, the number of shards, at least 2.
+      shard_size: b, the number of examples per shard.
+
+    Returns:
+      Scalars.
 
     Raises:
       UsageError: there are fewer than two shards, or b is less than 1.
 
     Example:
-      >>> def of_device(gradient):
+      >>> def on_device(gradient):
       ...     mean, q = jax.lax.pmean((gradient, squared_norm(gradient)), "devices")
       ...     return noise_from_norms(q, squared_norm(mean), shards=2, shard_size=8)
-      >>> estimate = jax.vmap(of_device, axis_name="devices", out_axes=None)({"w": jnp.array([[1.0], [3.0]])})
+      >>> estimate = jax.vmap(on_device, axis_name="devices", out_axes=None)({"w": jnp.array([[1.0], [3.0]])})
       >>> estimate.gradient_norm2.item(), estimate.trace.item()
       (3.0, 16.0)
     """
@@ -122,23 +129,25 @@ def noise_from_norms(mean_square_of_shards: Any, square_of_mean: Any, shards: in
 def measure_noise(
     gradient_fn: Callable[[Any, Any], Any], params: Any, batches: Iterable[Any], shards: int
 ) -> NoiseEstimate:
-    """Estimates |G|^2 and tr Sigma at fixed parameters, from each of several batches cut into shards.
+    """Estimates the squared gradient |G|^2 and its noise tr Sigma at fixed parameters, once per batch.
+
+    Each batch is split into shards, whose gradients are computed one after the other.
 
     Args:
-      gradient_fn: (params, shard) -> the gradient of the shard's mean loss, such as `jax.jit(jax.grad(loss_fn))`. The
-        shard's statistics must be its own or frozen: see `noise_from_shards`.
-      params: of the model.
+      gradient_fn: (params, shard) -> the gradient of the shard's mean loss, such as `jax.jit(jax.grad(loss_fn))`. Norm
+        statistics must be computed within the shard, or be frozen: see `noise_from_shards`.
+      params: the parameters of the model.
       batches: trees of arrays with the examples along the first axis.
-      shards: K, of every batch, at least 2; it divides the batch.
+      shards: K, the number of shards per batch, at least 2; it divides the batch size.
 
     Returns:
-      The estimates of each batch, NumPy arrays of shape (batches,).
+      One estimate per batch, in NumPy arrays of shape (batches,).
 
     Raises:
-      UsageError: there are no batches, fewer than two shards, or one that `shards` does not divide.
+      UsageError: there are no batches or fewer than two shards, or `shards` does not divide a batch.
 
     Example:
-      >>> gradient_fn = jax.jit(jax.grad(lambda w, x: jnp.mean((w - x) ** 2) / 2))  # of an example: w - x
+      >>> gradient_fn = jax.jit(jax.grad(lambda w, x: jnp.mean((w - x) ** 2) / 2))  # for one example: w - x
       >>> estimates = measure_noise(gradient_fn, 0.0, [np.array([1.0, 1.0, 3.0, 3.0], np.float32)], shards=2)
       >>> estimates.gradient_norm2.tolist(), estimates.trace.tolist()
       ([3.0], [4.0])
@@ -149,13 +158,13 @@ def measure_noise(
         examples = _first_axis(shapes)
         if not examples or shards < 2 or examples % shards:
             raise UsageError(
-                f"measure_noise: shards={shards} must be at least 2 and divide the first axis, that of the examples, "
-                f"which must be the same in every leaf; the shapes are {shapes}. Give a divisor of the batch size"
+                f"measure_noise: shards={shards} must be at least 2 and divide the first axis, which counts examples "
+                f"and must have the same size in every leaf; the shapes are {shapes}. Give a divisor of the batch size"
             )
         size = examples // shards
         total, squares = None, 0.0
-        # Shard by shard, so that two gradients are in memory however many shards there are, and no convolution is
-        # inside a loop of XLA's, which is slow on a CPU.
+        # A Python loop over shards keeps at most two gradients in memory, whatever the number of shards. A loop
+        # inside XLA would do so too, but it runs convolutions slowly on a CPU.
         for start in range(0, examples, size):
             shard = jax.tree.map(lambda leaf, i=start, n=size: leaf[i : i + n], batch)
             gradient = jax.tree.map(_widened, gradient_fn(params, shard))
@@ -169,18 +178,21 @@ def measure_noise(
 
 
 def init_noise() -> NoiseState:
-    """The running averages before the first step."""
+    """Returns the running averages before the first estimate."""
     ema: Any = optax.ema(0.0).init(NoiseEstimate(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)))
     return NoiseState(ema, NoiseEstimate(jnp.float32(jnp.nan), jnp.float32(jnp.nan)))
 
 
 def update_noise(state: NoiseState, estimate: NoiseEstimate, decay: float = 0.99) -> NoiseState:
-    """The running averages after one more step: ema = decay ema + (1 - decay) estimate, over 1 - decay^steps.
+    """Returns the running averages after one more estimate.
+
+    ema = decay ema + (1 - decay) estimate, and the average is ema / (1 - decay^n) after n estimates.
 
     Args:
-      state: of the steps before.
-      estimate: of this step. One that is not finite stays in the averages.
-      decay: the share that is kept, at least 0 and less than 1; the averages are over some 1 / (1 - decay) steps.
+      state: the running averages so far.
+      estimate: the new estimate. One that is not finite makes the averages non-finite for good.
+      decay: the share of the average that is kept, at least 0 and less than 1; the averages reach back about
+        1 / (1 - decay) estimates.
 
     Raises:
       UsageError: `decay` is out of range.
@@ -199,12 +211,11 @@ def update_noise(state: NoiseState, estimate: NoiseEstimate, decay: float = 0.99
 
 
 def noise_scale(state: NoiseState) -> jax.Array:
-    """The gradient noise scale, in examples: B_simple = average of tr Sigma / average of |G|^2.
+    """Returns the gradient noise scale in examples: B_simple = average of tr Sigma / average of |G|^2.
 
-    Averaged before dividing, since the ratio of one step's estimates is biased and can have either sign.
-
-    Where the average of |G|^2 is not positive the steps do not tell the gradient from noise, and it is inf; before the
-    first step, and where there is neither gradient nor noise, nan.
+    Both are averaged before dividing, since the ratio of two estimates from one batch is biased and can have either
+    sign. The result is inf where the average of |G|^2 is not positive, so that the gradient cannot be told from noise.
+    It is nan before the first estimate, and where there is neither gradient nor noise.
 
     Example:
       >>> noise_scale(update_noise(init_noise(), NoiseEstimate(2.0, 10.0), decay=0.5)).item()
@@ -218,14 +229,16 @@ def noise_scale(state: NoiseState) -> jax.Array:
 
 
 def larger_batch(scale: float, batch_size: int) -> str:
-    """What twice the batch would do, by the noise scale: S ~ 1 + B_simple / B updates, B S examples.
+    """Describes how doubling the batch would change the number of updates and of examples.
+
+    Training at batch size B takes a number of updates S proportional to 1 + B_simple / B, and B S examples.
 
     Args:
-      scale: the noise scale, in examples.
-      batch_size: in examples.
+      scale: B_simple, the noise scale in examples.
+      batch_size: B, in examples.
 
     Returns:
-      A clause for a person.
+      A clause that completes a sentence about the noise scale.
 
     Example:
       >>> larger_batch(100.0, 100)
@@ -234,7 +247,7 @@ def larger_batch(scale: float, batch_size: int) -> str:
     Source: McCandlish et al., "An Empirical Model of Large-Batch Training", arXiv 1812.06162, 2018, section 2.3.
     """
     if not 0 < scale < np.inf:
-        return "not told from the noise yet: a batch far larger would still take fewer updates"
+        return "gradient not yet distinguishable from noise: a far larger batch would still take fewer updates"
     saved = 1 - (1 + scale / (2 * batch_size)) / (1 + scale / batch_size)
     where = "above" if scale > 3 * batch_size else "below" if scale < batch_size / 3 else "about"
     place = f"{where} the batch of {batch_size}" if where == "about" else f"far {where} the batch of {batch_size}"
@@ -248,22 +261,23 @@ def noise_scale_interval(
     *,
     block: int | None = None,
 ) -> tuple[float, float]:
-    """An interval for the noise scale, the ratio of means, by a block bootstrap over steps.
+    """Returns a confidence interval for the noise scale, as a ratio of means, by a block bootstrap over steps.
 
-    Steps that follow each other are alike, so whole blocks of them are drawn (by SciPy's bias-corrected bootstrap, of
-    the blocks' means). It is an interval of |G|^2 / tr Sigma, whose denominator is not near 0, and its ends inverted.
+    Successive steps are correlated, so whole blocks of steps are resampled (SciPy's bias-corrected bootstrap of the
+    block means). The bootstrap is of |G|^2 / tr Sigma, whose denominator is not near 0; the ends are then inverted.
 
     Args:
-      estimates: one for each step, in order; or one of arrays of shape (steps,).
-      confidence: the share of such intervals that hold the truth.
-      seed: of the resampling.
-      block: steps of a block; None: the cube root of their number. The first steps that fill no block are left out.
+      estimates: one estimate per step, in order; or a single one that holds arrays of shape (steps,).
+      confidence: the share of such intervals that contain the true value.
+      seed: seed of the resampling.
+      block: steps per block; None: the cube root of the number of steps. Steps at the start that do not fill a block
+        are left out.
 
     Returns:
-      The ends in examples. One is inf where the steps do not bound the noise scale on that side.
+      The lower and the upper end, in examples. An end is inf where the steps do not bound the noise scale.
 
     Raises:
-      UsageError: there are fewer than 8 blocks, an estimate is not finite, or tr Sigma is nowhere positive.
+      UsageError: there are fewer than 8 blocks, an estimate is not finite, or tr Sigma is not positive at any step.
 
     Example:
       >>> draws = np.random.default_rng(0).normal(size=(2, 200))
@@ -278,17 +292,17 @@ def noise_scale_interval(
     values = np.array([np.asarray(column, np.float64) for column in columns])
     steps = values.shape[1] if values.ndim == 2 else 0
     length = max(1, round(steps ** (1 / 3))) if block is None else block
-    if not 0 < confidence < 1 or length < 1 or steps < LEAST_BLOCKS * length:
+    if not 0 < confidence < 1 or length < 1 or steps < MIN_BLOCKS * length:
         raise UsageError(
-            f"noise_scale_interval: confidence must be between 0 and 1 and there must be at least {LEAST_BLOCKS} "
-            f"blocks; confidence={confidence}, {steps} steps, {length} of them a block. Measure more steps or give "
-            "a smaller block"
+            f"noise_scale_interval: confidence must be between 0 and 1, and there must be at least {MIN_BLOCKS} "
+            f"blocks; there are confidence={confidence} and {steps} steps in blocks of {length}. Measure more steps or "
+            "give a smaller block"
         )
     if not np.isfinite(values).all() or values[1].max() <= 0:
         raise UsageError(
-            "noise_scale_interval: the estimates must be finite and tr Sigma positive in some; there are "
-            f"{np.sum(~np.isfinite(values))} that are not finite, and the greatest tr Sigma is {values[1].max()}. "
-            "Leave those steps out"
+            "noise_scale_interval: all estimates must be finite, and tr Sigma positive in at least one; "
+            f"{np.sum(~np.isfinite(values))} numbers are not finite, and the greatest tr Sigma is {values[1].max()}. "
+            "Leave out the steps that are not finite, and measure more steps"
         )
     blocks = steps // length
     means = values[:, steps - blocks * length :].reshape(2, blocks, length).mean(axis=2)
@@ -297,14 +311,14 @@ def noise_scale_interval(
         return norm2.mean(axis=axis) / trace.mean(axis=axis)
 
     if np.all(np.ptp(means, axis=1) == 0):
-        # The correction is undefined where nothing varies.
+        # SciPy's bias correction is undefined where all blocks are equal.
         low = high = inverse_scale(*means)
     else:
         low, high = stats.bootstrap(
             tuple(means),
             inverse_scale,
             paired=True,
-            n_resamples=RESAMPLES,
+            n_resamples=BOOTSTRAP_RESAMPLES,
             confidence_level=confidence,
             rng=np.random.default_rng(seed),
         ).confidence_interval
@@ -313,7 +327,7 @@ def noise_scale_interval(
 
 
 def _first_axis(shapes: list[tuple[int, ...]]) -> int | None:
-    """The size of the first axis, if there is one and all have the same."""
+    """Returns the size of the first axis if all shapes have one of the same size, else None."""
     sizes = {shape[:1] for shape in shapes}
     return sizes.pop()[0] if len(sizes) == 1 and () not in sizes else None
 
@@ -323,7 +337,7 @@ def _widened(a: Any) -> jax.Array:
 
 
 def _estimate(square_of_mean: Any, spread: Any, shards: int, shard_size: int) -> NoiseEstimate:
-    """From |g|^2 and q - |g|^2."""
+    """Returns the estimate that follows from |g|^2 and from the spread q - |g|^2."""
     return NoiseEstimate(square_of_mean - spread / (shards - 1), shard_size * shards / (shards - 1) * spread)
 
 
@@ -331,5 +345,5 @@ def _check_shards(shards: int, shard_size: int, *, caller: str) -> None:
     if shards < 2 or shard_size < 1:
         raise UsageError(
             f"{caller}: there must be at least 2 shards of at least 1 example, and there are {shards} of "
-            f"{shard_size}. On one device cut the batch into parts and take the gradient of each"
+            f"{shard_size}. On one device, split the batch into parts and compute the gradient of each"
         )

@@ -1,4 +1,4 @@
-"""The gradient noise scale of a run as it trains."""
+"""Measurement of the gradient noise of a run while it trains."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,32 +17,39 @@ from experiments.training.step import single
 from experiments.training.step.parts import make_model
 from experiments.training.step.run import Run
 
-# Of a measurement: examples of a shard, where the norm has no span, and shards.
-SHARD_SIZE, SHARDS = 64, 32
+# The shard size where the norm has no span: large enough for batch statistics, small enough to have many shards.
+SHARD_EXAMPLES = 64
+# The variance of an estimate falls with the number of shards, and its cost rises in proportion to it.
+MAX_SHARDS = 32
 
 
 def noise_probe(config: TrainConfig, run: Run, dataset: datasets.Dataset) -> Callable[[TrainState], NoiseEstimate]:
-    """Makes what measures the noise of a state's gradient: state -> `NoiseEstimate` of two floats.
+    """Returns a function that measures the gradient noise of a state: state -> `NoiseEstimate` of two floats.
 
-    Of training examples drawn anew by the run's seed and the step, in 32 shards of one span or of 64, or as many as
-    there are. The gradient is that of the loss, without weight decay. The forward pass is that of training, but the
-    norm's statistics are a shard's own: statistics that are shared would couple the shards, and bias the estimate. It
-    runs on one device of each process, and changes nothing of the training.
+    Each measurement draws training examples by the run's seed and the step, in up to 32 shards of one span each, or of
+    64 examples where the norm has no span. The gradient is that of the loss, without weight decay. The forward pass is
+    that of training, except that the norms' statistics are computed within each shard: shared statistics would couple
+    the shards and bias the estimate. The measurement runs on one device of each process and does not change training.
+
+    Args:
+      config: configuration of the run.
+      run: the run.
+      dataset: the data set that the run trains on.
 
     Raises:
-      UsageError: the configuration asks for measurements, and the training set has not two shards.
+      UsageError: the configuration asks for measurements, and the training set is too small for two shards.
     """
     train = dataset.train
-    shard_size = config.span or SHARD_SIZE
-    shards = min(SHARDS, train.size // shard_size)
+    shard_size = config.span or SHARD_EXAMPLES
+    shards = min(MAX_SHARDS, train.size // shard_size)
     flags = {"--noise_every": config.noise_every, "--live": config.live, "--batch_ramp=auto": config.batch_ramp == AUTO}
     flag = next((name for name, given in flags.items() if given), None)
     if flag and shards < 2:
         raise UsageError(
-            f"{flag} takes two shards of {shard_size} training examples to measure the gradient noise, and there are "
-            f"{train.size} examples; leave it out" + (", or give a smaller --span" if config.span else "")
+            f"{flag} needs at least two shards of {shard_size} training examples to measure the gradient noise, and "
+            f"there are {train.size} examples; leave it out" + (", or give a smaller --span" if config.span else "")
         )
-    # The step of training, on a mesh of one device: what is pooled over the devices is pooled over a shard.
+    # On a mesh of one device, norms that pool over the devices pool over the shard.
     mesh = devices.make_mesh(run.mesh.local_devices[:1])
     model = make_model(config, dataset.num_classes, run.plan.total_steps)
 
@@ -52,8 +59,13 @@ def noise_probe(config: TrainConfig, run: Run, dataset: datasets.Dataset) -> Cal
         )
         return jax.lax.pmean(jnp.mean(losses), devices.AXIS)
 
-    in_specs = (single.WHOLE, single.WHOLE, single.WHOLE, Batch(single.CUT, single.CUT, single.CUT))
-    gradient = jax.jit(jax.shard_map(jax.grad(loss), mesh=mesh, in_specs=in_specs, out_specs=single.WHOLE))
+    in_specs = (
+        single.REPLICATED,
+        single.REPLICATED,
+        single.REPLICATED,
+        Batch(single.SHARDED, single.SHARDED, single.SHARDED),
+    )
+    gradient = jax.jit(jax.shard_map(jax.grad(loss), mesh=mesh, in_specs=in_specs, out_specs=single.REPLICATED))
 
     def probe(state: TrainState) -> NoiseEstimate:
         held: Any = jax.tree.map(lambda a: a.addressable_data(0), (state.params, state.batch_stats, state.step))

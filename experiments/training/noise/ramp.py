@@ -1,8 +1,9 @@
-"""A batch that grows with the gradient noise scale, between the epochs of a run: `--batch_ramp=auto`.
+"""Automatic batch ramp: a batch size that grows with the gradient noise scale (`--batch_ramp=auto`).
 
-At a constant rate a larger batch lowers the noise as a lower rate does, in fewer updates of the same examples; and the
-noise scale, above which larger batches save no updates, grows as the loss falls. What was decided is kept with every
-checkpoint, so that a run that goes on has the batches that it would have had.
+At a constant learning rate a larger batch lowers the noise as a lower rate would, with fewer updates for the same
+examples. The noise scale, above which larger batches save no updates, grows as the loss falls, so the batch may grow
+with it. Decisions are made between epochs and stored with every checkpoint, so that a run that resumes has the batches
+that it would have had without the interruption.
 
 Sources: Smith et al., "Don't Decay the Learning Rate, Increase the Batch Size", arXiv 1711.00489, 2018; McCandlish et
 al., "An Empirical Model of Large-Batch Training", arXiv 1812.06162, 2018, appendix D.
@@ -16,16 +17,17 @@ from experiments.training.machine import processes
 
 
 def grown(plan: Plan, step: int, scale: float) -> Plan:
-    """The plan after an epoch: with twice the batch from here on, if the noise scale says so.
+    """Returns the plan after an epoch: with a doubled batch from here on if the noise scale is at least that large.
 
     Args:
-      plan: so far.
-      step: updates so far, which end an epoch.
-      scale: the running gradient noise scale, in examples; nan: not known.
+      plan: the plan so far.
+      step: updates so far, at the end of an epoch.
+      scale: the running gradient noise scale in examples; nan: unknown.
 
     Returns:
-      The same plan where there is no automatic ramp, the warmup is not over or the last epoch is, or the batch is large
-      enough. Of several processes the first has the noise scale that counts, and all must have room.
+      The plan with a doubled batch; or the same plan where it has no automatic ramp, where the warmup is not over or
+      the run is, or where a doubled batch would exceed the noise scale or the largest batch allowed. With several
+      processes, the noise scale of the first one decides, and a doubled batch must fit in the memory of all.
     """
     if plan.largest is None or step < plan.warmup_steps or step >= plan.total_steps:
         return plan
@@ -37,7 +39,7 @@ def grown(plan: Plan, step: int, scale: float) -> Plan:
 
 
 def within_memory(plan: Plan, memory: StepMemory) -> Plan:
-    """The plan with a ramp that stops where the memory of the present step, and as much again, would be too much."""
+    """Returns the plan with the ramp stopped at the present batch if twice the step's memory exceeds the device's."""
     if (
         plan.largest is None
         or None in (memory.needed, memory.limit)
@@ -48,14 +50,14 @@ def within_memory(plan: Plan, memory: StepMemory) -> Plan:
 
 
 def notes(plan: Plan) -> RampNotes | None:
-    """Returns what a checkpoint keeps of an automatic ramp; None: the plan has none."""
+    """Returns the decisions of an automatic ramp so far, for a checkpoint; None: the plan has no automatic ramp."""
     if plan.largest is None:
         return None
     return RampNotes(epochs=[phase.first_epoch for phase in plan.phases[1:]], largest=plan.largest)
 
 
 def restored(plan: Plan, kept: RampNotes | None) -> Plan:
-    """Returns the plan of a run that resumes from a checkpoint that kept these notes."""
+    """Returns the plan of a resumed run, with the ramp decisions that its checkpoint stored applied again."""
     if kept is None:
         return plan
     for epoch in kept.epochs:

@@ -1,1 +1,1 @@
-"""The compiled updates, what feeds them, and how they are put together."""
+"""Compiled training updates, the batches that they read, and the code that builds both for a run."""

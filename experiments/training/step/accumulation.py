@@ -1,4 +1,4 @@
-"""Gradients added up over micro-batches: a batch in the memory of a part of it."""
+"""Gradient accumulation: an update of a large batch in the memory of one micro-batch."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,18 +13,28 @@ from batchnorm_jax import Moments, pool
 from experiments.training.machine.devices import AXIS
 from experiments.training.recipe.averaging import Momentum, average
 from experiments.training.state import Descent, Indexed, Recipe, Source, TrainState
-from experiments.training.step.single import CUT, WHOLE, examples_in, losses_of, own, pick, specs, step_key, update
+from experiments.training.step.single import (
+    REPLICATED,
+    SHARDED,
+    device_varying,
+    examples_in,
+    losses_of,
+    pick,
+    specs,
+    step_key,
+    update,
+)
 
 
 class Total(NamedTuple):
-    """What is added up over the micro-batches of an update.
+    """Running totals over the micro-batches of one update.
 
     Attributes:
-      grads: of the sum of the losses, each device's own: a leading axis runs over the devices, so that one
-        collective an update adds them up.
-      losses: the sum of each device's losses and that of its right answers, shape (devices, 2).
-      moments: of the micro-batches so far, in the structure of `batch_stats`.
-      count: the examples so far.
+      grads: gradients of the summed loss, one per device along a leading axis, so that a single collective per
+        update reduces them.
+      losses: per device, the sums of the losses and of the shares of correct predictions, shape (devices, 2).
+      moments: moments of the micro-batches so far, in the structure of `batch_stats`.
+      count: the number of examples so far.
     """
 
     grads: Any
@@ -43,20 +53,21 @@ def accumulated_step(
     momentum: Momentum,
     averaged: bool,
 ) -> tuple[Callable, Callable, Callable]:
-    """Makes the three programs of an update with accumulation.
+    """Returns the three programs that make up an update with gradient accumulation.
 
-    Two programs called in turn take the memory of one micro-batch, whatever their number; a loop inside one
-    program would do so too, but XLA runs convolutions inside a loop several times slower on a CPU (jax issue 12868).
+    Calling `add` once per micro-batch takes the memory of one micro-batch, however many there are. A loop inside a
+    single program would need no more memory, but on a CPU XLA runs convolutions inside a loop several times slower
+    (jax issue 12868).
 
     Args:
-      model: to train.
-      descent: makes one update of the mean gradient.
+      model: the model to train.
+      descent: the optimizer and schedule, which turn the mean gradient into an update.
       mesh: the devices.
-      recipe: of the forward pass.
-      micro_batches: how many make an update.
-      momentum: of the running statistics, which are updated once an update from the pooled moments.
-      averaged: average the moments of micro-batches, as those of spans and of devices' own statistics are, not pool
-        them.
+      recipe: settings of the forward pass.
+      micro_batches: the number of micro-batches per update.
+      momentum: momentum of the running statistics, which change once per update, by the moments of all micro-batches.
+      averaged: True: average the moments of the micro-batches, as the moments of spans and of devices with local
+        statistics are averaged. False: pool them.
 
     Returns:
       `zero(state) -> total`; `add(state, total, source, i) -> total`, which reads micro-batch i of the update;
@@ -67,7 +78,7 @@ def accumulated_step(
         grads = jax.tree.map(lambda p: jnp.zeros((mesh.size, *p.shape), p.dtype), state.params)
         return Total(grads, jnp.zeros((mesh.size, 2)), jax.tree.map(jnp.zeros_like, state.batch_stats), jnp.zeros(()))
 
-    layout = Total(CUT, CUT, WHOLE, WHOLE)
+    layout = Total(SHARDED, SHARDED, REPLICATED, REPLICATED)
 
     def local_add(state: TrainState, total: Total, source: Source, i) -> Total:
         row = (state.step - source.first) * micro_batches + i if isinstance(source, Indexed) else 0
@@ -79,7 +90,9 @@ def accumulated_step(
             )
             return jnp.sum(losses), (jnp.sum(correct), moments)
 
-        (loss, (correct, moments)), grads = jax.value_and_grad(sum_of_losses, has_aux=True)(own(state.params))
+        (loss, (correct, moments)), grads = jax.value_and_grad(sum_of_losses, has_aux=True)(
+            device_varying(state.params)
+        )
         examples = examples_in(batch)
         return Total(
             jax.tree.map(lambda sum_, g: sum_ + g[None], total.grads, grads),
@@ -95,10 +108,10 @@ def accumulated_step(
         return update(descent, peak, state, grads, batch_stats, sums[0] / total.count, sums[1] / total.count)
 
     def add(state, total, source, i):
-        in_specs = (WHOLE, layout, specs(source), WHOLE)
+        in_specs = (REPLICATED, layout, specs(source), REPLICATED)
         return jax.shard_map(local_add, mesh=mesh, in_specs=in_specs, out_specs=layout)(state, total, source, i)
 
-    finish = jax.shard_map(local_finish, mesh=mesh, in_specs=(WHOLE, layout, WHOLE), out_specs=WHOLE)
+    finish = jax.shard_map(local_finish, mesh=mesh, in_specs=(REPLICATED, layout, REPLICATED), out_specs=REPLICATED)
     shardings = jax.tree.map(lambda spec: jax.NamedSharding(mesh, spec), layout)
     return jax.jit(zero, out_shardings=shardings), jax.jit(add, donate_argnums=1), jax.jit(finish, donate_argnums=0)
 
@@ -108,11 +121,19 @@ def _is_norm(node: Any) -> bool:
 
 
 def merge(before: Any, count: jax.Array, new: Any, examples: jax.Array, *, averaged: bool) -> Any:
-    """The moments of the examples before and the new ones together, for every norm."""
+    """Returns the moments of all examples so far: those already counted and those of a new micro-batch.
 
-    def of(a, b):
+    Args:
+      before: moments of the examples already counted, in the structure of `batch_stats`.
+      count: the number of those examples.
+      new: moments of the new examples.
+      examples: the number of new examples.
+      averaged: True: average the moments, weighted by examples. False: pool them.
+    """
+
+    def merge_norm(a, b):
         if not _is_norm(a):
-            return b  # A variable that is no moment keeps its last value.
+            return b  # Only moments can be merged; any other variable takes its latest value.
         if averaged:
             share = examples / jnp.maximum(count + examples, 1)
             return jax.tree.map(lambda old, latest: old + share * (latest - old), a, b)
@@ -121,15 +142,15 @@ def merge(before: Any, count: jax.Array, new: Any, examples: jax.Array, *, avera
         )
         return {"mean": together.mean, "var": together.var}
 
-    return jax.tree.map(of, before, new, is_leaf=_is_norm)
+    return jax.tree.map(merge_norm, before, new, is_leaf=_is_norm)
 
 
 def running_average(running: Any, moments: Any, momentum: jax.Array) -> Any:
-    """The running statistics after an update."""
+    """Returns the running statistics after an update, from the previous ones and the moments of the batch."""
 
-    def of(old, new):
+    def average_norm(old, new):
         if not _is_norm(old):
             return new
         return jax.tree.map(lambda a, b: average(a, b, momentum), old, new)
 
-    return jax.tree.map(of, running, moments, is_leaf=_is_norm)
+    return jax.tree.map(average_norm, running, moments, is_leaf=_is_norm)

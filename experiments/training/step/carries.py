@@ -1,4 +1,4 @@
-"""Recurrent networks over devices: the carry that `nn.RNN` starts from counts as each device's own."""
+"""Device-varying initial carries, without which `nn.RNN` cannot be traced under `shard_map`."""
 
 import contextlib
 from typing import Any
@@ -11,10 +11,11 @@ from experiments.training.machine.devices import AXIS
 
 
 def per_device() -> contextlib.AbstractContextManager:
-    """Has every `nn.RNN` that is traced inside begin with a carry that counts as each device's own.
+    """Returns a context in which every `nn.RNN` starts from a carry that is marked as varying over the devices.
 
-    Its cell makes one of zeros, the same on every device, and the scan over time asks for a type that stays: from the
-    first input on the carry is each device's own. To be entered under `shard_map` over the devices.
+    An RNN cell starts from a carry of zeros, which JAX marks as replicated. From the first input on the carry varies
+    over the devices, and `lax.scan` requires a carry whose type does not change. Enter the context inside `shard_map`
+    over the devices.
     """
     return nn.intercept_methods(_begin)
 
@@ -27,7 +28,7 @@ def _begin(next_function, args, kwargs, context: nn.module.InterceptorContext):
         return next_function(*args, **kwargs | {"initial_carry": _varying(kwargs["initial_carry"])})
     cell = module.cell
     make = cell.initialize_carry
-    # Flax does not let a method be set; the cell stays the same object, by which its variables are found.
+    # Flax forbids assignments to a module, and a copy of the cell would not find the variables of the original.
     object.__setattr__(cell, "initialize_carry", lambda *shape, **named: _varying(make(*shape, **named)))
     try:
         return next_function(*args, **kwargs)

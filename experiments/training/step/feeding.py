@@ -1,4 +1,4 @@
-"""What a training step reads: a split that lives on the device, or batches read ahead of it on the host."""
+"""Sources of batches for a training step: a split resident on the devices, or batches that the host reads ahead."""
 
 import itertools
 from collections.abc import Iterator
@@ -17,26 +17,28 @@ from experiments.training.machine.devices import AXIS, place
 from experiments.training.recipe.optimizers import OPTIMIZERS
 from experiments.training.state import Batch, Indexed, Source
 
-# Of the device's memory, the part that a training set may take before it is streamed.
-RESIDENT_SHARE = 0.25
-AHEAD = 2
+# The largest share of a device's memory that a resident data set may take; the rest is for the training step.
+RESIDENT_MEMORY_SHARE = 0.25
+# Updates whose batches the host reads ahead: one to wait ready while the next is read. More would only take memory.
+UPDATES_READ_AHEAD = 2
 
 
 class Feed:
-    """Yields what each update reads: one source for each of its micro-batches, in the order of `epoch_segments`.
+    """The batches of a training run, in the order of `epoch_segments`: one source per micro-batch of each update.
 
     Args:
-      config: of the run.
+      config: configuration of the run.
       train: the training split.
       mesh: the devices.
-      resident: keep the whole split on every device; else read it ahead on the host, each process its own part.
+      resident: True: keep the whole split on every device. False: read ahead on the host, where each process reads
+        the part for its own devices.
     """
 
     def __init__(self, config: TrainConfig, train: datasets.Split, mesh: Mesh, *, resident: bool):
         self._train, self._mesh = train, mesh
         self._seed, self._drop_remainder = config.seed, config.drop_remainder
         self._micro_batches, self._updates_per_batch = config.accumulation_steps, config.backwards_per_forward
-        # The objective of a full batch must not change: its order is that of the first epoch.
+        # The line search needs an objective that never changes, so every epoch has the order of the first one.
         self._one_order = OPTIMIZERS[config.optimizer].full_batch
         self._arrays: Any = None
         if resident:
@@ -44,9 +46,14 @@ class Feed:
             self._arrays = place(tuple(everything), NamedSharding(mesh, PartitionSpec()))
 
     def updates(self, position: Position, step: int) -> Iterator[list[Source]]:
-        """The sources of the updates of an epoch, from the one after `step` others on.
+        """Yields the sources of each remaining update of an epoch.
 
-        All micro-batches of an update share one `Indexed` source; `Batch` sources are one each.
+        Args:
+          position: the epoch, as `Plan.locate` gives it.
+          step: the number of updates made so far, those of earlier epochs included.
+
+        Yields:
+          One source per micro-batch: the same `Indexed` for all of them, or a `Batch` for each.
         """
         epoch = 0 if self._one_order else position.epoch
         segments = datasets.epoch_segments(
@@ -86,7 +93,7 @@ class Feed:
                 return self.read(indices[row], None if mask is None else mask[row], epoch)
 
             submitted = (reader.submit(read, row) for row in range(done * micro, rows * micro))
-            pending = list(itertools.islice(submitted, AHEAD * micro))
+            pending = list(itertools.islice(submitted, UPDATES_READ_AHEAD * micro))
             for _ in range(done, rows):
                 update = []
                 for _ in range(micro):
@@ -95,21 +102,21 @@ class Feed:
                 yield update
 
     def read(self, indices: np.ndarray, mask: np.ndarray | None, epoch: int) -> Batch:
-        """A batch from the host; each process reads the part of its own devices."""
+        """Returns a batch of the training split, read on the host; see `read_batch`."""
         return read_batch(self._train, indices, mask, self._mesh, epoch)
 
 
 def read_batch(
     split: datasets.Split, indices: np.ndarray, mask: np.ndarray | None, mesh: Mesh, epoch: int = 0
 ) -> Batch:
-    """A batch read on the host and cut over the devices; each process reads the part of its own devices.
+    """Reads a batch on the host and shards it over the devices; each process reads only the part for its own devices.
 
     Args:
-      split: what to read.
-      indices: of the global batch, shape (n,).
-      mask: which of them count; None: all.
+      split: the split to read from.
+      indices: indices of the examples of the global batch, shape (n,).
+      mask: True for each example that counts, shape (n,); None: all count.
       mesh: the devices.
-      epoch: of the random crops.
+      epoch: the epoch, counted from 0, which seeds the random crops.
     """
     n = len(indices)
     cut = NamedSharding(mesh, PartitionSpec(AXIS))
@@ -131,16 +138,16 @@ def read_batch(
 
 
 def is_resident(config: TrainConfig, dataset: datasets.Dataset, mesh: Mesh, available: int | None) -> bool:
-    """Whether the splits are to live on the devices.
+    """Returns whether the splits of a data set are kept on the devices.
 
     Args:
-      config: whose `input` decides, or leaves it to the size.
-      dataset: its splits.
-      mesh: the devices; those of a CPU share its memory, and each has a copy.
-      available: bytes of memory of a device; None: not known.
+      config: configuration of the run; where its `input` is "auto", the size of the data set decides.
+      dataset: the data set.
+      mesh: the devices; on a CPU they share the host's memory, and each device holds a copy.
+      available: memory of one device in bytes; None: unknown.
 
     Raises:
-      UsageError: residence is asked for or needed, and the images are cropped at random as they are read.
+      UsageError: the configuration needs a resident data set, and this one can only be streamed.
     """
     splits = [dataset.train, *dataset.test.values()]
     streamed = any(datasets.is_streamed(split) for split in splits)
@@ -149,27 +156,28 @@ def is_resident(config: TrainConfig, dataset: datasets.Dataset, mesh: Mesh, avai
     if needed and streamed:
         what = f"--optimizer={config.optimizer}" if full_batch else "--input=resident"
         raise UsageError(
-            f"{what} keeps the whole set on the device, and {dataset.name!r} is streamed; take a smaller one"
+            f"{what} keeps the whole set on the device, and {dataset.name!r} can only be streamed; choose a data set "
+            "that fits in memory"
         )
     if needed or config.input == "streamed":
         return needed
     size = sum(a.nbytes for split in splits if isinstance(split, datasets.Examples) for a in split)
     if mesh.devices.flat[0].platform == "cpu":
         size *= len(mesh.local_devices)
-    return not streamed and (available is None or size <= RESIDENT_SHARE * available)
+    return not streamed and (available is None or size <= RESIDENT_MEMORY_SHARE * available)
 
 
 def examples(sources: list[Source]) -> int:
-    """The size of the global batch of an update, padding included."""
+    """Returns the size of the global batch of an update, padding included."""
     return sum(s.order.shape[1] if isinstance(s, Indexed) else s.labels.shape[0] for s in sources)
 
 
 def is_masked(sources: list[Source]) -> bool:
-    """Whether some of the examples are padding."""
+    """Returns whether some of the examples of an update are padding."""
     return sources[0].mask is not None
 
 
 def signature(sources: list[Source]) -> Any:
-    """What decides which compiled program reads a source: its kind, shapes and types."""
+    """Returns a key that is equal for updates that one compiled program can read: type, shapes and dtypes."""
     leaves, structure = jax.tree.flatten(sources[0])
     return structure, tuple((a.shape, a.dtype) for a in leaves)

@@ -1,4 +1,4 @@
-"""L-BFGS on the whole training set, each step's length found by a line search."""
+"""L-BFGS on the whole training set, with a line search that sets the length of each step."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from experiments.training.recipe.averaging import Momentum
 from experiments.training.recipe.optimizers import kernels
 from experiments.training.state import Recipe, Source, TrainState
 from experiments.training.step.accumulation import merge, running_average
-from experiments.training.step.single import WHOLE, examples_in, losses_of, pick, specs
+from experiments.training.step.single import REPLICATED, examples_in, losses_of, pick, specs
 
 
 def full_batch_step(
@@ -27,22 +27,23 @@ def full_batch_step(
     momentum: Momentum,
     averaged: bool,
 ):
-    """Makes a step on the whole training set: (state, source, peak learning rate) -> (state, metrics).
+    """Returns a step on the whole training set: (state, source, peak learning rate) -> (state, metrics).
 
-    The objective, mean loss and the L2 penalty of the kernels, is a function of the parameters alone, as a line search
-    needs it: every step sees the same examples in the same order, each normalised with those of its micro-batch.
-    Running statistics follow the forward pass at the start of each step. The rate is the line search's.
+    The objective is the mean loss plus an L2 penalty on the kernels. A line search needs a function of the parameters
+    alone, so every step sees the same examples in the same order, each normalised within its micro-batch. Running
+    statistics are updated from the forward pass at the start of each step. The peak learning rate has no effect; the
+    metrics report the step length that the line search found.
 
     Args:
-      model: to train.
-      optimizer: one with a line search, from `recipe.optimizers`.
+      model: the model to train.
+      optimizer: a transformation with a line search, from `recipe.optimizers`.
       mesh: the devices.
-      recipe: of the forward pass, without augmentation.
-      micro_batches: parts of the set that are gone through in turn.
-      weight_decay: of the penalty, half of it times the sum of the squares of the kernels.
-      decay_all: of all parameters, not of kernels alone.
-      momentum: of the running statistics.
-      averaged: average the moments of micro-batches, not pool them.
+      recipe: settings of the forward pass, without augmentation.
+      micro_batches: the number of parts in which the training set is processed, one after the other.
+      weight_decay: weight of the penalty, which is weight_decay / 2 times the sum of squares of the kernels.
+      decay_all: penalise all parameters rather than the kernels alone.
+      momentum: momentum of the running statistics.
+      averaged: True: average the moments of the micro-batches. False: pool them.
     """
 
     def local_objective(params, batch_stats, number, source: Source):
@@ -58,7 +59,7 @@ def full_batch_step(
         if micro_batches == 1:
             total, _ = add(total, 0)
         else:
-            # A backward pass that computes each micro-batch again takes the memory of one.
+            # Recomputing each micro-batch in the backward pass keeps the memory at that of one micro-batch.
             total, _ = lax.scan(jax.checkpoint(add), total, jnp.arange(micro_batches))
         sums, moments, count = total
         return sums / count, running_average(batch_stats, moments, momentum.after(number))
@@ -66,7 +67,10 @@ def full_batch_step(
     def step(state: TrainState, source: Source, peak: jax.Array):
         del peak
         mapped = jax.shard_map(
-            local_objective, mesh=mesh, in_specs=(WHOLE, WHOLE, WHOLE, specs(source)), out_specs=(WHOLE, WHOLE)
+            local_objective,
+            mesh=mesh,
+            in_specs=(REPLICATED, REPLICATED, REPLICATED, specs(source)),
+            out_specs=(REPLICATED, REPLICATED),
         )
 
         def objective(params):

@@ -13,7 +13,10 @@ from experiments.training.state import Descent, Recipe
 
 
 def make_model(config: TrainConfig, num_classes: int, total_steps: int = 1) -> Any:
-    """The model of a configuration. The momentum of its norms is that of `averaging`, whatever their own is."""
+    """Returns the model of a configuration.
+
+    Running statistics follow the momentum of `averaging`, whatever momentum the model's norms have themselves.
+    """
     dtype = jnp.dtype(config.dtype)
     return models.create(
         config.model,
@@ -25,7 +28,7 @@ def make_model(config: TrainConfig, num_classes: int, total_steps: int = 1) -> A
 
 
 def make_optimizer(config: TrainConfig, schedule) -> Any:
-    """The optimizer of a configuration."""
+    """Returns the optimizer of a configuration, for a schedule: step -> learning rate."""
     return optimizers.make(
         config.optimizer,
         schedule,
@@ -36,7 +39,7 @@ def make_optimizer(config: TrainConfig, schedule) -> Any:
 
 
 def make_descent(config: TrainConfig, plan: plans.Plan) -> Descent:
-    """How the parameters of a configuration follow their gradient."""
+    """Returns the optimizer and the schedule of a configuration, both as functions of the peak learning rate."""
 
     def schedule(peak):
         return schedules.make(
@@ -52,9 +55,15 @@ def make_descent(config: TrainConfig, plan: plans.Plan) -> Descent:
 
 
 def make_recipe(config: TrainConfig, dataset_classes: int, statistics: tuple[Any, Any]) -> Recipe:
-    """What the steps of a configuration do beside model and optimizer."""
+    """Returns the settings of a configuration's steps that neither model nor optimizer holds.
+
+    Args:
+      config: configuration of the run.
+      dataset_classes: the number of classes of the data set.
+      statistics: mean and standard deviation of the pixels, one number per channel each.
+    """
     return Recipe(
-        *(np.asarray(of_channels, np.float32) for of_channels in statistics),
+        *(np.asarray(per_channel, np.float32) for per_channel in statistics),
         num_classes=dataset_classes,
         label_smoothing=config.label_smoothing,
         augmentation=config.augmentation,

@@ -20,17 +20,17 @@ from experiments.training.step.parts import make_descent, make_model, make_recip
 
 
 class Run(NamedTuple):
-    """What a training run is made of, before its first step.
+    """Everything that a training run needs before its first step.
 
     Attributes:
-      plan: its sizes.
-      model: as it is evaluated.
-      mesh: its devices.
-      recipe: of the forward pass.
-      state: the initial one.
-      compile: (state, sources, plan) -> `updates.Program`, which reads sources of the same shapes.
-      eval_step: from `single.eval_step`.
-      tried: what is known of the model.
+      plan: the sizes of the run.
+      model: the model as it is evaluated.
+      mesh: the devices of the run.
+      recipe: settings of the forward pass.
+      state: the initial state.
+      compile: (state, sources, plan) -> an `updates.Program` for sources of the same shapes.
+      eval_step: the evaluation step, from `single.eval_step`.
+      tried: facts about the model, found by tracing it.
     """
 
     plan: plans.Plan
@@ -49,13 +49,16 @@ def prepare(
     statistics: tuple[list[float], list[float]],
     chosen: list[devices.Device],
 ) -> Run:
-    """Makes everything that a run needs; refuses what cannot be before anything is compiled.
+    """Prepares everything that a run needs, and rejects an impossible configuration before anything is compiled.
 
     Args:
-      config: of the run.
-      dataset: to train on.
-      statistics: mean and standard deviation of its pixels.
+      config: configuration of the run.
+      dataset: the data set to train on.
+      statistics: mean and standard deviation of its pixels, one number per channel each.
       chosen: the devices.
+
+    Raises:
+      UsageError: the configuration does not suit the data set, the devices or the model.
     """
     plan = plans.make(config, dataset.train.size, len(chosen))
     descent = make_descent(config, plan)
@@ -68,7 +71,7 @@ def prepare(
     if _users.is_users_own(config.model):
         model = make_model(config, dataset.num_classes, plan.total_steps)
         usual = Momentum(config.running_momentum(), config.running_momentum())
-        # What the model does in training does not depend on the optimizer, and L-BFGS takes no such step.
+        # The model's forward pass does not depend on the optimizer, and `train_step` cannot take L-BFGS.
         plain = Descent(optax.sgd, descent.schedule) if OPTIMIZERS[config.optimizer].full_batch else descent
         step = single.train_step(model, plain, mesh, recipe, usual)
         trial.in_training(config, dataset, variables, model, step, plain.optimizer(plan.peak_learning_rate))
@@ -81,7 +84,7 @@ def prepare(
         return update(Momentum(config.running_momentum(), config.running_momentum(batch_size)))
 
     def compile(state: TrainState, sources: list[Source], plan: plans.Plan) -> updates.Program:
-        # By the examples that count: an epoch's last, smaller batch moves running statistics by less.
+        # Padding is not counted, so that an epoch's last, smaller batch moves the running statistics less.
         return at(plan.examples_of(feeding.examples(sources), feeding.is_masked(sources)))(state, sources)
 
     return Run(plan, evaluated, mesh, recipe, state, compile, single.eval_step(evaluated, mesh, recipe), tried)

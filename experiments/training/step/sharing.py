@@ -1,4 +1,4 @@
-"""Statistics after a step, of which the next step on every device has to have the same."""
+"""Statistics that all devices must share after a step: replicated if they are equal, refused if they differ."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,60 +11,63 @@ from experiments.training.machine.devices import AXIS
 
 
 def shared(batch_stats: Any, statistics_of: Callable[[Any], Any], params: Any) -> Any:
-    """The statistics as those of all devices, where they are the same on each.
+    """Returns the statistics after a step as replicated values, which JAX requires of the step's output.
 
     Args:
-      batch_stats: after a step, on this device.
-      statistics_of: parameters -> these statistics.
-      params: that count as each device's own.
+      batch_stats: the statistics after a step, on this device.
+      statistics_of: parameters -> the statistics after a step with them.
+      params: parameters that are marked as varying over the devices (by `single.device_varying`).
 
     Raises:
-      UsageError: some are each device's own: which of them the next step should have is not known.
+      UsageError: some statistics differ between devices, so there is no single value for the next step to use.
     """
-    if not _own(batch_stats):
+    if not _varying(batch_stats):
         return batch_stats
-    batch_stats = _of_parameters_alone(batch_stats, statistics_of, params)
-    if own := _own(batch_stats):
+    batch_stats = _replicate_functions_of_parameters(batch_stats, statistics_of, params)
+    if apart := _varying(batch_stats):
         raise UsageError(
-            f"the statistics {', '.join(list(own)[:3])} are each device's own, as of a norm that does not pool over "
-            "the devices; give the model the norm that its factory is given, or nn.BatchNorm, which is pooled here; or "
-            "take --norm=local, which averages them, or --num_devices=1"
+            f"the statistics {', '.join(list(apart)[:3])} must be equal on all devices and are not, as with a norm "
+            "that does not pool over the devices; use the norm that the model's factory is given, or nn.BatchNorm, "
+            "which is pooled here; or take --norm=local, which averages the statistics, or --num_devices=1"
         )
     return batch_stats
 
 
-def _own(batch_stats: Any) -> dict[str, jax.Array]:
-    """Those that count as each device's own, by their path."""
+def _varying(batch_stats: Any) -> dict[str, jax.Array]:
+    """Returns the statistics that are marked as varying over the devices, by path."""
     return {
-        _named(path): leaf
+        _path_name(path): leaf
         for path, leaf in jax.tree.leaves_with_path(batch_stats)
         if AXIS in jax.typeof(leaf).manual_axis_type.varying
     }
 
 
-def _of_parameters_alone(batch_stats: Any, statistics_of: Callable, params: Any) -> Any:
-    """Makes statistics the devices' common ones that are so by value, and each device's own by `own` alone.
+def _replicate_functions_of_parameters(batch_stats: Any, statistics_of: Callable, params: Any) -> Any:
+    """Replicates statistics that are computed from the parameters alone, such as those of `nn.SpectralNorm`.
 
-    Such are those of `nn.SpectralNorm`: of parameters that count as common they count as common themselves, as a
-    second trace tells, of which nothing is computed.
+    Their values are equal on all devices: they are marked as varying only because `single.device_varying` marked the
+    parameters. To find them, the step is traced a second time, with replicated parameters: statistics that come out
+    replicated there depend on nothing that differs between devices. Nothing is computed in that trace.
     """
     common: dict[str, bool] = {}
 
     def trace(common_params):
         statistics = statistics_of(common_params)
-        left = _own(statistics)
-        common.update((_named(path), _named(path) not in left) for path, _ in jax.tree.leaves_with_path(statistics))
+        left = _varying(statistics)
+        common.update(
+            (_path_name(path), _path_name(path) not in left) for path, _ in jax.tree.leaves_with_path(statistics)
+        )
 
     jax.eval_shape(trace, jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params))
-    apart = _own(batch_stats)
+    apart = _varying(batch_stats)
 
     def shared(path, leaf):
-        # The largest of equal values is one of them, to the last bit.
-        same = _named(path) in apart and common.get(_named(path), False)
+        # The values are equal, so their maximum is the value itself, to the last bit; a mean could round.
+        same = _path_name(path) in apart and common.get(_path_name(path), False)
         return lax.pmax(lax.stop_gradient(leaf), AXIS) if same else leaf
 
     return jax.tree.map_with_path(shared, batch_stats)
 
 
-def _named(path: Any) -> str:
+def _path_name(path: Any) -> str:
     return "/".join(str(getattr(key, "key", key)) for key in path)

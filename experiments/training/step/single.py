@@ -1,4 +1,4 @@
-"""One training step and one evaluation step, over the devices of a mesh."""
+"""The plain training step and the evaluation step, over the devices of a mesh."""
 
 import contextlib
 from typing import Any
@@ -17,14 +17,14 @@ from experiments.training.recipe.averaging import Momentum, averaged
 from experiments.training.state import Batch, Descent, Indexed, Recipe, Source, TrainState
 from experiments.training.step import carries, sharing
 
-WHOLE, CUT = PartitionSpec(), PartitionSpec(AXIS)
+REPLICATED, SHARDED = PartitionSpec(), PartitionSpec(AXIS)
 
 
 def init_state(model: nn.Module, optimizer: Any, image_shape, seed: int) -> TrainState:
-    """The state before the first step; a function of the seed, whatever the devices."""
+    """Returns the state before the first step, which depends on the seed but not on the devices."""
     images = jnp.zeros((1, *image_shape), jnp.float32)
     variables = jax.jit(lambda key: model.init(key, images, train=False))(jax.random.key(seed))
-    # Without the boxes of `nn.with_partitioning`: every device has all parameters here.
+    # `nn.with_partitioning` boxes its parameters, and the boxes mean nothing here: every device holds all parameters.
     variables = nn.meta.unbox(variables)
     params = variables["params"]
     return TrainState(
@@ -33,14 +33,14 @@ def init_state(model: nn.Module, optimizer: Any, image_shape, seed: int) -> Trai
 
 
 def specs(source: Source) -> Any:
-    """How a source is cut over the devices, for `shard_map`."""
+    """Returns the partition specs of a source's arrays, for `shard_map`."""
     if isinstance(source, Batch):
-        return Batch(CUT, CUT, CUT)
-    return Indexed(WHOLE, WHOLE, PartitionSpec(None, AXIS), PartitionSpec(None, AXIS), WHOLE)
+        return Batch(SHARDED, SHARDED, SHARDED)
+    return Indexed(REPLICATED, REPLICATED, PartitionSpec(None, AXIS), PartitionSpec(None, AXIS), REPLICATED)
 
 
 def pick(source: Source, row: jax.Array | int) -> Batch:
-    """Takes this device's part of a batch; a `Batch` is one already."""
+    """Returns this device's part of a batch: row `row` of an `Indexed` source, or a `Batch` as it is."""
     if isinstance(source, Batch):
         return source
     indices = source.order[row]
@@ -57,25 +57,25 @@ def losses_of(
     key: jax.Array,
     momentum: jax.Array | None = None,
 ):
-    """The forward pass in training.
+    """Computes the losses and the new statistics of one training forward pass on this device.
 
     Args:
-      model: to run.
-      recipe: of the forward pass.
-      params: of the model.
+      model: the model to run.
+      recipe: settings of the forward pass.
+      params: parameters of the model.
       batch_stats: the running statistics.
-      batch: this device's part of it.
-      key: of what is random.
-      momentum: of the running statistics; None: those of the batch take their place.
+      batch: this device's part of the batch.
+      key: the random key of the augmentation and of the model's own random numbers.
+      momentum: momentum of the running statistics; None: the statistics of the batch replace them.
 
     Returns:
-      Of this device's examples, the losses and the shares of right answers, both of shape (n,) and 0 where an example
-      does not count; and the new running statistics.
+      For each of this device's n examples its loss and its share of correct predictions, both of shape (n,) and 0
+      where the example does not count; and the new running statistics.
     """
     n = batch.labels.shape[0]
     first, total = lax.axis_index(AXIS) * n, lax.axis_size(AXIS) * n
     images = augment(recipe.augmentation, batch.images, key, first, total)
-    # One key for all that a model draws, such as dropout; each device draws for its own examples.
+    # Each device draws for its own examples, so its dropout masks differ from those of the others.
     drawn = {"params": jax.random.fold_in(key, lax.axis_index(AXIS))}
 
     def forward(params):
@@ -88,11 +88,11 @@ def losses_of(
                 rngs=drawn,
                 mutable=["batch_stats"],
             )
-        # Those that nobody wrote are not handed out.
+        # Flax returns only the collections that were written to.
         return logits, updates.get("batch_stats", batch_stats)
 
     logits, new_stats = forward(params)
-    # Models that others wrote give them in their compute type, in which a mean loss would be rounded.
+    # A user's model may return logits in its compute dtype, such as bfloat16, which would round the mean loss.
     logits = logits.astype(jnp.float32)
     targets = optax.smooth_labels(jax.nn.one_hot(batch.labels, recipe.num_classes), recipe.label_smoothing)
     losses = per_example(optax.softmax_cross_entropy(logits, targets))
@@ -100,7 +100,7 @@ def losses_of(
     if batch.mask is not None:
         losses, correct = jnp.where(batch.mask, losses, 0), jnp.where(batch.mask, correct, 0)
     if recipe.local_statistics or lax.axis_size(AXIS) == 1:
-        # A count of steps is the same on every device.
+        # An integer, such as a count of steps, is equal on every device already.
         new_stats = jax.tree.map(
             lambda a: lax.pmean(a, AXIS) if jnp.issubdtype(a.dtype, jnp.floating) else a, new_stats
         )
@@ -110,35 +110,35 @@ def losses_of(
 
 
 def _as_ours(recipe: Recipe) -> contextlib.AbstractContextManager:
-    """Has norms that a model makes itself pool as those that a factory is given do."""
+    """Returns a context in which norms that the model builds itself pool as the norm passed to its factory does."""
     if not recipe.own_norms:
         return contextlib.nullcontext()
     return synchronize(None if recipe.local_statistics else AXIS, span=recipe.span)
 
 
-def own(params):
-    """Parameters that count as each device's own, which leaves gradients to be added up at once, at the end.
+def device_varying(params):
+    """Returns the parameters marked as varying over the devices, so that gradients are reduced together, at the end.
 
-    Else each would be added up where it is first used, which for a convolution on a CPU is on a four times larger
-    array.
+    Otherwise JAX would reduce each gradient where its parameter is first used, which for a convolution on a CPU is on
+    an array four times larger.
     """
     return jax.tree.map(lambda p: lax.pcast(p, AXIS, to="varying"), params)
 
 
 def examples_in(batch: Batch) -> jax.Array:
-    """How many examples of the global batch count."""
+    """Returns the number of examples of the global batch that count."""
     if batch.mask is None:
         return jnp.float32(batch.labels.shape[0] * lax.axis_size(AXIS))
     return lax.psum(jnp.sum(batch.mask, dtype=jnp.float32), AXIS)
 
 
 def step_key(recipe: Recipe, step: jax.Array, part: jax.Array | int = 0) -> jax.Array:
-    """The random key of a forward pass."""
+    """Returns the random key of the forward pass over one part (such as a micro-batch) of an update."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(recipe.seed), step), part)
 
 
 def update(descent: Descent, peak: jax.Array, state: TrainState, grads, batch_stats, loss, accuracy):
-    """The state after an optimizer's update, and the metrics of the step."""
+    """Returns the state after one update by the optimizer, and the metrics of the step."""
     updates, opt_state = descent.optimizer(peak).update(grads, state.opt_state, state.params)
     rate = jnp.asarray(descent.schedule(peak)(state.step), jnp.float32)
     metrics = {"loss": loss, "accuracy": accuracy, "learning_rate": rate}
@@ -146,11 +146,18 @@ def update(descent: Descent, peak: jax.Array, state: TrainState, grads, batch_st
 
 
 def train_step(model: nn.Module, descent: Descent, mesh: Mesh, recipe: Recipe, momentum: Momentum):
-    """Makes the training step: (state, source, peak learning rate) -> (state, metrics).
+    """Returns the training step: (state, source, peak learning rate) -> (state, metrics).
 
     The loss is the mean over the examples of the global batch that count, and the result depends on nothing else: the
-    same batch over more devices gives the same step, to rounding. `metrics` are the loss, the accuracy and the
-    learning rate; `momentum` is of the running statistics.
+    same batch over more devices gives the same step, to rounding. The metrics are the loss, the accuracy and the
+    learning rate.
+
+    Args:
+      model: the model to train.
+      descent: the optimizer and schedule.
+      mesh: the devices.
+      recipe: settings of the forward pass.
+      momentum: momentum of the running statistics.
     """
 
     def local_step(state: TrainState, source: Source, peak: jax.Array):
@@ -164,23 +171,32 @@ def train_step(model: nn.Module, descent: Descent, mesh: Mesh, recipe: Recipe, m
             )
             return jnp.sum(losses) / total, (jnp.sum(correct) / total, batch_stats)
 
-        (loss, (accuracy, batch_stats)), grads = jax.value_and_grad(loss_and_rest, has_aux=True)(own(state.params))
+        (loss, (accuracy, batch_stats)), grads = jax.value_and_grad(loss_and_rest, has_aux=True)(
+            device_varying(state.params)
+        )
         grads, loss, accuracy = lax.psum((grads, loss, accuracy), AXIS)
         return update(descent, peak, state, grads, batch_stats, loss, accuracy)
 
     def step(state: TrainState, source: Source, peak: jax.Array):
-        mapped = jax.shard_map(local_step, mesh=mesh, in_specs=(WHOLE, specs(source), WHOLE), out_specs=WHOLE)
+        mapped = jax.shard_map(
+            local_step, mesh=mesh, in_specs=(REPLICATED, specs(source), REPLICATED), out_specs=REPLICATED
+        )
         return mapped(state, source, peak)
 
     return jax.jit(step, donate_argnums=0)
 
 
 def eval_step(model: nn.Module, mesh: Mesh, recipe: Recipe):
-    """Makes the evaluation step: (params, batch_stats, source, row) -> sums over the examples that count.
+    """Returns the evaluation step: (params, batch_stats, source, row) -> sums over the examples that count.
 
-    The sums are of the losses (`loss`), the shares of right answers (`correct`) and the examples (`count`); with a
-    class for every pixel also, of shape (classes,), of the pixels where label and prediction are that class
-    (`intersection`), and where either is (`union`).
+    The sums, by name, are `loss` (losses), `correct` (shares of correct predictions) and `count` (examples). With one
+    label per pixel there are two more, of shape (classes,): `intersection` counts the pixels whose label and prediction
+    are both that class, `union` those whose label or prediction is.
+
+    Args:
+      model: the model to evaluate.
+      mesh: the devices.
+      recipe: settings of the forward pass.
     """
 
     def local_step(params, batch_stats, source: Source, row):
@@ -207,8 +223,8 @@ def eval_step(model: nn.Module, mesh: Mesh, recipe: Recipe):
         return lax.psum(sums, AXIS)
 
     def step(params, batch_stats, source: Source, row):
-        in_specs = (WHOLE, WHOLE, specs(source), WHOLE)
-        return jax.shard_map(local_step, mesh=mesh, in_specs=in_specs, out_specs=WHOLE)(
+        in_specs = (REPLICATED, REPLICATED, specs(source), REPLICATED)
+        return jax.shard_map(local_step, mesh=mesh, in_specs=in_specs, out_specs=REPLICATED)(
             params, batch_stats, source, row
         )
 
@@ -216,13 +232,13 @@ def eval_step(model: nn.Module, mesh: Mesh, recipe: Recipe):
 
 
 def standardised(images: jax.Array, recipe: Recipe) -> jax.Array:
-    """Pixels from 0 to 255 made into numbers of mean 0 and standard deviation 1."""
+    """Standardises pixels of 0 to 255 by the mean and standard deviation of each channel in the training set."""
     wide = (1, 1, 1, -1)
     return (images.astype(jnp.float32) / 255 - recipe.mean.reshape(wide)) / recipe.std.reshape(wide)
 
 
 def per_example(values: jax.Array) -> jax.Array:
-    """The mean of each example's values: over the pixels, where there is one for each."""
+    """Returns one value per example: the mean over its pixels where there is one value per pixel."""
     return (
         values.astype(jnp.float32)
         if values.ndim == 1

@@ -9,21 +9,27 @@ from jax.sharding import Mesh
 from experiments.training.machine.devices import AXIS
 from experiments.training.recipe.averaging import Momentum
 from experiments.training.state import Descent, Indexed, Recipe, Source, TrainState
-from experiments.training.step.single import WHOLE, losses_of, own, pick, specs, step_key, update
+from experiments.training.step.single import REPLICATED, device_varying, losses_of, pick, specs, step_key, update
 
 
 def split_step(model: nn.Module, descent: Descent, mesh: Mesh, recipe: Recipe, backwards: int, momentum: Momentum):
-    """Makes a training step of one forward pass and `backwards` updates.
+    """Returns a step of one forward pass and k updates: (state, source, peak learning rate) -> (state, metrics).
 
-    It is called as (state, source, peak learning rate) -> (state, metrics).
+    The losses of the examples are split into k groups, in the order of the global batch. The gradient of each group's
+    mean loss makes one update, one group after the other. All gradients are taken at the parameters of the forward pass
+    and through its statistics, which are those of the whole batch. With plain SGD the k updates together therefore
+    equal one update with k times the learning rate; momentum and weight decay make the difference.
 
-    The losses of the examples are split into groups, the first of which holds the first examples of the global batch.
-    One after the other, the gradient of the mean loss of each group makes an update. All gradients are taken at the
-    parameters of the forward pass and through its statistics, which are those of the whole batch; with plain SGD,
-    the k updates together are therefore one update with k times the rate, and momentum and decay make the difference.
+    The step counter counts updates. The metrics describe the forward pass; their learning rate is that of its last
+    update.
 
-    The step counter counts updates. `metrics` are of the forward pass, the rate that of its last update; `momentum` is
-    of the running statistics, which are updated once a forward pass.
+    Args:
+      model: the model to train.
+      descent: the optimizer and schedule.
+      mesh: the devices.
+      recipe: settings of the forward pass.
+      backwards: k, the number of groups; it divides the global batch size.
+      momentum: momentum of the running statistics, which change once per forward pass.
     """
 
     def local_step(state: TrainState, source: Source, peak: jax.Array):
@@ -40,7 +46,7 @@ def split_step(model: nn.Module, descent: Descent, mesh: Mesh, recipe: Recipe, b
             )
             return losses, (correct, batch_stats)
 
-        losses, pullback, (correct, batch_stats) = jax.vjp(forward, own(state.params), has_aux=True)
+        losses, pullback, (correct, batch_stats) = jax.vjp(forward, device_varying(state.params), has_aux=True)
         loss, accuracy = lax.psum((jnp.sum(losses) / total, jnp.sum(correct) / total), AXIS)
 
         def one(state, i):
@@ -51,7 +57,9 @@ def split_step(model: nn.Module, descent: Descent, mesh: Mesh, recipe: Recipe, b
         return state, jax.tree.map(lambda values: values[-1], metrics)
 
     def step(state: TrainState, source: Source, peak: jax.Array):
-        mapped = jax.shard_map(local_step, mesh=mesh, in_specs=(WHOLE, specs(source), WHOLE), out_specs=WHOLE)
+        mapped = jax.shard_map(
+            local_step, mesh=mesh, in_specs=(REPLICATED, specs(source), REPLICATED), out_specs=REPLICATED
+        )
         return mapped(state, source, peak)
 
     return jax.jit(step, donate_argnums=0)

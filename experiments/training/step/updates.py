@@ -40,19 +40,19 @@ def make(
     """Chooses the update of a configuration.
 
     Args:
-      config: of the run.
+      config: configuration of the run.
       num_classes: the number of classes of its data set.
       plan: the sizes of the run.
-      descent: optimizer and schedule.
+      descent: the optimizer and the schedule.
       mesh: the devices.
-      recipe: how images become numbers.
+      recipe: settings of the forward pass.
 
     Returns:
       A function of the momentum of the running statistics, which depends on the batch size, that returns a function
       which compiles the update.
     """
     micro, k = config.accumulation_steps, config.backwards_per_forward
-    # On the devices once: to bring a number there takes longer than a small step.
+    # Placed on the devices once: transferring a number at every step would take longer than a small step.
     peak = devices.place(np.float32(plan.peak_learning_rate), devices.replicated(mesh))
     # Micro-batches whose statistics are averaged over parts must be averaged too, not pooled.
     averaged = config.span is not None or NORMS[config.norm].pools == "device"
