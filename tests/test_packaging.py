@@ -28,9 +28,10 @@ LIBRARY = [
     {"linen", "nnx", "torch_interop", "__init__"},
 ]
 EXPERIMENTS = [
-    {"_errors", "_commands"},
+    {"_errors", "_commands", "_register"},
     {"_limits", "_shapes", "_variants"},
-    {"_files", "records", "benchmark_records"},
+    {"records"},
+    {"_files", "benchmark_records"},
     {"_workdirs"},
     {"_users"},
     {"data", "models"},
@@ -52,7 +53,18 @@ TRAINING = [
     {"session"},
 ]
 # Reads result files only.
-STANDALONE = {"reporting": {"_errors", "_commands", "_files", "_workdirs", "records", "benchmark_records", "reporting"}}
+STANDALONE = {
+    "reporting": {
+        "_errors",
+        "_commands",
+        "_register",
+        "_files",
+        "_workdirs",
+        "records",
+        "benchmark_records",
+        "reporting",
+    }
+}
 
 
 def imports(path):

@@ -4,7 +4,6 @@ from typing import Any
 
 from experiments._shapes import (
     MismatchError,
-    anything,
     every,
     flag,
     items,
@@ -168,99 +167,7 @@ def study_row(row: Any) -> None:
             shape(row)
 
 
-_KEYS = {"keys": items(text)}
 _COUNTED = {"batch_size": whole(1)}
-# `PART.json` of the batch-size study.
-PARTS = {
-    "time": record(
-        {
-            "train_size": whole(1),
-            "sizes": items(
-                record(
-                    {
-                        **_COUNTED,
-                        "kind": text,
-                        "devices": text,
-                        "computing": items(POSITIVE, least=1),
-                        "epoch_computing": POSITIVE,
-                        "epoch_in_all": POSITIVE,
-                    }
-                )
-            ),
-            "fit": optional(
-                record(
-                    {
-                        "overhead": number(0),
-                        # Both are infinite where the time of an update does not grow.
-                        "throughput": number(above=0, finite=False),
-                        "knee": number(0, finite=False),
-                        "intervals": record(dict.fromkeys(("overhead", "throughput", "knee"), INTERVAL)),
-                    }
-                )
-            ),
-            "neighbours": items(
-                record({**_COUNTED, "kind": text, "power": whole(1), "throughput": items(POSITIVE, least=1)})
-            ),
-            **_KEYS,
-        }
-    ),
-    "smoothness": record(
-        {
-            "sizes": items(record({**_COUNTED, "swing": POSITIVE, "loss": POSITIVE, "losses": items(NUMBER, least=1)})),
-            "power": optional(NUMBER),
-            "noise": items(record({"update": NUMBER, "loss": NUMBER, "scale": UNBOUNDED, "interval": INTERVAL})),
-            "noise_batch_size": optional(whole(1)),
-            "confidence": SHARE,
-            **_KEYS,
-        }
-    ),
-    "convergence": record(
-        {
-            "target": POSITIVE,
-            "seeds": items(whole(0)),
-            "confidence": SHARE,
-            "tuned": items(record({**_COUNTED, "rate": optional(POSITIVE), "reached": flag, "on_edge": flag})),
-            "factor": number(above=1),
-            "fit": optional(
-                record(
-                    {
-                        "min_steps": UNBOUNDED,
-                        "min_examples": UNBOUNDED,
-                        "critical_batch_size": UNBOUNDED,
-                        "intervals": record(
-                            {"min_steps": INTERVAL, "min_examples": INTERVAL, "critical_batch_size": INTERVAL}
-                        ),
-                    }
-                )
-            ),
-            "no_fit": optional(text),
-            **_KEYS,
-        }
-    ),
-    "generalisation": record(
-        {
-            "runs": items(
-                record(
-                    {
-                        **_COUNTED,
-                        "budget": text,
-                        "rate": NUMBER,
-                        "updates": whole(0),
-                        **{name: items(NUMBER, least=1) for name in ("train", "test", "gap")},
-                        **{name: items(NUMBER, least=1) for name in ("eigenvalue", "eigenvalue_times_rate")},
-                        "sharpness": table(items(NUMBER, least=1)),
-                    }
-                )
-            ),
-            **_KEYS,
-        }
-    ),
-}
-# Of parts whose rows say everything.
-PART = record(_KEYS)
-# `study.json`.
-STUDY = table(anything)
-
 _PREDICTION = record(
     {
         **_COUNTED,
