@@ -1,4 +1,4 @@
-"""Training, measuring and choosing batch sizes. The entry points are `python -m experiments.NAME`."""
+"""Trains models, and measures and chooses batch sizes. The entry points are `python -m experiments.NAME`."""
 
 import sys
 
@@ -10,6 +10,7 @@ def _say_interrupted(kind, error, traceback) -> None:
         sys.__excepthook__(kind, error, traceback)
 
 
-# What Python calls a program that `-m` is about to run. Its imports take seconds, in which Ctrl-C is a word, too.
+# `sys.argv[0]` is "-m" while Python looks up the module to run. Its imports take seconds, and Ctrl-C during them should
+# not print a traceback.
 if sys.argv[:1] == ["-m"]:
     sys.excepthook = _say_interrupted

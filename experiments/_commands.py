@@ -1,4 +1,4 @@
-"""Commands as they are shown and kept: quoted, and without the folders of the machine that they ran on."""
+"""Commands in a form to show and store: quoted, and without the absolute paths of the machine that ran them."""
 
 import re
 import shlex
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def shareable(argument: str) -> str:
-    """An argument of a command as it is shown to others: of an absolute path its last part alone.
+    """Returns an argument of a command in a form to share: an absolute path is cut to its last part.
 
     Example:
       >>> shareable("--workdir=/home/me/runs/first"), shareable("--batch_size=64"), shareable("--workdir=runs/first")
@@ -22,12 +22,12 @@ def shareable(argument: str) -> str:
 
 
 def shareable_command(words: Sequence[str]) -> str:
-    """A command to be shown or kept, quoted so that it can be pasted, without absolute paths."""
+    """Returns a command to show or store: quoted so that it can be pasted, without absolute paths."""
     return shlex.join(map(shareable, words))
 
 
 def without_paths(text: str) -> str:
-    """A text with the last part of each absolute path in it in its place.
+    """Returns a text in which each absolute path is cut to its last part.
 
     Example:
       >>> without_paths("see /home/me/runs/first/worker.log; 3/4 of it, at https://example.org/a/b")
@@ -37,18 +37,18 @@ def without_paths(text: str) -> str:
 
 
 def status_of_study(failed: Sequence[str]) -> int:
-    """Says which runs of a study failed; the exit status, 1 if there are any."""
+    """Prints which runs of a study failed, and returns the exit status: 1 if any failed, else 0."""
     if failed:
         print(
-            f"error: {len(failed)} runs failed and are not in the report: {', '.join(failed)}; worker.log says why, "
-            "and the same command tries them again",
+            f"error: {len(failed)} runs failed and are not in the report: {', '.join(failed)}; worker.log says why; "
+            "run the same command again to retry them",
             file=sys.stderr,
         )
     return int(bool(failed))
 
 
 def shareable_text(command: str) -> str:
-    """A command that was kept as text, without absolute paths."""
+    """Returns a command that was stored as text, without absolute paths."""
     try:
         return shareable_command(shlex.split(command))
     except ValueError:

@@ -1,4 +1,4 @@
-"""The one way to write a file whole, to add to one, and to read JSON, with what goes wrong said in a sentence."""
+"""Reads and writes result files: atomic writes, appended rows and JSON, with one-sentence errors."""
 
 import contextlib
 import errno
@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FunctionType
@@ -16,26 +17,27 @@ import msgspec
 from absl import logging
 
 from experiments._errors import StorageError, UsageError
-from experiments._shapes import MismatchError
 from experiments.records.record import VERSION, FileRecord
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
-# A file must not be written through a link that somebody has put in its place.
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+# Refuses symbolic links: somebody may have put a link in the place of a file, and the write would land where it leads.
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 T = TypeVar("T")
-# What a terminal or a page takes for a command, and halves of characters, which no encoding takes.
+# Control characters, which a terminal or a page would act on, and lone surrogates, which cannot be encoded.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Writes a file aside and renames it, so that no one ever reads half of it, and what was there before is kept.
+    """Writes a file atomically: under a temporary name, then renamed.
+
+    A reader never sees half of the file, and a write that fails leaves the earlier file unchanged.
 
     Args:
-      path: of the file. A symbolic link there is replaced, and what it leads to is left alone.
+      path: the path of the file. A symbolic link at this path is replaced, and its target is left alone.
       content: text, or bytes.
 
     Raises:
-      StorageError: it cannot be written: a full disk, a folder that is read-only or gone.
+      StorageError: the file cannot be written: the disk is full, or the folder is read-only or gone.
     """
     with writing(path) as file:
         file.write(content if isinstance(content, bytes) else content.encode(errors="backslashreplace"))
@@ -43,13 +45,13 @@ def write(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a file to be written aside, which gets its name when the context ends without an error.
+    """Opens a temporary file, which is renamed to `path` when the context ends without an error.
 
     Args:
-      path: of the file. A symbolic link there is replaced, and what it leads to is left alone.
+      path: the path of the file. A symbolic link at this path is replaced, and its target is left alone.
 
     Raises:
-      StorageError: it cannot be written.
+      StorageError: the file cannot be written.
     """
     aside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
@@ -59,21 +61,21 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        # After the renaming it is not there.
+        # The temporary file is left only if the write failed.
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a record, or a value that JSON can hold, as `write` does."""
+    """Writes a record, or a value that JSON can hold, to a file atomically (see `write`)."""
     write(path, json.dumps(_plain(value), indent=1) + "\n")
 
 
 def open_to_add(path: Path) -> IO[bytes]:
-    """Opens a file to add lines at its end; one that was cut short gets the end of its last line.
+    """Opens a file to append lines to it; if its last line was cut short, that line is ended first.
 
     Raises:
-      StorageError: it cannot be opened, or is a symbolic link.
+      StorageError: the file cannot be opened, or is a symbolic link.
     """
     try:
         file = _opened(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, "ab+")
@@ -87,31 +89,36 @@ def open_to_add(path: Path) -> IO[bytes]:
 
 
 def add_row(path: Path, row: Any) -> None:
-    """Adds a record, or a value that JSON can hold, to a file of one JSON value per line.
+    """Appends a record, or a value that JSON can hold, to a file of one JSON value per line.
 
     Raises:
-      StorageError: it cannot be written.
+      StorageError: the file cannot be written.
     """
     with storing(path), open_to_add(path) as file:
         file.write(line(row))
 
 
 def line(row: Any) -> bytes:
-    """Returns the line of a file of one JSON value per line that holds a record."""
+    """Returns a record as one line of JSON, with its line break."""
     return json.dumps(_plain(row)).encode() + b"\n"
 
 
 def _plain(value: Any) -> Any:
-    """Returns what JSON can hold of a value; a record of a file is given the version that writes it."""
+    """Converts a record to values that JSON can hold; a `FileRecord` gets the current version."""
     plain = msgspec.to_builtins(value)
     return {**plain, "version": VERSION} if isinstance(value, FileRecord) else plain
 
 
 def make_folder(folder: Path, flag: str = "workdir") -> None:
-    """Makes a folder for results, and sees that files can be written there.
+    """Creates a folder for results, and checks that files can be written there.
+
+    Args:
+      folder: the folder.
+      flag: the name of the flag that gave the folder, for the message.
 
     Raises:
-      UsageError: it cannot be made or written to; the message names the flag.
+      StorageError: the disk is full.
+      UsageError: the folder cannot be created or written to; the message names the flag.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,14 +126,14 @@ def make_folder(folder: Path, flag: str = "workdir") -> None:
         os.close(os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK))
         probe.unlink()
     except (OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno in FULL:
+        if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
             raise cannot_write(folder, error) from error
         raise UsageError(f"--{flag}={folder} cannot be written to ({reason(error)}); give another --{flag}") from error
 
 
 @contextlib.contextmanager
 def storing(path: Path) -> Iterator[None]:
-    """Turns an `OSError` of what writes to a path into a `StorageError` that names it."""
+    """Turns an `OSError` of code that writes to `path` into a `StorageError` that names `path`."""
     try:
         yield
     except OSError as error:
@@ -134,36 +141,36 @@ def storing(path: Path) -> Iterator[None]:
 
 
 def cannot_write(path: Path, error: OSError) -> StorageError:
-    """The error that says why a file cannot be written, and what to do."""
-    if error.errno in FULL:
+    """Returns the error that says why a file cannot be written, and how to fix it."""
+    if error.errno in DISK_FULL_ERRNOS:
         free = ""
         with contextlib.suppress(OSError):
             free = f": {shutil.disk_usage(path.parent).free / 2**20:.1f} MiB free"
         return StorageError(
-            f"no space left on the disk{free}: {path} cannot be written; what {path.parent} holds is whole; make room "
-            "and start the same command again"
+            f"no space left on the disk{free}: {path} cannot be written; the files in {path.parent} are intact; make "
+            "room and run the same command again"
         )
     if error.errno == errno.ELOOP:
-        return StorageError(f"{path} is a symbolic link, and files are not written through those; remove it")
+        return StorageError(f"{path} is a symbolic link, and files are not written through links; remove the link")
     if error.errno in (errno.ENOENT, errno.ENOTDIR) and not path.parent.is_dir():
         return StorageError(
-            f"{path} cannot be written: the folder {path.parent} is gone; start the same command again, and it is made"
+            f"{path} cannot be written: the folder {path.parent} is gone; run the same command again to create it"
         )
     return StorageError(
-        f"{path} cannot be written ({reason(error)}); give another --workdir, or make that folder writable"
+        f"{path} cannot be written ({reason(error)}); give another --workdir, or make the folder writable"
     )
 
 
 def reason(error: BaseException) -> str:
-    """Why a file could not be used, without its name."""
+    """Returns why a file could not be used, without the name of the file."""
     return (isinstance(error, OSError) and error.strerror) or str(error).partition("\n")[0]
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuses a folder that is a symbolic link or holds one, for a library that would write through it.
+    """Refuses a folder that is a symbolic link or holds one: other libraries would write through the link.
 
     Raises:
-      StorageError: the link is named.
+      StorageError: there is a link; the message names it.
     """
     with storing(folder):
         for path in (folder, *(folder.iterdir() if folder.is_dir() else ())):
@@ -172,7 +179,7 @@ def refuse_links(folder: Path) -> None:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that is shown and not interpreted; none if it is not there or cannot be read."""
+    """Returns the lines of a text file for display; none if the file does not exist or cannot be read."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -183,34 +190,34 @@ def read_lines(path: Path) -> list[str]:
     return [_UNPRINTABLE.sub("\ufffd", line) for line in content.decode(errors="replace").splitlines()]
 
 
-def read_json(path: Path, kind: type[T] | Callable[[Any], T]) -> Any:
-    """Returns what a JSON file holds.
+def read_json(path: Path, kind: type[T] | Callable[[Any], T]) -> T:
+    """Reads a record from a JSON file.
 
     Args:
-      path: of the file.
-      kind: the type of a record, or a function that makes a record of a JSON value.
+      path: the path of the file.
+      kind: the type of the record, or a function that makes a record from a JSON value.
 
     Raises:
-      UsageError: there is no such file, it cannot be read, is no JSON or no such record; the message names the file
-        and the place in it.
+      UsageError: the file does not exist, cannot be read, is not JSON or does not hold such a record; the message names
+        the file and the place in it.
     """
     try:
         return _parsed(path.read_bytes(), kind)
     except FileNotFoundError as error:
-        raise UsageError(f"{path} is not there") from error
+        raise UsageError(f"{path} does not exist") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read: {_why(error)}") from error
 
 
-def read_rows(path: Path, kind: type[T] | Callable[[Any], T]) -> tuple[list[Any], int]:
-    """Returns the rows of a file of one JSON value per line. A line that is no whole row is named and left out.
+def read_rows(path: Path, kind: type[T] | Callable[[Any], T]) -> tuple[list[T], int]:
+    """Reads the rows of a file of one JSON value per line; an invalid line is reported and left out.
 
     Args:
-      path: of the file; one that is not there has no rows.
-      kind: the type of every row, or a function that makes a record of a JSON value.
+      path: the path of the file; if it does not exist, there are no rows.
+      kind: the type of every row, or a function that makes a record from a JSON value.
 
     Returns:
-      The rows, and how many lines were left out.
+      The rows, and the number of lines that were left out.
 
     Raises:
       UsageError: the file cannot be read at all.
@@ -235,17 +242,17 @@ def read_rows(path: Path, kind: type[T] | Callable[[Any], T]) -> tuple[list[Any]
 
 def _parsed(content: bytes, kind: Any) -> Any:
     value = _clean(json.loads(content.decode(errors="replace")))
-    # What has no version was written before records had one.
-    dated = {"version": 0, **value} if isinstance(value, dict) else value
-    if isinstance(kind, FunctionType):
-        # A shape gives nothing back.
-        made = kind(dated)
-        return value if made is None else made
-    return msgspec.convert(dated, kind)
+    makes = isinstance(kind, FunctionType)
+    # The class of a generic record, such as `ResultFile[NormRows]`.
+    record = typing.get_origin(kind) or kind
+    if isinstance(value, dict) and (makes or issubclass(record, FileRecord)):
+        # A record without a version was written before records had one.
+        value = {"version": 0, **value}
+    return kind(value) if makes else msgspec.convert(value, kind)
 
 
 def _clean(value: Any) -> Any:
-    """A value without characters that no page or terminal should get."""
+    """Returns a JSON value without the characters that no page or terminal should get."""
     if isinstance(value, str):
         return _UNPRINTABLE.sub("\ufffd", value)
     if isinstance(value, dict):
@@ -254,13 +261,30 @@ def _clean(value: Any) -> Any:
 
 
 def _why(error: BaseException) -> str:
-    if isinstance(error, MismatchError | msgspec.ValidationError):
-        return str(error)
+    """Returns the reason why content cannot be read, in one clause."""
+    if isinstance(error, msgspec.ValidationError):
+        return _misfit(str(error))
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, json.JSONDecodeError):
         return f"it is not JSON ({error})"
     return "a number in it has too many digits" if "digits" in str(error) else reason(error)
+
+
+def _misfit(message: str) -> str:
+    """Returns msgspec's message with the place first, and without the bounds that stand for "finite".
+
+    Example:
+      >>> _misfit("Expected `int` >= 1 - at `$.sizes[0].batch_size`")
+      'sizes[0].batch_size: expected `int` >= 1'
+      >>> _misfit("Expected `float` <= 1.7976931348623157e+308 - at `$.loss`")
+      'loss: expected a finite number'
+    """
+    text, _, place = message.partition(" - at ")
+    if "e+308" in text:
+        text = "expected a finite number"
+    place = place.replace("`", "").replace("$.", "").strip("$") or "the whole"
+    return f"{place}: {text[:1].lower()}{text[1:]}"
 
 
 def _opened(path: Path, flags: int, mode: str) -> Any:

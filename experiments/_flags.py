@@ -1,4 +1,4 @@
-"""Command-line flags with limits, made from a dataclass or one by one, and errors of every program as one line."""
+"""Defines command-line flags with limits, and runs an entry point with one-line errors."""
 
 import dataclasses
 import logging as standard_logging
@@ -8,50 +8,53 @@ import typing
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
 from experiments import _help, _limits, _workdirs
 from experiments._errors import StorageError, UsageError
 
-# For absl a flag belongs to the module that defines it, and --help is of the module that runs: of which these are.
+# absl assigns a flag to the module that defines it, and --help lists those of the main module. Disclaiming the flags
+# assigns them to the caller, which is the main module.
 flags.disclaim_key_flags()
 
-# Parts of the paths of files whose warnings are of no use to a user.
-LIBRARIES = ("orbax", "etils", "tensorstore")
+# Path parts of libraries whose warnings a user can do nothing about.
+QUIET_LIBRARIES = ("orbax", "etils", "tensorstore")
 
-# What a shell says of a program that Ctrl-C ended.
-INTERRUPTED = 130
-# Flags with which a program says something and makes nothing.
-MAKING_NOTHING = ("dry_run", "list_presets")
+# A shell's exit status for a program that Ctrl-C ended: 128 + SIGINT.
+INTERRUPTED_STATUS = 130
+# Flags that make a program print and exit without writing, so that no folder has to be writable.
+PRINT_ONLY_FLAGS = ("dry_run", "list_presets")
+
+T = TypeVar("T")
 
 
 class _Parser(flags.ArgumentParser):
-    """Takes what is within the limits of a flag.
+    """A parser of one flag, which checks the limits of the flag.
 
     Attributes:
-      name: of the flag.
-      kinds: of its values: one of str, int and float, or int and str.
-      several: whether it takes a list, separated by commas.
-      limits: of `_limits`, and an `example` of a list.
+      name: the name of the flag.
+      kinds: the types of its values: one of str, int and float, or both int and str.
+      several: whether the flag takes a list, separated by commas.
+      limits: the limits, as `_limits` describes them, and an `example` of a list.
     """
 
     def __init__(self, *, name: str, kinds: set[type], several: bool, limits: Mapping[str, Any]):
         self.name, self.kinds, self.several, self.limits = name, kinds, several, limits
 
     def parse(self, argument):
-        """The value or the values.
+        """Returns the value, or the list of values.
 
         Raises:
-          UsageError: it is none, or not within the limits.
+          UsageError: the argument is not a value of the flag's type, or not within the limits.
         """
         value = self._listed(argument) if self.several else self._one(argument)
         _limits.check(self.name, value, self.limits)
         return value
 
     def flag_type(self):
-        """The type, for --helpfull."""
+        """Returns the name of the type, for --helpfull."""
         return "comma separated list" if self.several else " or ".join(kind.__name__ for kind in self.kinds)
 
     def _listed(self, argument) -> list:
@@ -63,7 +66,7 @@ class _Parser(flags.ArgumentParser):
                 raise
             what = "numbers" if float in self.kinds else self.limits.get("what", "numbers")
             said = _limits.shown(argument)
-            raise UsageError(f"--{self.name} are {what}, as in {self.limits['example']}, not {said}") from error
+            raise UsageError(f"--{self.name} must be {what}, as in {self.limits['example']}, not {said}") from error
 
     def _one(self, argument):
         if not isinstance(argument, str) or self.kinds == {str}:
@@ -78,7 +81,7 @@ class _Parser(flags.ArgumentParser):
 
 
 class _Switch(flags.BooleanFlag):
-    """A flag that is on or off, which says briefly what it is not."""
+    """A flag that is on or off, with a one-line error for any other value."""
 
     def _parse(self, argument):
         try:
@@ -117,12 +120,12 @@ def number(name: str, default: float | None, help: str, **limits: Any) -> None:
 
 
 def switch(name: str, help: str, *, default: bool = False) -> None:
-    """Defines a flag that is on or off."""
+    """Defines a flag that is on or off, with `--name` and `--noname`."""
     flags.DEFINE_flag(_Switch(name=name, default=default, help=help, short_name=None), flags.FLAGS)
 
 
 def several(name: str, of: type, default: Sequence | None, help: str, **limits: Any) -> None:
-    """Defines a flag that takes a list, separated by commas; the limits are those of each."""
+    """Defines a flag that takes a list, separated by commas; the limits hold for each entry."""
     _define(name, {of}, default, help, limits, several=True)
 
 
@@ -132,13 +135,15 @@ def define(
     defaults: Mapping[str, Any] | None = None,
     helps: Mapping[str, str] | None = None,
 ) -> None:
-    """Defines one flag for each field of a dataclass, its help and its limits from the field's metadata.
+    """Defines one flag for each field of a dataclass; help and limits come from the field's metadata.
+
+    A field that is a tuple of any length becomes a flag that takes a list.
 
     Args:
-      dataclass: whose fields.
-      only: the names of some of the fields; None: all.
-      defaults: in place of the fields' own.
-      helps: in place of the fields' own.
+      dataclass: the dataclass.
+      only: the names of the fields to define flags for; None: all fields.
+      defaults: default values by name, in place of the fields' own.
+      helps: help texts by name, in place of the fields' own.
     """
     hints = typing.get_type_hints(dataclass)
     for field in dataclasses.fields(dataclass):
@@ -148,27 +153,34 @@ def define(
         help: str = (helps or {}).get(field.name) or field.metadata["help"]
         kind = hints[field.name]
         kinds = set(typing.get_args(kind) if isinstance(kind, types.UnionType) else [kind]) - {types.NoneType}
+        listed = {typing.get_args(kind)[0] for kind in kinds if typing.get_origin(kind) is tuple}
         if kinds == {bool}:
             switch(field.name, help, default=default)
         else:
-            _define(field.name, kinds, default, help, field.metadata)
+            _define(field.name, listed or kinds, default, help, field.metadata, several=bool(listed))
+
+
+def made(dataclass: type[T]) -> T:
+    """Returns the dataclass that the flags make which `define` made from it."""
+    values = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(dataclass)}  # pyright: ignore[reportArgumentType]
+    return dataclass(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def given(dataclass: type) -> dict:
-    """The values of those flags, of all that `define` made, that stand on the command line."""
+    """Returns the values of the dataclass's flags that were given on the command line, by name."""
     names = (field.name for field in dataclasses.fields(dataclass))
     return {name: flags.FLAGS[name].value for name in names if flags.FLAGS[name].present}
 
 
 def parse(arguments: list[str], positional: str | None = None) -> None:
-    """Parses a command line, and checks all that can be known before any work is done.
+    """Parses a command line, and checks everything that can be checked before any work is done.
 
     Args:
-      arguments: of the program, its name in front.
-      positional: the flag that an argument without a name is for; None: no such argument is taken.
+      arguments: the program's name, then its arguments.
+      positional: the flag that an argument without a name sets; None: such an argument is refused.
 
     Raises:
-      UsageError: a flag is not known, its value is not within its limits, or its folder cannot be made.
+      UsageError: a flag is unknown, its value is not within its limits, or its folder cannot be created.
     """
     values = flags.FLAGS
     try:
@@ -177,15 +189,15 @@ def parse(arguments: list[str], positional: str | None = None) -> None:
             values[positional].parse(rest.pop())
     except UsageError:
         raise
-    # Of a value for a flag that takes none absl says so by a ValueError.
+    # absl raises a ValueError if a flag that takes no value is given one.
     except (flags.Error, ValueError) as error:
-        # What a parser says of a value is wrapped by absl, which repeats the value however long it is.
+        # absl wraps the parser's error in one that repeats the value, however long it is.
         if isinstance(refusal := error.__cause__ or error.__context__, UsageError):
             raise refusal from None
         raise UsageError(_limits.shown(" ".join(str(error).split()), most=400)) from error
     if rest:
-        raise UsageError(f"unexpected arguments: {_limits.shown(' '.join(rest))}; a flag is given as --NAME=VALUE")
-    if any(name in values and values[name].value for name in MAKING_NOTHING):
+        raise UsageError(f"unexpected arguments: {_limits.shown(' '.join(rest))}; give a flag as --NAME=VALUE")
+    if any(name in values and values[name].value for name in PRINT_ONLY_FLAGS):
         return
     for name in values:
         limits = getattr(values[name].parser, "limits", {})
@@ -194,12 +206,12 @@ def parse(arguments: list[str], positional: str | None = None) -> None:
 
 
 def run(main, errors: tuple[type[Exception], ...] = (UsageError,), *, positional: str | None = None) -> None:
-    """Runs an entry point. Errors that a user can mend are printed without a traceback, and exit with 2.
+    """Runs an entry point; prints errors that a user can fix without a traceback, and exits with status 2 then.
 
     Args:
-      main: the entry point; the exit status that it returns is that of the program, None for 0.
-      errors: those that are printed.
-      positional: the flag that an argument without a name is for; None: no such argument is taken.
+      main: the entry point, which returns the exit status of the program; None means 0.
+      errors: the types of the errors to print without a traceback, beside `StorageError`.
+      positional: the flag that an argument without a name sets; None: such an argument is refused.
     """
     if (text := _help.asked(sys.argv[1:])) is not None:
         print(text)
@@ -212,7 +224,7 @@ def run(main, errors: tuple[type[Exception], ...] = (UsageError,), *, positional
             _end(error)
 
     def wrapped(_):
-        # Orbax tells of every file that it writes; what it warns of is kept.
+        # Orbax logs every file that it writes; its warnings still come through.
         logging.set_verbosity(logging.WARNING)
         _quiet_libraries()
         try:
@@ -223,15 +235,18 @@ def run(main, errors: tuple[type[Exception], ...] = (UsageError,), *, positional
             _end_without_devices()
             raise
         except KeyboardInterrupt:
-            print("\nstopped by Ctrl-C; the same command goes on from what is kept", file=sys.stderr, flush=True)
-            sys.exit(INTERRUPTED)
+            print("\nstopped by Ctrl-C; run the same command again to resume", file=sys.stderr, flush=True)
+            sys.exit(INTERRUPTED_STATUS)
 
     app.run(wrapped, flags_parser=parsed)
 
 
 def _end_without_devices() -> None:
-    """Says so if the devices are missing that JAX was told to use; it raises that wherever it is used first."""
-    # JAX takes a second to import, which a program that ends well need not.
+    """Ends the program with a one-line error if JAX was told to use devices that this machine does not have.
+
+    JAX raises its own error at its first use, which may be anywhere in the program.
+    """
+    # Importing JAX takes a second, which only a program that has failed needs to spend here.
     from experiments.training.machine import devices
 
     try:
@@ -246,12 +261,12 @@ def _end(error: Exception) -> typing.NoReturn:
 
 
 def _quiet_libraries() -> None:
-    """Keeps warnings of JAX's cache and of Orbax from users, who can do nothing about them; errors are said."""
+    """Hides warnings of JAX's cache and of Orbax, which a user can do nothing about; their errors are still shown."""
     warnings.filterwarnings("ignore", module=r"(orbax|etils|tensorstore)\b")
-    # An entry that a killed process has left half written is made again.
+    # JAX compiles again what a killed process has left half written in the cache.
     warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
 
-    def is_ours(record) -> bool:
-        return record.levelno >= standard_logging.ERROR or not any(part in record.pathname for part in LIBRARIES)
+    def is_shown(record) -> bool:
+        return record.levelno >= standard_logging.ERROR or not any(part in record.pathname for part in QUIET_LIBRARIES)
 
-    logging.get_absl_handler().addFilter(is_ours)
+    logging.get_absl_handler().addFilter(is_shown)

@@ -1,4 +1,4 @@
-"""The output of `--help`, flags in groups with a line and a default each, and that of `--version`."""
+"""The output of `--help`, which lists the flags in groups with their defaults, and of `--version`."""
 
 import importlib.metadata
 import shutil
@@ -9,7 +9,7 @@ from absl import flags
 
 import batchnorm_jax
 
-# Flags that belong together, in the order in which they are shown; any other is under the last title.
+# Flags by title, in the order in which they are shown; a flag that is missing here is shown under `MORE`.
 GROUPS = {
     "What to do": (
         "checkpoint", "step", "domain", "recalibrate", "preset", "list_presets", "parts", "suite", "peers", "topology",
@@ -38,12 +38,12 @@ GROUPS = {
     ),
 }  # fmt: skip
 MORE = "More"
-# Where the texts begin.
-COLUMN = 28
+# The column in which the help texts begin: wide enough for most names of flags.
+TEXT_COLUMN = 28
 
 
 def asked(arguments: list[str]) -> str | None:
-    """The text that the arguments ask for, if they do."""
+    """Returns the text of `--help` or `--version` if the arguments hold one of these flags, else None."""
     given = {argument.lstrip("-") for argument in arguments if argument.startswith("-")}
     if given & {"help", "helpshort", "h", "?"}:
         return text(sys.modules["__main__"].__doc__ or "")
@@ -51,7 +51,7 @@ def asked(arguments: list[str]) -> str | None:
 
 
 def version() -> str:
-    """The versions of what a run depends on, on a line."""
+    """Returns the versions of the packages that a run's numbers depend on, on one line."""
     packages = ("jax", "flax", "optax", "numpy")
     return f"batchnorm_jax {batchnorm_jax.__version__}; " + ", ".join(
         f"{name} {importlib.metadata.version(name)}" for name in packages
@@ -59,10 +59,10 @@ def version() -> str:
 
 
 def text(about: str) -> str:
-    """The help of the program that runs: what it is, and its flags in groups.
+    """Returns the help of the running program: a description, then its flags in groups.
 
     Args:
-      about: what the program is, in front of the flags.
+      about: the description.
     """
     columns = min(shutil.get_terminal_size().columns, 120)
     own = {flag.name: flag for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
@@ -73,7 +73,7 @@ def text(about: str) -> str:
         shown = [own[name] for name in names if name in own]
         if shown:
             lines += [f"{title}:", *(line for flag in shown for line in _flag(flag, columns)), ""]
-    return "\n".join([*lines, "--helpfull: all that is said of each flag. --version: of what this rests on."])
+    return "\n".join([*lines, "--helpfull: the full text of each flag. --version: the versions of the packages."])
 
 
 def _plain(default: object) -> str:
@@ -81,11 +81,11 @@ def _plain(default: object) -> str:
 
 
 def _flag(flag: flags.Flag, columns: int) -> list[str]:
-    """A flag with its default and the first sentence of its help."""
+    """Returns the lines for a flag: its name, its default and the first sentence of its help."""
     name = f"  --[no]{flag.name}" if flag.boolean else f"  --{flag.name}"
     default = "" if flag.default in (None, [], False) else f" ({_plain(flag.default)})"
     said = (flag.help or "").split(". ")[0].rstrip(".") + default
-    room = max(columns - COLUMN, 30)
+    room = max(columns - TEXT_COLUMN, 30)
     first, *rest = textwrap.wrap(said, room, break_long_words=False, break_on_hyphens=False) or [""]
-    head = [f"{name:<{COLUMN}}{first}"] if len(name) < COLUMN else [name, " " * COLUMN + first]
-    return [*head, *(" " * COLUMN + line for line in rest)]
+    head = [f"{name:<{TEXT_COLUMN}}{first}"] if len(name) < TEXT_COLUMN else [name, " " * TEXT_COLUMN + first]
+    return [*head, *(" " * TEXT_COLUMN + line for line in rest)]

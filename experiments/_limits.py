@@ -1,18 +1,19 @@
-"""Limits of options: declared beside each option, and checked the same way for every program and for `TrainConfig`.
+"""Checks the limits of options, which are declared beside each option, for every program and for `TrainConfig`.
 
 | limit | meaning |
 |---|---|
 | `least`, `above` | the smallest number, included or not |
 | `most`, `below` | the largest number, included or not |
-| `among` | the names that there are |
-| `form` | a function of the name of the option and its text, which raises `UsageError` |
-| `says` | what is required, in place of the words that follow from the numbers |
-| `kind` | what a name is called, where it is not called as its option is |
-| `is_made` | a folder for results, which the program makes |
+| `among` | the valid names |
+| `form` | a function of the option's name and its text, which raises `UsageError` |
+| `says` | the requirement in words, in place of the words that follow from the numbers |
+| `kind` | the kind of thing that a name names, if it differs from the option's name |
+| `is_made` | marks a folder for results, which the program creates |
 
 A number without limits must be finite and fit 32 bits; a text must be printable and not empty.
 """
 
+import dataclasses
 import math
 import os
 import re
@@ -23,25 +24,37 @@ from typing import Any
 
 from experiments._errors import UsageError, shown, unknown_name
 
-# Steps, sizes and labels are int32 on the devices; of floating point numbers products must stay finite in float32.
-MOST_WHOLE = 2**31 - 1
-MOST_NUMBER = 1e18
-MOST_CHARACTERS = 4_000
-# Of a part of a path, in bytes, on every usual file system.
-MOST_OF_A_NAME = 255
-MOST_FOLDERS = 100
+# Steps, sizes and labels are int32 on the devices.
+MAX_WHOLE = 2**31 - 1
+# The product of two such numbers stays finite in float32.
+MAX_NUMBER = 1e18
+MAX_TEXT_CHARACTERS = 4_000
+# The limit of all common file systems for one part of a path.
+MAX_PATH_PART_BYTES = 255
+MAX_FOLDER_DEPTH = 100
+
+
+def option(default: Any, help: str, **limits: Any) -> Any:
+    """Returns a field of a dataclass of options, with its help and its limits."""
+    return dataclasses.field(default=default, metadata={"help": help, **limits})
+
+
+def option_as_in(dataclass: type, name: str, default: Any, help: str) -> Any:
+    """Returns a field with the limits of a field of another dataclass, and a default and a help of its own."""
+    (limits,) = (field.metadata for field in dataclasses.fields(dataclass) if field.name == name)
+    return dataclasses.field(default=default, metadata={**limits, "help": help})
 
 
 def check(name: str, value: Any, limits: Mapping[str, Any]) -> None:
-    """Checks the value of an option, or each of several.
+    """Checks the value of an option against its limits; of a list, each entry.
 
     Args:
-      name: of the option, without dashes.
-      value: a number, a text, a list of these, or None, which any option may be.
-      limits: those of the table above; others are not looked at.
+      name: the name of the option, without dashes.
+      value: a number, a text, a list of these, or None, which every option accepts.
+      limits: limits by name, from the table above; other entries are ignored.
 
     Raises:
-      UsageError: it is not within them; the message names the option, and what is required.
+      UsageError: the value is not within the limits; the message names the option and what is required.
 
     Example:
       >>> check("epochs", 0, {"least": 1})
@@ -64,18 +77,18 @@ def _check_text(name: str, text: str, limits: Mapping[str, Any]) -> None:
     if not text.strip():
         raise UsageError(f"--{name} is empty; give a value, or leave --{name} out")
     if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text):
-        raise UsageError(f"--{name} must be of printable characters, not {shown(text)}")
-    if len(text) > MOST_CHARACTERS:
-        raise UsageError(f"--{name} must have at most {MOST_CHARACTERS:,} characters, not {len(text):,}")
+        raise UsageError(f"--{name} must consist of printable characters, not {shown(text)}")
+    if len(text) > MAX_TEXT_CHARACTERS:
+        raise UsageError(f"--{name} must have at most {MAX_TEXT_CHARACTERS:,} characters, not {len(text):,}")
     if "among" in limits and text not in limits["among"]:
-        raise unknown_name(limits.get("kind", name), text, limits["among"], hint=f" It is --{name}.")
+        raise unknown_name(limits.get("kind", name), text, limits["among"], hint=f" The flag is --{name}.")
     if "form" in limits:
         limits["form"](name, text)
 
 
 def _check_number(name: str, value: Any, limits: Mapping[str, Any]) -> None:
     whole = not isinstance(value, float)
-    largest = MOST_WHOLE if whole else MOST_NUMBER
+    largest = MAX_WHOLE if whole else MAX_NUMBER
     most = limits.get("most", largest)
     fits = (
         math.isfinite(value)
@@ -91,7 +104,7 @@ def _check_number(name: str, value: Any, limits: Mapping[str, Any]) -> None:
     bounds = [f"at least {limits['least']}"] if "least" in limits else []
     bounds += [f"greater than {limits['above']}"] if "above" in limits else []
     bounds += [f"less than {limits['below']}"] if "below" in limits else []
-    # The largest number is of interest to those alone who come near to it.
+    # The upper limit that every number has is mentioned only to a user who exceeds it.
     if not bounds or "most" in limits or value > most:
         bounds += [f"at most {most:,}" if whole else f"at most {most:g}"] if "below" not in limits else []
     finite = "" if whole or "below" in limits else "finite and "
@@ -99,29 +112,31 @@ def _check_number(name: str, value: Any, limits: Mapping[str, Any]) -> None:
 
 
 def folder(name: str, text: str) -> None:
-    """Refuses what no file system takes as the name of a folder, and a file."""
+    """Refuses a path that no file system accepts as a folder, or that is a file."""
     parts = Path(text).parts
-    if len(parts) > MOST_FOLDERS:
-        raise UsageError(f"--{name} must be at most {MOST_FOLDERS} folders deep, not {len(parts):,}")
+    if len(parts) > MAX_FOLDER_DEPTH:
+        raise UsageError(f"--{name} must be at most {MAX_FOLDER_DEPTH} folders deep, not {len(parts):,}")
     longest = max((len(part.encode(errors="replace")) for part in parts), default=0)
-    if longest > MOST_OF_A_NAME:
+    if longest > MAX_PATH_PART_BYTES:
         raise UsageError(
-            f"--{name}: a part of the path has {longest:,} bytes, and file systems take {MOST_OF_A_NAME}; give a "
-            f"shorter --{name}"
+            f"--{name}: one part of the path has {longest:,} bytes, and file systems allow {MAX_PATH_PART_BYTES}; give "
+            f"a shorter --{name}"
         )
     if os.path.lexists(text) and not os.path.isdir(text):
         raise UsageError(f"--{name}={shown(text)} is not a folder; give another --{name}")
 
 
 def folder_there(name: str, text: str) -> None:
-    """Refuses what is no folder that is there."""
+    """Refuses a path that is not an existing folder."""
     folder(name, text)
     if not os.path.isdir(text):
-        raise UsageError(f"--{name}={shown(text)}: there is no such folder; give that of a run, such as runs/NAME")
+        raise UsageError(
+            f"--{name}={shown(text)}: there is no such folder; give the folder of a run, such as runs/NAME"
+        )
 
 
 def dataset(name: str, text: str) -> None:
-    """Refuses what is not of the form of a data set's name, or of `package.module:function`."""
+    """Refuses a text that has neither the form of a data set's name nor that of `package.module:function`."""
     if not re.fullmatch(r"[^\W\d]\w*(?:[./:+-][\w*]+)*", text):
         raise UsageError(
             f"--{name} must be a name such as mnist or cifar10:3.0.2, or package.module:function, not {shown(text)}"
@@ -129,10 +144,10 @@ def dataset(name: str, text: str) -> None:
 
 
 def address(name: str, text: str) -> None:
-    """Refuses what is not HOST:PORT."""
+    """Refuses a text that is not of the form HOST:PORT."""
     found = re.fullmatch(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9](?:[A-Za-z0-9_.-]*)):([0-9]{1,5})", text)
     if found is None or not 1 <= int(found[1]) <= 65535:
         raise UsageError(
-            f"--{name} must be HOST:PORT, a name or an address and a number from 1 to 65535, such as 10.0.0.1:1234, "
-            f"not {shown(text)}"
+            f"--{name} must be HOST:PORT, with a host name or an address and a port from 1 to 65535, such as "
+            f"10.0.0.1:1234, not {shown(text)}"
         )

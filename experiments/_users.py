@@ -1,4 +1,4 @@
-"""Functions of the user's own, named on the command line as `package.module:function`."""
+"""Imports and runs functions of the user's own, which are named on the command line as `package.module:function`."""
 
 import contextlib
 import importlib
@@ -11,14 +11,14 @@ from pathlib import Path
 
 from experiments._errors import UsageError
 
-# Of a traceback, the frames of these packages say nothing of the user's code.
+# Frames of these packages are left out of tracebacks: they tell a user nothing about the user's code.
 _PACKAGES = ("experiments", "batchnorm_jax", "jax", "jaxlib", "flax", "optax", "numpy")
-MOST_FRAMES = 6
-MOST_CHARACTERS = 400
+MAX_FRAMES = 6
+MAX_MESSAGE_CHARACTERS = 400
 
 
 def is_users_own(name: str) -> bool:
-    """Whether a name is of the form `package.module:function`; a TFDS name ends in a version instead.
+    """Returns whether a name has the form `package.module:function`; a TFDS name may end in a version instead.
 
     Example:
       >>> is_users_own("my_data:load"), is_users_own("cifar10:3.0.2"), is_users_own("mnist")
@@ -28,11 +28,14 @@ def is_users_own(name: str) -> bool:
 
 
 def function(flag: str, name: str) -> Callable:
-    """Imports the function that `package.module:function` names, the working directory included in the search.
+    """Imports the function that `package.module:function` names, from the working directory or an installed package.
+
+    Args:
+      flag: the flag that names the function, without dashes.
+      name: the value of the flag.
 
     Raises:
-      UsageError: there is no such module, it cannot be imported, or it has no such function; the message names the
-        flag.
+      UsageError: the module does not exist, cannot be imported, or has no such function; the message names the flag.
     """
     module_name, _, attribute = name.partition(":")
     if str(Path.cwd()) not in sys.path:
@@ -41,11 +44,11 @@ def function(flag: str, name: str) -> Callable:
         try:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
-            # One that the user's module asks for is an error in it.
+            # A missing module that the user's own module imports is an error in the user's code.
             if error.name is not None and not f"{module_name}.".startswith(f"{error.name}."):
                 raise
             raise UsageError(
-                f"--{flag}={name}: {error}; it is looked for in the working directory and among the installed packages"
+                f"--{flag}={name}: {error}; modules are searched in the working directory and the installed packages"
             ) from error
     found = getattr(module, attribute, None)
     if not callable(found):
@@ -58,33 +61,33 @@ def function(flag: str, name: str) -> Callable:
 
 @contextlib.contextmanager
 def running(flag: str, name: str, what: str) -> Iterator[None]:
-    """Turns an error of the user's code into one sentence, with the frames of their own files below it.
+    """Turns an error of the user's code into one sentence, followed by the traceback frames of the user's own files.
 
     Args:
-      flag: that names the code.
-      name: what it was given.
-      what: is run, such as "its training step".
+      flag: the flag that names the code, without dashes.
+      name: the value of the flag.
+      what: the part of the code that runs, such as "its training step".
 
     Raises:
-      UsageError: in place of any other error.
+      UsageError: the code in the context raised an error.
     """
     try:
         yield
     except UsageError:
         raise
-    # A program's own exit would end ours without a word.
+    # If the user's code exits, the program would end without a message.
     except (Exception, SystemExit) as error:
         said = " ".join((str(error).strip() or "no message").split("\n\n")[0].split())
-        if len(said) > MOST_CHARACTERS:
-            said = f"{said[:MOST_CHARACTERS]} ..."
-        frames = "".join(traceback.format_list(own_frames(error)[-MOST_FRAMES:])).rstrip()
+        if len(said) > MAX_MESSAGE_CHARACTERS:
+            said = f"{said[:MAX_MESSAGE_CHARACTERS]} ..."
+        frames = "".join(traceback.format_list(own_frames(error)[-MAX_FRAMES:])).rstrip()
         raise UsageError(
             f"--{flag}={name}: {what} raised {type(error).__name__}: {said}" + (f"\n{frames}" if frames else "")
         ) from error
 
 
 def own_frames(error: BaseException) -> list[traceback.FrameSummary]:
-    """The frames of a traceback in files that are neither Python's, nor JAX's and Flax's, nor ours."""
+    """Returns the traceback frames in the user's files: not Python's, nor those of JAX, Flax or this project."""
     packages = [Path(path).parent for name in _PACKAGES if (path := getattr(sys.modules.get(name), "__file__", None))]
     paths = sysconfig.get_paths()
     installed = [Path(paths[name]) for name in ("purelib", "platlib")]
@@ -92,7 +95,8 @@ def own_frames(error: BaseException) -> list[traceback.FrameSummary]:
     def is_own(path: Path) -> bool:
         if not path.is_file() or any(path.is_relative_to(folder) for folder in packages):
             return False
-        of_python = path.is_relative_to(paths["stdlib"])
-        return not of_python or any(path.is_relative_to(folder) for folder in installed)
+        is_stdlib = path.is_relative_to(paths["stdlib"])
+        # The folder of installed packages may lie inside that of the standard library.
+        return not is_stdlib or any(path.is_relative_to(folder) for folder in installed)
 
     return [frame for frame in traceback.extract_tb(error.__traceback__) if is_own(Path(frame.filename))]

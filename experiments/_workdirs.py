@@ -1,4 +1,4 @@
-"""Marks each folder of results with the program that made it, so that no other program writes there."""
+"""Marks each folder of results with the program that made it, so that no other program writes into it."""
 
 import contextlib
 import os
@@ -9,18 +9,18 @@ from experiments import _files
 from experiments._errors import UsageError
 
 RUN, STUDY, NORM_STUDY, RECOMMENDATION = "train", "batch_size_study", "norm_study", "recommend"
-# What each of them makes, in words.
-MAKES = {
+# The results of each program, as an error message calls them.
+RESULTS_OF = {
     RUN: "a run of experiments.train",
     STUDY: "a study of experiments.batch_size_study",
     NORM_STUDY: "a study of experiments.norm_study",
     RECOMMENDATION: "a recommendation of experiments.recommend",
 }
-# Says it in new folders; of older ones the result files tell.
-MARK = ".program"
-ROWS = "results.jsonl"
+# The file that names the program. Folders of earlier versions lack it; there the result files tell.
+MARK_FILE = ".program"
+ROWS_FILE = "results.jsonl"
 _FILES = {"recommendation.json": RECOMMENDATION, "study.json": STUDY, "config.json": RUN, "metrics.jsonl": RUN}
-# What the rows of a recommendation begin with, and those of a norm study.
+# Beginnings of the keys of a norm study's rows, and of a recommendation's.
 _KEYS = (
     (NORM_STUDY, rb"grid-(?:classification|segmentation)|rate-(?:batch|frozen)"),
     (RECOMMENDATION, rb"time-b\d+\"|short-|target-|largest-"),
@@ -28,18 +28,18 @@ _KEYS = (
 
 
 def program_of(folder: Path) -> str | None:
-    """The program whose results a folder holds; None: it holds none that are known."""
+    """Returns the program whose results a folder holds, or None if the folder holds no known results."""
     try:
-        marked = (folder / MARK).read_text(errors="replace").strip()
+        marked = (folder / MARK_FILE).read_text(errors="replace").strip()
     except (OSError, ValueError):
         marked = ""
-    if marked in MAKES:
+    if marked in RESULTS_OF:
         return marked
     for name, program in _FILES.items():
         if (folder / name).exists():
             return program
     try:
-        rows = (folder / ROWS).read_bytes()
+        rows = (folder / ROWS_FILE).read_bytes()
     except (OSError, ValueError):
         return None
     for program, keys in _KEYS:
@@ -49,29 +49,37 @@ def program_of(folder: Path) -> str | None:
 
 
 def claim(folder: Path, program: str) -> None:
-    """Makes a folder the results of a program, or refuses one that holds those of another.
+    """Creates a folder and marks it as a program's own; refuses a folder that holds the results of another program.
+
+    Args:
+      folder: the folder.
+      program: the name of the program, such as `STUDY`.
 
     Raises:
-      UsageError: it holds what another program made, or cannot be made or written to.
+      UsageError: the folder holds results of another program, or cannot be created or written to.
     """
     check(folder, program)
     _files.make_folder(folder)
     if program_of(folder) is None:
-        _files.write(folder / MARK, f"{program}\n")
+        _files.write(folder / MARK_FILE, f"{program}\n")
 
 
 def check_can_be_made(folder: Path, flag: str = "workdir") -> None:
-    """Refuses a folder that cannot be made or written to, and leaves everything as it was.
+    """Refuses a folder that cannot be created or written to; leaves nothing behind.
+
+    Args:
+      folder: the folder.
+      flag: the name of the flag that gave the folder, for the message.
 
     Raises:
-      UsageError: the message names the flag.
+      UsageError: the folder cannot be created or written to; the message names the flag.
     """
     made = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
     try:
         _files.make_folder(folder, flag)
     finally:
         for path in made:
-            # Somebody else may have put something there since.
+            # Another process may have put a file into the folder in the meantime.
             with contextlib.suppress(OSError):
                 path.rmdir()
 
@@ -80,11 +88,11 @@ def check(folder: Path, program: str) -> None:
     """Refuses a folder that holds the results of another program; changes nothing.
 
     Raises:
-      UsageError: that program is named.
+      UsageError: the folder holds such results; the message names their program.
     """
     found = program_of(folder)
     if found not in (None, program):
         raise UsageError(
-            f"--workdir={folder} holds {MAKES[found]}, and this would be {MAKES.get(program, program)}; give another "
-            "--workdir"
+            f"--workdir={folder} holds {RESULTS_OF[found]}, and this would be {RESULTS_OF.get(program, program)}; give "
+            "another --workdir"
         )

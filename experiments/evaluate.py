@@ -1,7 +1,7 @@
 """Evaluates a checkpoint: `python -m experiments.evaluate runs/NAME`.
 
-With `--domain=all --recalibrate=pooled` also on other domains, before and after its norms are given the statistics
-of the domain.
+With `--domain=all --recalibrate=pooled` it is also evaluated on other domains, before and after its norms get the
+statistics of the domain.
 """
 
 from absl import flags
@@ -16,42 +16,43 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """Defines the flags; a program that only imports this module has none of them."""
+    """Defines the flags, for this program only: other programs import this module too."""
     _flags.text(
         "checkpoint",
         None,
-        "The folder of a run, its workdir, also without --checkpoint=.",
+        "The folder of a run (its --workdir). `--checkpoint=` may be left out.",
         form=_limits.folder_there,
     )
     _flags.whole("step", None, "The step whose checkpoint to evaluate. Default: the newest.", least=0)
     helps = {
         "dataset": "Evaluate on this data set's test splits. Default: the run's own.",
-        "model": "The model. Default: the run's own. A function of your own, 'package.module:factory', must be given "
-        "here, and one that makes the data set in --dataset: a function that a checkpoint names is not run.",
+        "model": "The model. Default: the run's own. If the model is a function of your own, give it here again as "
+        "'package.module:factory', and a function that makes the data set in --dataset: a function that only a "
+        "checkpoint names is not run.",
         "data_dir": "TFDS data directory. Default: the run's own.",
-        "num_devices": "Devices to use. Default: all accelerators, or one a CPU core.",
+        "num_devices": "Devices to use. Default: all accelerators, or one per CPU core.",
     }
     _flags.define(TrainConfig, tuple(helps), dict.fromkeys(helps), helps)
     _flags.several(
         "domain",
         str,
         None,
-        f"Show the images as in these domains: {DOMAINS.choices}; all: these and their own.",
+        f"Evaluate on the images as in these domains: {DOMAINS.choices}; all: these and the images' own domain.",
         among=(*DOMAINS.names, OWN_DOMAIN, "all"),
     )
     modes = " or ".join(RECALIBRATIONS)
     _flags.text(
         "recalibrate",
         None,
-        f"Also with the statistics of the domain's training images: {modes}. Default: no.",
+        f"Also evaluate with the statistics of the domain's training images: {modes}. Default: no.",
         among=RECALIBRATIONS,
     )
 
 
 def main() -> None:
-    """Parses the flags, evaluates, prints one line a split."""
+    """Evaluates as the flags say, and prints one line per split."""
     if FLAGS.checkpoint is None:
-        raise UsageError("name the folder of a run, what train calls its workdir: experiments.evaluate runs/NAME")
+        raise UsageError("give the folder of a run (its --workdir): experiments.evaluate runs/NAME")
     step, rows = evaluate_checkpoint(
         FLAGS.checkpoint,
         FLAGS.domain or (),
@@ -67,7 +68,12 @@ def main() -> None:
 
 
 def _table(rows: list[Evaluated], *, domains: bool) -> list[str]:
-    """A line for each row, under a line of headings; with the domain, and what came after, where there are any."""
+    """Returns a line of headings and one line per row.
+
+    Args:
+      rows: the results.
+      domains: whether to show the column of domains.
+    """
     recalibrated = any(row.after for row in rows)
     after = f"{'recalibrated':>14}{'loss':>9}" if recalibrated else ""
     lines = [f"{'domain':<10}" * domains + f"{'split':<12}{'examples':>9}{'accuracy':>11}{'loss':>9}{after}"]

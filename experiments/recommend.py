@@ -1,11 +1,10 @@
-"""Which batch size to use: `python -m experiments.recommend --dataset=digits --target_accuracy=0.9`.
+"""Recommends a batch size: `python -m experiments.recommend --dataset=digits --target_accuracy=0.9`.
 
-Cheap measurements, a table, and the line of `experiments.train` that follows. The same command goes on where one was
-stopped.
+Makes cheap measurements, and prints a table and the command of `experiments.train` that follows. The same command goes
+on where it was stopped.
 """
 
 import contextlib
-import json
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from absl import flags
 
 from experiments import _flags
 from experiments.reporting import recommendation_lines, write_recommendation_page
-from experiments.studies.recommending.run import finite, recommend
+from experiments.studies.recommending.run import FILE, recommend
 from experiments.training.config.options import TrainConfig
 from experiments.training.recipe.optimizers import OPTIMIZERS
 from experiments.training.terminal import say
@@ -50,7 +49,7 @@ def main() -> None:
     options = {name: FLAGS[name].value for name in OPTIONS if FLAGS[name].value is not None}
     # A user's own function is named with colons, which not all systems take in a file name.
     name = f"{options['dataset']}-{options['model']}".replace(":", "_")
-    # What runs say of themselves is no part of the result.
+    # Messages of the runs are no part of the result.
     with contextlib.redirect_stdout(sys.stderr if FLAGS.json else sys.stdout):
         folder = Path(FLAGS.workdir or f"runs/recommend-{name}")
         result = recommend(
@@ -62,7 +61,7 @@ def main() -> None:
         )
     page = write_recommendation_page(folder)
     if FLAGS.json:
-        print(json.dumps(finite(result), indent=1))
+        print((folder / FILE).read_text(), end="")
     else:
         say("\n".join([*recommendation_lines(result), "", f"report    {page}"]))
 

@@ -1,6 +1,6 @@
 """Rebuilds the report of a run, a study or a recommendation: `python -m experiments.report runs/NAME`.
 
-From the result files in the folder alone.
+It reads only the result files in the folder.
 """
 
 from pathlib import Path
@@ -15,24 +15,24 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """Defines the flags; a program that only imports this module has none of them."""
+    """Defines the flags, for this program only: other programs import this module too."""
     _flags.text(
         "workdir",
         None,
-        "The folder of a run, a study or a recommendation, also without --workdir=.",
+        "The folder of a run, a study or a recommendation. `--workdir=` may be left out.",
         form=_limits.folder_there,
     )
 
 
 def main() -> None:
-    """Parses the flag, writes the page."""
+    """Writes the page of the folder that --workdir gives."""
     if FLAGS.workdir is None:
-        raise UsageError("name the folder of a run, a study or a recommendation: experiments.report runs/NAME")
+        raise UsageError("give the folder of a run, a study or a recommendation: experiments.report runs/NAME")
     print(f"written to {_writer(FLAGS.workdir)(FLAGS.workdir)}")
 
 
 def _writer(workdir: str):
-    """What writes the page of a folder: that of a run, a study or a recommendation, whichever it holds."""
+    """Returns the function that writes the page for the results in a folder."""
     writers = {
         _workdirs.RECOMMENDATION: write_recommendation_page,
         _workdirs.STUDY: write_study_page,

@@ -1,7 +1,7 @@
 """Trains and evaluates one model: `python -m experiments.train --batch_size=8192`.
 
-Metrics, TensorBoard events, checkpoints and a summary go under --workdir. The same command goes on with a
-run that was stopped. `--help` lists the flags.
+Metrics, TensorBoard events, checkpoints and a summary go under --workdir. Run the same command again to resume a run
+that was stopped. `--help` lists the flags.
 """
 
 import os
@@ -26,17 +26,17 @@ FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
-    """Defines the flags; a program that only imports this module has none of them."""
+    """Defines the flags, for this program only: other programs import this module too."""
     _flags.define(TrainConfig)
     names = ", ".join(sorted(presets.PRESETS))
-    _flags.switch("list_presets", "Print the presets with result and source, and train nothing.")
+    _flags.switch("list_presets", "Print the presets with their results and sources, and do not train.")
     _flags.text(
-        "preset", None, f"A published recipe, which flags beside it change: {names}.", among=tuple(presets.PRESETS)
+        "preset", None, f"A published recipe, which other flags override: {names}.", among=tuple(presets.PRESETS)
     )
 
 
 def main() -> None:
-    """Parses the flags, trains, prints the summary."""
+    """Trains as the flags say, and prints the summary."""
     if FLAGS.list_presets:
         for name, preset in sorted(presets.PRESETS.items()):
             say(f"{name}\n- result: {preset.result}\n- source: {preset.source}\n- time: {preset.time}")
@@ -51,7 +51,7 @@ def main() -> None:
             say(f"warning   {text}, and changes nothing here")
         summary = train(config, check_statistics=True)
     except (StorageError, PeerError) as error:
-        # At once: writers that are still open would each try again, and JAX would wait for the process that has ended.
+        # Exits at once: each open writer would try again, and JAX would wait for the process that has ended.
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(2)
     if jax.process_index() > 0:
@@ -62,7 +62,7 @@ def main() -> None:
         print(f"{name:<12}{result.examples:>9,}{result.accuracy:>11.2%}{result.loss:>9.4f}{iou}")
     for name, result in (summary.recalibrated or {}).items():
         print(
-            f"warning   {name}: {result.accuracy:.2%} by statistics of training images in place of running ones; "
+            f"warning   {name}: {result.accuracy:.2%} with statistics of training images in place of running ones; "
             "`python -m experiments.evaluate --recalibrate=pooled` uses them"
         )
     if summary.target:

@@ -14,13 +14,13 @@ def _listen(event: str, seconds: float, **_) -> None:
             record.append(seconds)
 
 
-# Listeners can be removed only all at once, so there is one for good.
+# JAX can only remove all listeners at once, so this one is registered once and stays.
 jax.monitoring.register_event_duration_secs_listener(_listen)
 
 
 @contextlib.contextmanager
 def compilations() -> Iterator[list[float]]:
-    """The seconds of each compilation within the block, in a list that fills meanwhile."""
+    """Yields a list to which the seconds of each compilation are added while the block runs."""
     record: list[float] = []
     _RECORDS.append(record)
     try:

@@ -1,14 +1,23 @@
-"""Eight CPU devices for every test, rank promotion refused. (Warnings are errors: see pyproject.toml.)"""
+"""Gives every test eight CPU devices, and forbids rank promotion. (Warnings are errors: see pyproject.toml.)"""
 
 import os
 
 DEVICES = 8
 # XLA's CPU client runs devices and their matrix products on pools of NPROC threads. A device that waits in a
-# collective holds a thread, so with as many threads as devices they can wait for each other for ever.
+# collective holds a thread, so with no more threads than devices they can deadlock.
 os.environ["NPROC"] = str(2 * DEVICES)
 
-# The files that take longest. They are started first, so that no process is left with one of them at the end.
-LONGEST = ("recovery", "training", "processes", "updates", "parity", "recommend_command", "models", "batch_size_study")
+# The slowest test files. They are started first, so that in the end no process runs one of them alone.
+SLOWEST_FILES = (
+    "recovery",
+    "training",
+    "processes",
+    "updates",
+    "parity",
+    "recommend_command",
+    "models",
+    "batch_size_study",
+)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -22,17 +31,18 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def pytest_sessionstart(session):
     if len(jax.devices()) != DEVICES:
         raise pytest.UsageError(
-            f"the tests need {DEVICES} CPU devices, and JAX made {len(jax.devices())}: was it in use before conftest?"
+            f"the tests need {DEVICES} CPU devices, not {len(jax.devices())}; import no module that uses JAX before "
+            "tests/conftest.py"
         )
 
 
 def pytest_configure(config):
-    # Otherwise `--dist=loadfile` starts with the files of most tests, and ends with those of few that take minutes.
+    # Otherwise `--dist=loadfile` starts with the files that have most tests, and ends with the few, slow tests.
     config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items):
-    first = [f"test_{name}.py" for name in LONGEST]
+    first = [f"test_{name}.py" for name in SLOWEST_FILES]
     items.sort(key=lambda item: first.index(item.path.name) if item.path.name in first else len(first))
 
 

@@ -1,4 +1,4 @@
-"""Damages the newest checkpoint of a folder file by file, and reads it: `python -m tests.damage FOLDER KIND`."""
+"""Damages each file of a folder's newest checkpoint in turn, and restores: `python -m tests.damage FOLDER KIND`."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ KINDS = ("flip", "cut", "empty")
 
 
 def damaged(whole, kind, r):
-    """The bytes of a file after the damage."""
+    """Returns the bytes of a file after the damage."""
     if kind == "flip":
         content = bytearray(whole)
         for at in r.integers(0, len(whole), 1 + len(whole) // 50):
@@ -22,9 +22,9 @@ def damaged(whole, kind, r):
 
 
 def main(folder, kind):
-    """Prints how many files there are, and for how many of them the older checkpoint came back."""
+    """Prints the number of files, and for how many of them the older checkpoint was restored."""
     jax.config.update("jax_num_cpu_devices", 2)
-    # After the configuration: these use JAX.
+    # Imported after the configuration, because these modules use JAX.
     from experiments.training.config.options import TrainConfig
     from experiments.training.storage.checkpoints import Checkpoints
     from tests import rig

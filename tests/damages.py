@@ -1,4 +1,4 @@
-"""Ways in which a file may be damaged: cut, flipped, of other text, and, of JSON, with other values in it."""
+"""Damaged versions of a file: cut short, with flipped bits, with other text, or with other values in its JSON."""
 
 import contextlib
 import json
@@ -7,13 +7,19 @@ from typing import Any
 
 import numpy as np
 
-# Written into JSON as they stand, for no value in Python has them.
+# Texts that are inserted into JSON unchanged, because `json.dumps` writes no Python value as such a text.
 RAW = {"deep": "[" * 20_000 + "]" * 20_000, "digits": "9" * 5_000, "huge": "1e400", "NaN": "NaN", "-inf": "-Infinity"}
 VALUES = [None, "text", "$x_{$", "", -1, 0, 3, 1e300, 1e-300, [], {}, True, *RAW]
 
 
-def of(whole: bytes, r: np.random.Generator, most: int) -> Iterator[tuple[str, bytes]]:
-    """Contents in place of a whole file, each with what was done."""
+def versions_of(whole: bytes, r: np.random.Generator, most: int) -> Iterator[tuple[str, bytes]]:
+    """Yields damaged contents for a file, each after a description of the damage.
+
+    Args:
+      whole: the contents of the file.
+      r: chooses the damages.
+      most: the largest number of versions.
+    """
     yield "empty", b""
     yield "not UTF-8", b"\xff\xfe" + whole
     yield "deep", RAW["deep"].encode()
@@ -37,7 +43,7 @@ def _of_bytes(whole: bytes, r: np.random.Generator, most: int) -> Iterator[tuple
 
 
 def _of_json(whole: bytes) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """Damages of every node of a file of JSON, or of one value of each line."""
+    """Yields descriptions of damages to every node of a JSON file, or of a file of JSON lines, and their functions."""
     lines = whole.splitlines()
     rows = [json.loads(line) for line in lines] if len(lines) > 1 and whole[:2] != b"{\n" else None
     if rows is None:

@@ -1,25 +1,43 @@
-"""A problem of which everything is known, for `recommend` to be asked about."""
+"""A training problem whose laws are known exactly, to test the answers of `recommend`."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
+from experiments.records.questions.recommending import Evaluation
+from experiments.records.runs import StepMemory
+from experiments.records.studies import StudyRow
 from experiments.studies.convergence import Data
 from experiments.studies.jobs import Job
 from experiments.studies.recommending.advice import advise
-from experiments.studies.recommending.curves import OVERSTATED
+from experiments.studies.recommending.curves import NOISE_OVER_CRITICAL
 from experiments.studies.recommending.lab import Problem
 from experiments.studies.recommending.measure import measure
 from experiments.training.config import plan
 from experiments.training.config.options import TrainConfig
+from tests import made
+
+
+class Outcome(NamedTuple):
+    """A run: its row, the updates to the target, and how many measurements of the noise it made."""
+
+    row: StudyRow
+    needed: int = 0
+    measurements: int = 0
 
 
 class Law:
-    """A problem of which everything is known, and a lab that runs it on a clock of its own.
+    """A training problem with known laws, and a lab that runs it on a simulated clock.
 
-    Updates to the target S_min (1 + B_crit / B) at the best rate, more at others; seconds of an update t0 + B / R. The
-    best rate is that of the theory, in proportion to 1 / (1 + B_crit / B), and a far larger one diverges. A run starts
-    and compiles, evaluates as often as it is told, and measures noise.
+    A run needs S_min (1 + B_crit / B) updates to the target at the best rate, and more at other rates. An update takes
+    t0 + B / R seconds. The best rate is that of the theory, in proportion to 1 / (1 + B_crit / B), and a far larger
+    rate diverges. A run takes time to start and compile, evaluates at the given interval, and measures the noise.
+
+    Attributes:
+      start: seconds until the first update of a program that has to be compiled.
+      again: seconds until the first update of a program that was compiled before.
+      evaluation: seconds per evaluation.
     """
 
     start, again, evaluation = 3.0, 1.0, 0.3
@@ -40,13 +58,14 @@ class Law:
     ):
         self.least, self.critical, self.overhead, self.throughput = least, critical, overhead, throughput
         self.seconds, self.spread, self.most, self.rate = 60 * minutes, spread, most, rate
-        # Updates after which a rate above a quarter of the best one diverges.
+        # The number of updates after which a rate above a quarter of the best one diverges.
         self.longest, self.per_example = longest, per_example
-        self.now, self.jobs, self._rows = 0.0, [], {}
+        self.now, self.jobs = 0.0, []
+        self._outcomes: dict[str, Outcome] = {}
 
     def problem(self, target: float | None = 0.98, examples=55_000, devices=2, **options):
         options = {"dataset": "mnist", "model": "simple_cnn", **options}
-        return Problem(Data(options, examples, examples // 11), target, devices)
+        return Problem(Data(options, examples, examples // 11), target, devices, "cpu")
 
     def best_rate(self, batch_size):
         return self.rate / (1 + self.critical / batch_size)
@@ -74,54 +93,51 @@ class Law:
         return self.now + seconds <= self.seconds
 
     def run(self, job: Job):
-        if job.key in self._rows:
-            assert self._rows[job.key]["options"] == job.options
-            return self._rows[job.key]
+        if job.key not in self._outcomes:
+            self._outcomes[job.key] = self._run(job)
+        row = self._outcomes[job.key].row
+        assert row.options == job.options
+        return row
+
+    def _run(self, job: Job) -> Outcome:
         start = self.again if self.is_compiled(job.options["batch_size"]) else self.start
         self.jobs.append(job)
         config = TrainConfig(**job.options)
         plan.make(config, 55_000, 2)
         size, rate, most = (job.options[name] for name in ("batch_size", "learning_rate", "steps"))
-        row = {"key": job.key, "options": job.options}
         noise = np.random.default_rng(len(self.jobs)).normal(0, self.spread, 2)
         fragile = most > self.longest and rate > self.best_rate(size) / 4
         self.now += start
         if self.most is not None and size > self.most:
-            row |= {"error": "its process ended with exit status -9\nand more", "diverged": False}
-        elif rate > 8 * self.best_rate(size) or fragile:
-            row |= {"error": "the loss is nan", "diverged": True}
-        else:
-            needed = round(self.updates(size, rate) * math.exp(noise[0]))
-            made = min(most, needed) if config.target_accuracy else most
-            compute = made * self.update_seconds(size) * math.exp(noise[1] / 10)
-            evaluations = 1 + made // (config.evaluate_every or 10**9)
-            measurements = made // config.noise_every if config.noise_every else 0
-            self.now += compute + evaluations * self.evaluation + measurements * 32 * self.update_seconds(2 * 64)
-            row["needed"] = needed
-            row["summary"] = {
-                "updates": made,
-                "seconds": {"compute": compute, "start": start, "evaluate": evaluations * self.evaluation},
-                "target": {"reached_after_updates": needed if needed <= most else None}
-                if config.target_accuracy
-                else None,
-                "memory": {"needed": 10**8 + self.per_example * size, "limit": 24 * 2**30},
-            }
-            row["measurements"] = measurements
-        self._rows[job.key] = row
-        return row
+            return Outcome(made.row(job.key, job.options, error="its process ended with exit status -9\nand more"))
+        if rate > 8 * self.best_rate(size) or fragile:
+            return Outcome(made.row(job.key, job.options, error="the loss is nan", diverged=True))
+        needed = round(self.updates(size, rate) * math.exp(noise[0]))
+        updates = min(most, needed) if config.target_accuracy else most
+        compute = float(updates * self.update_seconds(size) * math.exp(noise[1] / 10))
+        evaluations = 1 + updates // (config.evaluate_every or 10**9)
+        measurements = updates // config.noise_every if config.noise_every else 0
+        self.now += compute + evaluations * self.evaluation + measurements * 32 * self.update_seconds(2 * 64)
+        summary = made.summary(
+            reached=False if not config.target_accuracy else needed if needed <= most else None,
+            updates=updates,
+            seconds={"compute": compute, "start": start, "evaluate": evaluations * self.evaluation},
+            memory=StepMemory(needed=10**8 + self.per_example * size, limit=24 * 2**30),
+        )
+        return Outcome(made.row(job.key, job.options, summary=summary), needed, measurements)
 
     def evaluations(self, job: Job):
-        """The loss falls as a power of the updates, to 0.1 at the target."""
-        row, every = self._rows[job.key], job.options["evaluate_every"]
-        at = range(every, job.options["steps"] + 1, every) if "summary" in row else ()
-        return [[step, 0.0, 0.1 * (step / row["needed"]) ** -0.5] for step in at]
+        """Returns evaluations in which the loss falls as a power of the updates, to 0.1 at the target."""
+        outcome, every = self._outcomes[job.key], job.options["evaluate_every"]
+        at = range(every, job.options["steps"] + 1, every) if outcome.row.summary else ()
+        return [Evaluation(step, 0.0, 0.1 * (step / outcome.needed) ** -0.5) for step in at]
 
     def noise(self, job: Job):
-        count = self._rows[job.key].get("measurements", 0)
+        count = self._outcomes[job.key].measurements
         rng = np.random.default_rng(1)
         norm2, trace = 1 + 0.1 * rng.normal(size=count), 1 + 0.1 * rng.normal(size=count)
-        trace *= OVERSTATED * self.critical
-        return [[i, 1.0, *estimate] for i, estimate in enumerate(zip(norm2, trace, strict=True))]
+        trace *= NOISE_OVER_CRITICAL * self.critical
+        return [(i, 1.0, *estimate) for i, estimate in enumerate(zip(norm2, trace, strict=True))]
 
 
 def answer(law: Law, **changes):

@@ -1,4 +1,4 @@
-"""A model and data sets such as a user would write, found by their names in the tests."""
+"""A model and data sets such as a user would write, which the tests give by name, as in `tests.own:model`."""
 
 import os
 
@@ -28,7 +28,7 @@ class Model(nn.Module):
 
 
 def plain_norm(axis):
-    """The norm in training as the textbook has it, without running statistics."""
+    """Returns the textbook norm in training mode, without running statistics."""
     del axis
 
     class Norm(nn.Module):
@@ -59,7 +59,7 @@ def larger():
 
 
 def many():
-    """As large as those of a real run: an epoch of 48 batches of 512, and little to evaluate."""
+    """Returns a training set of realistic size, 48 batches of 512 per epoch, with little to evaluate."""
     made = rig.tiny(examples=24_576, size=28, classes=10)
     return made._replace(test={"test": made.train.read(np.arange(512))})
 
@@ -78,7 +78,7 @@ def few_classes():
 
 
 def fatal():
-    """What XLA does now and then: the process ends, and nobody can catch it."""
+    """Ends the process in a way that cannot be caught, as XLA sometimes does."""
     os._exit(7)
 
 

@@ -1,4 +1,4 @@
-"""One comparison of `batch_norm` with the reference, and the registers of what is compared."""
+"""Compares `batch_norm` with the reference, and registers the dtypes, layouts, masks and pools to compare."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,8 @@ from tests.transforms import TRANSFORMS
 DEVICES, BATCH = 8, 4
 EPSILON = 1e-3
 
-# Normwise. Half precision: one rounding of the result (2^-9 and 2^-12) and of dx, since sums are taken in float32.
+# Normwise tolerances by dtype. In half precision the result (2^-9 and 2^-12) and dx are rounded once, because sums are
+# in float32.
 DTYPES = {"float32": 1e-5, "bfloat16": 1.6e-2, "float16": 2e-3, "float64": 1e-12, "complex64": 1e-5}
 LAYOUTS = {
     "channel last": ((4, 6, 5), -1, (5,)),
@@ -19,7 +20,7 @@ LAYOUTS = {
     "two feature axes": ((4, 20, 5), (1, -1), (4, 5)),
 }
 MASKS = ("none", "ragged", "one device all masked", "everything masked")
-# Who is normalised together: options of batch_norm, and the global example numbers of each set.
+# Which examples are normalised together: the options of batch_norm, and the global indices of the examples of each set.
 EVEN_AND_ODD = [list(range(0, DEVICES, 2)), list(range(1, DEVICES, 2))]
 POOLS = {
     "all": ({}, None),
@@ -55,7 +56,7 @@ def draw(seed, shape, features, dtype, offset=1.0):
 
 
 def mask_of(kind, shape):
-    """Masks of shape (devices, batch, 1, ...) with unequal numbers of examples on the devices."""
+    """Returns a mask of shape (devices, batch, 1, ...) with different numbers of examples on the devices."""
     r = np.random.default_rng(7)
     mask = r.random(shape[:2]) < 0.6
     mask[0, 0] = True
@@ -67,7 +68,12 @@ def mask_of(kind, shape):
 
 
 def run(transform, x, w, scale, bias, mask=None, shift=None, *, norm=batch_norm, **options):
-    """Of `norm`: y, dx, mean, var, count, a row a device; dscale and dbias summed as that transform's user would."""
+    """Runs a norm and its gradients under a transform.
+
+    Returns:
+      A dict of y, dx, mean, var and count, with one row per device, and of dscale and dbias, summed over the devices
+      where a user of the transform would do so.
+    """
 
     def local(axis_name, sharded, replicated):
         x, w, *masks = sharded
@@ -110,7 +116,7 @@ def assert_parity(got, want, tolerance):
 
 
 def compare(transform, dtype, mask, pool, layout, collective, shift=None, seed=0):
-    """Runs one cell of the product and raises an AssertionError where it is not the reference's."""
+    """Runs one combination of the registers, and raises an AssertionError if it differs from the reference."""
     rest, axis, features = LAYOUTS[layout]
     shape = (DEVICES, BATCH, *rest)
     x, w, scale, bias = draw(seed, shape, features, dtype)
@@ -121,9 +127,9 @@ def compare(transform, dtype, mask, pool, layout, collective, shift=None, seed=0
     want = reference.forward_and_gradients(
         x, w, scale, bias, mask, axis=axis, epsilon=EPSILON, sets=sets, averaged=averaged
     )
-    want["dbias"] = want["dbias"].real  # The bias is real.
+    want["dbias"] = want["dbias"].real  # The bias is real even if the input is complex.
     statistics = {name: got.pop(name) for name in ("mean", "var", "count")}
     assert_parity(got, want, DTYPES[dtype])
-    # Statistics are never in half precision.
+    # Statistics are never in half precision, so their tolerance is that of float32 at most.
     assert_parity(statistics, want, min(DTYPES[dtype], DTYPES["float32"]))
     assert statistics["var"].dtype == ("float64" if dtype == "float64" else "float32")

@@ -1,4 +1,4 @@
-"""The programs as their command lines start them, in this process, with flags of their own, up to where work begins."""
+"""Runs the programs in this process as their command lines do, each with its own flags, up to where work begins."""
 
 import sys
 
@@ -16,7 +16,7 @@ from experiments import (
     train,
 )
 
-# Each with its names of what does the work.
+# Each program, with the names of the functions that do its work.
 PROGRAMS = {
     "train": (train, ("train",)),
     "evaluate": (evaluate, ("evaluate_checkpoint",)),
@@ -24,13 +24,13 @@ PROGRAMS = {
     "batch_size_study": (batch_size_study, ("_workdirs.claim", "batch_size.describe")),
     "norm_study": (norm_study, ("_workdirs.claim",)),
     "report": (report, ("_writer",)),
-    "benchmark": (benchmark, ("_measure",)),
+    "benchmark": (benchmark, ("suites.measure",)),
 }
 POSITIONAL = {"evaluate": "checkpoint", "report": "workdir"}
 
 
 class StartedError(Exception):
-    """Work would begin here."""
+    """A program that has come to where its work begins."""
 
 
 def start(*_, **__):
@@ -38,7 +38,7 @@ def start(*_, **__):
 
 
 def use_own_flags(module, monkeypatch):
-    """Gives a program flags of its own; the flags."""
+    """Gives a program its own set of flags, and returns the set."""
     values = flags.FlagValues()
     monkeypatch.setattr(flags, "FLAGS", values)
     monkeypatch.setattr(module, "FLAGS", values)
@@ -47,7 +47,7 @@ def use_own_flags(module, monkeypatch):
 
 
 def stop_before_work(name, monkeypatch):
-    """Has a program raise `StartedError` where its work begins."""
+    """Makes a program raise `StartedError` where its work begins."""
     module, work = PROGRAMS[name]
     for one in work:
         *place, function = one.split(".")
@@ -55,7 +55,7 @@ def stop_before_work(name, monkeypatch):
 
 
 def run(module, arguments, monkeypatch, **options):
-    """Runs a program as its command line would."""
+    """Runs a program as its command line would, and returns its exit status."""
     use_own_flags(module, monkeypatch)
     monkeypatch.setattr(sys, "argv", [f"experiments.{module.__name__}", *arguments])
     monkeypatch.setattr(_flags.app, "run", lambda main, flags_parser: sys.exit(main(flags_parser(sys.argv))))
@@ -65,10 +65,10 @@ def run(module, arguments, monkeypatch, **options):
 
 
 def begin(name, arguments, monkeypatch):
-    """Parses a command line and goes on up to where work would begin.
+    """Parses a command line, and runs the program up to where its work would begin.
 
     Raises:
-      StartedError: it got there.
+      StartedError: the program came to its work.
     """
     module, _ = PROGRAMS[name]
     values = use_own_flags(module, monkeypatch)

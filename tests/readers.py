@@ -1,6 +1,6 @@
-"""Every file that is read, with what makes and what reads it, and what comes of damages.
+"""The register of all readers of files, and their outcomes when a file is damaged.
 
-`python -m tests.readers DAMAGES [KIND ...]` tries so many damages of each file and counts what comes of them.
+`python -m tests.readers DAMAGES [NAME ...]` tries that many damages of each file and counts the outcomes.
 """
 
 import collections
@@ -25,6 +25,8 @@ import pytest
 from experiments import _flags, data, evaluate, reporting
 from experiments._errors import StorageError, UsageError
 from experiments.data import arrays
+from experiments.records.norm_study import CLASSIFICATION
+from experiments.records.questions.norm import Shift
 from experiments.records.runs import TrainRow
 from experiments.reporting import document
 from experiments.reporting.questions import REPORTS
@@ -43,13 +45,14 @@ OWN = {"dataset": "tests.own:dataset", "model": "tests.own:model"}
 
 
 class Reader(NamedTuple):
-    """A program that reads files.
+    """A function that reads files.
 
     Attributes:
-      make: makes a folder of whole files.
-      files: those that are damaged, by their paths in the folder.
-      read: reads them; what it returns is compared with what the whole files give, unless it is text.
-      exact: a result must be that of the whole files; else numbers may differ, and pages may not show what is none.
+      make: writes undamaged files into a folder.
+      files: the paths in the folder of the files to damage.
+      read: reads the files, and returns the text of a page or another value.
+      exact: whether the result must equal that of the undamaged files. If not, numbers may differ, but a page must not
+        show a missing number such as "nan".
     """
 
     make: Callable[[Path], Any]
@@ -69,8 +72,9 @@ def _copies(source: Path) -> Callable[[Path], Any]:
 
 def _norm_rows(folder: Path) -> None:
     size = test_norm_study.SIZE
-    made = [test_norm_study.made_up(job) for job in norm.grid_jobs(size, ["classification"], 8)]
-    rates = [test_norm_study.row(job, 0.8, shift={"mean": 0.25, "std": 1.5}) for job in norm.rate_jobs(size, 8)]
+    made = [test_norm_study.made_up(job) for job in norm.grid_jobs(size, [CLASSIFICATION], 8)]
+    shift = Shift(mean=0.25, std=1.5)
+    rates = [test_norm_study.row(job, 0.8, shift=shift) for job in norm.rate_jobs(size, 8)]
     test_norm_study.write(folder, [*made, *rates])
 
 
@@ -81,7 +85,7 @@ def _train(folder: Path) -> Any:
 
 
 def _stopped(folder: Path) -> None:
-    """A run that was stopped after the first of its checkpoints."""
+    """Makes the folder of a run that was stopped after its first checkpoint."""
     _train(folder)
     shutil.rmtree(folder / "checkpoints" / "4")
     (folder / "summary.json").unlink()
@@ -152,7 +156,7 @@ def _text(write: Callable[[Path], Path]) -> Callable[[Path], str]:
 
 
 def _undrawn(write: Callable[[Path], Path]) -> Callable[[Path], str]:
-    """A page without its pictures, which take most of the time, and which the readers of its parts draw."""
+    """Returns a reader of a page without figures, which take most of the time and which other readers draw."""
 
     def read(folder):
         with mock.patch.object(document, "_svg", return_value="<svg></svg>"):
@@ -204,9 +208,9 @@ READERS = {
 
 
 def outcome(reader: Reader, folder: Path, whole: Any) -> str:
-    """What comes of reading a damaged folder: "read", "refused", "wrong", or the traceback of another error."""
+    """Reads a damaged folder, and returns "read", "refused", "wrong", or the traceback of another error."""
     try:
-        # What NumPy says of numbers that are too large would be printed.
+        # NumPy's warnings about overflows would otherwise be printed.
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
             got = reader.read(folder)
@@ -218,18 +222,22 @@ def outcome(reader: Reader, folder: Path, whole: Any) -> str:
     if reader.exact:
         return "read" if got in (whole, "") else "wrong"
     if isinstance(got, str):
-        return "read" if _none(got) <= _none(whole) else f"wrong: {_none(got) - _none(whole)}"
+        return (
+            "read"
+            if _missing_numbers(got) <= _missing_numbers(whole)
+            else f"wrong: {_missing_numbers(got) - _missing_numbers(whole)}"
+        )
     return "read"
 
 
-def _none(page: str) -> set[str]:
-    """What no page shows in place of a number, but where it says what is wrong with a file."""
+def _missing_numbers(page: str) -> set[str]:
+    """Returns the words for a missing number that a page shows, except where it says what is wrong with a file."""
     shown = re.sub(r"<p>A part is left out.*?</p>|<svg.*?</svg>|<[^>]*>", " ", page, flags=re.DOTALL)
     return set(re.findall(r"\b(?:nan|inf|None|NaN|Infinity)\b", shown))
 
 
 def sweep(name: str, most: int, seed: int = 0) -> Iterator[tuple[str, str]]:
-    """Damages every file of a reader in so many ways each; yields the damage, and what came of it."""
+    """Damages every file of a reader, its contents in at most `most` ways; yields each damage with its outcome."""
     reader, r = READERS[name], np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as made:
         original, folder = Path(made) / "original", Path(made) / "damaged"
@@ -249,7 +257,7 @@ def sweep(name: str, most: int, seed: int = 0) -> Iterator[tuple[str, str]]:
                 shutil.copytree(original, folder, symlinks=True)
                 return folder / place
 
-            for what, damaged in damages.of(content, r, most):
+            for what, damaged in damages.versions_of(content, r, most):
                 fresh().write_bytes(damaged)
                 yield f"{name}: {place}: {what}", outcome(reader, folder, whole)
             path = fresh()
@@ -270,7 +278,7 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def main(most: int, names: list[str]) -> None:
-    """Prints what comes of the damages of each reader, and of all."""
+    """Prints the numbers of outcomes for each reader, and their totals."""
     total: collections.Counter[str] = collections.Counter()
     for name in names or READERS:
         counts: collections.Counter[str] = collections.Counter()
@@ -281,7 +289,7 @@ def main(most: int, names: list[str]) -> None:
                 print(what, came if kind == "wrong" else "\n  ".join(came.strip().splitlines()[-3:]), flush=True)
         print(name, dict(counts), flush=True)
         total += counts
-    print("in all", total.total(), dict(total))
+    print("total", total.total(), dict(total))
 
 
 if __name__ == "__main__":

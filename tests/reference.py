@@ -4,7 +4,7 @@ import numpy as np
 
 
 def forward_and_gradients(x, w, scale, bias, mask, *, axis, epsilon, sets=None, averaged=False):
-    """For inputs (devices, batch, ...): y, and the gradients of Re sum(conj(w) y).
+    """Computes y, and the gradients of Re sum(conj(w) y), for inputs of shape (devices, batch, ...).
 
     Args:
       x: the input.
@@ -14,12 +14,13 @@ def forward_and_gradients(x, w, scale, bias, mask, *, axis, epsilon, sets=None, 
       mask: None, or broadcastable to `x`.
       axis: the feature axis or axes of a device's share.
       epsilon: added to the variance.
-      sets: disjoint lists of global example numbers that are normalised together; None: all in one.
-      averaged: mean, var and count are the mean over the sets that have a position, not a device's own set's.
+      sets: disjoint lists of the global indices of examples that are normalised together; None: one set of all.
+      averaged: return for each device the mean of mean, var and count over all sets that have a position, in place of
+        the values of the device's own set.
 
     Returns:
-      A dict of y, dx of the shape of `x`; dscale, dbias of shape (*features), and the sum of the magnitudes of the
-      terms that they are sums of; mean, var, count of shape (devices, *features).
+      A dict of y and dx, of the shape of `x`; dscale and dbias, of shape (*features); "terms", the sum of the
+      magnitudes of the terms that dscale and dbias are sums of; and mean, var and count, of shape (devices, *features).
     """
     kind = np.complex128 if np.iscomplexobj(x) else np.float64
     x, w = np.asarray(x, kind), np.asarray(w, kind)
@@ -89,7 +90,7 @@ def _one_set(x, w, scale, bias, m, features, epsilon):
 
 
 def normwise_error(a, b):
-    """max|a - b| / max|b|, the error measure of every comparison here."""
+    """Returns max|a - b| / max|b|, the error measure of all comparisons."""
     kind = np.complex128 if np.iscomplexobj(a) or np.iscomplexobj(b) else np.float64
     a, b = np.asarray(a, kind), np.asarray(b, kind)
     assert a.shape == b.shape, (a.shape, b.shape)

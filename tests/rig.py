@@ -1,4 +1,4 @@
-"""Training steps without the loop: what several test files run."""
+"""Runs training steps without the loop, for several test files."""
 
 import itertools
 
@@ -13,7 +13,7 @@ from experiments.training.step.run import prepare
 
 
 def tiny(examples=64, size=8, classes=3, channels=1, pixels=False):
-    """A data set of random images whose classes differ in brightness."""
+    """Returns a data set of random images whose classes differ in brightness."""
     r = np.random.default_rng(0)
     labels = r.integers(0, classes, (examples, size, size) if pixels else examples).astype(np.int32)
     shade = (labels if pixels else labels[:, None, None])[..., None] * (120 // classes)
@@ -23,9 +23,15 @@ def tiny(examples=64, size=8, classes=3, channels=1, pixels=False):
 
 
 def first_steps(config, dataset, number, num_devices, dtype=None, start=None):
-    """The state and the rows of metrics after some updates on some devices.
+    """Runs some updates, and returns the state and the rows of metrics.
 
-    With a `dtype` parameters, statistics and computation are of it; `start` is the state before, if not the first one.
+    Args:
+      config: the configuration.
+      dataset: the data set.
+      number: the number of updates.
+      num_devices: the number of devices.
+      dtype: the dtype of parameters, statistics and computation; None: as the configuration says.
+      start: the state before the updates; None: the initial one.
     """
     if dtype is not None:
         object.__setattr__(config, "dtype", dtype)
@@ -45,7 +51,7 @@ def first_steps(config, dataset, number, num_devices, dtype=None, start=None):
 
 
 def run_of(config, dataset, num_devices):
-    """A run before its first step."""
+    """Returns a run before its first step."""
     return prepare(config, dataset, evaluator.pixel_statistics(dataset.train), jax.devices()[:num_devices])
 
 
@@ -57,13 +63,13 @@ def _updates(plan, feed):
         step = position.last_step
 
 
-# For convolutions in float64, which the CPU's compiler unrolls: they compile in a fifth of the time, and compute the
-# same sums. Not for tests of float32, whose rounding depends on it.
+# Compiler options for convolutions in float64, which XLA unrolls on a CPU: without optimisation they compile in a fifth
+# of the time, and compute the same sums. Unfit for tests of float32, in which optimisation changes the rounding.
 UNOPTIMISED = {"xla_backend_optimization_level": 0}
 
 
 def loss_and_gradients(model, variables, images, mask=None, mutable=("batch_stats",)):
-    """Of the squared logits of the examples that count, with the updated statistics."""
+    """Returns the sum of the squared logits of the unmasked examples with updated statistics, and its gradients."""
 
     def loss(params):
         y, updates = model.apply({**variables, "params": params}, images, train=True, mask=mask, mutable=list(mutable))

@@ -1,9 +1,9 @@
-"""The register of states that running statistics may be in when a batch comes: each test of them runs over all."""
+"""The register of the states that running statistics may be in before a batch; generic tests run over all of them."""
 
 import jax.numpy as jnp
 import numpy as np
 
-# A mean of this many standard deviations from the batch's: other images, another scale, a loss that went up.
+# Distances of the running mean from the batch mean, in standard deviations: other images, another scale, a loss spike.
 DISTANCES = (1e1, 1e2, 1e3, 1e4, 1e6, 1e8)
 
 
@@ -30,11 +30,11 @@ def _one_bad(mean, std):
 
 
 def _after_a_spike(mean, std):
-    """One batch of 10,000 times the size, averaged in with a momentum of 0.9."""
+    """Returns the statistics after one batch of 10,000 times the size, averaged in with momentum 0.9."""
     return 0.9 * mean + 0.1 * 1e4 * (mean + 5), 0.9 * std**2 + 0.1 * (1e4 * std) ** 2
 
 
-# From the batch's true mean and standard deviation, of shape (*features), to the running mean and variance.
+# Functions from the batch's true mean and standard deviation, of shape (*features), to the running mean and variance.
 STATES = {
     "fresh": lambda mean, std: (np.zeros_like(mean), np.ones_like(std)),
     "near": _near,
@@ -51,7 +51,7 @@ STATES = {
 
 
 def running(state, x):
-    """The running mean and variance, float32, in that state for an input whose last axis has the features."""
+    """Returns the running mean and variance in a state, in float32, for an input with the features on its last axis."""
     x = np.asarray(x, np.float64).reshape(-1, x.shape[-1])
     mean, var = STATES[state](x.mean(0), x.std(0))
     with np.errstate(over="ignore"):

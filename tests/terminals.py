@@ -1,15 +1,15 @@
-"""A terminal in memory: what is on its screen after a program has written to it."""
+"""A terminal in memory, whose screen tests can read after a program has written to it."""
 
 import io
 import re
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal. It knows carriage return, line feed and "erase to the end of the line".
+    """A stream that reports to be a terminal and obeys carriage return, line feed and "erase to the end of the line".
 
     Attributes:
-      rows: the text of each row; a row that was full when more came goes on in the next.
-      wrapped: the rows that the terminal had to break by itself.
+      rows: the text of each row; text beyond the last column continues in the next row.
+      wrapped: the numbers of the rows whose text was too long and continues in the next row.
     """
 
     encoding = "utf-8"
@@ -47,7 +47,7 @@ class Terminal(io.StringIO):
             self.rows.append("")
 
     def install(self, monkeypatch):
-        """Makes it the standard output and error, and the width that programs find."""
+        """Makes this terminal the standard output and error, and its width the one that programs see."""
         monkeypatch.setattr("sys.stdout", self)
         monkeypatch.setattr("sys.stderr", self)
         monkeypatch.setenv("COLUMNS", str(self.columns))

@@ -13,7 +13,7 @@ from experiments.training.evaluation import population
 from experiments.training.machine import devices
 from experiments.training.recipe.averaging import WINDOW_DIVISOR, Momentum, averaged
 from experiments.training.step import feeding
-from tests import rig
+from tests import made, rig
 
 PLAIN = {"model": "tests.own:model", "batch_size": 16, "learning_rate": 0.05, "warmup_epochs": 0}
 UPDATES = {
@@ -122,5 +122,5 @@ def test_the_summary_says_both_accuracies_where_the_statistics_decide(tmp_path):
     [(0.37, 1.0, 400, True), (0.945, 0.957, 10_000, True), (0.945, 0.947, 10_000, False), (1.0, 0.98, 50, False)],
 )
 def test_a_difference_within_the_sampling_error_is_not_said(before, after, examples, differ):
-    results = [{"accuracy": accuracy, "examples": examples} for accuracy in (before, after)]
+    results = [made.result(accuracy, examples=examples) for accuracy in (before, after)]
     assert population._differ(*results) == differ

@@ -286,7 +286,7 @@ def test_the_command_says_what_it_would_do_and_refuses_what_it_cannot():
     for flags, message in (
         (["--preset=quik"], "unknown preset 'quik'; there are: mnist, mnist_full, quick. Did you mean 'quick'"),
         (["--parts=tim"], "unknown part 'tim'"),
-        (["--batch_sizes=8,x"], "--batch_sizes are numbers, as in 1,2,32, not 8,x"),
+        (["--batch_sizes=8,x"], "--batch_sizes must be numbers, as in 1,2,32, not 8,x"),
     ):
         ended = command(*flags)
         assert ended.returncode == 2 and message in ended.stderr, ended.stderr

@@ -9,10 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import data, models
-from experiments.benchmarking import hlo, timing, torch_peer, train_suite
+from experiments import _files, data, models
+from experiments._errors import UsageError
+from experiments.benchmarking import hlo, result, suites, timing, torch_peer, train_suite
 from experiments.benchmarking.norm import accuracy, collectives, layers, memory, speed, suite
+from experiments.benchmarking.suite import Chosen
 from experiments.models.resnet import resnet18, resnet50
+from experiments.records.benchmarks.norm import Collective, NormRows
+from experiments.records.benchmarks.topology import TopologyRows
+from experiments.records.benchmarks.train import TrainRows
 from experiments.reporting import norm_figure
 
 
@@ -31,12 +36,13 @@ def test_variants_are_timed_in_turn_and_the_order_rotates():
     assert all(len(values) == 3 and min(values) >= 0.001 for values in measured.values())
 
 
-def test_a_suite_reports_a_row_a_batch_size_and_says_what_is_not_measured(monkeypatch):
+def test_a_suite_reports_a_row_per_batch_size_and_says_what_is_not_measured(monkeypatch):
     monkeypatch.setattr(torch_peer, "available", lambda: False)
-    (row,) = train_suite.run([512], dataset="digits", data_dir=None, rounds=2, seconds=0.01)
-    assert row["batch_size"] == 512 and row["updates_per_epoch"] == 117
-    assert row["ratio"] == {"torch": None} and "not measured" in train_suite.describe(row)
-    assert row["seconds_per_epoch"]["batchnorm_jax"]["median"] > 0
+    chosen = Chosen(("steps",), train_suite.PEERS, rounds=2, seconds=0.01)
+    (row,) = train_suite.run(chosen, [512], train_suite.Data("digits", None))
+    assert row.batch_size == 512 and row.updates_per_epoch == 117
+    assert row.ratio == {"torch": None} and "not measured" in train_suite.describe(row)
+    assert row.seconds_per_epoch["batchnorm_jax"].median > 0
 
 
 def test_the_peer_is_the_same_model():
@@ -65,8 +71,8 @@ def test_every_peer_computes_the_same(name, fusion):
     if not layers.available(name):
         pytest.skip(f"{name} is an extra: pip install -e '.[benchmark]'")
     case = layers.Case((8, 4, 4, 16), "float32", fusion)
-    if name in layers.TORCH_LAYERS:
-        layers.torch_steps(case, 1, channels_last=name == "torch")(2)
+    if isinstance(layers.LAYERS[name], layers.TorchLayer):
+        layers.steps(name, case, 1).run(2)
         return
 
     def run(name):
@@ -81,16 +87,54 @@ def test_every_peer_computes_the_same(name, fusion):
 def test_the_norm_suite_reports_and_draws(tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "CPU_CASES", (layers.Case((8, 4, 4, 16), "float32"),))
     monkeypatch.setattr(accuracy, "RATIOS", (1.0, 1e4))
-    rows = suite.run(["accuracy", "speed", "gpu"], peers=["flax"], rounds=2, seconds=0.01)
-    assert rows["gpu"]["note"] == suite.NOT_MEASURED and len(rows["gpu"]["rows"]) == 9
-    assert rows["speed"]["geometric_mean_of_ratios"]["flax"] > 0
-    errors = {(r["what"], r["name"]): r["y"] for r in rows["accuracy"]}
+    rows = suite.run(Chosen(("accuracy", "speed", "gpu"), ("flax",), rounds=2, seconds=0.01))
+    assert rows.speed and rows.gpu and rows.accuracy
+    assert rows.gpu.note == speed.NO_GPU and len(rows.gpu.rows) == 9
+    assert rows.speed.geometric_mean_of_ratios["flax"] > 0
+    errors = {(row.what, row.name): row.y for row in rows.accuracy}
     assert errors["mean/std 10000, no shift", "all_gather"] < 1e-5 < errors["mean/std 10000, no shift", "flax"]
-    path = tmp_path / "norm.json"
-    path.write_text(json.dumps({"rows": rows}))
+    path = result.write(rows, tmp_path / "norm.json", [])
+    assert _files.read_json(path, suite.SUITE.file).rows == rows
     norm_figure(path).savefig(tmp_path / "norm.svg")
     text = (tmp_path / "norm.svg").read_text()
     assert text.count('<g id="axes_') == 2
+
+
+def test_every_part_of_a_suite_is_a_field_of_its_rows():
+    for declared, rows in ((suite.SUITE, NormRows), (train_suite.SUITE, TrainRows)):
+        assert declared.parts == rows.__struct_fields__ or set(declared.parts) == set(rows.__struct_fields__)
+    # The largest batch is a field of the rows of networks.
+    parts = set(suite.COMPILED.parts) - {"largest_batch"}
+    assert parts < set(TopologyRows.__struct_fields__)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"parts": ("steps", "speed")}, "unknown part 'speed'; there are: overhead, start, steps.*It is --parts"),
+        ({"peers": ("torche",)}, "unknown peer 'torche'; there are: torch. Did you mean 'torch'.*It is --peers"),
+        ({"suite": "fold", "parts": ("steps",)}, "unknown part 'steps'; there are: resnet18, simple_cnn"),
+        ({"topology": "v5e:2x2"}, "--topology is of --suite=norm; got --suite=train"),
+    ],
+)
+def test_what_a_suite_does_not_have_is_refused_before_it_is_measured(monkeypatch, given, message):
+    monkeypatch.setattr(suites, "measure", None)
+    with pytest.raises(UsageError, match=message):
+        suites.run(suites.Request(**given), [])
+
+
+def test_a_suite_is_given_what_was_chosen_and_writes_its_file(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(suites, "measure", lambda suite, chosen, _: asked.append((suite.name, chosen)) or [])
+    suites.run(suites.Request(suite="fold", workdir=str(tmp_path)), ["--suite=fold"])
+    suites.run(suites.Request(peers=("torch",), parts=("steps",), seconds=0.25, rounds=3, workdir=str(tmp_path)), [])
+    assert asked == [
+        ("fold", Chosen(("resnet18", "simple_cnn"), (), 7, 1.0)),
+        ("train", Chosen(("steps",), ("torch",), 3, 0.25)),
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fold.json", "train.json"]
+    written = json.loads((tmp_path / "fold.json").read_text())
+    assert written["rows"] == [] and written["made_by"]["command"] == "python -m experiments.benchmark --suite=fold"
 
 
 @pytest.mark.parametrize("transform", ["pmap", "shard_map", "shard_map, check_vma=False", "jit"])
@@ -102,9 +146,9 @@ def test_one_collective_each_way_where_the_plain_way_takes_two(transform):
 
 def test_what_synchronising_costs_is_timed_beside_twice_and_not_at_all():
     time = collectives.synchronising_time(rounds=2, seconds=0.01)
-    assert list(time["milliseconds"]) == [collectives.ONCE, collectives.TWICE, collectives.ALONE]
-    assert list(time["ratio_to_once"]) == [collectives.TWICE, collectives.ALONE]
-    assert all(value["low"] > 0 for value in time["ratio_to_once"].values())
+    assert list(time.milliseconds) == [collectives.ONCE, collectives.TWICE, collectives.ALONE]
+    assert list(time.ratio_to_once) == [collectives.TWICE, collectives.ALONE]
+    assert all(value.low > 0 for value in time.ratio_to_once.values())
     alone, _ = collectives.layer_step("shard_map", collectives.ALONE)
     assert all(c.backward for c in hlo.collectives(alone)), "what is left is the parameters' gradients"
 
@@ -113,7 +157,7 @@ def test_what_synchronising_costs_is_timed_beside_twice_and_not_at_all():
 def test_a_resnet50_step_takes_one_collective_a_norm_and_less_memory():
     lowered = collectives.resnet50_step("batchnorm_jax", 32, reduce_gradients=False)
     assert lowered.as_text().count("stablehlo.all_reduce") == 2 * 53
-    ours, theirs = (memory.resnet50_bytes(name, 32, 224)["temporary"] for name in ("batchnorm_jax", "flax"))
+    ours, theirs = (memory.resnet50_bytes(name, 32, 224).temporary for name in ("batchnorm_jax", "flax"))
     assert ours <= 0.80 * theirs
 
 
@@ -158,5 +202,8 @@ def test_an_asynchronous_gather_is_counted_by_its_result():
                 "  %c = f32[384]{0} all-gather-done(%a)\n"
             )
 
-    assert hlo.collectives(Compiled()) == [("all-gather", 384, False), ("all-reduce", 12, True)]
+    assert hlo.collectives(Compiled()) == [
+        Collective(kind="all-gather", elements=384, backward=False),
+        Collective(kind="all-reduce", elements=12, backward=True),
+    ]
     assert hlo.collective_bytes(Compiled()) == 4 * (384 + 12)

@@ -1,4 +1,4 @@
-"""Any combination of flags: two steps of it work, or the preflight refuses it with a message that names a flag."""
+"""Every combination of flags trains two steps, or the preflight refuses it with a message that names a flag."""
 
 import re
 
@@ -40,7 +40,7 @@ NAMES = set(TrainConfig.__dataclass_fields__)
 
 @settings(max_examples=24, deadline=None)
 @given(flags=st.fixed_dictionaries({}, optional=FLAGS), devices=st.sampled_from([1, 2, 4]))
-# The pairs that meet in one piece of code, whatever chance brings.
+# Pairs of options that one piece of code handles together are always tried.
 @example(flags={"batch_size": 16, "accumulation_steps": 2, "span": 4}, devices=2)
 @example(flags={"batch_size": 24, "accumulation_steps": 2, "drop_remainder": False, "norm": "local"}, devices=2)
 @example(flags={"batch_size": 16, "backwards_per_forward": 2, "span": 8, "optimizer": "lamb"}, devices=4)

@@ -1,4 +1,4 @@
-"""batch_norm: what it says of arguments that it cannot take."""
+"""Errors of batch_norm for arguments that it does not accept."""
 
 import jax
 import jax.numpy as jnp
@@ -46,12 +46,12 @@ from batchnorm_jax import batch_norm
         ),
     ],
 )
-def test_errors_say_what_to_do(call, message):
+def test_an_error_says_what_was_required_and_how_to_fix_it(call, message):
     with pytest.raises(ValueError, match=message):
         call(jnp.ones((4, 3)))
 
 
-def test_an_activation_without_a_hash_and_an_epsilon_in_an_array_are_taken():
+def test_an_unhashable_activation_and_an_array_epsilon_are_accepted():
     class Unhashable:
         __hash__ = None
 

@@ -45,7 +45,7 @@ def test_a_finished_run_is_made_longer_bit_for_bit(tmp_path):
     (tmp_path / "longer" / "summary.json").unlink()
     session.train(TrainConfig(**SHORT | {"seed": 1}, epochs=1, workdir=other.workdir))
     (tmp_path / "other" / "checkpoints").rename(tmp_path / "longer" / "checkpoints")
-    with pytest.raises(UsageError, match=r"checkpoint .*4 is of another run, of another configuration"):
+    with pytest.raises(UsageError, match=r"checkpoint .*4 belongs to another run, with another configuration"):
         session.train(config("longer", 4))
 
 

@@ -11,12 +11,28 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from msgspec.structs import replace
 
-from experiments import reporting
+from experiments import _files, reporting
+from experiments.benchmarking import result
+from experiments.records.benchmarks.norm import (
+    NO_SHIFT,
+    AccuracyRow,
+    Memory,
+    NetworkMemory,
+    Networks,
+    NormRows,
+    Speed,
+    SpeedRow,
+)
+from experiments.records.benchmarks.result import PositiveSpread
+from experiments.records.norm_study import TASKS
 from experiments.records.questions.time import Analysis, TimeIntervals
-from experiments.reporting import curves, norm_study
+from experiments.reporting import curves
 from experiments.reporting.document import document, figure, write_svg
+from experiments.reporting.norm_study.cells import read
+from experiments.reporting.norm_study.figure import LOOKS, task_figures
 from experiments.reporting.questions.time import missed, time_sections
 from experiments.reporting.study_files import StudyFiles
+from tests import made
 from tests.test_reporting import write_run
 
 DOCS = Path(__file__).parent.parent / "docs" / "results"
@@ -38,32 +54,34 @@ def of_a_run(draw):
 
 def of_a_norm_study(draw):
     def row(task, norm, size, seed):
-        score = {"accuracy": 0.9 - size / 100 + seed / 50, "mean_iou": 0.5 + seed / 50}
         options = {"dataset": "digits", "seed": seed, "num_devices": 2, "steps": 9}
-        summary = {"results": {"test": score}, "updates": 9, "seconds": {"compute": 1.0}}
-        return {"key": f"grid-{task}-{norm}-p{size}-seed{seed}", "options": options, "summary": summary}
+        result = made.result(0.9 - size / 100 + seed / 50, mean_iou=0.5 + seed / 50)
+        summary = made.summary(updates=9, seconds={"compute": 1.0}, results={"test": result})
+        return made.row(f"grid-{task}-{norm}-p{size}-seed{seed}", options, summary=summary)
 
     def make(folder):
-        grid = itertools.product(norm_study.METRICS, norm_study.COLOURS, (2, 8, 32), (0, 1))
-        (folder / "results.jsonl").write_text("".join(json.dumps(row(*place)) + "\n" for place in grid))
+        grid = itertools.product(TASKS, LOOKS, (2, 8, 32), (0, 1))
+        (folder / "results.jsonl").write_bytes(b"".join(_files.line(row(*place)) for place in grid))
         return draw(folder)
 
     return make
 
 
 def of_the_norm(folder):
-    ratio = {peer: {"median": value} for peer, value in (("torch", 1.2), ("flax", 0.7))}
-    ways = [(f"mean/std {at}, {shift}", name) for at in ("1", "100", "10000") for name, shift in
-            (("psum", "no shift"), ("all_gather", "no shift"), ("flax", "no shift"), ("flax_stable", "no shift"),
-             ("default", "shift 1 std off"))]  # fmt: skip
-    parts = {
-        "speed": {"rows": [{"ratio": ratio}, {"ratio": ratio}]},
-        "memory": {"resnet50": {"batch_size": 32, "image_size": 224, "rows": [
-            {"name": "batchnorm_jax", "temporary": 2**31}, {"name": "flax", "temporary": 2**32}]}},
-        "accuracy": [{"what": what, "name": name, "y": 1e-7 * (i + 1)} for i, (what, name) in enumerate(ways)],
-    }  # fmt: skip
-    (folder / "norm.json").write_text(json.dumps({"rows": parts}))
-    return reporting.norm_figure(folder / "norm.json")
+    def spread(value):
+        return PositiveSpread(median=value, low=value, high=value)
+
+    speed = SpeedRow(case="a shape", ratio={"torch": spread(1.2), "flax": spread(0.7)})
+    memory = [NetworkMemory(name=name, temporary=2**power) for name, power in (("batchnorm_jax", 31), ("flax", 32))]
+    ways = [(name, NO_SHIFT) for name in ("psum", "all_gather", "flax", "flax_stable")]
+    ways = [*ways, ("default", "shift 1 std off")]
+    places = [(f"mean/std {at}, {shift}", name) for at in ("1", "100", "10000") for name, shift in ways]
+    rows = NormRows(
+        speed=Speed(rows=[speed, speed]),
+        memory=Memory(resnet50=Networks(batch_size=32, image_size=224, rows=memory)),
+        accuracy=[AccuracyRow(what=what, name=name, y=1e-7 * (i + 1)) for i, (what, name) in enumerate(places)],
+    )
+    return reporting.norm_figure(result.write(rows, folder / "norm.json", []))
 
 
 # For a page, which a phone shows in its whole width; then pictures that are wide and for a document.
@@ -84,7 +102,7 @@ ON_PAGES = {
         for name in ("digits", "mnist", "mnist_no_norm")
     },
     **{f"run, {i}": of_a_run(lambda folder, i=i: curves.curve_panels(folder)[i]) for i in range(3)},
-    **{f"norm study, {i}": of_a_norm_study(lambda folder, i=i: norm_study.task_figures(folder)[i]) for i in range(2)},
+    **{f"norm study, {i}": of_a_norm_study(lambda folder, i=i: task_figures(read(folder))[i]) for i in range(2)},
 }
 WIDE = {
     "run": of_a_run(reporting.training_curves),

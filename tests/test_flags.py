@@ -1,4 +1,4 @@
-"""The flags of every program: whatever their values, one sentence that names the flag comes out, or work begins."""
+"""Every flag of every program, whatever its value, is refused in one sentence that names it, or work begins."""
 
 import contextlib
 import os
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from experiments import _commands, _flags, batch_size_study
 from experiments._errors import UsageError
+from experiments.benchmarking import suites
 from experiments.studies import jobs
 from tests.programs import (
     POSITIONAL,
@@ -24,31 +25,31 @@ from tests.programs import (
     use_own_flags,
 )
 
-# What no flag takes, but for those below.
+# Values that every flag refuses, except those below.
 NONSENSE = (
     "", " ", "\t", "nan", "inf", "-inf", "1e308", "-1e308", "-1", "-0.5", "9" * 30, "9" * 400, "9" * 5000, "-" * 9,
     "\0", "a\nb", "\ud800", "x" * 5000, "x/" * 1500, "/dev/null", "/dev/null/x", "/proc/x", "file", "file/x", "1,,2",
     ",", "\N{SNOWMAN}", "'; rm", "None", "[1]", "0x", "1e", "true false", "a=b", "nonsense", "localhost:abc", "h:0",
     "h:70000", ":1", ".", "..", "a:", ":b", "mine:", "a b", '"a',
 )  # fmt: skip
-# Names that somebody's folder may have.
+# Flags that take a folder, which may have any name but those of `NO_FOLDERS`.
 FOLDERS = {"workdir", "data_dir"}
 NO_FOLDERS = {
     "", " ", "\t", "9" * 400, "9" * 5000, "\0", "a\nb", "\ud800", "x" * 5000, "x/" * 1500, "/dev/null",
     "/dev/null/x", "/proc/x", "file", "file/x",
 }  # fmt: skip
-# Those of data sets are looked for when work has begun.
+# Values that have the form of a data set's name; the data set is looked up only after work has begun.
 DATASETS = {"nan", "inf", "None", "nonsense", "file", "file/x"} | {"localhost:abc", "h:0", "h:70000"}
-# A model or a data set of that form is a function of the user's own, and imported when work has begun.
+# Values with the form of a function of the user's own, which is imported only after work has begun.
 FUNCTIONS = {"localhost:abc"}
 
 
 def is_nonsense(name, flag, value):
-    """Whether a value must be refused before work begins."""
+    """Returns whether a value must be refused before work begins."""
     if POSITIONAL.get(name) == flag:
         return value not in (".", "..")
     if flag in FOLDERS:
-        # A data directory is looked at when it is read.
+        # A data directory is checked only when it is read.
         return value in NO_FOLDERS - ({"/dev/null/x", "/proc/x", "file/x"} if flag == "data_dir" else set())
     if flag == "dataset":
         return value not in DATASETS
@@ -56,7 +57,7 @@ def is_nonsense(name, flag, value):
 
 
 def outcome(name, flag, value, patch):
-    """What comes of a value: "begun", or the sentence that refuses it."""
+    """Returns "begun", or the sentence that refuses a value."""
     try:
         folder = [f"--{POSITIONAL[name]}=."] if POSITIONAL.get(name, flag) != flag else []
         begin(name, [*folder, f"--{flag}={value}"], patch)
@@ -85,7 +86,7 @@ def check(place, name, flag, value):
     before = sorted(p.name for p in place.iterdir())
     with pytest.MonkeyPatch.context() as patch:
         said = outcome(name, flag, value, patch)
-    # A study makes its folder where it begins.
+    # A study creates its folder when it begins.
     if said != "begun":
         assert f"--{flag}" in said, said
         assert "\n" not in said and len(said) < 1000, said
@@ -95,7 +96,7 @@ def check(place, name, flag, value):
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_nonsense_is_refused_by_every_flag(place, name):
-    """The first of the values by each flag, the next ones by turns; `pytest -m slow` takes all of all."""
+    """Gives every flag four fixed values and five that rotate over the flags; `pytest -m slow` gives it all values."""
     names, booleans = flags_of(name)
     for number, flag in enumerate(names):
         turn = (NONSENSE[(number * 5 + k) % len(NONSENSE)] for k in range(5))
@@ -134,7 +135,7 @@ def whatever(place, name, data):
 @pytest.mark.parametrize("name", PROGRAMS)
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_value_is_refused_or_work_begins(place, name, data):
+def test_a_drawn_value_is_refused_or_work_begins(place, name, data):
     whatever(place, name, data)
 
 
@@ -142,7 +143,7 @@ def test_any_value_is_refused_or_work_begins(place, name, data):
 @pytest.mark.parametrize("name", PROGRAMS)
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_of_many_values_is_refused_or_work_begins(place, name, data):
+def test_each_of_many_drawn_values_is_refused_or_work_begins(place, name, data):
     whatever(place, name, data)
 
 
@@ -156,24 +157,23 @@ def test_any_of_many_values_is_refused_or_work_begins(place, name, data):
         ("train", [f"--num_devices={10**18}"], "--num_devices must be at least 1 and at most 1,024, not"),
         ("train", ["--coordinator_address=localhost:abc"], "--coordinator_address must be HOST:PORT"),
         ("train", ["--step_epochs=1e308"], "--step_epochs must be"),
-        ("train", ["nosuch"], "unexpected arguments: nosuch; a flag is given as --NAME=VALUE"),
+        ("train", ["nosuch"], "unexpected arguments: nosuch; give a flag as --NAME=VALUE"),
         ("train", ["--batchsize=8"], "Unknown command line flag 'batchsize'. Did you mean: batch_size"),
-        ("benchmark", ["--batch_sizes=a"], "--batch_sizes are numbers, as in 6,60,600, not a"),
+        ("benchmark", ["--batch_sizes=a"], "--batch_sizes must be numbers, as in 6,60,600, not a"),
         ("benchmark", ["--rounds=0"], "--rounds must be at least 1 and at most 10,000, not 0"),
         ("benchmark", ["--seconds=inf"], "--seconds must be finite and greater than 0 and at most 3600, not inf"),
         ("evaluate", ["/dev/null"], "--checkpoint=/dev/null is not a folder"),
         ("report", ["nosuch"], "--workdir=nosuch: there is no such folder"),
     ],
 )  # fmt: skip
-def test_the_sentence(place, capsys, monkeypatch, name, arguments, message):
-    """On one line, with exit status 2."""
+def test_a_refused_flag_prints_one_line_and_exits_with_2(place, capsys, monkeypatch, name, arguments, message):
     stop_before_work(name, monkeypatch)
     assert run(PROGRAMS[name][0], arguments, monkeypatch, positional=POSITIONAL.get(name)) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {message}") and said.count("\n") == 1
 
 
-def test_a_folder_that_can_be_made_is_left_unmade(place, monkeypatch):
+def test_checking_a_folder_does_not_create_it(place, monkeypatch):
     with pytest.raises(StartedError):
         begin("train", ["--workdir=elsewhere/some where/deep"], monkeypatch)
     assert not (place / "elsewhere").exists()
@@ -191,25 +191,25 @@ def test_ctrl_c_ends_with_one_line(monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(PROGRAMS["train"][0], "resolve", interrupted)
-    assert run(PROGRAMS["train"][0], [], monkeypatch) == _flags.INTERRUPTED
-    assert capsys.readouterr().err == "\nstopped by Ctrl-C; the same command goes on from what is kept\n"
+    assert run(PROGRAMS["train"][0], [], monkeypatch) == _flags.INTERRUPTED_STATUS
+    assert capsys.readouterr().err == "\nstopped by Ctrl-C; run the same command again to resume\n"
 
 
 @pytest.mark.parametrize("raised", [AssertionError(), RuntimeError("Unable to initialize backend 'tpu': no chip")])
-def test_missing_devices_are_one_line_in_every_program(raised, monkeypatch, capsys):
+def test_missing_devices_are_reported_in_one_line_by_every_program(raised, monkeypatch, capsys):
     def fails(*_, **__):
         raise raised
 
     monkeypatch.setattr(jax, "local_devices", fails)
-    for name, work in {"train": "resolve", "benchmark": "_measure"}.items():
-        monkeypatch.setattr(PROGRAMS[name][0], work, fails)
+    for name, place, work in (("train", PROGRAMS["train"][0], "resolve"), ("benchmark", suites, "measure")):
+        monkeypatch.setattr(place, work, fails)
         assert run(PROGRAMS[name][0], [], monkeypatch) == 2
         assert re.fullmatch(
             r"error: JAX_PLATFORMS=cpu asks for devices that are not found.*\n", capsys.readouterr().err
         )
 
 
-def test_an_error_of_ours_keeps_its_traceback(monkeypatch):
+def test_an_internal_error_keeps_its_traceback(monkeypatch):
     def fails(*_, **__):
         raise RuntimeError("ours")
 
@@ -227,8 +227,8 @@ def test_a_printed_command_can_be_pasted(place):
 
 @pytest.mark.parametrize("dry_run", [[], ["--dry_run"]])
 @pytest.mark.parametrize("flag", ["--model=nosuch", "--norm=nosuch", "--num_devices=1000"])
-def test_a_study_of_which_no_run_can_begin_is_refused(place, monkeypatch, flag, dry_run):
-    """In the second case by the sizes of its runs, which 1,000 devices do not divide."""
+def test_a_study_whose_runs_cannot_begin_is_refused(place, monkeypatch, flag, dry_run):
+    """A thousand devices are refused because they do not divide the batch sizes of the runs."""
     use_own_flags(batch_size_study, monkeypatch)
     monkeypatch.setattr(jobs._Worker, "train", start)
     name = flag.partition("=")[0]
@@ -241,7 +241,7 @@ def test_a_study_of_which_no_run_can_begin_is_refused(place, monkeypatch, flag, 
         study()
 
 
-def test_a_study_with_failed_runs_names_them_and_ends_with_1(tmp_path, monkeypatch, capsys):
+def test_a_study_with_failed_runs_names_them_and_exits_with_1(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(jobs._Worker, "train", lambda self, job: {"error": "no luck", "diverged": False})
     runner = jobs.Runner(tmp_path)
     runner.run_all([jobs.Job("first", {"batch_size": 8}), jobs.Job("second", {"batch_size": 16})])

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.benchmarking import fold_suite
+from experiments import _files
+from experiments.benchmarking import fold_suite, result
+from experiments.benchmarking.suite import Chosen
 from tests.reference import normwise_error
 
 
@@ -20,10 +22,12 @@ def test_before_and_after_are_the_same_model(name, shape):
     assert ["rsqrt" in text for text in texts] == [True, False]
 
 
-def test_a_row_a_case(monkeypatch):
+def test_a_row_per_case(monkeypatch, tmp_path):
     monkeypatch.setattr(fold_suite, "CASES", (fold_suite.Case("simple_cnn", (2, 28, 28, 1)),))
-    assert fold_suite.run(["resnet18"]) == []
-    (row,) = fold_suite.run(rounds=2, seconds=0.01)
-    assert row["model"] == "simple_cnn" and row["difference"] < 1e-5
-    assert row["ratio"]["low"] > 0 and row["milliseconds"].keys() == {"before", "after"}
+    assert fold_suite.run(Chosen(("resnet18",))) == []
+    (row,) = fold_suite.run(Chosen(fold_suite.PARTS, rounds=2, seconds=0.01))
+    assert row.model == "simple_cnn" and row.difference < 1e-5
+    assert row.ratio.low > 0 and row.milliseconds.keys() == {"before", "after"}
     assert "simple_cnn" in fold_suite.describe(row) and "ratio" in fold_suite.describe(row)
+    path = result.write([row], tmp_path / "fold.json", [])
+    assert _files.read_json(path, fold_suite.SUITE.file).rows == [row]

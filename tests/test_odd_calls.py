@@ -1,4 +1,4 @@
-"""Every argument of every function, given each of a list of odd values: taken, or refused by a message of ours."""
+"""Every argument of every function accepts each odd value, or refuses it with a message of this library."""
 
 import traceback
 from pathlib import Path
@@ -129,14 +129,14 @@ CALLS = {
         nnx.Sequential(nnx.Linear(3, 3, rngs=nnx.Rngs(0)), nnx.BatchNorm(3, rngs=nnx.Rngs(0))), v
     ),
 }
-# Flax says it itself, in a sentence.
+# Values that Flax refuses, with a clear message of its own.
 OF_FLAX = {("linen use_running_average", "None")}
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", CALLS)
-def test_odd_values_are_taken_or_refused_in_a_message_of_ours(name):
+def test_odd_values_are_accepted_or_refused_with_a_message_of_this_library(name):
     ours, unclear = Path(batchnorm_jax.__file__).parent, []
     for kind, value in ODD.items():
         try:

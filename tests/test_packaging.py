@@ -29,9 +29,9 @@ LIBRARY = [
 ]
 EXPERIMENTS = [
     {"_errors", "_commands", "_register"},
-    {"_limits", "_shapes", "_variants"},
+    {"_limits", "_variants"},
     {"records"},
-    {"_files", "benchmark_records"},
+    {"_files"},
     {"_workdirs"},
     {"_users"},
     {"data", "models"},
@@ -53,18 +53,7 @@ TRAINING = [
     {"session"},
 ]
 # Reads result files only.
-STANDALONE = {
-    "reporting": {
-        "_errors",
-        "_commands",
-        "_register",
-        "_files",
-        "_workdirs",
-        "records",
-        "benchmark_records",
-        "reporting",
-    }
-}
+STANDALONE = {"reporting": {"_errors", "_commands", "_register", "_files", "_workdirs", "records", "reporting"}}
 
 
 def imports(path):

@@ -1,14 +1,14 @@
 """What pooling costs by the number of devices: the times of the links against published ones, and the page."""
 
-import json
 import re
 from pathlib import Path
 
 import pytest
 
+from experiments import _files
 from experiments.benchmarking.topology import pods, table
 from experiments.benchmarking.topology.interconnect import INTERCONNECTS
-from experiments.benchmarking.topology.jobs import Figures
+from experiments.records.benchmarks.topology import Figures, TopologyFile
 
 ROOT = Path(__file__).parent.parent
 US = 1e-6
@@ -82,8 +82,10 @@ def test_the_page_says_what_the_rows_say():
     blocks = re.findall(r"```text\n(What pooling adds.*?)\n```", page, flags=re.DOTALL)
     printed = []
     for path in sorted((ROOT / "docs" / "results" / "topology" / "pods").glob("*.json")):
-        results = json.loads(path.read_text())["rows"]
-        chip = results["topology"].partition(":")[0]
-        rows = {row["job"]["variant"]: Figures(**row["figures"]) for row in results["resnet50"]}
-        printed.append("\n".join(table.pods_lines(chip, pods.costs(chip, rows["plain"], rows["local"]))).strip())
+        results = _files.read_json(path, TopologyFile).rows
+        chip = results.topology.partition(":")[0]
+        rows = {row.job.variant: row.figures for row in results.resnet50}
+        found = pods.costs(chip, rows["plain"], rows["local"])
+        assert found == results.pods
+        printed.append("\n".join(table.pods_lines(chip, found)).strip())
     assert printed and sorted(blocks) == sorted(printed)

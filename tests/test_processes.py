@@ -1,4 +1,4 @@
-"""Several processes that train as one, over loopback: the same numbers, and what happens when one is lost."""
+"""Several processes train together over loopback: numbers as in one process, and clear errors when one is lost."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ def free_port():
 
 
 def start(workdir, processes, environment=None, **changes):
-    """The processes of one run, four devices in all."""
+    """Starts the processes of one run, with a total of four devices."""
     port = free_port()
     given = {"dataset": "tests.own:many", "batch_size": 512, "steps": 20, "warmup_epochs": 0.1, **changes}
     given["num_devices"] = 4 // processes
@@ -50,7 +50,7 @@ def start(workdir, processes, environment=None, **changes):
 
 
 def finish(workdir, processes, environment=None, **changes):
-    """Runs to the end; what each process printed. An abort of XLA's collectives of fake devices is tried again."""
+    """Runs to the end, and returns the output of each process; retries if XLA's collectives of fake devices abort."""
     for _ in range(3):
         started = start(workdir, processes, environment, **changes)
         outputs = [process.communicate(timeout=300)[0] for process in started]
@@ -61,10 +61,10 @@ def finish(workdir, processes, environment=None, **changes):
     raise AssertionError("\n".join(outputs))
 
 
-def test_a_coordinator_that_is_not_there_is_waited_for_aloud(monkeypatch, capsys):
-    """Nothing listens at the port: at once the address and the time left, again, and a sentence at the end."""
+def test_waiting_for_an_absent_coordinator_is_reported(monkeypatch, capsys):
+    """Nothing listens at the port: the address and the time left are printed at once and again, then an error."""
     monkeypatch.setattr(processes, "CONNECT_SECONDS", 0.5)
-    monkeypatch.setattr(processes, "SAID_EVERY", 0.1)
+    monkeypatch.setattr(processes, "MESSAGE_INTERVAL_SECONDS", 0.1)
     address = f"127.0.0.1:{free_port()}"
     config = TrainConfig(coordinator_address=address, num_processes=2, process_id=1)
     with pytest.raises(processes.PeerError, match=rf"waited 0 s for process 0 at {address} .*refused"):
@@ -73,24 +73,24 @@ def test_a_coordinator_that_is_not_there_is_waited_for_aloud(monkeypatch, capsys
     assert len(lines) >= 3 and all(line.startswith(f"waiting   for process 0 at {address}: ") for line in lines)
 
 
-def test_the_coordinator_listens_on_the_address_that_is_given(capsys):
-    assert processes._is_of_this_machine(f"127.0.0.1:{free_port()}")
+def test_the_coordinator_listens_only_at_the_given_address(capsys):
+    assert processes._can_listen_at(f"127.0.0.1:{free_port()}")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(UsageError, match=r"--coordinator_address=.* cannot listen there"):
-            processes._is_of_this_machine(f"127.0.0.1:{taken.getsockname()[1]}")
-    # An address of documentation, RFC 5737, which no machine has.
-    assert not processes._is_of_this_machine("192.0.2.1:1234")
-    assert "listens on all of its addresses, port 1234" in capsys.readouterr().out
+            processes._can_listen_at(f"127.0.0.1:{taken.getsockname()[1]}")
+    # RFC 5737 reserves this address for documentation, so no machine has it.
+    assert not processes._can_listen_at("192.0.2.1:1234")
+    assert "listens at port 1234 of all its addresses" in capsys.readouterr().out
 
 
 def losses(workdir):
     return np.array([row.loss for row in metrics.read(workdir / metrics.FILE) if row.kind == "train"])
 
 
-def test_two_processes_of_two_devices_train_as_one_of_four(tmp_path):
-    """In double precision, where nothing but the pooling could make a difference, for twenty steps."""
+def test_two_processes_of_two_devices_train_as_one_process_of_four(tmp_path):
+    """Compares twenty steps in double precision, in which only wrong pooling could make a difference."""
     double = {"environment": {"JAX_ENABLE_X64": "1"}, "model": "tests.own:double_precision_cnn"}
     outputs = finish(tmp_path / "two", 2, **double)
     finish(tmp_path / "one", 1, **double)
@@ -103,7 +103,7 @@ def test_two_processes_of_two_devices_train_as_one_of_four(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_ramp_as_one(tmp_path):
+def test_two_processes_ramp_the_batch_size_as_one_process(tmp_path):
     ramp = {"batch_size": 64, "batch_ramp": "auto", "schedule": "constant", "warmup_epochs": 0, "steps": 1500}
     ramp |= {"dataset": "digits", "learning_rate": 0.02}
     outputs = finish(tmp_path / "two", 2, **ramp)
@@ -117,7 +117,7 @@ def test_two_processes_ramp_as_one(tmp_path):
 
 
 def started_and_training(workdir, after=0):
-    """Two processes that have trained for some steps more."""
+    """Starts two processes, and returns them once they have trained for some steps after step `after`."""
     started = start(workdir, 2, steps=5000, checkpoint_every=10)
     rows = workdir / metrics.FILE
     deadline = time.monotonic() + 180
@@ -139,8 +139,8 @@ def started_and_training(workdir, after=0):
         pytest.param("coordinator", signal.SIGSTOP, marks=pytest.mark.slow),
     ],
 )
-def test_a_lost_process_ends_the_others_and_the_run_goes_on(tmp_path, lost, sent):
-    """Killed or standing still: the other one ends with an error within a minute, and both can be started again."""
+def test_a_lost_process_ends_the_other_and_the_run_can_be_resumed(tmp_path, lost, sent):
+    """When one process is killed or hangs, the other ends with an error within a minute, and both can be restarted."""
     started = started_and_training(tmp_path / "run")
     victim, other = started if lost == "coordinator" else started[::-1]
     victim.send_signal(sent)

@@ -1,11 +1,11 @@
-"""Damaged files of every kind: a result that holds, or one sentence that says what is wrong."""
+"""A damaged file of any kind is read with valid results, or refused in one sentence that says what is wrong."""
 
 import pytest
 
 from tests import readers
 
-# Those that train, or draw many figures, take seconds for each damage.
-LONG = {
+# Readers that train or draw many figures, and so take seconds per damage.
+SLOW_READERS = {
     "train",
     "evaluate",
     "evaluate program",
@@ -20,8 +20,8 @@ LONG = {
 }
 
 
-@pytest.mark.parametrize("name", [n for n in readers.READERS if n not in LONG])
-def test_a_damaged_file_is_used_or_named(name):
+@pytest.mark.parametrize("name", [n for n in readers.READERS if n not in SLOW_READERS])
+def test_a_damaged_file_is_read_or_refused(name):
     came = dict(readers.sweep(name, 6))
     assert len(came) >= 9
     assert {what: result for what, result in came.items() if result not in ("read", "refused")} == {}
@@ -29,12 +29,12 @@ def test_a_damaged_file_is_used_or_named(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", readers.READERS)
-def test_every_damage_of_every_file_is_used_or_named(name):
+def test_every_file_with_every_damage_is_read_or_refused(name):
     came = dict(readers.sweep(name, 40, seed=1))
     assert {what: result for what, result in came.items() if result not in ("read", "refused")} == {}
 
 
-def test_what_no_page_shows_is_found():
-    assert readers._none("<p>it took nan s</p><svg>inf</svg>") == {"nan"}
+def test_the_sweep_finds_a_page_that_shows_nan_and_a_reader_that_fails():
+    assert readers._missing_numbers("<p>it took nan s</p><svg>inf</svg>") == {"nan"}
     broken = readers.READERS["run page"]._replace(read=lambda folder: 1 / 0)
     assert "ZeroDivisionError" in readers.outcome(broken, None, "")

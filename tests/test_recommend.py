@@ -7,21 +7,31 @@ import math
 import re
 import shlex
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments import _files
+from experiments._errors import UsageError
+from experiments.records.evidence import TriedBatch
+from experiments.records.recommendation import Recommendation
 from experiments.reporting import recommendation_lines, write_recommendation_page
 from experiments.reporting.recommendation import command
 from experiments.reporting.recommendation_text import SOURCES, WHY_NOT_LARGER
 from experiments.studies.convergence import SEARCH_SEED
 from experiments.studies.recommending.advice import advise
-from experiments.studies.recommending.curves import noise_of
+from experiments.studies.recommending.curves import prior_of
 from experiments.studies.recommending.measure import measure
-from experiments.studies.recommending.run import FILE, finite
+from experiments.studies.recommending.run import FILE
 from experiments.training.config import plan
 from experiments.training.config.options import TrainConfig
 from tests.law import Law, answer
+
+
+def kept(result):
+    """A recommendation as its file has it."""
+    return msgspec.convert(json.loads(json.dumps(msgspec.to_builtins(result), allow_nan=False)), Recommendation)
 
 
 @settings(max_examples=8, deadline=None)
@@ -37,12 +47,12 @@ def test_with_time_enough_the_advice_is_near_the_best(least, critical, overhead,
     law = Law(least, critical, overhead, throughput, spread=spread, rate=rate)
     law.seconds = 15 * law.best_time() + 120
     evidence, advice = answer(law)
-    taken = law.time(advice["batch_size"], advice["learning_rate"])
-    assert taken <= 1.25 * law.best_time(), (advice, evidence["not_measured"])
-    updates = advice["predictions"][-2]["updates"]
-    assert advice["predictions"][-2]["batch_size"] == advice["batch_size"]
+    taken = law.time(advice.batch_size, advice.learning_rate)
+    assert taken <= 1.25 * law.best_time(), (advice, evidence.not_measured)
+    updates = advice.predictions[-2].updates
+    assert advice.predictions[-2].batch_size == advice.batch_size
     # The rates that were tried are a factor of two apart.
-    assert 0.75 < updates[0] / law.updates(advice["batch_size"]) < 1.4
+    assert 0.75 < updates[0] / law.updates(advice.batch_size) < 1.4
 
 
 @settings(max_examples=10, deadline=None)
@@ -52,15 +62,14 @@ def test_the_budget_holds_and_what_is_missing_is_said(minutes, target, least):
     evidence, advice = answer(law, target=target)
     # The first run has to be made to know what runs take, and one of a larger batch may take longer than it.
     assert law.now <= law.seconds + 2 * law.start + 2
-    assert evidence["not_measured"] or minutes > 1
-    result = {"evidence": {**evidence, "kind": "cpu"}, "advice": advice, "minutes": minutes, "seconds": law.now}
-    result = json.loads(json.dumps(finite(result), allow_nan=False))
+    assert evidence.not_measured or minutes > 1
+    result = kept(Recommendation(evidence=evidence, advice=advice, minutes=minutes, seconds=law.now))
     text = "\n".join(recommendation_lines(result))
-    assert all(missing in text for missing in evidence["not_measured"])
+    assert all(missing in text for missing in evidence.not_measured)
     if advice is None:
         assert "No recommendation" in text
     else:
-        assert noise_of(evidence) or any(run["reached"] for run in evidence["runs"])
+        assert prior_of(evidence.noise) or any(run.reached for run in evidence.runs)
 
 
 @pytest.mark.parametrize("examples", [55_000, 5_000])
@@ -72,9 +81,9 @@ def test_a_race_is_one_of_equal_time(examples):
     assert len({options["batch_size"] for options in shorts}) > 1
     # But that a fit of the time says how many updates that are, and there are at least so many.
     assert max(seconds) < 1.1 * min(seconds)
-    size, rate, _ = min(evidence["race"], key=lambda entry: entry[2])
-    first = evidence["runs"][0]
-    assert (first["batch_size"], first["rate"]) == (size, rate)
+    size, rate, _ = min(evidence.race, key=lambda entry: entry[2])
+    first = evidence.runs[0]
+    assert (first.batch_size, first.rate) == (size, rate)
 
 
 def test_noise_that_few_measurements_do_not_bound_is_measured_again():
@@ -88,18 +97,16 @@ def test_noise_that_few_measurements_do_not_bound_is_measured_again():
     law = Late(minutes=20)
     evidence, _ = answer(law)
     measured = [job for job in law.jobs if "noise_every" in job.options]
-    assert len(measured) == 2 and evidence["noise"]["measurements"] >= 6 and noise_of(evidence)
-    assert not any("noise" in what for what in evidence["not_measured"])
+    assert len(measured) == 2 and evidence.noise.measurements >= 6 and prior_of(evidence.noise)
+    assert not any("noise" in what for what in evidence.not_measured)
 
     class Never(Law):
         def noise(self, job):
             return []
 
     evidence, advice = answer(Never(minutes=20))
-    assert evidence["noise"] is None and advice["batch_size"]
-    assert (
-        sum("the gradient noise scale: its measurements are too few" in what for what in evidence["not_measured"]) == 1
-    )
+    assert evidence.noise is None and advice.batch_size
+    assert sum("the gradient noise scale: its measurements are too few" in what for what in evidence.not_measured) == 1
 
 
 @pytest.mark.parametrize("longest", [math.inf, 1_000])
@@ -108,20 +115,20 @@ def test_time_that_is_left_measures_the_noise_of_a_target_that_is_reached_too_so
     law = Law(least=40, minutes=5, longest=longest)
     evidence, _ = answer(law)
     runs = [job for job in law.jobs if "noise_every" in job.options]
-    assert noise_of(evidence) and not any("noise" in what for what in evidence["not_measured"])
+    assert prior_of(evidence.noise) and not any("noise" in what for what in evidence.not_measured)
     # Along a run to the target, and not beyond it: the scale grows.
-    first = next(run for run in evidence["runs"] if run["reached"])
-    assert evidence["runs"][0]["diverged"] is (longest == 1_000)
+    first = next(run for run in evidence.runs if run.reached)
+    assert evidence.runs[0].diverged is (longest == 1_000)
     options = runs[-1].options
     assert runs[-1].key.startswith("noise-") and law.now < law.seconds
-    assert (options["steps"], options["learning_rate"]) == (first["updates"], first["rate"])
+    assert (options["steps"], options["learning_rate"]) == (first.updates, first.rate)
 
 
 @pytest.mark.parametrize("target", [None, 0.98])
 def test_examples_too_few_for_noise_are_said_once(target):
     evidence, _ = answer(Law(minutes=20), target=target, examples=120)
-    assert evidence["noise"] is None
-    said = [what for what in evidence["not_measured"] if "noise" in what]
+    assert evidence.noise is None
+    said = [what for what in evidence.not_measured if "noise" in what]
     assert said == ["the gradient noise scale: 120 examples are too few"]
 
 
@@ -134,9 +141,9 @@ def test_short_runs_say_on_which_side_the_next_batch_size_is():
 
     law = Misleading(critical=300.0, minutes=20)
     evidence, _ = answer(law)
-    assert evidence["noise"]["scale"] > 10_000
-    race, sizes = {}, list(dict.fromkeys(run["batch_size"] for run in evidence["runs"]))
-    for size, _, loss in evidence["race"]:
+    assert evidence.noise.scale > 10_000
+    race, sizes = {}, list(dict.fromkeys(run.batch_size for run in evidence.runs))
+    for size, _, loss in evidence.race:
         race[size] = min(loss, race.get(size, math.inf))
     assert {sizes[0] // 4, 4 * sizes[0]} <= set(race)
     assert sizes[1] == min(sizes[0] // 4, 4 * sizes[0], key=lambda size: race[size]) < sizes[0]
@@ -145,13 +152,13 @@ def test_short_runs_say_on_which_side_the_next_batch_size_is():
 def test_without_a_target_noise_and_knee_decide():
     law = Law(critical=400.0)
     evidence, advice = answer(law, target=None)
-    assert any("target_accuracy" in text for text in evidence["not_measured"])
-    assert advice["source"] == "noise" and advice["predictions"][0]["seconds"] is None
-    assert advice["critical_batch_size"]["value"] == pytest.approx(400, rel=0.2)
+    assert any("target_accuracy" in text for text in evidence.not_measured)
+    assert advice.source == "noise" and advice.predictions[0].seconds is None
+    assert advice.critical_batch_size.value == pytest.approx(400, rel=0.2)
     # sqrt(400 x 10) = 63.
-    assert advice["batch_size"] == 64
-    assert advice["learning_rate"] == pytest.approx(law.best_rate(64), rel=0.8)
-    assert "target_accuracy" not in advice["options"]
+    assert advice.batch_size == 64
+    assert advice.learning_rate == pytest.approx(law.best_rate(64), rel=0.8)
+    assert "target_accuracy" not in advice.options
 
 
 @pytest.mark.parametrize("options", [{}, {"span": 16}, {"norm": "none"}, {"span": 3}])
@@ -161,87 +168,85 @@ def test_the_command_is_one_that_the_trainer_takes(options):
     assert words[:3] == ["python", "-m", "experiments.train"]
     flags = dict(word.removeprefix("--").split("=") for word in words[3:])
     fields = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
-    config = TrainConfig(**advice["options"])
+    config = TrainConfig(**advice.options)
     for name, default in fields.items():
         value = getattr(config, name)
         assert (str(value) == flags[name]) if name in flags else value == default, name
-    assert config.target_accuracy == 0.98 and config.peak_learning_rate == advice["learning_rate"]
+    assert config.target_accuracy == 0.98 and config.peak_learning_rate == advice.learning_rate
     plan.make(config, 55_000, 2)
 
 
 def test_what_binds_is_named():
     # Far more noise than the device can use, and the other way round.
-    assert answer(Law(critical=5_000.0, overhead=1e-4, minutes=30))[1]["binds"] == "knee"
-    assert answer(Law(critical=30.0, overhead=1e-1, minutes=60))[1]["binds"] == "noise"
+    assert answer(Law(critical=5_000.0, overhead=1e-4, minutes=30))[1].binds == "knee"
+    assert answer(Law(critical=30.0, overhead=1e-1, minutes=60))[1].binds == "noise"
     _, advice = answer(Law(critical=5_000.0, overhead=5e-2, minutes=60), examples=2_000)
-    assert advice["binds"] == "data" and advice["batch_size"] <= 250
+    assert advice.binds == "data" and advice.batch_size <= 250
 
 
 def test_the_largest_batch_is_tried_where_the_data_come_near_it():
     far, _ = answer(Law(minutes=30))
-    assert far["memory"]["tried"] is None and far["memory"]["largest"] > 100_000
+    assert far.memory.tried is None and far.memory.largest > 100_000
     near, _ = answer(Law(minutes=30, per_example=3 * 10**6))
-    assert near["memory"]["tried"] == {"batch_size": near["memory"]["tried"]["batch_size"], "error": None}
-    assert near["memory"]["largest"] / 4 <= near["memory"]["tried"]["batch_size"] <= near["memory"]["largest"]
+    assert near.memory.tried == TriedBatch(batch_size=near.memory.tried.batch_size, error=None)
+    assert near.memory.largest / 4 <= near.memory.tried.batch_size <= near.memory.largest
 
 
 def test_one_batch_size_without_noise_is_said_to_be_a_guess():
     law = Law(minutes=30)
     evidence, _ = answer(law)
-    size = evidence["runs"][0]["batch_size"]
-    evidence["noise"] = None
-    evidence["runs"] = [run for run in evidence["runs"] if run["batch_size"] == size]
-    assert advise(evidence)["source"] == "usual" and advise(evidence)["predictions"][0]["updates"]
-    evidence["runs"] = []
-    assert advise(evidence) is None
+    size = evidence.runs[0].batch_size
+    runs = [run for run in evidence.runs if run.batch_size == size]
+    evidence = msgspec.structs.replace(evidence, noise=None, runs=runs)
+    advice = advise(evidence)
+    assert advice.source == "usual" and advice.predictions[0].updates
+    assert advise(msgspec.structs.replace(evidence, runs=[])) is None
 
 
 def test_a_batch_that_does_not_run_is_a_result_and_a_limit():
     """Without that limit the best batch is of some 1,600; with it larger ones are cut."""
     law = Law(least=100, critical=5_000.0, overhead=5e-2, most=600, minutes=60, per_example=3 * 10**6)
     evidence, advice = answer(law)
-    tried = evidence["memory"]["tried"]
-    assert tried["batch_size"] > 600 and tried["error"] == "its process ended with exit status -9"
-    assert evidence["memory"]["largest"] < tried["batch_size"]
-    assert max(job.options["batch_size"] for job in law.jobs if "target" in job.key) <= max(
-        600, tried["batch_size"] // 2
-    )
+    tried = evidence.memory.tried
+    assert tried.batch_size > 600 and tried.error == "its process ended with exit status -9"
+    assert evidence.memory.largest < tried.batch_size
+    assert max(job.options["batch_size"] for job in law.jobs if "target" in job.key) <= max(600, tried.batch_size // 2)
     assert advice is not None
 
 
 def test_memory_that_binds_is_named_and_accumulation_makes_up_for_it():
     law = Law(least=100, critical=5_000.0, overhead=5e-2, minutes=60)
     evidence, advice = answer(law)
-    assert advice["binds"] != "memory" and advice["batch_size"] >= 1024
-    evidence["memory"]["largest"] = 256
+    assert advice.binds != "memory" and advice.batch_size >= 1024
+    memory = msgspec.structs.replace(evidence.memory, largest=256)
+    evidence = msgspec.structs.replace(evidence, memory=memory)
     advice = advise(evidence)
-    assert advice["binds"] == "memory"
-    assert advice["per_device"] * 2 * advice["accumulation_steps"] == advice["batch_size"]
-    assert advice["per_device"] * 2 <= 256
-    assert "accumulation" in advice["loosen"]
-    for parts, text in ((1, "the whole batch"), (2, f"each micro-batch of {advice['batch_size'] // 2}")):
-        cut = {**advice, "accumulation_steps": parts}
-        result = {"evidence": {**evidence, "kind": "cpu"}, "advice": cut, "seconds": 60.0, "minutes": 60}
+    assert advice.binds == "memory"
+    assert advice.per_device * 2 * advice.accumulation_steps == advice.batch_size
+    assert advice.per_device * 2 <= 256
+    assert "accumulation" in advice.loosen
+    for parts, text in ((1, "the whole batch"), (2, f"each micro-batch of {advice.batch_size // 2}")):
+        cut = msgspec.structs.replace(advice, accumulation_steps=parts)
+        result = Recommendation(evidence=evidence, advice=cut, seconds=60.0, minutes=60)
         assert f"statistics over {text}" in "\n".join(recommendation_lines(result))
-    evidence["options"] = {**evidence["options"], "norm": "renorm"}
-    whole = advise(evidence)
-    assert whole["accumulation_steps"] == 1
-    assert whole["binds"] == "memory" and "accumulation" not in whole["loosen"]
+    whole = advise(msgspec.structs.replace(evidence, options={**evidence.options, "norm": "renorm"}))
+    assert whole.accumulation_steps == 1
+    assert whole.binds == "memory" and "accumulation" not in whole.loosen
 
 
 def test_of_a_target_that_is_not_reached_noise_speaks():
     evidence, advice = answer(Law(least=10**7, minutes=3))
-    assert any("not reached at batch size" in text for text in evidence["not_measured"])
-    assert advice["source"] == "noise" and advice["predictions"][0]["updates"] is None
-    assert "epochs" not in advice["options"] and advice["options"]["target_accuracy"] == 0.98
+    assert any("not reached at batch size" in text for text in evidence.not_measured)
+    assert advice.source == "noise" and advice.predictions[0].updates is None
+    assert "epochs" not in advice.options and advice.options["target_accuracy"] == 0.98
 
 
 def test_a_rate_that_diverges_after_a_while_is_followed_by_lower_ones():
     law = Law(longest=20_000, minutes=30)
     evidence, advice = answer(law)
-    assert evidence["runs"][0]["diverged"] and any(run["reached"] for run in evidence["runs"])
-    assert evidence["noise"] is not None
-    assert advice["source"] == "runs" and advice["learning_rate"] <= law.best_rate(advice["batch_size"])
+    assert evidence.runs[0].diverged and any(run.reached for run in evidence.runs)
+    assert evidence.noise is not None
+    assert advice.source == "runs" and advice.learning_rate <= law.best_rate(advice.batch_size)
 
 
 def test_rates_that_all_diverge_are_said_to():
@@ -249,7 +254,7 @@ def test_rates_that_all_diverge_are_said_to():
     # Time and memory are measured at a rate of their own.
     law.best_rate = lambda batch_size: 1e-6 if law.jobs[-1].key.startswith(("time", "largest")) else 1e-12
     evidence, advice = answer(law)
-    assert advice is None and any("diverged" in text for text in evidence["not_measured"])
+    assert advice is None and any("diverged" in text for text in evidence.not_measured)
     assert len([job for job in law.jobs if job.key.startswith("short")]) == 3 + 4
 
 
@@ -258,25 +263,58 @@ def test_a_search_that_goes_on_asks_for_the_same_runs():
     before = measure(law, law.problem())
     made, law.now = len(law.jobs), 0.0
     after = measure(law, law.problem())
-    size = before["runs"][0]["batch_size"]
-    first = [run["key"] for run in before["runs"] if run["batch_size"] == size and run["seed"] == SEARCH_SEED]
-    assert [run["key"] for run in after["runs"] if run["key"] in first] == first
-    assert {run["key"] for run in after["runs"]} & {job.key for job in law.jobs[:made]} >= set(first)
+    size = before.runs[0].batch_size
+    first = [run.key for run in before.runs if run.batch_size == size and run.seed == SEARCH_SEED]
+    assert [run.key for run in after.runs if run.key in first] == first
+    assert {run.key for run in after.runs} & {job.key for job in law.jobs[:made]} >= set(first)
 
 
 def recommended():
-    """A recommendation as a file has it."""
-    result = {"minutes": 2.08738, "seconds": 114.0}
     evidence, advice = answer(Law(minutes=6))
-    result = {"evidence": {**evidence, "kind": "cpu"}, "advice": advice, **result}
-    return json.loads(json.dumps(finite(result), allow_nan=False))
+    return kept(Recommendation(minutes=2.08738, seconds=114.0, evidence=evidence, advice=advice))
+
+
+@pytest.mark.parametrize("target", [None, 0.98])
+def test_a_recommendation_is_what_its_file_holds(target, tmp_path):
+    """Also what an earlier version wrote, which lacks some of it, and a later one, which may have more."""
+    evidence, advice = answer(Law(minutes=6), target=target)
+    result = Recommendation(minutes=6, seconds=300.0, evidence=evidence, advice=advice)
+    _files.write_json(tmp_path / FILE, result)
+    assert _files.read_json(tmp_path / FILE, Recommendation) == result
+    held = json.loads((tmp_path / FILE).read_text())
+    assert held["version"] == 1 and isinstance(held["evidence"]["step_time"][0], list)
+    del held["version"], held["evidence"]["unit"], held["evidence"]["optimizer"], held["evidence"]["memory"]["error"]
+    for run in held["evidence"]["runs"]:
+        del run["key"], run["evaluate_every"]
+    held["advice"]["later"] = 3
+    (tmp_path / FILE).write_text(json.dumps(held))
+    older = _files.read_json(tmp_path / FILE, Recommendation)
+    assert older.version == 0 and older.advice == advice
+    assert recommendation_lines(older) == recommendation_lines(result)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ({"dataset": 3}, r"Expected `str`, got `int` - at `options.dataset` - at `\$.evidence`"),
+        ({"dataset": "mnist", "norm": 3}, r"Expected `str \| null`, got `int`"),
+        ({}, "missing required field `dataset`"),
+    ],
+)
+def test_options_that_a_page_cannot_show_are_named(damage, said, tmp_path):
+    result = recommended()
+    held = msgspec.to_builtins(result)
+    held["evidence"]["options"] = damage
+    (tmp_path / FILE).write_text(json.dumps(held))
+    with pytest.raises(UsageError, match=said):
+        write_recommendation_page(tmp_path)
 
 
 def test_predictions_fit_a_terminal():
     """A column for each size."""
     result = recommended()
     lines = recommendation_lines(result)
-    sizes = [f"{prediction['batch_size']:,}" for prediction in result["advice"]["predictions"]]
+    sizes = [f"{prediction.batch_size:,}" for prediction in result.advice.predictions]
     (head,) = (i for i, line in enumerate(lines) if line.split() == ["batch", "size", *sizes])
     rows = lines[head : lines.index("", head)]
     assert len(sizes) == 3 and len(rows) == 7 and max(map(len, rows)) <= 90
@@ -286,12 +324,12 @@ def test_predictions_fit_a_terminal():
 
 def test_the_recommendation_comes_first_then_why_then_the_numbers(tmp_path):
     result = recommended()
-    advice, lines = result["advice"], recommendation_lines(result)
+    advice, lines = result.advice, recommendation_lines(result)
     assert lines[0].startswith(
-        f"Use a batch size of {advice['batch_size']:,} with a learning rate of {advice['learning_rate']:g}. "
+        f"Use a batch size of {advice.batch_size:,} with a learning rate of {advice.learning_rate:g}. "
         "Training should reach 98% after about "
     )
-    (tmp_path / FILE).write_text(json.dumps(result))
+    _files.write_json(tmp_path / FILE, result)
     page = html.unescape(write_recommendation_page(tmp_path).read_text())
     for text in ("\n".join(lines), page):
         places = [text.index(part) for part in (lines[0], "Why", "What to expect", "Measured")]
@@ -303,7 +341,8 @@ def test_the_recommendation_comes_first_then_why_then_the_numbers(tmp_path):
 def test_the_words_need_no_paper(binds, source):
     """A term stands where it is explained, and nowhere before."""
     result = recommended()
-    result["advice"] |= {"binds": binds, "source": source, "loosen": "a fix"}
+    advice = msgspec.structs.replace(result.advice, binds=binds, source=source, loosen="a fix")
+    result = msgspec.structs.replace(result, advice=advice)
     text = "\n".join(recommendation_lines(result))
     assert not re.search(r"\bdraws?\b|loosen|\bbinds\b|within a tenth", text)
     for term in ("knee", "critical batch size"):
@@ -320,21 +359,22 @@ def test_the_words_need_no_paper(binds, source):
     ],
 )
 def test_without_a_recommendation_the_page_says_what_to_do(missing, said, tmp_path):
-    result = {**recommended(), "advice": None}
-    result["evidence"]["not_measured"] = [missing]
+    result = recommended()
+    evidence = msgspec.structs.replace(result.evidence, not_measured=[missing])
+    result = msgspec.structs.replace(result, advice=None, evidence=evidence)
     assert said in recommendation_lines(result)[0] and f"- {missing}" in recommendation_lines(result)
-    (tmp_path / FILE).write_text(json.dumps(result))
+    _files.write_json(tmp_path / FILE, result)
     assert said in html.unescape(write_recommendation_page(tmp_path).read_text())
 
 
 def test_the_page_has_the_line_and_the_table(tmp_path):
     """A browser breaks the line to copy between flags only."""
     result = recommended()
-    (tmp_path / FILE).write_text(json.dumps(result))
+    _files.write_json(tmp_path / FILE, result)
     page = write_recommendation_page(tmp_path).read_text()
     (pre,) = re.findall(r"<pre>(.*?)</pre>", page)
-    assert re.sub(r"<[^>]*>", "", pre) == command(result["advice"])
-    assert f"<span>--batch_size={result['advice']['batch_size']}</span>" in pre
-    for prediction in result["advice"]["predictions"]:
-        assert f'<th class="n">{prediction["batch_size"]:,}</th>' in page
+    assert re.sub(r"<[^>]*>", "", pre) == command(result.advice)
+    assert f"<span>--batch_size={result.advice.batch_size}</span>" in pre
+    for prediction in result.advice.predictions:
+        assert f'<th class="n">{prediction.batch_size:,}</th>' in page
     assert "1.9 of 2.09 minutes were spent" in page

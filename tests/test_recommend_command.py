@@ -22,11 +22,11 @@ def test_the_command_line_end_to_end(tmp_path):
     first = subprocess.run(command_, capture_output=True, text=True, cwd=ROOT, check=False, timeout=600)
     assert first.returncode == 0, first.stderr
     assert "\nMeasured in " in first.stdout and (tmp_path / "report.html").exists()
-    before = {row["key"]: row for row in jobs.read(tmp_path / jobs.FILE)}
+    before = {row.key: row for row in jobs.read(tmp_path / jobs.FILE)}
     again = subprocess.run([*command_, "--json"], capture_output=True, text=True, cwd=ROOT, check=False, timeout=600)
     result = json.loads(again.stdout)
     # Each says when it was made, so that a row that was made again would differ.
-    assert {row["key"]: row for row in jobs.read(tmp_path / jobs.FILE)}.items() >= before.items()
+    assert {row.key: row for row in jobs.read(tmp_path / jobs.FILE)}.items() >= before.items()
     # How far a budget goes is the machine's matter.
     assert result["evidence"]["step_time"]
     if result["advice"] is not None:

@@ -8,23 +8,28 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments._errors import UsageError
+from experiments.records.evidence import MeasuredRun, Noise
 from experiments.studies.recommending import memory
 from experiments.studies.recommending.curves import (
-    ABOUT_NOISE,
-    ABOUT_USUAL,
-    OF_A_RUN,
-    OVERSTATED,
-    USUAL_CRITICAL,
-    Noise,
-    noise_of,
+    NOISE_LOG_SD,
+    NOISE_OVER_CRITICAL,
+    RUN_LOG_SD,
+    USUAL_CRITICAL_EXAMPLES,
+    USUAL_LOG_SD,
+    NoisePrior,
     noise_over,
+    prior_of,
     steps_by,
 )
 
 
 def runs(sizes, updates, reached=None):
     reached = [True] * len(sizes) if reached is None else reached
-    return [{"batch_size": b, "updates": s, "reached": r} for b, s, r in zip(sizes, updates, reached, strict=True)]
+    fields = {"rate": 0.1, "seed": 0, "diverged": False, "step_seconds": None}
+    return [
+        MeasuredRun(batch_size=b, updates=s, reached=r, **fields)
+        for b, s, r in zip(sizes, updates, reached, strict=True)
+    ]
 
 
 @settings(max_examples=10, deadline=None)
@@ -38,7 +43,7 @@ def test_runs_outweigh_the_noise_scale_where_there_are_enough(scale, off, least,
     """Without noise of their own: thirty runs at each of four sizes or more leave little of what was thought before."""
     sizes, truth = sorted(sizes) * 30, off * scale
     (found, examples), *draws = steps_by(
-        Noise(OVERSTATED * scale, 0.1), runs(sizes, [least * (1 + truth / size) for size in sizes])
+        NoisePrior(NOISE_OVER_CRITICAL * scale, 0.1), runs(sizes, [least * (1 + truth / size) for size in sizes])
     )
     for size in set(sizes):
         assert found + examples / size == pytest.approx(least * (1 + truth / size), rel=0.1)
@@ -52,12 +57,12 @@ def test_the_intervals_hold_what_was_drawn():
     random = np.random.default_rng(0)
     inside = []
     for _ in range(300):
-        truth = USUAL_CRITICAL * math.exp(random.normal(0, ABOUT_USUAL))
+        truth = USUAL_CRITICAL_EXAMPLES * math.exp(random.normal(0, USUAL_LOG_SD))
         # About the truth, since it is the truth that was drawn.
-        noise = Noise(OVERSTATED * truth * math.exp(random.normal(0, math.hypot(ABOUT_NOISE, 0.5))), 0.5)
+        noise = NoisePrior(NOISE_OVER_CRITICAL * truth * math.exp(random.normal(0, math.hypot(NOISE_LOG_SD, 0.5))), 0.5)
         least = math.exp(random.uniform(4, 8))
         sizes = random.choice([16, 64, 256, 1024], random.integers(1, 4))
-        updates = least * (1 + truth / sizes) * np.exp(random.normal(0, OF_A_RUN, len(sizes)))
+        updates = least * (1 + truth / sizes) * np.exp(random.normal(0, RUN_LOG_SD, len(sizes)))
         # A third of the runs are cut short.
         most = updates * np.where(random.random(len(sizes)) < 1 / 3, random.uniform(0.3, 1, len(sizes)), 2)
         if np.all(most < updates):
@@ -72,12 +77,12 @@ def test_a_noise_scale_counts_as_far_as_it_is_known():
     """Without runs: normal about the usual, about a noise scale that is known, and between them else."""
 
     # The product of two normal densities.
-    both = 1 / ABOUT_USUAL**2 + 1 / ABOUT_NOISE**2
-    between = (math.log(USUAL_CRITICAL) / ABOUT_USUAL**2 + math.log(5) / ABOUT_NOISE**2) / both
+    both = 1 / USUAL_LOG_SD**2 + 1 / NOISE_LOG_SD**2
+    between = (math.log(USUAL_CRITICAL_EXAMPLES) / USUAL_LOG_SD**2 + math.log(5) / NOISE_LOG_SD**2) / both
     for noise, middle, wide in (
-        (None, math.log(USUAL_CRITICAL), ABOUT_USUAL),
-        (Noise(5 * OVERSTATED, 0.0), between, both**-0.5),
-        (Noise(5 * OVERSTATED, 1e6), math.log(USUAL_CRITICAL), ABOUT_USUAL),
+        (None, math.log(USUAL_CRITICAL_EXAMPLES), USUAL_LOG_SD),
+        (NoisePrior(5 * NOISE_OVER_CRITICAL, 0.0), between, both**-0.5),
+        (NoisePrior(5 * NOISE_OVER_CRITICAL, 1e6), math.log(USUAL_CRITICAL_EXAMPLES), USUAL_LOG_SD),
     ):
         likeliest, *draws = np.log(steps_by(noise, [])[:, 1])
         # The likeliest of the values that are weighed.
@@ -99,9 +104,9 @@ def test_a_noise_scale_counts_as_far_as_it_is_known():
 )
 def test_a_noise_scale_without_bounds_is_not_known(scale, interval, spread):
     """A scale of 4,354 from few measurements was once believed, and predictions were off by a factor of two."""
-    noise = noise_of({"noise": {"scale": scale, "interval": interval}})
+    noise = prior_of(Noise(scale=scale, interval=tuple(interval), measurements=8))
     assert noise is None if spread is None else noise == pytest.approx((scale, spread), rel=1e-3)
-    assert noise_of({"noise": None}) is None
+    assert prior_of(None) is None
 
 
 def test_the_noise_over_a_run_is_the_median_with_its_interval():
@@ -113,18 +118,20 @@ def test_the_noise_over_a_run_is_the_median_with_its_interval():
         # Of 20 directions in which a mean gradient is measured with noise as large as it is.
         noisy = ((1 + random.normal(size=(16, 20))) ** 2).mean(axis=1) - 1
         found = noise_over([[0, 0.0, norm2, scale] for norm2, scale in zip(noisy, scales, strict=True)])
-        held.append(found["interval"][0] <= math.sqrt(10) * 100 <= found["interval"][1])
-        bounded.append(noise_of({"noise": found}) is not None)
+        low, high = found.interval
+        # An end without a bound is None.
+        held.append((low is None or low <= math.sqrt(10) * 100) and (high is None or math.sqrt(10) * 100 <= high))
+        bounded.append(prior_of(found) is not None)
     assert np.mean(held) >= 0.95 and np.mean(bounded) >= 0.95
     # Too few for any interval; and half of them without a gradient.
     few = noise_over([[1, 0.1, 0.02, 2.0]] * 3)
-    assert few["scale"] == 100 and few["measurements"] == 3 and noise_of({"noise": few}) is None
-    assert noise_of({"noise": noise_over([[1, 0.1, 0.02, 2.0], [1, 0.1, -0.02, 2.0]] * 8)}) is None
+    assert few.scale == 100 and few.measurements == 3 and prior_of(few) is None
+    assert prior_of(noise_over([[1, 0.1, 0.02, 2.0], [1, 0.1, -0.02, 2.0]] * 8)) is None
 
 
 def test_a_run_that_was_cut_short_makes_its_size_look_worse():
     """By the noise scale some 100 updates were to be expected at 1,024, and not after 400 without the target."""
-    at_64, noise = runs([64], [1_000]), Noise(7_000.0, 0.1)
+    at_64, noise = runs([64], [1_000]), NoisePrior(7_000.0, 0.1)
 
     def at_1024(*more):
         least, examples = steps_by(noise, at_64 + [run for part in more for run in part])[0]
@@ -143,7 +150,7 @@ def test_the_largest_batch_fits_and_the_next_does_not(fixed, slope, limit):
     line = memory.fit_memory(sizes, [fixed + slope * size for size in sizes])
     assert (line.fixed, line.per_example) == pytest.approx((fixed, slope), rel=1e-6) and line.error < 1e-6
     largest = memory.largest_batch(line, limit, 8)
-    room = memory.USABLE * limit
+    room = memory.USABLE_SHARE * limit
     assert largest % 8 == 0
     assert largest == 0 or fixed + slope * largest <= room * (1 + 1e-5)
     assert fixed + slope * (largest + 8) >= room * (1 - 1e-5)

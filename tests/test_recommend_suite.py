@@ -4,19 +4,27 @@ import json
 import math
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
+from experiments import _files
 from experiments._errors import UsageError
 from experiments.benchmarking import recommend_suite, recommend_table
-from experiments.benchmarking.recommend_suite import AGAIN, FRESH_SEEDS, GRID, RECOMMENDATION, Cell, Problem
+from experiments.benchmarking.recommend_compare import Cell
+from experiments.benchmarking.recommend_suite import AGAIN, FRESH_SEEDS, GRID, RECOMMENDATION, Problem
+from experiments.records.comparison import GridCost
+from experiments.records.evidence import MeasuredRun
+from experiments.records.recommendation import Recommendation
+from experiments.records.runs import Target
 from experiments.studies import jobs
 from experiments.studies.recommending.run import FILE
+from tests import made
 
 ROOT = Path(__file__).parent.parent
 # One that was made, whose numbers are replaced.
-WHOLE = json.loads((ROOT / "docs/results/recommend/mnist/recommendation/recommendation.json").read_text())
-PROBLEM = Problem({"dataset": "mnist", "norm": "batch"}, 0.98, (32, 64, 128), (0.01, 0.02), 5)
+WHOLE = _files.read_json(ROOT / "docs/results/recommend/mnist/recommendation/recommendation.json", Recommendation)
+PROBLEM = Problem("known", {"dataset": "mnist", "norm": "batch"}, 0.98, (32, 64, 128), (0.01, 0.02), 5)
 
 
 def updates(batch_size, rate, seed=0):
@@ -24,85 +32,96 @@ def updates(batch_size, rate, seed=0):
     return round(1000 * (1 + 64 / batch_size) * (1 if rate == 0.02 else 2) * (1 + 0.1 * (seed % 10)))
 
 
-def row(batch_size, rate, seed, reached=True, step=None):
-    made = updates(batch_size, rate, seed)
-    step = (batch_size + 64) / 1e4 if step is None else step
-    return {
-        "key": f"tuned-b{batch_size}-r{rate}-seed{seed}",
-        "options": {
-            "dataset": "mnist",
-            "norm": "batch",
-            "data_dir": None,
-            "target_accuracy": 0.98,
-            "batch_size": batch_size,
-            "learning_rate": rate,
-            "seed": seed,
-        },
-        "summary": {
-            "results": {"validation": {"accuracy": 0.98}},
-            "epochs": 5.0,
-            "updates": made,
-            "seconds": {"compute": made * step, "in all": 10.0},
-            "target": {"reached_after_updates": made if reached else None},
-        },
+def row(batch_size, rate, seed, *, slower=1, reached=True, **options):
+    """A run to the target; `slower` says how much longer it took than alone."""
+    count = updates(batch_size, rate, seed)
+    options = {
+        "dataset": "mnist",
+        "norm": "batch",
+        "data_dir": None,
+        "target_accuracy": 0.98,
+        "batch_size": batch_size,
+        "learning_rate": rate,
+        "seed": seed,
+        **options,
     }
+    seconds = {"compute": slower * count * (batch_size + 64) / 1e4, "in all": 10.0}
+    summary = made.summary(0.98, split="validation", reached=count if reached else None, updates=count, seconds=seconds)
+    return made.row(f"tuned-b{batch_size}-r{rate}-seed{seed}", options, summary=summary)
 
 
 def prediction(batch_size, value):
     def ends(middle):
-        return None if value is None else [middle, 0.5 * middle, 2.0 * middle]
+        return None if value is None else (middle, 0.5 * middle, 2.0 * middle)
 
-    (of_it, *_) = WHOLE["advice"]["candidates"]
-    return of_it | {"batch_size": batch_size, "updates": ends(value), "seconds": ends(0.02 * (value or 0))}
+    return msgspec.structs.replace(
+        WHOLE.advice.candidates[0], batch_size=batch_size, updates=ends(value), seconds=ends(0.02 * (value or 0))
+    )
+
+
+def write(folder, rows):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / jobs.FILE).write_bytes(b"".join(map(_files.line, rows)))
 
 
 @pytest.fixture
 def folder(tmp_path):
     place = tmp_path / "known"
-    grid = [row(size, rate, seed) for seed in (0, 1) for size in (32, 64, 128) for rate in (0.01, 0.02)]
     # On another day the machine was busy, at times very busy.
-    for one, slower in zip(grid, (2, 10, 2, 2, 3, 2) * 2, strict=True):
-        one["summary"]["seconds"]["compute"] *= slower
+    settings = [(size, rate, seed) for seed in (0, 1) for size in (32, 64, 128) for rate in (0.01, 0.02)]
+    grid = [row(*one, slower=slower) for one, slower in zip(settings, (2, 10, 2, 2, 3, 2) * 2, strict=True)]
     # Runs to another target, and without a norm, are not the problem's.
     for options in ({"target_accuracy": 0.5}, {"norm": "none"}):
-        other = row(32, 0.01, 0)
-        grid.append({**other, "key": f"other-{options}", "options": other["options"] | options})
-        grid[-1]["summary"]["target"]["reached_after_updates"] = 1
-    again = [row(64, 0.02, seed) for seed in FRESH_SEEDS] + [row(128, 0.01, seed) for seed in FRESH_SEEDS]
-    for name, rows in ((GRID, grid), (AGAIN, again)):
-        (place / name).mkdir(parents=True)
-        (place / name / jobs.FILE).write_text("".join(json.dumps(r) + "\n" for r in rows))
-    tried = {"batch_size": 128, "seed": 100, "rate": 0.01, "updates": 3000, "reached": True, "diverged": False}
-    tried["step_seconds"] = 0.02
-    advice = {"batch_size": 128, "learning_rate": 0.01}
-    advice["candidates"] = [prediction(64, 2100.0), prediction(128, 3000.0), prediction(32, None), prediction(16, 9.0)]
-    evidence = {"runs": [tried], "not_measured": [], "target": 0.98, "options": {"dataset": "mnist", "norm": "batch"}}
-    result = WHOLE | {"seconds": 6.0, "evidence": WHOLE["evidence"] | evidence, "advice": WHOLE["advice"] | advice}
+        other = row(32, 0.01, 0, **options)
+        sooner = msgspec.structs.replace(other.summary, target=Target(reached_after_updates=1))
+        grid.append(msgspec.structs.replace(other, key=f"other-{options}", summary=sooner))
+    write(place / GRID, grid)
+    write(place / AGAIN, [row(size, rate, seed) for size, rate in ((64, 0.02), (128, 0.01)) for seed in FRESH_SEEDS])
+    tried = MeasuredRun(
+        batch_size=128, seed=100, rate=0.01, updates=3000, reached=True, diverged=False, step_seconds=0.02
+    )
+    result = msgspec.structs.replace(
+        WHOLE,
+        seconds=6.0,
+        evidence=msgspec.structs.replace(
+            WHOLE.evidence,
+            runs=[tried],
+            not_measured=[],
+            target=0.98,
+            options={"dataset": "mnist", "norm": "batch"},
+        ),
+        advice=msgspec.structs.replace(
+            WHOLE.advice,
+            batch_size=128,
+            learning_rate=0.01,
+            candidates=[prediction(64, 2100.0), prediction(128, 3000.0), prediction(32, None), prediction(16, 9.0)],
+        ),
+    )
     (place / RECOMMENDATION).mkdir()
-    (place / RECOMMENDATION / FILE).write_text(json.dumps(result))
+    _files.write_json(place / RECOMMENDATION / FILE, result)
     return place
 
 
 def test_the_best_cell_and_the_ratio_are_those_of_the_law(folder):
     found = recommend_suite.tabulate(PROBLEM, folder)
     # Times are as 4 (1 + 64 / B) (B + 64): least at the batch size of 64.
-    assert Cell(found["best"]["batch_size"], found["best"]["rate"]) == Cell(64, 0.02)
-    assert found["recommended"]["batch_size"] == 128 and found["recommended"]["rate"] == 0.01
-    assert found["best"]["step_seconds"] == pytest.approx(128 / 1e4)
+    assert Cell(found.best.batch_size, found.best.rate) == Cell(64, 0.02)
+    assert found.recommended.batch_size == 128 and found.recommended.rate == 0.01
+    assert found.best.step_seconds == pytest.approx(128 / 1e4)
     expected = 2 * (1 + 64 / 128) * (128 + 64) / ((1 + 64 / 64) * 128)
-    ratio, low, high = found["ratio"]
+    ratio, low, high = found.ratio
     assert ratio == pytest.approx(expected, rel=1e-3) and low < ratio < high
     # Both have the same spread over seeds, that of the logarithms of 1.1 to 1.6: Student's t of 10 degrees of freedom.
     deviation = np.std(np.log([1.1, 1.2, 1.3, 1.4, 1.5, 1.6]), ddof=1) * math.sqrt(2 / 6)
     assert math.log(high / ratio) == pytest.approx(2.228 * deviation, rel=0.01)
-    assert found["grid"] == {"cells": 6, "runs": 12, "seconds": 120.0}
+    assert found.grid == GridCost(cells=6, runs=12, seconds=120.0)
 
 
 def test_predictions_are_compared_where_nothing_was_tried(folder):
-    found = recommend_suite.tabulate(PROBLEM, folder)["predictions"]
+    found = recommend_suite.tabulate(PROBLEM, folder).predictions
     # The mean of both seeds, each at the rate that is better by the other; 128 was tried, and 16 is not in the grid.
-    assert [p["batch_size"] for p in found] == [64]
-    assert found[0]["measured"] == 2100 and found[0]["off"] == pytest.approx(0)
+    assert [p.batch_size for p in found] == [64]
+    assert found[0].measured == 2100 and found[0].off == pytest.approx(0)
 
 
 def test_the_table_is_made_without_running_anything(folder, capsys, monkeypatch):
@@ -116,27 +135,37 @@ def test_the_table_is_made_without_running_anything(folder, capsys, monkeypatch)
     )
     assert "| 60.0 s (30.0 to 120.0) |" in said
     assert "| 6 s of 120 s, 5.0% |" in said and "| known | 64 | 2,100 (1,050 to 4,200) | 2,100 | +0% |" in said
-    assert "| {:.2f} ({:.2f} to {:.2f}) |".format(*found["ratio"]) in said
+    assert "| {:.2f} ({:.2f} to {:.2f}) |".format(*found.ratio) in said
     (folder / AGAIN / jobs.FILE).write_text("")
     with pytest.raises(pytest.fail.Exception, match="it runs something"):
         recommend_suite.run(["known"], folder=folder.parent)
 
 
 def test_what_is_not_reached_and_what_is_not_recommended_stay_in_the_table(folder):
-    rows = [json.loads(line) for line in (folder / AGAIN / jobs.FILE).read_text().splitlines()]
-    rows[-1]["summary"]["target"]["reached_after_updates"] = None
-    (folder / AGAIN / jobs.FILE).write_text("".join(json.dumps(r) + "\n" for r in rows))
+    *rows, last = jobs.read(folder / AGAIN / jobs.FILE)
+    write(folder / AGAIN, [*rows, row(last.batch_size, last.learning_rate, last.seed, reached=False)])
     found = recommend_suite.tabulate(PROBLEM, folder)
-    assert found["ratio"] is None and found["recommended"]["seconds"] is None and found["best"]["seconds"]
-    assert "not reached by every seed" in "\n".join(recommend_table.table([{"problem": "known", **found}]))
+    assert found.ratio is None and found.recommended.seconds is None and found.best.seconds
+    assert "not reached by every seed" in "\n".join(recommend_table.table([found]))
     path = folder / RECOMMENDATION / FILE
-    result = json.loads(path.read_text())
-    result["evidence"] |= {"runs": [], "not_measured": ["all: too little time is left"]}
-    path.write_text(json.dumps({**result, "advice": None}))
+    result = _files.read_json(path, Recommendation)
+    evidence = msgspec.structs.replace(result.evidence, runs=[], not_measured=["all: too little time is left"])
+    _files.write_json(path, msgspec.structs.replace(result, advice=None, evidence=evidence))
     found = recommend_suite.tabulate(PROBLEM, folder)
-    assert "recommended" not in found and found["predictions"] == []
-    said = "\n".join(recommend_table.table([{"problem": "known", **found}]))
+    assert found.recommended is None and found.predictions == []
+    said = "\n".join(recommend_table.table([found]))
     assert "| none; not measured: all: too little time is left" in said
+
+
+def test_a_prediction_without_a_bound_is_in_the_table(folder):
+    path = folder / RECOMMENDATION / FILE
+    result = _files.read_json(path, Recommendation)
+    first, *others = result.advice.candidates
+    unbounded = msgspec.structs.replace(first, updates=(2100.0, 1050.0, None))
+    advice = msgspec.structs.replace(result.advice, candidates=[unbounded, *others])
+    _files.write_json(path, msgspec.structs.replace(result, advice=advice))
+    said = "\n".join(recommend_table.table([recommend_suite.tabulate(PROBLEM, folder)]))
+    assert "| known | 64 | 2,100 (1,050 to no bound) | 2,100 | +0% |" in said
 
 
 def _of_size(whole, size):
@@ -148,7 +177,10 @@ def _of_size(whole, size):
     ("damage", "said"),
     [
         (lambda whole: whole[:40], "cannot be read: it is not JSON"),
-        (lambda whole: whole.replace('"seed": 100', '"seed": null'), r"cannot be read: evidence.runs.0.seed must be"),
+        (
+            lambda whole: whole.replace('"seed": 100', '"seed": null'),
+            r"cannot be read: Expected `int`, got `null` - at `\$.evidence.runs\[0\].seed`",
+        ),
         (lambda whole: _of_size(whole, 7), "it recommends, 7;"),
     ],
 )

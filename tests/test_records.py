@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from experiments import _files, records
+from experiments import _files
 from experiments._errors import UsageError
+from experiments.records.recommendation import Recommendation
 from experiments.records.rows import study_row
 from experiments.records.studies import Analysis
 from experiments.reporting.questions.time import time_sections
@@ -23,7 +24,7 @@ def test_the_files_of_the_pages_have_their_shapes():
         rows, left_out = _files.read_rows(path, study_row)
         assert rows and not left_out, path
     for path in DOCS.rglob("recommendation.json"):
-        assert _files.read_json(path, records.RECOMMENDATION)["evidence"]
+        assert _files.read_json(path, Recommendation).evidence.runs
     for part in PARTS:
         assert StudyFiles(DOCS / "batch_size_mnist").analysis(part, Analysis)
 

@@ -1,4 +1,4 @@
-"""A run that is killed, terminated, out of room, or whose checkpoints are damaged, and goes on."""
+"""A run resumes after it was killed or terminated, ran out of disk space, or had its checkpoints damaged."""
 
 import contextlib
 import errno
@@ -28,7 +28,7 @@ from tests import damage, rig
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "NPROC"}
-# XLA's CPU collectives of fake devices abort now and then: such a run is started again, and says so.
+# XLA's CPU collectives of fake devices abort occasionally; the tests start such a run again, and print so.
 ABORTED = -signal.SIGABRT
 
 
@@ -50,7 +50,7 @@ def start(workdir, **changes):
 
 
 def finish(workdir, **changes):
-    """Runs to the end; the output."""
+    """Runs to the end, and returns the output."""
     for _ in range(3):
         process = start(workdir, **changes)
         output, _ = process.communicate(timeout=300)
@@ -68,7 +68,7 @@ def final_state(workdir, step=40):
 
 
 def assert_same_run(one, other):
-    """Parameters, statistics and optimizer state bit for bit, and the same rows once each."""
+    """Checks that parameters, statistics and optimizer state are equal bit for bit, and all rows of metrics equal."""
     jax.tree.map(np.testing.assert_array_equal, final_state(one), final_state(other))
     assert metrics.read(one / metrics.FILE) == metrics.read(other / metrics.FILE)
 
@@ -89,7 +89,7 @@ def wait_for(condition, process, seconds=120):
 
 
 def kill_at_random(workdir, r):
-    """Kills a run some time after it began to train, every second time while it saves. Returns what was hit."""
+    """Kills a run some time after its first update, half of the time during a save; returns which moment it hit."""
     process = start(workdir)
     checkpoints = workdir / "checkpoints"
     if r.random() < 0.5:
@@ -111,7 +111,7 @@ def kill_at_random(workdir, r):
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_run_that_is_killed_again_and_again_ends_bit_for_bit(tmp_path, uninterrupted, kills):
+def test_a_run_that_is_killed_repeatedly_ends_bit_for_bit_as_an_uninterrupted_one(tmp_path, uninterrupted, kills):
     workdir, r = tmp_path / "killed", random.Random(kills)
     hits = [kill_at_random(workdir, r) for _ in range(kills)]
     print(f"killed: {hits}")
@@ -126,18 +126,18 @@ def test_sigterm_saves_within_one_step_and_exits_143(tmp_path, uninterrupted):
     rows = workdir / metrics.FILE
     wait_for(lambda: rows.exists() and len(rows.read_text().splitlines()) >= 5, process)
     process.send_signal(signal.SIGTERM)
-    there = len(rows.read_text().splitlines())
+    logged = len(rows.read_text().splitlines())
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 143, output
     stopped_at = metrics.read(rows)[-1].step
-    # One step may end before the signal comes, one is under way when it does.
-    assert there <= stopped_at <= there + 2 and f"step {stopped_at} is saved" in output
+    # One step may end before the signal arrives, and another one is running when it does.
+    assert logged <= stopped_at <= logged + 2 and f"step {stopped_at} is saved" in output
     assert f"checkpoint of step {stopped_at}" in finish(workdir, checkpoint_every=1000)
     assert_same_run(workdir, uninterrupted)
 
 
 class KilledError(Exception):
-    """In place of a SIGKILL, inside this process."""
+    """An error that ends a run inside this process, in place of a SIGKILL."""
 
 
 CONFIGURATIONS = {
@@ -168,13 +168,13 @@ CONFIGURATIONS = {
 }
 
 
-# Updates before which a run ends, those of the runs before it counted too.
+# Numbers of the updates before which a run ends, counted over all runs in the folder.
 ENDS = {"a ramp by the noise": (40, 120, 150)}
 
 
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_every_kind_of_run_goes_on_bit_for_bit(tmp_path, monkeypatch, name):
-    """Ended by an exception before some updates, and after the last checkpoint but before the summary."""
+def test_every_kind_of_run_resumes_bit_for_bit(tmp_path, monkeypatch, name):
+    """Ends runs by an exception before some updates, and once between the last checkpoint and the summary."""
     options = {"dataset": "tests.own:dataset", "model": "tests.own:model", "epochs": 4, "warmup_epochs": 0}
     options |= {"learning_rate": 0.05, "num_devices": 2, **CONFIGURATIONS[name]}
     whole = session.train(TrainConfig(**options, workdir=str(tmp_path / "whole")))
@@ -206,7 +206,7 @@ def test_every_kind_of_run_goes_on_bit_for_bit(tmp_path, monkeypatch, name):
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
-def test_a_reader_leaves_a_save_under_way_alone(two_checkpoints):
+def test_a_reader_leaves_an_unfinished_save_alone(two_checkpoints):
     folder, state = two_checkpoints
     under_way = folder / "checkpoints" / "3.orbax-checkpoint-tmp"
     under_way.mkdir()
@@ -220,7 +220,7 @@ def test_a_reader_leaves_a_save_under_way_alone(two_checkpoints):
 def test_two_runs_in_one_folder_are_refused(tmp_path):
     with (
         only_one(tmp_path / "run"),
-        pytest.raises(UsageError, match="another process is training there"),
+        pytest.raises(UsageError, match="another process is training in this folder"),
         only_one(tmp_path / "run"),
     ):
         raise AssertionError("both hold the folder")
@@ -233,7 +233,7 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
 
 @pytest.fixture
 def two_checkpoints(tmp_path):
-    """A folder with checkpoints of steps 1 and 2, and a state of their shape."""
+    """Returns a folder with checkpoints of steps 1 and 2, and a state of their shape."""
     state = rig.run_of(TrainConfig(batch_size=32, model="tests.own:model"), rig.tiny(), 2).state
     with Checkpoints(tmp_path) as checkpoints:
         for step in (1, 2):
@@ -242,10 +242,10 @@ def two_checkpoints(tmp_path):
 
 
 @pytest.mark.parametrize("kind", damage.KINDS)
-def test_a_damaged_checkpoint_is_never_taken_for_a_whole_one(two_checkpoints, kind):
-    """File by file: what comes back is the newest state to the bit, or, with a report, the one before.
+def test_a_damaged_checkpoint_is_never_restored(two_checkpoints, kind):
+    """Damages one file after the other; restores the newest state bit for bit, or reports it and takes the one before.
 
-    In a process of its own: Orbax reads arrays at once, and leaves the readers of the others behind when one fails.
+    Runs in a separate process, because Orbax reads arrays concurrently, and its other reads go on when one fails.
     """
     folder, _ = two_checkpoints
     ended = subprocess.run(
@@ -261,8 +261,8 @@ def test_a_damaged_checkpoint_is_never_taken_for_a_whole_one(two_checkpoints, ki
     assert found["files"] > 5 and found["older"] >= 3, found
 
 
-def test_a_byte_that_orbax_restores_without_a_word_is_found(two_checkpoints, monkeypatch, caplog):
-    """The digest, not the format, finds it: what Orbax hands back is changed after it is read."""
+def test_the_digest_detects_a_change_that_orbax_restores_silently(two_checkpoints, monkeypatch, caplog):
+    """Changes the state after Orbax has read it, so that only the digest can detect the change."""
     folder, state = two_checkpoints
     with Checkpoints(folder) as checkpoints:
         restore = checkpoints._manager.restore
@@ -275,11 +275,11 @@ def test_a_byte_that_orbax_restores_without_a_word_is_found(two_checkpoints, mon
 
         monkeypatch.setattr(checkpoints._manager, "restore", flipped)
         assert int(checkpoints.restore(state).step) == 1
-    assert "does not have the digest that was stored with it" in caplog.text
+    assert "does not match the digest that was stored with it" in caplog.text
 
 
-def test_a_full_disk_is_named_and_the_last_checkpoint_is_whole(tmp_path):
-    """On a file system of 400 KiB, which one checkpoint fits in; then with room, to the end."""
+def test_a_full_disk_is_named_and_the_last_checkpoint_is_intact(tmp_path):
+    """Trains on a file system of 400 KiB, which holds one checkpoint, and to the end once there is room."""
     if sys.platform != "linux" or shutil.which("unshare") is None:
         pytest.skip("needs Linux and unshare, to mount a small file system")
     disk = tmp_path / "disk"
@@ -308,19 +308,19 @@ def test_a_full_disk_is_named_and_the_last_checkpoint_is_whole(tmp_path):
     assert went_on and ended.returncode == 0, ended.stdout
     if said[1]:
         last = int(said[2]) - 1
-        assert f"steps {', '.join(map(str, range(1, last + 1)))} are whole" in said[0] and went_on[1] == str(last)
+        assert f"steps {', '.join(map(str, range(1, last + 1)))} are intact" in said[0] and went_on[1] == str(last)
     else:
-        assert "holds is whole" in said[0], said
+        assert "are intact" in said[0], said
 
 
 def fail(error):
     raise error
 
 
-def test_what_a_full_disk_meets_first_is_what_is_said(tmp_path):
-    """Files that are closed on the way out meet the same full disk, and know less."""
+def test_the_first_error_of_a_full_disk_is_reported(tmp_path):
+    """Files that are closed while an error propagates meet the same full disk, and their errors say less."""
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    with pytest.raises(StorageError, match=r"no space left on the disk: .* holds is whole"), writing_to(tmp_path):
+    with pytest.raises(StorageError, match=r"no space left on the disk: .* are intact"), writing_to(tmp_path):
         fail(full)
     with pytest.raises(StorageError, match="step 3"), writing_to(tmp_path), contextlib.ExitStack() as held:  # noqa: PT012
         held.callback(fail, full)
@@ -330,7 +330,7 @@ def test_what_a_full_disk_meets_first_is_what_is_said(tmp_path):
 
 
 def test_closing_does_not_hide_why_a_save_failed(two_checkpoints, monkeypatch):
-    """Orbax raises what a save raised once more where it is closed."""
+    """When it is closed, Orbax raises the error of a failed save a second time."""
     folder, _ = two_checkpoints
     checkpoints = Checkpoints(folder, read_only=True)
     monkeypatch.setattr(checkpoints._manager, "close", lambda: fail(ValueError("RESOURCE_EXHAUSTED")))

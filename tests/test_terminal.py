@@ -1,4 +1,4 @@
-"""What a run shows in a terminal: nothing is written into the bar, and no line is broken within a word."""
+"""A run's output in a terminal: nothing is written into the progress bar, and no line is broken within a word."""
 
 import re
 
@@ -14,13 +14,13 @@ WIDTHS = (40, 80, 120)
 
 @pytest.fixture(params=WIDTHS)
 def screen(request, monkeypatch):
-    """To be installed by the test itself: pytest sets the streams anew between the two."""
+    """Returns a terminal that the test has to install, because pytest replaces the streams after the fixtures."""
     screen = Terminal(request.param)
     monkeypatch.setattr(terminal, "EVERY", 0.0)
     return screen
 
 
-def test_whatever_is_printed_the_line_gives_way(screen, monkeypatch):
+def test_the_status_line_gives_way_to_printed_text(screen, monkeypatch):
     screen.install(monkeypatch)
     with terminal.StatusLine() as line:
         line.draw(lambda columns: "#" * columns)
@@ -28,7 +28,7 @@ def test_whatever_is_printed_the_line_gives_way(screen, monkeypatch):
         print("memory")
         line.draw(lambda columns: "##")
         print("without its ", end="")
-        # Not into a line that is not complete.
+        # The status line is not drawn into an incomplete line.
         line.draw(lambda columns: "###")
         print("end")
         line.draw(lambda columns: "#" * 5 * columns)
@@ -38,7 +38,7 @@ def test_whatever_is_printed_the_line_gives_way(screen, monkeypatch):
     assert not screen.wrapped and terminal.sys.stdout is screen
 
 
-def test_the_line_goes_when_an_error_comes(screen, monkeypatch):
+def test_the_status_line_is_removed_when_an_error_is_raised(screen, monkeypatch):
     screen.install(monkeypatch)
     line = terminal.StatusLine()
 
@@ -53,7 +53,7 @@ def test_the_line_goes_when_an_error_comes(screen, monkeypatch):
 
 
 @pytest.mark.parametrize("why", ["no terminal", "dumb", "hidden"])
-def test_where_it_cannot_be_drawn_nothing_is(why, screen, monkeypatch):
+def test_no_status_line_is_drawn_without_a_terminal_that_can_show_it(why, screen, monkeypatch):
     screen.install(monkeypatch)
     if why == "no terminal":
         monkeypatch.setattr(screen, "isatty", lambda: False)
@@ -65,8 +65,8 @@ def test_where_it_cannot_be_drawn_nothing_is(why, screen, monkeypatch):
     assert screen.rows == ["kept", ""]
 
 
-def test_a_run_reads_well_at_any_width(screen, tmp_path, monkeypatch):
-    """Every row is a row of what was said or the bar, and none was broken by the terminal but at the end of a path."""
+def test_the_output_of_a_run_fits_any_width(screen, tmp_path, monkeypatch):
+    """Every row is a printed line or the bar, and the terminal breaks no row except within a long path."""
     bars, draw = [], terminal.StatusLine.draw
     monkeypatch.setattr(terminal.StatusLine, "draw", lambda line, make: (bars.append(make(79)), draw(line, make)))
     screen.install(monkeypatch)
@@ -86,7 +86,7 @@ def test_a_run_reads_well_at_any_width(screen, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("columns", [20, 39, 79, 119, 300])
 @pytest.mark.parametrize("total", [40, 1_875_000])
-def test_the_bar_has_room_and_so_has_what_is_beside_it(columns, total):
+def test_the_bar_and_the_text_beside_it_fit_the_width(columns, total):
     bar = progress.Progress.__new__(progress.Progress)
     bar.plan = type("Plan", (), {"total_steps": total})()
     bar._line, bar._first, bar._images, bar._since = terminal.StatusLine(), (1, 0.0), 10**6, 0.0

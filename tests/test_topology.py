@@ -1,22 +1,22 @@
 """Programs for accelerators that are not here: their text is read right, and a small layer is compiled for them."""
 
-import dataclasses
 import json
 import os
 import subprocess
 import sys
 
 import jax
+import msgspec
 import pytest
 
-from experiments import _commands
+from experiments import _commands, _files
 from experiments._errors import UsageError
-from experiments.benchmarking import hlo
-from experiments.benchmarking.topology import compiler, jobs, layers, network, suite, targets
-from experiments.benchmarking.topology.jobs import LayerJob, NetworkJob
+from experiments.benchmarking import hlo, result
+from experiments.benchmarking.topology import compiler, jobs, layers, messages, network, suite, targets
 from experiments.benchmarking.topology.program import Program
-from experiments.benchmarking.topology.rows import LargestBatch, on_line, ratio
-from experiments.reporting import topology_figure
+from experiments.benchmarking.topology.rows import on_line, ratio
+from experiments.records.benchmarks.topology import FUSIONS, Figures, LargestBatch, LayerJob, NetworkJob, Ratio
+from experiments.reporting import topology, topology_figure
 
 X = 1000
 # x is read from the main memory twice (a sum, and the copy to the chip), and from there; y is written once.
@@ -128,31 +128,44 @@ def test_a_topology_that_cannot_be_is_refused(name, message):
         targets.parse(name)
 
 
+def figures_of(**changes):
+    given = {"passes": 8.0, "bytes": 100, "cycles": 10, "cycles_usually": 10, "temporary": 5, "total": 50}
+    given |= {"collectives": 2, "collective_elements": 4, "collective_bytes": 16, "seconds": 1.0}
+    return Figures(**{**given, **changes})
+
+
+def layer_job(variant="flax", fusion="", shape=(2, 4, 4, 16), topology="cpu"):
+    return LayerJob(topology=topology, variant=variant, shape=shape, fusion=fusion)
+
+
+def network_job(variant, remat="parts"):
+    return NetworkJob(topology="cpu", variant=variant, batch_size=1, image_size=32, remat=remat)
+
+
 def test_ratios_and_the_line_through_two_batches():
-    flax = jobs.Figures(8.0, 100, None, None, 2, 1000, 4, 10, 40, 1.0)
-    ours = dataclasses.replace(flax, bytes=50, temporary=1, collectives=2)
-    assert dataclasses.asdict(ratio(ours, flax)) == {
-        "cycles": None,
-        "bytes": 0.5,
-        "temporary": None,
-        "total": 1.0,
-        "collectives": 0.5,
-    }
-    assert ratio(ours, dataclasses.replace(flax, temporary=10)).temporary == 0.1
+    flax = figures_of(cycles=None, temporary=2, total=1000, collectives=4)
+    ours = msgspec.structs.replace(flax, bytes=50, temporary=1, collectives=2)
+    assert ratio(ours, flax) == Ratio(cycles=None, bytes=0.5, temporary=None, total=1.0, collectives=0.5)
+    assert ratio(ours, msgspec.structs.replace(flax, temporary=10)).temporary == 0.1
     assert on_line((10, 300), (20, 500), memory=1000).examples == 45
     assert on_line((10, 300), (20, 300), memory=1000).examples is None
+
+
+def test_every_variant_has_a_colour_and_every_job_its_message():
+    assert set(topology.COLOURS) == set(jobs.VARIANTS)
+    for job in (layer_job(), network_job("plain")):
+        assert messages.job_of(messages.asked(job)) == job
 
 
 def test_without_the_compiler_rows_say_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setattr(targets, "_is_installed", lambda name: False)
     results = suite.run("v5e:2x2")
-    rows = results["layers"] + results["resnet50"]
-    assert len(results["layers"]) == 2 * (2 + 2 * 4) and len(results["resnet50"]) == len(jobs.VARIANTS)
-    for row in rows:
-        assert row["figures"] is None
-        assert targets.EXTRA in row["note"] or jobs.POLICY in row["note"]
-    path = tmp_path / "norm.json"
-    path.write_text(json.dumps({"rows": results}))
+    assert results.layers is not None and results.resnet50 is not None
+    assert len(results.layers) == 2 * (2 + 2 * 4) and len(results.resnet50) == len(jobs.VARIANTS)
+    for row in results.layers + results.resnet50:
+        assert row.figures is None and row.note is not None
+        assert targets.EXTRA in row.note or jobs.POLICY in row.note
+    path = result.write(results, tmp_path / "norm.json", [])
     topology_figure(path).savefig(tmp_path / "norm.svg")
     assert topology_figure(path).axes[0].texts
 
@@ -162,25 +175,24 @@ def test_a_picture_has_a_panel_for_what_was_compiled(tmp_path, monkeypatch):
 
     def figures(self, job):
         if isinstance(job, LayerJob):
-            return jobs.Figures(8.0, 100, 10, 10, 5, 50, 2, 4, 16, 1.0)
+            return figures_of()
         if job.batch_size > 256:
             return "not compiled: RESOURCE_EXHAUSTED"
-        return jobs.Figures(None, 100, 10, 10, 50, 100 * job.batch_size, 2, 4, 16, 1.0)
+        return figures_of(passes=None, temporary=50, total=100 * job.batch_size)
 
     monkeypatch.setattr(compiler.Compiler, "figures", figures)
     monkeypatch.setattr(jobs, "policy", lambda: jax.checkpoint_policies.nothing_saveable)
-    results = suite.run("v5e:2x2", options=suite.Options(batch_size=200))
+    results = suite.run("v5e:2x2", networks=suite.Networks(batch_size=200))
     room = int(15.75 * 2**30 / 100)
-    assert {tuple(row["largest"].values()) for row in results["resnet50"]} == {
-        dataclasses.astuple(LargestBatch(room, "line through batches of 200 and 100"))
-    }
-    path = tmp_path / "norm.json"
-    path.write_text(json.dumps({"rows": results}))
+    line = LargestBatch(examples=room, how="line through batches of 200 and 100")
+    assert [row.largest for row in results.resnet50] == [line] * len(jobs.VARIANTS)
+    path = result.write(results, tmp_path / "norm.json", [])
+    assert _files.read_json(path, suite.SUITE.file).rows == results
     figure = topology_figure(path)
     figure.savefig(tmp_path / "norm.svg")
     assert [len(axes.patches) for axes in figure.axes] == [20, 7, 7, 0]
     # Every compiled program is the same here: pooling adds nothing.
-    assert {row["whole_seconds"] for row in results["pods"]} == {0.0}
+    assert {row.whole_seconds for row in results.pods} == {0.0}
 
 
 def test_where_a_compiler_ends_its_process_that_job_alone_fails(monkeypatch):
@@ -201,7 +213,7 @@ def test_where_a_compiler_ends_its_process_that_job_alone_fails(monkeypatch):
         )
 
     monkeypatch.setattr(compiler.Compiler, "_start", start)
-    job = LayerJob("h100", "flax", (1, 1, 1, 8), "")
+    job = layer_job(shape=(1, 1, 1, 8), topology="h100")
     with compiler.Compiler(target) as c:
         assert c.figures(job) == "not compiled: its process ended with exit status 3 out of luck"
         assert c.figures(job) == "not compiled: E: no"
@@ -211,10 +223,10 @@ def mesh():
     return jax.make_mesh((8,), (jobs.AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
 
 
-@pytest.mark.parametrize("fusion", suite.FUSIONS)
-@pytest.mark.parametrize("variant", [v for v in jobs.VARIANTS if suite.is_sensible(v, "relu")])
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("variant", [name for name, variant in jobs.VARIANTS.items() if variant.is_sensible("relu")])
 def test_every_layer_lowers_under_checked_shard_map_with_a_collective_each_way(variant, fusion):
-    job = LayerJob("cpu", variant, (2, 4, 4, 16), fusion)
+    job = layer_job(variant, fusion)
     found = hlo.collectives(layers.lower(job, mesh()).compile())
     if fusion:
         assert [c.backward for c in found] == ([False, True] if jobs.VARIANTS[variant].has_norm else [])
@@ -229,7 +241,7 @@ def test_the_policy_is_applied_to_the_model_or_to_its_parts(remat, monkeypatch):
         return False
 
     monkeypatch.setattr(network, "policy", lambda: saves_nothing)
-    step, arguments = network.train_step(NetworkJob("cpu", "policy", 1, 32, remat), mesh())
+    step, arguments = network.train_step(network_job("policy", remat), mesh())
     # In the backward pass each region that is computed again is an equation with its policy.
     again = str(step.trace(*arguments).jaxpr).count(saves_nothing.__name__)
     assert again == {"whole": 1, "parts": 5}[remat]
@@ -249,7 +261,7 @@ def test_norms_of_each_device_alone_reduce_nothing():
     eight = mesh()
     reduced = {}
     for variant in ("plain", "span", "local"):
-        step, arguments = network.train_step(NetworkJob("cpu", variant, 1, 32), eight)
+        step, arguments = network.train_step(network_job(variant), eight)
         reduced[variant] = count_psums(step.trace(*arguments).jaxpr.jaxpr)
         parameters = len(jax.tree.leaves(arguments[0][0]))
     assert reduced["local"] == parameters + 1
@@ -263,28 +275,28 @@ def compiled_or_skipped(topology):
     before, platform = dict(os.environ), jax.default_backend()
     results = suite.run(topology, ["layers"], shapes=[(64, 28, 28, 128)])
     assert dict(os.environ) == before and jax.default_backend() == platform == "cpu"
-    return {(row["job"]["variant"], row["job"]["fusion"]): row for row in results["layers"]}
+    return {(row.job.variant, row.job.fusion): row for row in results.layers}
 
 
 @pytest.mark.parametrize("topology", ["h100:4", "v5e:2x2"])
 def test_a_small_layer_is_compiled_for_devices_that_are_not_here(topology):
     rows = compiled_or_skipped(topology)
     assert len(rows) == 2 + 2 * 4
-    assert [row["note"] for row in rows.values()] == [None] * len(rows)
-    figures = {key: row["figures"] for key, row in rows.items()}
+    assert [row.note for row in rows.values()] == [None] * len(rows)
+    figures = {key: row.figures for key, row in rows.items()}
     # x read, y written; dy read, the sign of x or y read, dx written.
     expected = 5 if topology.startswith("h100") else pytest.approx(5, abs=2)
-    assert figures["none", "relu"]["passes"] == expected
-    assert figures["none", "relu"]["collectives"] == 0
+    assert figures["none", "relu"].passes == expected
+    assert figures["none", "relu"].collectives == 0
     for (variant, _), row in figures.items():
         if variant != "none":
-            assert row["collectives"] == 2 and row["passes"] >= 5
-            assert (row["cycles"] is None) == topology.startswith("h100")
+            assert row.collectives == 2 and row.passes >= 5
+            assert (row.cycles is None) == topology.startswith("h100")
         if variant in ("plain", "fused"):
             # Sums of each feature in float32: two to four forward, two backward.
-            assert 4 * 128 <= row["collective_elements"] <= 6 * 128
-            assert row["collective_bytes"] == 4 * row["collective_elements"]
-    assert rows["flax", ""]["ratio"]["bytes"] == 1
+            assert 4 * 128 <= row.collective_elements <= 6 * 128
+            assert row.collective_bytes == 4 * row.collective_elements
+    assert rows["flax", ""].ratio.bytes == 1
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The trainer end to end: on more devices, stopped and started, evaluated, and refused."""
+"""Training end to end: on several devices, stopped and resumed, evaluated, and refused."""
 
 import json
 import subprocess
@@ -36,7 +36,7 @@ def digits():
 
 
 def test_the_trajectory_is_the_same_on_any_number_of_devices(digits, x64):
-    """The default recipe at batch 512, in float64, where nothing but the pooling could make a difference."""
+    """Trains with the default recipe at batch 512 in float64, in which only wrong pooling could make a difference."""
     results = {n: first_steps(TrainConfig(batch_size=512), digits, 20, n, jnp.float64) for n in (1, 2, 8)}
     losses = {n: [row["loss"] for row in rows] for n, (_, rows) in results.items()}
     assert jax.tree.leaves(results[1][0].params)[0].dtype == jnp.float64
@@ -47,26 +47,26 @@ def test_the_trajectory_is_the_same_on_any_number_of_devices(digits, x64):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
-def test_the_trajectory_is_the_same_in_float32(digits, seed):
-    """To 1e-4 is what is wanted; where it is more, the test says by how much, and shows as an expected failure.
+def test_the_trajectory_is_the_same_on_any_number_of_devices_in_float32(digits, seed):
+    """Losses should agree to 1e-4; a larger difference, up to 1e-2, is printed and is an expected failure.
 
-    The last digit decides the sign of some ReLU's input, or the winner of some max-pool, among a million in a step.
-    The gradients upstream, small sums of large terms, then differ by some 1e-3.
+    Among the million ReLU inputs and max-pools of a step, rounding decides the sign or the winner of a few. The
+    gradients upstream, which are small sums of large terms, then differ by about 1e-3.
     """
     config = TrainConfig(batch_size=512, seed=seed)
     losses = {n: [row["loss"] for row in first_steps(config, digits, 20, n)[1]] for n in (1, 2, 4, 8)}
     apart = {n: np.abs(np.array(losses[n]) / losses[1] - 1) for n in (2, 4, 8)}
     worst = {n: f"{np.max(a):.1e}" for n, a in apart.items()}
     print(f"seed {seed}: largest relative difference from one device: {worst}")
-    # Before any flip it is rounding alone.
+    # In the first two steps no sign has flipped yet, so only rounding differs.
     assert max(np.max(a[:2]) for a in apart.values()) <= 1e-6
     assert max(np.max(a) for a in apart.values()) <= 1e-2
     if max(np.max(a) for a in apart.values()) > 1e-4:
         pytest.xfail(f"1e-4 is not met in float32 for seed {seed}: {worst}")
 
 
-def test_a_smaller_last_batch_is_padded_to_the_devices(digits, x64):
-    """30 examples in batches of 16 on 8 devices: the second batch is 14 and 2 that do not count, as on 2 devices."""
+def test_a_smaller_last_batch_is_padded_to_the_number_of_devices(digits, x64):
+    """The second batch of 30 examples in batches of 16 has 14; 8 devices add 2 masked examples, and 2 devices none."""
     small = digits._replace(train=digits.train.read(np.arange(30)))
     config = {"batch_size": 16, "drop_remainder": False, "warmup_epochs": 0, "learning_rate": 0.1, "epochs": 2}
     one, rows = first_steps(TrainConfig(**config), small, 4, 2, jnp.float64)
@@ -76,7 +76,7 @@ def test_a_smaller_last_batch_is_padded_to_the_devices(digits, x64):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_local_statistics_are_not_pooled_ones(digits):
+def test_local_statistics_differ_from_pooled_ones(digits):
     losses = {
         n: first_steps(TrainConfig(batch_size=64, norm=n), digits, 1, 8)[1][0]["loss"] for n in ("batch", "local")
     }
@@ -85,7 +85,7 @@ def test_local_statistics_are_not_pooled_ones(digits):
 
 @pytest.mark.parametrize("num_devices", [1, 8])
 def test_evaluation_counts_every_example_once(digits, num_devices):
-    """On 1,003 examples, which no batch divides, against NumPy on the logits."""
+    """Compares with NumPy on the logits of 1,003 examples, a number that the batch size does not divide."""
     split = data.Examples(*(a[:1003] for a in digits.test["test"]))
     statistics = evaluator.pixel_statistics(digits.train)
     run = prepare(TrainConfig(batch_size=64), digits, statistics, jax.devices()[:num_devices])
@@ -100,7 +100,7 @@ def test_evaluation_counts_every_example_once(digits, num_devices):
     assert result.loss == pytest.approx(losses.mean(), rel=1e-5)
 
 
-def test_pixel_statistics(digits):
+def test_pixel_statistics_are_the_mean_and_standard_deviation_per_channel(digits):
     images = np.random.default_rng(0).integers(0, 256, (50, 7, 7, 3), dtype=np.uint8)
     mean, std = evaluator.pixel_statistics(data.Examples(images, np.zeros(50, np.int32)))
     np.testing.assert_allclose(mean, (images / 255).mean(axis=(0, 1, 2)), rtol=1e-6)
@@ -121,9 +121,9 @@ def run_of(config, dataset):
     ],
     ids=str,
 )
-def test_another_rate_is_the_same_program(options):
-    """So that a search over rates compiles once; and it is used: the first step differs."""
-    # A program out of a cache, which a test before may have turned on, has another text.
+def test_another_learning_rate_uses_the_same_compiled_program(options):
+    """A search over rates thus compiles once; the first step shows that the program uses the rate it is given."""
+    # An earlier test may have turned the compilation cache on, and a program from the cache has a different text.
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         same_program_at_two_rates(options)
@@ -149,7 +149,7 @@ FACTS = DataFacts(image_shape=(4, 4, 1), num_classes=3, pixel_mean=[0.5], pixel_
 SHORT = {"batch_size": 512, "steps": 6, "warmup_epochs": 0, "learning_rate": 0.05, "num_devices": 2}
 
 
-def test_a_run_leaves_everything_it_is_said_to_leave(tmp_path):
+def test_a_run_leaves_summary_metrics_events_and_a_checkpoint_that_evaluates_the_same(tmp_path):
     config = TrainConfig(**SHORT, workdir=str(tmp_path / "run"))
     summary = session.train(config)
     assert set(summary.results) == {"test", "originals"}
@@ -159,7 +159,7 @@ def test_a_run_leaves_everything_it_is_said_to_leave(tmp_path):
     assert [row.step for row in rows if row.kind == "train"] == [1, 2, 3, 4, 5, 6]
     assert [row.step for row in rows if row.kind == "test"] == [6]
     assert list((tmp_path / "run" / "tensorboard").glob("events*"))
-    # The checkpoint evaluates to what training reported; a complete run is not run again.
+    # The checkpoint evaluates to the results that training reported, and a complete run is not run again.
     step, rows = evaluate_checkpoint(tmp_path / "run")
     assert step == 6 and [row.split for row in rows] == list(summary.results)
     for row in rows:
@@ -168,8 +168,8 @@ def test_a_run_leaves_everything_it_is_said_to_leave(tmp_path):
     assert session.train(config) == summary
 
 
-def test_evaluations_within_an_epoch_change_nothing_else(tmp_path, monkeypatch):
-    """Every second update; a run that is stopped before one of them, and goes on, has the same rows."""
+def test_evaluations_within_an_epoch_do_not_change_the_run(tmp_path, monkeypatch):
+    """Evaluates after every second update; a run that is stopped before an evaluation and resumes has the same rows."""
     often = {**SHORT, "steps": 5, "evaluate_every": 2, "checkpoint_every": 3}
     plain = session.train(TrainConfig(**{**often, "evaluate_every": 0}, workdir=str(tmp_path / "plain")))
     whole = session.train(TrainConfig(**often, workdir=str(tmp_path / "whole")))
@@ -241,7 +241,7 @@ def test_a_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(tmp_path)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept))
 
 
-def test_an_unreadable_newest_checkpoint_is_set_aside(tmp_path, digits, caplog):
+def test_an_unreadable_newest_checkpoint_is_moved_away(tmp_path, digits, caplog):
     run = run_of(TrainConfig(**SHORT), digits)
     with Checkpoints(tmp_path) as checkpoints:
         for step in (1, 2):
@@ -250,18 +250,18 @@ def test_an_unreadable_newest_checkpoint_is_set_aside(tmp_path, digits, caplog):
         if file.is_file() and file.stat().st_size > 100:
             file.write_bytes(file.read_bytes()[:50])
     with Checkpoints(tmp_path) as checkpoints:
-        # Reading alone moves nothing; a run that goes on makes room for the step.
+        # Only a run that resumes moves the checkpoint, so that it can save the step again.
         assert int(checkpoints.restore(run.state).step) == 1
         assert (tmp_path / "checkpoints" / "2").exists()
         assert int(checkpoints.restore(run.state, set_aside=True).step) == 1
-        # The step can be kept again.
+        # The step can be saved again.
         checkpoints.save(run.state._replace(step=run.state.step + 2))
         assert int(checkpoints.restore(run.state).step) == 2
-    assert "checkpoints/2 cannot be read" in caplog.text and "checkpoints/2 is set aside" in caplog.text
+    assert "checkpoints/2 cannot be read" in caplog.text and "checkpoints/2 was moved" in caplog.text
     assert list((tmp_path / "unreadable_checkpoints").iterdir())
 
 
-def test_metrics_that_were_cut_short_are_named_and_left_out(tmp_path, caplog):
+def test_a_truncated_row_of_metrics_is_reported_and_left_out(tmp_path, caplog):
     path = tmp_path / metrics.FILE
     row = {"kind": "noise", "step": 1, "gradient_norm2": 1.0, "trace": 2.0}
     path.write_text(json.dumps(row) + '\n{"kind": "tra')
@@ -299,5 +299,5 @@ def test_the_command_prints_errors_without_a_traceback(tmp_path, flags, message)
     assert "Traceback" not in result.stderr and not (tmp_path / "run").exists()
 
 
-def test_results_are_json(tmp_path):
+def test_the_identity_of_a_configuration_survives_json(tmp_path):
     assert json.loads(json.dumps(TrainConfig().identity())) == TrainConfig().identity()

@@ -1,4 +1,4 @@
-"""Other updates and data: accumulation, k backwards, a ramp, L-BFGS, streams, augmentation, half precision."""
+"""Updates and data beyond the default: accumulation, k backwards, a ramp, L-BFGS, streams, augmentation, bfloat16."""
 
 import itertools
 
@@ -24,8 +24,8 @@ def same(a, b, rtol):
 
 
 @pytest.mark.parametrize("devices", [1, 4])
-def test_accumulation_without_a_norm_is_the_large_batch(devices, x64):
-    """The gradients of four micro-batches are those of the batch; steps and rates count updates."""
+def test_accumulation_without_a_norm_equals_the_large_batch(devices, x64):
+    """The mean gradient of four micro-batches equals that of the batch; steps and rates count updates."""
     config = {**PLAIN, "batch_size": 32, "norm": "none", "schedule": "cosine", "epochs": 3}
     whole, rows = rig.first_steps(TrainConfig(**config), rig.tiny(), 6, devices, jnp.float64)
     parts, others = rig.first_steps(TrainConfig(**config, accumulation_steps=4), rig.tiny(), 6, devices, jnp.float64)
@@ -35,7 +35,7 @@ def test_accumulation_without_a_norm_is_the_large_batch(devices, x64):
 
 
 def test_accumulation_normalises_micro_batches_and_pools_their_moments(x64):
-    """One update in NumPy: each micro-batch by its own statistics, one running average of the pooled moments."""
+    """Compares an update with NumPy: own statistics per micro-batch, and a running average of the pooled moments."""
     dataset = rig.tiny()
     config = TrainConfig(**PLAIN, batch_size=32, accumulation_steps=4, norm_momentum=0.9)
     state, rows = rig.first_steps(config, dataset, 1, 2, jnp.float64)
@@ -57,8 +57,8 @@ def own_kernel():
 
 
 @pytest.mark.parametrize("devices", [1, 2])
-def test_k_backwards_with_plain_sgd_are_k_times_the_rate(devices, x64):
-    """All gradients are taken at the parameters of the forward pass, so k of them add up to k times their mean."""
+def test_k_backwards_with_plain_sgd_equal_k_times_the_rate(devices, x64):
+    """All gradients are taken at the parameters of the forward pass, so that k updates sum to k times their mean."""
     config = {**PLAIN, "optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "batch_size": 32}
     split = TrainConfig(**config | {"backwards_per_forward": 4, "learning_rate": 0.05})
     once = TrainConfig(**config | {"learning_rate": 0.2})
@@ -70,15 +70,15 @@ def test_k_backwards_with_plain_sgd_are_k_times_the_rate(devices, x64):
     np.testing.assert_allclose([r["loss"] for r in rows], [r["loss"] for r in others], rtol=1e-6)
 
 
-def test_k_backwards_with_momentum_are_not_k_times_the_rate():
+def test_k_backwards_with_momentum_differ_from_k_times_the_rate():
     config = {**PLAIN, "batch_size": 32}
     many, _ = rig.first_steps(TrainConfig(**config | {"backwards_per_forward": 4}), rig.tiny(), 3, 2)
     one, _ = rig.first_steps(TrainConfig(**config | {"learning_rate": 0.4}), rig.tiny(), 3, 2)
     assert np.abs(many.params["first"]["kernel"] - one.params["first"]["kernel"]).max() > 1e-3
 
 
-def test_a_batch_ramp_reads_every_example_once_an_epoch(x64):
-    """16, then 32, then 64 examples an update; the first phase is the run without a ramp."""
+def test_a_batch_ramp_reads_every_example_once_per_epoch(x64):
+    """Ramps from 16 to 32 to 64 examples per update; the first phase equals the run without a ramp."""
     config = {**PLAIN, "schedule": "step", "step_epochs": "1,2", "step_factor": 2.0, "epochs": 3}
     _, rows = rig.first_steps(TrainConfig(**config, batch_size=16, batch_ramp=64), rig.tiny(), 99, 2, jnp.float64)
     assert len(rows) == 4 + 2 + 1
@@ -99,7 +99,7 @@ def test_lbfgs_lowers_the_loss_of_the_whole_set_in_every_step(micro):
 
 
 def test_lbfgs_sees_every_micro_batch_and_pools_their_moments(x64):
-    """Without a norm, micro-batches change nothing; with one, their pooled moments are those of the whole set."""
+    """Without a norm, micro-batches change nothing; with a norm, their pooled moments are those of the whole set."""
     config = {**PLAIN, "optimizer": "lbfgs", "batch_size": 64}
     whole, _ = rig.first_steps(TrainConfig(**config, norm="none"), rig.tiny(), 3, 2, jnp.float64)
     parts, _ = rig.first_steps(TrainConfig(**config, norm="none", accumulation_steps=4), rig.tiny(), 3, 2, jnp.float64)
@@ -114,20 +114,19 @@ def test_lbfgs_sees_every_micro_batch_and_pools_their_moments(x64):
 
 
 def test_a_small_last_batch_moves_running_statistics_by_its_share():
-    """65 examples in batches of 64: the last one alone must not become the statistics."""
+    """With 65 examples in batches of 64, the last example alone must not determine the running statistics."""
     config = TrainConfig(**PLAIN | {"learning_rate": 0.0}, batch_size=64, drop_remainder=False, epochs=1)
     before, _ = rig.first_steps(config, rig.tiny(examples=65), 1, 1)
     after, _ = rig.first_steps(config, rig.tiny(examples=65), 2, 1)
-    # Of the second update: 10 in 11 for a full batch, and for one example a 64th of that.
+    # The weight of the second update, after bias correction: 10 / 11 for a full batch, less for a 64th of it.
     share = 10 / 11 * (1 - 0.9 ** (1 / 256)) / (1 - 0.9 ** (64 / 256))
     moved = after.batch_stats["BatchNorm_0"]["var"] / before.batch_stats["BatchNorm_0"]["var"]
-    # One example has no variance.
+    # A single example has variance 0, so the running variance shrinks by the share.
     np.testing.assert_allclose(moved, 1 - share, rtol=1e-5)
 
 
 @pytest.mark.parametrize("micro", [1, 2])
-def test_a_stream_trains_as_the_same_set_in_memory_does(micro):
-    """Bit for bit."""
+def test_a_stream_trains_bit_for_bit_as_the_same_data_in_memory(micro):
     config = {**PLAIN, "batch_size": 16, "accumulation_steps": micro, "drop_remainder": False}
     dataset = rig.tiny(examples=56)
     resident = rig.first_steps(TrainConfig(**config), dataset, 9, 2)
@@ -136,7 +135,7 @@ def test_a_stream_trains_as_the_same_set_in_memory_does(micro):
 
 
 class Source:
-    """Images of several sizes, with random access, as a TFDS data source has it."""
+    """A source of images of several sizes with random access, like a TFDS data source."""
 
     def __len__(self):
         return 20
@@ -146,7 +145,7 @@ class Source:
         return {"image": r.integers(0, 256, (12 + i, 20, 3), dtype=np.uint8), "label": i % 3}
 
 
-def test_streamed_images_are_cropped_by_seed_epoch_and_number():
+def test_crops_of_streamed_images_depend_on_epoch_and_index():
     stream = data.Stream(Source(), 8, random_crops=True)
     numbers = np.array([3, 7, 3])
     first, again, later = stream.read(numbers), stream.read(numbers), stream.read(numbers, epoch=1)
@@ -159,14 +158,14 @@ def test_streamed_images_are_cropped_by_seed_epoch_and_number():
 
 
 @pytest.mark.parametrize("name", ["crop", "flip", "crop_flip"])
-def test_augmentation_depends_on_the_place_in_the_batch_alone(name):
+def test_augmentation_depends_only_on_the_place_in_the_batch(name):
     images = jnp.asarray(np.random.default_rng(0).integers(1, 256, (8, 9, 9, 1)), jnp.uint8)
     key = jax.random.key(3)
     whole = augmentation.augment(name, images, key, 0, 8)
     halves = [augmentation.augment(name, images[i : i + 4], key, i, 8) for i in (0, 4)]
     np.testing.assert_array_equal(whole, np.concatenate(halves))
     assert whole.shape == images.shape and (whole != images).any()
-    # Every result is one of the images that the definition allows.
+    # Every result is an image that the definition of the augmentation allows.
     padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
     for image, margins, result in zip(np.asarray(images), padded, np.asarray(whole), strict=True):
         crops = [margins[i : i + 9, j : j + 9] for i in range(9) for j in range(9)] if "crop" in name else [image]
@@ -174,7 +173,7 @@ def test_augmentation_depends_on_the_place_in_the_batch_alone(name):
         assert any((result == a).all() for a in allowed)
 
 
-def test_half_precision_keeps_parameters_and_statistics_in_single():
+def test_bfloat16_keeps_parameters_and_statistics_in_float32():
     state, rows = rig.first_steps(TrainConfig(**PLAIN, batch_size=32, dtype="bfloat16"), rig.tiny(), 2, 2)
     assert {a.dtype for a in jax.tree.leaves((state.params, state.batch_stats))} == {np.dtype("float32")}
     _, single = rig.first_steps(TrainConfig(**PLAIN, batch_size=32), rig.tiny(), 2, 2)
@@ -184,7 +183,7 @@ def test_half_precision_keeps_parameters_and_statistics_in_single():
 
 
 def test_segmentation_counts_pixels(x64):
-    """A class for every pixel: mean losses over pixels, and the intersection over union against NumPy."""
+    """Trains on one class per pixel, and compares accuracy and intersection over union with NumPy."""
     dataset = rig.tiny(pixels=True)
     config = TrainConfig(**PLAIN | {"model": "fcn", "batch_size": 16, "epochs": 20, "learning_rate": 0.05})
     state, rows = rig.first_steps(config, dataset, 40, 2)
@@ -203,7 +202,7 @@ def test_segmentation_counts_pixels(x64):
 
 
 @pytest.mark.parametrize(("model", "pixels"), [("tests.own:model", True), ("fcn", False)])
-def test_a_model_of_another_kind_than_the_labels_is_refused(model, pixels):
+def test_a_model_whose_logits_do_not_match_the_labels_is_refused(model, pixels):
     config = TrainConfig(model=model, batch_size=8)
     with pytest.raises(UsageError, match=rf"--model={model} gives logits of shape .* labels need"):
         rig.run_of(config, rig.tiny(pixels=pixels), 1)
@@ -242,14 +241,14 @@ def test_validation_examples_are_taken_from_training():
     ("model", "size", "channels"),
     [
         ("resnet18", 32, 3),
-        # A minute and a half of compilation.
+        # It compiles for 90 seconds.
         pytest.param("resnet50", 32, 3, marks=pytest.mark.slow),
         ("alexnet_bn", 63, 3),
         ("fcn", 16, 1),
     ],
 )
 def test_every_model_takes_three_steps(model, size, channels):
-    """From end to end, with a norm pooled over devices; `simple_cnn` does so in test_training."""
+    """Trains each model with norms pooled over devices; test_training does so for `simple_cnn`."""
     dataset = rig.tiny(examples=24, size=size, channels=channels, pixels=model == "fcn")
     config = TrainConfig(model=model, batch_size=8, warmup_epochs=0, learning_rate=0.01, schedule="constant")
     state, rows = rig.first_steps(config, dataset, 3, 2)

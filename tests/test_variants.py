@@ -38,7 +38,7 @@ EVERY = [(option, name) for option, (register, _) in REGISTERS.items() for name 
 OTHERWISE = {
     "'digits' in str(error)": "a word of an error of Python's",
     "instruction.opcode in _FREE": "an instruction of a compiled program",
-    "k not in ('kind', 'step', 'epoch')": "a column of metrics",
+    "name not in NOT_CURVES": "a column of metrics",
     "AXIS in jax.typeof(a).manual_axis_type.varying": "an axis of the mesh",
     "AXIS in jax.typeof(leaf).manual_axis_type.varying": "an axis of the mesh",
     "norm == SPANNED_NORM": "reporting reads result files and imports no training",
@@ -157,7 +157,7 @@ def test_what_a_model_declares_is_what_it_does(model):
 
 def test_a_register_refuses_records_that_are_not_complete():
     norm = NORMS["none"]
-    with pytest.raises(ValueError, match="each norm must have a name of its own"):
+    with pytest.raises(ValueError, match="each norm must have its own name"):
         Register("norm", norm, norm)
     for said in ("", "ends.", "two. Sentences"):
         with pytest.raises(ValueError, match="must be a phrase"):

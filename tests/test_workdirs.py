@@ -1,4 +1,4 @@
-"""A run's folder: whose code is run, which checkpoints and data it belongs to, and which program it is of."""
+"""A run's folder runs no code that only it names, and belongs to one program, one run and one data set."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def copy(run, tmp_path):
 
 @pytest.mark.parametrize("flag", ["model", "dataset"])
 def test_code_that_a_checkpoint_names_is_not_run(copy, monkeypatch, flag):
-    """A module that would say so if it were imported lies where it is looked for."""
+    """Puts a module that records its own import on the search path, and names it in the checkpoint."""
     (copy.parent / "theirs.py").write_text("import sys\nsys.theirs_was_run = True\ndef function(**_): return None\n")
     monkeypatch.chdir(copy.parent)
     path = copy / "config.json"
@@ -48,7 +48,7 @@ def test_code_that_a_checkpoint_names_is_not_run(copy, monkeypatch, flag):
     with pytest.raises(UsageError, match=rf"the function theirs:function.* give --{flag}=theirs:function"):
         evaluate_checkpoint(copy, num_devices=2, **given)
     assert not hasattr(sys, "theirs_was_run") and "theirs" not in sys.modules
-    # What the command line names is run.
+    # A function that the command line names is run.
     _, rows = evaluate_checkpoint(copy, num_devices=2, **OWN)
     assert rows[0].before.examples == 16
 
@@ -57,16 +57,16 @@ def test_a_checkpoint_of_another_run_is_refused(copy, tmp_path):
     train(tmp_path / "other", seed=1)
     shutil.rmtree(copy / "checkpoints")
     shutil.copytree(tmp_path / "other" / "checkpoints", copy / "checkpoints")
-    with pytest.raises(UsageError, match="is of another run"):
+    with pytest.raises(UsageError, match="belongs to another run"):
         evaluate_checkpoint(copy, num_devices=2, **OWN)
     (copy / "summary.json").unlink()
-    with pytest.raises(UsageError, match="is of another run"):
+    with pytest.raises(UsageError, match="belongs to another run"):
         train(copy)
     assert sorted(p.name for p in (copy / "checkpoints").iterdir() if p.name.isdigit())
 
 
-def test_other_labels_are_other_data(copy, monkeypatch):
-    """As many, with the same images, in a run that is complete."""
+def test_a_run_with_changed_labels_is_refused(copy, monkeypatch):
+    """The labels are as many and the images the same, and the run is complete."""
     made = rig.tiny()
     test = made.test["test"]
     changed = made._replace(test={"test": test._replace(labels=np.roll(test.labels, 1))})
@@ -75,8 +75,8 @@ def test_other_labels_are_other_data(copy, monkeypatch):
         train(copy)
 
 
-def test_a_run_of_an_earlier_version_goes_on(copy):
-    """Which wrote neither digests of the data nor a name of the run."""
+def test_a_run_of_an_earlier_version_resumes(copy):
+    """Earlier versions wrote neither digests of the data nor a name of the run."""
     path = copy / "config.json"
     stored = json.loads(path.read_text())
     del stored["run"], stored["data"]["contents"]
@@ -85,7 +85,7 @@ def test_a_run_of_an_earlier_version_goes_on(copy):
     assert train(copy).updates == 8
 
 
-def test_a_workdir_that_is_removed_under_a_run_is_said_to_be_gone(tmp_path, monkeypatch):
+def test_a_workdir_that_is_removed_during_a_run_is_reported(tmp_path, monkeypatch):
     save = session.Fit._save
 
     def removed(self, state, step):
@@ -93,12 +93,12 @@ def test_a_workdir_that_is_removed_under_a_run_is_said_to_be_gone(tmp_path, monk
         save(self, state, step)
 
     monkeypatch.setattr(session.Fit, "_save", removed)
-    with pytest.raises(StorageError, match="was removed while this run was going on"):
+    with pytest.raises(StorageError, match="was removed during the run"):
         train(tmp_path / "run")
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_the_lock_is_not_written_through_a_link(tmp_path):
+def test_the_lock_does_not_follow_a_symbolic_link(tmp_path):
     (tmp_path / "theirs").write_text("theirs")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").symlink_to(tmp_path / "theirs")
@@ -107,14 +107,14 @@ def test_the_lock_is_not_written_through_a_link(tmp_path):
     assert (tmp_path / "theirs").read_text() == "theirs"
 
 
-@pytest.mark.parametrize("made", _workdirs.MAKES)
-@pytest.mark.parametrize("asked", [*_workdirs.MAKES, "benchmark"])
+@pytest.mark.parametrize("made", _workdirs.RESULTS_OF)
+@pytest.mark.parametrize("asked", [*_workdirs.RESULTS_OF, "benchmark"])
 def test_a_folder_belongs_to_one_program(tmp_path, made, asked):
     _workdirs.claim(tmp_path / "folder", made)
     if asked == made:
         _workdirs.claim(tmp_path / "folder", asked)
     else:
-        with pytest.raises(UsageError, match=f"holds {_workdirs.MAKES[made]}.*give another --workdir"):
+        with pytest.raises(UsageError, match=f"holds {_workdirs.RESULTS_OF[made]}.*give another --workdir"):
             _workdirs.claim(tmp_path / "folder", asked)
 
 
@@ -130,6 +130,6 @@ def test_a_folder_belongs_to_one_program(tmp_path, made, asked):
         ("other.txt", "", None),
     ],
 )
-def test_folders_of_earlier_versions_are_told_by_their_files(tmp_path, file, content, program):
+def test_folders_of_earlier_versions_are_recognised_by_their_files(tmp_path, file, content, program):
     (tmp_path / file).write_text(content)
     assert _workdirs.program_of(tmp_path) == program

@@ -1,4 +1,4 @@
-"""Files that are written: whole or not at all, never through a link, to be shared without a path of this machine."""
+"""Files are written atomically, never through a symbolic link, and without absolute paths of this machine."""
 
 import dataclasses
 import errno
@@ -22,24 +22,25 @@ from experiments.records.runs import TrainRow
 from experiments.reporting import document
 from experiments.studies import batch_size, jobs, settings
 from experiments.studies.recommending import run as recommending
+from experiments.studies.recommending.findings import Findings
 from experiments.training.storage import metrics, workdir
 from tests import readers, test_reporting
 
 ROOT = Path(__file__).parent.parent
-# What writes a file in place: all of it goes through `experiments._files`.
+# Code that writes a file in place, which only `experiments._files` may contain.
 DIRECT = re.compile(
     r"\.write_text\(|\.write_bytes\(|\.touch\(|\.to_csv\(|np\.save|NamedTemporaryFile|\bopen\([^)]*[\"'][wax]|os\.open\(|"
     r"json\.dump\(|\.savefig\("
 )
 ALLOWED = {
-    # To a file that `_files.writing` opened; to memory; a lock, without touching what is there.
+    # A write to a file that `_files.writing` opened, a write to memory, and a lock that leaves the content unchanged.
     ("data/arrays.py", "np.savez(file, allow_pickle=False"),
     ("reporting/document.py", 'drawing.savefig(text, format="svg"'),
     ("training/storage/workdir.py", "descriptor = os.open(path, os.O_RDWR | os.O_CREAT"),
 }
 
 
-def test_nothing_is_written_in_place():
+def test_no_code_writes_a_file_in_place():
     found = set()
     for path in sorted((ROOT / "experiments").rglob("*.py")):
         name = str(path.relative_to(ROOT / "experiments"))
@@ -62,13 +63,13 @@ def _tree(folder):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """Folders of every kind, without pages."""
+    """Returns a folder of result folders, one of each kind, without pages."""
     return _tree(tmp_path_factory.mktemp("whole"))
 
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Pages without their pictures, which take most of the time."""
+    """Leaves the figures out of pages, because drawing takes most of the time."""
     monkeypatch.setattr(document, "_svg", lambda *_, **__: "<svg></svg>")
 
 
@@ -93,7 +94,7 @@ def _recommend(folder):
         recommending,
         with_held_out=lambda options: settings.Data(options, 60, 0),
         Runner=mock.MagicMock(),
-        measure=lambda *_: {"note": "x" * 9_000},
+        measure=lambda _, problem: Findings(not_measured=["x" * 9_000]).evidence(problem),
         advise=lambda _: None,
     ):
         runner: mock.MagicMock = recommending.Runner  # pyright: ignore[reportAssignmentType]
@@ -108,7 +109,7 @@ def _claim(folder):
 
 
 def _cached(folder):
-    """A cache that cannot be kept is said to be so, and the data are used."""
+    """Uses the cache; a cache that cannot be written is reported in a warning, and the data are used all the same."""
     warn = mock.Mock()
     place = mock.patch.dict(os.environ, {arrays.CACHE_VARIABLE: str(folder / "run")})
     with place, mock.patch.object(arrays.logging, "warning", warn):
@@ -119,7 +120,7 @@ def _cached(folder):
             raise StorageError(line)
 
 
-# A file, and what writes it.
+# Functions that write each file.
 WRITERS = {
     "run/report.html": lambda folder: reporting.write_page(folder / "run"),
     "norm/report.html": lambda folder: reporting.write_norm_study_page(folder / "norm"),
@@ -136,12 +137,12 @@ WRITERS = {
     "run/key.npz": _cached,
     "study/results.jsonl": lambda folder: _files.add_row(folder / "study" / jobs.FILE, {"key": "a"}),
 }
-# Opened where it is, or added to: refused there.
+# Files that are opened in place or appended to, so that a symbolic link in their place is refused.
 REFUSED = {"run/.lock", "run/tensorboard", "study/results.jsonl"}
 
 
 @pytest.mark.parametrize("file", WRITERS)
-def test_no_file_is_written_through_a_link_that_was_there(folders, undrawn, tmp_path, file):
+def test_no_write_follows_a_symbolic_link(folders, undrawn, tmp_path, file):
     theirs, path = tmp_path / "theirs", folders / file
     if file.endswith("tensorboard"):
         theirs.mkdir()
@@ -163,7 +164,7 @@ def test_no_file_is_written_through_a_link_that_was_there(folders, undrawn, tmp_
     ("number", "said"), [(errno.ENOSPC, "(?i)no space left on"), (errno.EROFS, "cannot be (written|kept)")]
 )
 @pytest.mark.parametrize("file", [f for f in WRITERS if f not in ("study/report.html", "run/tensorboard")])
-def test_what_cannot_be_written_is_a_sentence_and_the_file_is_as_it_was(
+def test_a_failed_write_is_one_sentence_and_leaves_the_file_unchanged(
     folders, undrawn, monkeypatch, file, number, said
 ):
     path = folders / file
@@ -184,13 +185,13 @@ def test_what_cannot_be_written_is_a_sentence_and_the_file_is_as_it_was(
     assert not list(folders.rglob("*.tmp"))
 
 
-# Appended to, or too short to be cut.
+# Files that are appended to, or too short to be truncated.
 LITTLE = {"run/.lock", "run/tensorboard"}
 
 
 @pytest.mark.parametrize("file", [f for f in WRITERS if f not in LITTLE])
-def test_a_file_that_is_cut_by_the_system_is_a_sentence_and_the_file_is_as_it_was(folders, undrawn, file):
-    """A limit of the size of files, which the system enforces as it does the end of a disk: in the middle."""
+def test_a_write_that_stops_in_the_middle_is_one_sentence_and_leaves_the_file_unchanged(folders, undrawn, file):
+    """Limits the size of files, so that the system ends a write in the middle, as on a full disk."""
     path = folders / file
     before = path.read_bytes() if path.exists() else None
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -208,7 +209,7 @@ def test_a_file_that_is_cut_by_the_system_is_a_sentence_and_the_file_is_as_it_wa
 
 
 def test_pages_hold_no_path_of_this_machine(folders, undrawn):
-    """Every kind of page, from files whose commands, options and errors are full of them."""
+    """Writes every kind of page from files whose commands, options and errors hold such paths."""
     here = str(folders)
     run = folders / "run"
     for name in ("config.json", "summary.json"):
@@ -225,7 +226,7 @@ def test_pages_hold_no_path_of_this_machine(folders, undrawn):
             row["options"]["data_dir"] = here
         failed = {"key": "fixed-none", "options": {"data_dir": here}, "error": f"see {here}/worker.log: no"}
         lines = [json.dumps(row) for row in [*rows, failed]]
-        # And a damaged line, which is named.
+        # A damaged line is added, which the page reports.
         (folders / place / "results.jsonl").write_text("".join(f"{line}\n" for line in [*lines, "{"]))
     (folders / "study/command.txt").write_text(f"python -m experiments.batch_size_study --workdir={here}/s\n")
     (folders / "study/smoothness.json").write_text("{")
@@ -238,8 +239,8 @@ def test_pages_hold_no_path_of_this_machine(folders, undrawn):
     assert "--workdir=x" in (folders / "norm/report.html").read_text()
 
 
-def test_a_dollar_sign_in_a_label_is_no_formula(tmp_path):
-    """Which matplotlib would refuse to draw; powers of ten at its ticks stay formulas."""
+def test_a_dollar_sign_in_a_label_does_not_start_a_formula(tmp_path):
+    """Matplotlib would refuse to draw an invalid formula; the powers of ten of its own ticks remain formulas."""
     for kind in ("test", "$x_{$", "a $\\frac$ b"):
         with (tmp_path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"kind": kind, "step": 1, "loss": 0.5, "accuracy": 0.9}) + "\n")
@@ -247,7 +248,7 @@ def test_a_dollar_sign_in_a_label_is_no_formula(tmp_path):
     figure.axes[0].set_title("$x_{$")
     text = reporting.write_svg(figure, tmp_path / "curves.svg").read_text()
     assert "<!-- $x_{$ -->" in text and "<!-- $x_{$: 0.5000 -->" in text
-    # Wherever a figure shows text; the name of a category is a tick's, and grows with what is drawn.
+    # All places where a figure shows text; the names of categories are those of ticks, and appear with the bars.
     figure = Figure(layout="constrained")
     hostile = "$x_{$"
     left, right = figure.subplots(1, 2)
@@ -272,8 +273,8 @@ def test_a_dollar_sign_in_a_label_is_no_formula(tmp_path):
     assert "<!-- $\\mathdefault{10^{6}}$ -->" in reporting.write_svg(figure, tmp_path / "powers.svg").read_text()
 
 
-def test_a_cached_data_set_that_is_another_is_made_again(tmp_path, monkeypatch, caplog):
-    """A file of other arrays in its place, without the list of what it holds or with that of others."""
+def test_a_cache_file_that_holds_other_arrays_is_made_again(tmp_path, monkeypatch, caplog):
+    """Puts a file of other arrays in its place, without a table of contents or with that of other arrays."""
     monkeypatch.setenv(arrays.CACHE_VARIABLE, str(tmp_path))
     right, other = {"a": np.arange(3)}, {"a": np.arange(4)}
     for held in ({}, {arrays.CONTENTS: np.frombuffer(arrays._contents(right), np.uint8)}):

@@ -1,4 +1,4 @@
-"""Arrays for the tests of torch_interop, and what it means that two states are alike."""
+"""Draws arrays and compares states, for the tests of torch_interop."""
 
 import numpy as np
 

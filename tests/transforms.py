@@ -1,4 +1,4 @@
-"""The ways to run one function of a device's share on several devices: each test of a collective runs over all."""
+"""The register of ways to run a function on several devices; generic tests of collectives run over all of them."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,13 +12,15 @@ TWO_AXES = ("rows", "columns")
 
 
 class Transform(NamedTuple):
-    """A way to run `function(axis_name, sharded, replicated)` on every device's share, all in one jitted program.
+    """A way to run `function(axis_name, sharded, replicated)` on every device's share, in one jitted program.
 
     Attributes:
-      wrap: of a function and a number of devices, a function of (sharded, replicated) that can be lowered.
-      whole: the function sees the whole batch and no axis name, not a device's share.
-      local_gradients: the gradient of a replicated parameter is each device's own, and the caller adds them up.
-      has_groups: `axis_index_groups` mean something.
+      wrap: takes the function and the number of devices, and returns a function of (sharded, replicated) that can be
+        lowered.
+      whole: whether the function sees the whole batch and no axis name, in place of one device's share.
+      local_gradients: whether the gradient of a replicated parameter is local to each device, so that the caller has
+        to sum over the devices.
+      has_groups: whether `axis_index_groups` have a meaning.
     """
 
     wrap: Callable
@@ -30,12 +32,12 @@ class Transform(NamedTuple):
         """Runs `function(axis_name, sharded, replicated) -> (sharded results, results for every feature)`.
 
         Args:
-          function: of this transform's axis name, a device's share of `sharded`, and `replicated`.
+          function: takes the axis name, one device's share of `sharded`, and `replicated`.
           sharded: arrays of shape (devices, batch, ...).
           replicated: arrays that are the same for all devices.
 
         Returns:
-          The function's results, each with a leading axis over the devices.
+          The results of the function, each with a leading axis over the devices.
         """
         devices = sharded[0].shape[0]
         if not self.whole:
@@ -72,7 +74,7 @@ def _shard_map(check_vma, names=AXIS):
             sizes = (devices // 2, 2) if devices > 1 else (1, 1)
             auto = (AxisType.Auto, AxisType.Auto)
             mesh = jax.make_mesh(sizes, names, axis_types=auto, devices=jax.devices()[:devices])
-        # One row a device for every output: what is the same everywhere must be seen to be so.
+        # Every output has one row per device, so that a test can see that replicated results agree.
         specs = PartitionSpec(names)
         mapped = jax.shard_map(
             local, mesh=mesh, in_specs=(specs, PartitionSpec()), out_specs=specs, check_vma=check_vma
@@ -119,7 +121,7 @@ TRANSFORMS = {
 
 
 def _scanned(function):
-    """Twice the same, as the body of a scan whose carry is the sum."""
+    """Runs a function twice in a scan that adds half of each result, so that the value is that of one call."""
 
     def run(*arguments):
         def body(total, _):
@@ -131,7 +133,7 @@ def _scanned(function):
 
 
 def _chosen(function):
-    """As the branch of a cond that is taken; that it is, is not known when the function is traced."""
+    """Runs a function in the branch of a cond that is taken, which is not known when the function is traced."""
 
     def run(*arguments):
         return jax.lax.cond(jnp.sum(arguments[0]) < 1e9, function, lambda *a: 0.0 * jnp.sum(a[0]), *arguments)
@@ -139,7 +141,7 @@ def _chosen(function):
     return run
 
 
-# Ways in which a function that binds an axis may stand inside of what is differentiated: of a function to a number.
+# Ways to wrap a scalar function that binds an axis before it is differentiated.
 OUTSIDE = {
     "plain": lambda function: function,
     "jit": jax.jit,

@@ -1,4 +1,4 @@
-"""Models as users write them: those of other signatures, which train as they are, and wrong ones."""
+"""Models as users write them: models with other signatures, which train unchanged, and invalid models."""
 
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ def flat(images):
 
 
 class Flax(nn.Module):
-    """Norms of Flax's own, as in Flax's imagenet example: no norm is taken, and no mask."""
+    """A model with Flax's own norms, as in Flax's imagenet example: it accepts neither `norm` nor `mask`."""
 
     num_classes: int
     dtype: object = jnp.float32
@@ -30,7 +30,7 @@ class Flax(nn.Module):
 
 
 class Ours(nn.Module):
-    """Norms of batchnorm_jax without an axis."""
+    """A model with norms of batchnorm_jax that have no `axis_name`."""
 
     num_classes: int
     kind: Any = batchnorm_jax.linen.BatchNorm
@@ -42,7 +42,7 @@ class Ours(nn.Module):
 
 
 class Bound(nn.Module):
-    """An axis of its own, and other names, as in image-classification-jax."""
+    """A model that sets its own `axis_name` and uses other argument names, as in image-classification-jax."""
 
     n_classes: int
 
@@ -53,7 +53,7 @@ class Bound(nn.Module):
 
 
 class ByMutability(nn.Module):
-    """Trains where its statistics may change, as jax-resnet has it."""
+    """A model that trains whenever its statistics are mutable, as in jax-resnet."""
 
     n_classes: int
 
@@ -65,7 +65,7 @@ class ByMutability(nn.Module):
 
 
 class Dropped(nn.Module):
-    """Dropout, of which only the opposite of `train` is known."""
+    """A model with dropout whose call takes `deterministic`, the opposite of `train`."""
 
     num_classes: int
 
@@ -76,7 +76,7 @@ class Dropped(nn.Module):
 
 
 class Listed(nn.Module):
-    """Parameters in a list, and in boxes."""
+    """A model with parameters in a list and in boxes."""
 
     num_classes: int
 
@@ -90,7 +90,7 @@ class Listed(nn.Module):
 
 
 class Spectral(nn.Module):
-    """Statistics of the parameters, not of the batch."""
+    """A model that keeps statistics of its parameters, not of the batch."""
 
     num_classes: int
 
@@ -101,7 +101,7 @@ class Spectral(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """A scan over rows, whose carry begins with zeros."""
+    """A model that scans over rows with a carry that starts at zero."""
 
     num_classes: int
     dtype: object = jnp.float32
@@ -138,7 +138,12 @@ globals().update(WORK)
 
 
 class Wrong(nn.Module):
-    """A model of which one thing is wrong."""
+    """A model with one error.
+
+    Attributes:
+      num_classes: the number of classes.
+      what: the error.
+    """
 
     num_classes: int
     what: str
@@ -177,7 +182,7 @@ def oops(y):
 
 
 class Bare(nn.Module):
-    """Without parameters."""
+    """A model without parameters."""
 
     num_classes: int
 
@@ -186,7 +191,7 @@ class Bare(nn.Module):
 
 
 class Asks(nn.Module):
-    """A call that takes more."""
+    """A model whose call needs one more argument."""
 
     num_classes: int
 
@@ -216,7 +221,7 @@ def nothing(**arguments):
 
 
 class Uncalled(nn.Module):
-    """Of the name that another library has for a call."""
+    """A model with the method of another library's models in place of `__call__`."""
 
     num_classes: int
 
@@ -228,7 +233,7 @@ _WRONG = ("pair", "one_answer", "collection", "copied_norm", "always_training", 
 for _what in (*_WRONG, "constant", "whole_numbers", "too_large", "exits"):
     globals()[_what] = partial(Wrong, what=_what)
 
-# The name, and what must be said.
+# Patterns of the errors, by the name of the model.
 REFUSED = {
     "by_place": r"num_classes, norm and dtype by name, .* takes num_classes by place alone",
     "wrapper": r"num_classes, norm and dtype by name, .* takes \*args by place alone",

@@ -1,4 +1,4 @@
-"""Data sets as users make them by mistake."""
+"""Data sets as users write them: valid ones, and ones with the mistakes that are refused."""
 
 import numpy as np
 
@@ -11,7 +11,7 @@ TEST = TINY.test["test"]
 
 
 class Own:
-    """A split of the user's own class; `change` is what it does wrong."""
+    """A split of the user's own class, whose `change` makes an error in what `read` returns."""
 
     size, image_shape = 64, (8, 8, 1)
 
@@ -24,7 +24,7 @@ class Own:
 
 
 class Source:
-    """Of a stream."""
+    """The source of a stream, whose last label is beyond the classes."""
 
     def __len__(self):
         return 20
@@ -34,7 +34,7 @@ class Source:
 
 
 def one_beyond(split):
-    """A label beyond the classes, in the last place."""
+    """Returns a split whose last label is beyond the classes."""
     labels = split.labels.copy()
     labels[-1] = 3
     return split._replace(labels=labels)
@@ -64,7 +64,7 @@ GOOD = {
     "numpy_shape": lambda: TINY._replace(train=Own(image_shape=tuple(np.array([8, 8, 1])))),
     "stream": lambda: TINY._replace(train=Stream(Source(), None, random_crops=False), num_classes=8),
 }
-# What makes it, and what must be said.
+# The function that makes the data set, and the pattern of the error.
 WRONG = {
     "number": (lambda: 3, "must return an experiments.data.Dataset, and it returned <class 'int'>"),
     "fails": (fail, r"the function raised IndexError: list index out of range\n.*users_data.py.*in fail"),
@@ -130,7 +130,7 @@ for _name, _function in {**GOOD, **{name: made for name, (made, _) in WRONG.item
 
 
 def late_half():
-    """Right at first, and then half of what is asked for."""
+    """Returns a data set that reads the first few examples correctly, and half of the requested ones later."""
     return TINY._replace(train=Own(lambda x, y: (x, y) if len(y) < 4 else (x[::2], y[::2])))
 
 

@@ -1,6 +1,6 @@
 """Inference before and after the norms of a model are folded into its convolutions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,17 +11,17 @@ import numpy as np
 from batchnorm_jax import fold, linen
 from experiments import models
 from experiments.benchmarking import timing
+from experiments.benchmarking.suite import Chosen, Suite
+from experiments.records.benchmarks.fold import FoldFile, FoldRow
 from experiments.training.machine import devices
 
 BEFORE, AFTER = "before", "after"
-PARTS = ("resnet18", "simple_cnn")
-PEERS = ()
-# That the running statistics are made of.
+# Examples that the running statistics are made of.
 EXAMPLES = 16
 
 
 class Case(NamedTuple):
-    """A model, and the shape of the images that it is given."""
+    """A model, and the shape of the batch of images that it is given."""
 
     model: str
     images: tuple[int, ...]
@@ -35,53 +35,60 @@ CASES = (
 )
 
 
-def run(parts: Sequence[str] = PARTS, *, rounds: int = 9, seconds: float = 1.0) -> list[dict[str, Any]]:
-    """Measures the cases of these models, before and after in turn.
+PARTS = tuple(dict.fromkeys(case.model for case in CASES))
+
+
+def run(chosen: Chosen) -> list[FoldRow]:
+    """Measures the cases of the chosen models, before and after in turn.
 
     Args:
-      parts: names from `PARTS`.
-      rounds: timings of each.
-      seconds: about how long one timing takes.
+      chosen: names from `PARTS`, and the timing.
 
     Returns:
-      A row a case: the milliseconds that a batch takes (median, least, greatest), the ratio of after to before, taken
-      round by round, and the normwise difference of the logits.
+      One row per case.
     """
     devices.keep_freed_memory()
     rows = []
     for case in CASES:
-        if case.model not in parts:
+        if case.model not in chosen.parts:
             continue
         images = jnp.asarray(np.random.default_rng(0).normal(size=case.images), jnp.float32)
         programs = folded_model(case.model, images)
         logits = {name: np.asarray(program(images), np.float64) for name, program in programs.items()}
         variants = {name: partial(_steps, program, images) for name, program in programs.items()}
-        measured = timing.in_turn(variants, rounds=rounds, seconds=seconds)
-        row: dict[str, Any] = {
-            "model": case.model,
-            "images": list(case.images),
-            "platform": jax.default_backend(),
-            "milliseconds": {n: timing.spread([1e3 * s for s in v])._asdict() for n, v in measured.items()},
-            "ratio": timing.spread(
-                [after / before for after, before in zip(measured[AFTER], measured[BEFORE], strict=True)]
-            )._asdict(),
-            "difference": float(np.max(np.abs(logits[AFTER] - logits[BEFORE])) / np.max(np.abs(logits[BEFORE]))),
-        }
+        measured = timing.in_turn(variants, rounds=chosen.rounds, seconds=chosen.seconds)
+        row = FoldRow(
+            model=case.model,
+            images=case.images,
+            platform=jax.default_backend(),
+            milliseconds=timing.milliseconds(measured),
+            ratio=timing.ratios(measured, AFTER, BEFORE),
+            difference=float(np.max(np.abs(logits[AFTER] - logits[BEFORE])) / np.max(np.abs(logits[BEFORE]))),
+        )
         rows.append(row)
         print(describe(row), flush=True)
     return rows
 
 
-def describe(row: dict[str, Any]) -> str:
-    """One line for a person."""
-    texts = [f"{row['model']:12}{'x'.join(map(str, row['images'])):16}"]
-    texts += [f"{name} {timing.Spread(**spread)} ms" for name, spread in row["milliseconds"].items()]
-    texts += [f"ratio {timing.Spread(**row['ratio'])}", f"difference of the logits {row['difference']:.0e}"]
+def describe(row: FoldRow) -> str:
+    """Returns the line of the printed table."""
+    texts = [f"{row.model:12}{'x'.join(map(str, row.images)):16}"]
+    texts += [f"{name} {spread} ms" for name, spread in row.milliseconds.items()]
+    texts += [f"ratio {row.ratio}", f"difference of the logits {row.difference:.0e}"]
     return "   ".join(texts)
 
 
+SUITE = Suite(
+    name="fold",
+    help="inference before and after norms are folded",
+    parts=PARTS,
+    measure=lambda chosen, _: run(chosen),
+    file=FoldFile,
+)
+
+
 def folded_model(name: str, images: jax.Array) -> dict[str, Callable[[jax.Array], jax.Array]]:
-    """The logits of a model for images such as these, before and after folding, each a jitted function."""
+    """Returns jitted functions from images to logits, one for the model before folding and one for it after."""
     model = models.create(name, num_classes=10, norm=partial(linen.BatchNorm, momentum=0.0), zero_last_scale=False)
     drawn = jnp.asarray(np.random.default_rng(1).normal(size=(EXAMPLES, *images.shape[1:])), jnp.float32)
     variables: Any = jax.jit(partial(model.init, train=False))(jax.random.key(0), images)
@@ -94,7 +101,7 @@ def folded_model(name: str, images: jax.Array) -> dict[str, Callable[[jax.Array]
     else:
         apply, folded = linen.fold(model, variables, None, images, train=False)
     evaluations = {BEFORE: (model.apply, variables), AFTER: (apply, folded)}
-    # The variables are an argument, as in a server: of constants XLA would compute what it can while compiling.
+    # The variables are an argument, as in a server: XLA would compute what it can of constants while it compiles.
     return {kind: partial(jax.jit(partial(f, train=False)), v) for kind, (f, v) in evaluations.items()}
 
 

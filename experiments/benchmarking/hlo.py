@@ -1,9 +1,11 @@
-"""What a compiled program does between devices and how much memory it takes, read from the program itself."""
+"""Reads a compiled program's collectives and its memory from the program itself."""
 
 import math
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
+
+from experiments.records.benchmarks.norm import Collective, ProgramMemory
 
 _COLLECTIVE = re.compile(
     r"= (?P<shape>\(.*?\)|\S+) "
@@ -16,8 +18,8 @@ class Array(NamedTuple):
     """The type of one array in a program's text.
 
     Attributes:
-      elements: how many numbers it has.
-      bits: of each of them.
+      elements: the number of its elements.
+      bits: bits of each element.
       layout: the order of its axes, tiles and memory space as the text has them; empty where it has none.
     """
 
@@ -27,12 +29,12 @@ class Array(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Bytes of the elements, without the padding of tiles."""
+        """Bytes of all elements, without the padding of tiles."""
         return self.elements * self.bits // 8
 
 
 def arrays(text: str) -> list[Array]:
-    """The arrays of a type in a program's text, those of a tuple in their order.
+    """Returns the arrays of a type in a program's text, those of a tuple in their order.
 
     Example:
       >>> [(a.elements, a.bytes) for a in arrays("(bf16[8,64]{1,0:T(8,128)(2,1)}, pred[3]{0}, f32[])")]
@@ -45,44 +47,30 @@ def arrays(text: str) -> list[Array]:
 
 
 def _bits(dtype: str) -> int:
-    """Bits of an element: the first number in the name, as in bf16 and f8e4m3fn; a pred takes a byte."""
+    """Returns the bits of an element: the first number in the name, as in bf16 and f8e4m3fn; a pred takes a byte."""
     digits = re.search(r"\d+", dtype)
     return int(digits[0]) if digits else 8
 
 
-class Collective(NamedTuple):
-    """One collective of a compiled program.
-
-    Attributes:
-      kind: "all-reduce", "all-gather" and so on.
-      elements: how many numbers its result has, in all arrays of a combined one.
-      backward: it belongs to the backward pass.
-    """
-
-    kind: str
-    elements: int
-    backward: bool
-
-
 def collectives(compiled: Any) -> list[Collective]:
-    """The collectives of a compiled program, in its order.
+    """Returns the collectives of a compiled program, in its order.
 
     Args:
       compiled: what `jax.jit(f).lower(...).compile()` returns.
     """
     return [
-        Collective(kind, sum(a.elements for a in parts), "transpose(" in line)
+        Collective(kind=kind, elements=sum(a.elements for a in parts), backward="transpose(" in line)
         for line, kind, parts in _collective_results(compiled)
     ]
 
 
 def collective_bytes(compiled: Any) -> int:
-    """Bytes of the results of all collectives of a compiled program."""
+    """Returns the bytes of the results of all collectives of a compiled program."""
     return sum(a.bytes for _, _, parts in _collective_results(compiled) for a in parts)
 
 
 def _collective_results(compiled: Any) -> Iterator[tuple[str, str, list[Array]]]:
-    """The line, the kind and the result's arrays of each collective."""
+    """Yields the line, the kind and the result's arrays of each collective."""
     for line in compiled.as_text().splitlines():
         if match := _COLLECTIVE.search(line):
             parts = arrays(match["shape"])
@@ -91,14 +79,15 @@ def _collective_results(compiled: Any) -> Iterator[tuple[str, str, list[Array]]]
             yield line, match["kind"], parts[len(parts) // 2 :] if half else parts
 
 
-def memory(compiled: Any) -> dict[str, int]:
-    """Bytes that a compiled program takes: temporaries, arguments and outputs, less what is shared between these."""
+def memory(compiled: Any) -> ProgramMemory:
+    """Returns the bytes that a compiled program takes."""
     analysis = compiled.memory_analysis()
-    sizes = {
-        "temporary": analysis.temp_size_in_bytes,
-        "arguments": analysis.argument_size_in_bytes,
-        "outputs": analysis.output_size_in_bytes,
-        "aliases": analysis.alias_size_in_bytes,
-    }
-    sizes["total"] = sizes["temporary"] + sizes["arguments"] + sizes["outputs"] - sizes["aliases"]
-    return sizes
+    temporary, shared = analysis.temp_size_in_bytes, analysis.alias_size_in_bytes
+    arguments, outputs = analysis.argument_size_in_bytes, analysis.output_size_in_bytes
+    return ProgramMemory(
+        temporary=temporary,
+        arguments=arguments,
+        outputs=outputs,
+        aliases=shared,
+        total=temporary + arguments + outputs - shared,
+    )

@@ -1,120 +1,116 @@
 """Recommendations beside exhaustive grids: how near the best they come, at what cost, and how well they predict.
 
-Of each problem there are a grid of batch sizes and rates, each cell a run to the target; a recommendation with a tenth
-of the grid's time; and the best cell and the recommended setting again, with seeds that neither has seen. All are kept
-as they end, and the rows of the table follow from what is kept.
+Each problem has a grid of batch sizes and rates, each cell a run to the target; a recommendation with a tenth of the
+grid's time; and the best cell and the recommended setting again, with seeds that neither has seen. All results are kept
+as runs end, and the rows of the table follow from what is kept.
 """
 
 import contextlib
-import dataclasses
 import itertools
-import math
 import os
 import shutil
-import statistics
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-from scipy import stats
+import msgspec
 
-from experiments import _files, records
+from experiments import _files
 from experiments._errors import UsageError
-from experiments._shapes import every, record, whole
+from experiments.benchmarking.recommend_compare import (
+    Cell,
+    best_cell,
+    cell_of,
+    cells,
+    check_predictions,
+    compare,
+    cost,
+    recommended_cell,
+)
 from experiments.benchmarking.recommend_table import table
+from experiments.records.comparison import ComparedRow, Comparison, GridCost, RecommendationCost
+from experiments.records.fields import Options
+from experiments.records.recommendation import Advice, Recommendation
+from experiments.records.studies import StudyRow
 from experiments.studies import jobs
-from experiments.studies.convergence import CONFIDENCE, Setting, grid_jobs, tuned_job, updates_to_target
+from experiments.studies.convergence import Setting, grid_jobs, tuned_job
 from experiments.studies.jobs import Runner
-from experiments.studies.recommending.curves import best_runs
 from experiments.studies.recommending.run import FILE, recommend
-from experiments.studies.recommending.target import step_seconds
 from experiments.studies.settings import with_held_out
 
 PEERS = ()
 GRID, RECOMMENDATION, AGAIN = "grid", "recommendation", "again"
-# Of the time of the grid, what a recommendation may take.
-SHARE = 0.1
+# A recommendation may take this share of the time of the grid.
+BUDGET_SHARE = 0.1
 FRESH_SEEDS = (11, 12, 13, 14, 15, 16)
-# Of the most epochs of a grid's cell, how many a run with a fresh seed may take.
-PATIENCE = 2
+# A run with a fresh seed may take so many times the most epochs of a cell of the grid.
+PATIENCE_FACTOR = 2
 
 
 class Problem(NamedTuple):
-    """What is to be reached, and the grid.
+    """A target, and the grid.
 
     Attributes:
-      options: of `TrainConfig`: data set, model, norm.
-      target: accuracy.
+      name: of its folder.
+      options: options of `TrainConfig`: data set, model, norm.
+      target: the accuracy to reach.
       batch_sizes: of the grid.
       rates: of the grid.
-      max_epochs: after which a cell counts as not having reached the target.
+      max_epochs: the epochs after which a cell counts as not having reached the target.
       seeds: of every cell.
     """
 
-    options: dict[str, Any]
+    name: str
+    options: Options
     target: float
     batch_sizes: tuple[int, ...]
     rates: tuple[float, ...]
     max_epochs: int
     seeds: tuple[int, ...] = (0, 1)
 
-
-class Cell(NamedTuple):
-    """A batch size and a rate.
-
-    Attributes:
-      batch_size: global.
-      rate: constant.
-    """
-
-    batch_size: int
-    rate: float
+    def setting(self, epochs_factor: int = 1) -> Setting:
+        """Returns the grid as the batch-size study describes its runs, with so many times the most epochs."""
+        return Setting(
+            target=self.target,
+            fixed_sizes=(),
+            tuned_sizes=self.batch_sizes,
+            rates=self.rates,
+            max_epochs=epochs_factor * self.max_epochs,
+            seeds=self.seeds,
+        )
 
 
 _SIZES = (32, 64, 128, 256, 512)
+_HIGHER, _LOWER = (0.01, 0.02, 0.04, 0.08, 0.16), (0.005, 0.01, 0.02, 0.04, 0.08)
 PROBLEMS = {
-    "mnist": Problem({"dataset": "mnist", "norm": "batch"}, 0.988, _SIZES, (0.01, 0.02, 0.04, 0.08, 0.16), 5),
-    "mnist_no_norm": Problem({"dataset": "mnist", "norm": "none"}, 0.985, _SIZES, (0.005, 0.01, 0.02, 0.04, 0.08), 5),
-    "digits": Problem({"dataset": "digits", "norm": "none"}, 0.96, _SIZES, (0.005, 0.01, 0.02, 0.04, 0.08), 5),
+    problem.name: problem
+    for problem in (
+        Problem("mnist", {"dataset": "mnist", "norm": "batch"}, 0.988, _SIZES, _HIGHER, 5),
+        Problem("mnist_no_norm", {"dataset": "mnist", "norm": "none"}, 0.985, _SIZES, _LOWER, 5),
+        Problem("digits", {"dataset": "digits", "norm": "none"}, 0.96, _SIZES, _LOWER, 5),
+    )
 }
 PARTS = tuple(PROBLEMS)
-# What is read here of a run.
-_ROW = every(
-    records.study_row,
-    record(
-        {"options": record({"batch_size": whole(1), "learning_rate": records.POSITIVE, "seed": whole(0)})},
-        {
-            "summary": record(
-                {
-                    "updates": whole(1),
-                    "seconds": record(dict.fromkeys(("compute", "in all"), records.SHARE)),
-                    "target": record({}),
-                }
-            )
-        },
-    ),
-)
 
 
-def run(parts: Sequence[str], *, folder: Path, data_dir: str | None = None) -> list[dict[str, Any]]:
-    """Measures problems; what the folder holds already is not run again, and a problem that is done needs no data.
+def run(parts: Sequence[str], *, folder: Path, data_dir: str | None = None) -> list[Comparison]:
+    """Measures problems; runs that the folder holds are not made again, and a problem that is done needs no data.
 
     Args:
       parts: names from `PARTS`.
-      folder: with a folder for each.
-      data_dir: of TFDS; None: its own.
+      folder: the parent of one folder per problem.
+      data_dir: the data directory of TFDS; None: TFDS's own.
 
     Returns:
-      A row a problem, from `tabulate`.
+      One row per problem, from `tabulate`.
     """
     rows = []
-    for name in parts:
-        if not _is_done(PROBLEMS[name], folder / name):
-            measure(PROBLEMS[name], folder / name, data_dir)
-        rows.append({"problem": name, **tabulate(PROBLEMS[name], folder / name)})
+    for problem in (PROBLEMS[name] for name in parts):
+        place = folder / problem.name
+        if not _is_done(problem, place):
+            measure(problem, place, data_dir)
+        rows.append(tabulate(problem, place))
         print("\n".join([*table(rows[-1:]), ""]), flush=True)
     if len(rows) > 1:
         print("\n".join(table(rows)))
@@ -123,13 +119,12 @@ def run(parts: Sequence[str], *, folder: Path, data_dir: str | None = None) -> l
 
 def measure(problem: Problem, folder: Path, data_dir: str | None = None) -> None:
     """Runs what a problem lacks: its grid, then the recommendation, then both settings with fresh seeds."""
-    # Of another problem it is refused before a row is added.
+    # A recommendation of another problem is refused before a row is added.
     result = _result(problem, folder)
     options = problem.options | ({"data_dir": data_dir} if data_dir else {})
     data = with_held_out(options)
-    setting = Setting(problem.target, (), problem.batch_sizes, problem.rates, problem.max_epochs, problem.seeds)
     with Runner(folder / GRID) as runner:
-        grid = runner.run_all(grid_jobs(data, setting))
+        grid = runner.run_all(grid_jobs(data, problem.setting()))
     place = folder / RECOMMENDATION
     if result is None:
         # From nothing, in one go and with all of its compilation, so that its cost is all there.
@@ -138,16 +133,16 @@ def measure(problem: Problem, folder: Path, data_dir: str | None = None) -> None
             tempfile.TemporaryDirectory() as compiled,
             _environment(JAX_COMPILATION_CACHE_DIR=compiled, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.3"),
         ):
-            result = recommend(options, target=problem.target, minutes=SHARE * _cost(grid) / 60, folder=place)
+            result = recommend(options, target=problem.target, minutes=BUDGET_SHARE * cost(grid) / 60, folder=place)
+    longer = problem.setting(PATIENCE_FACTOR)
     with Runner(folder / AGAIN) as runner:
-        for cell in _compared(grid, result["advice"]).values():
-            longer = dataclasses.replace(setting, max_epochs=PATIENCE * setting.max_epochs)
+        for cell in _compared(grid, result.advice):
             runner.run_all(tuned_job(data, longer, cell.batch_size, cell.rate, seed) for seed in FRESH_SEEDS)
 
 
 @contextlib.contextmanager
 def _environment(**values: str) -> Iterator[None]:
-    """Of processes that are started here."""
+    """Sets environment variables, for processes that are started inside."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -160,169 +155,81 @@ def _environment(**values: str) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def tabulate(problem: Problem, folder: Path) -> dict[str, Any]:
-    """The row of a problem, from the files of its folder."""
+def tabulate(problem: Problem, folder: Path) -> Comparison:
+    """Returns the row of a problem, from the files of its folder.
+
+    Raises:
+      UsageError: the folder holds no recommendation, or a damaged one.
+    """
     grid, again = _rows(problem, folder / GRID), _rows(problem, folder / AGAIN)
+    path = folder / RECOMMENDATION / FILE
     result = _result(problem, folder)
     if result is None:
-        raise UsageError(f"{folder / RECOMMENDATION} holds no {FILE}")
-    cells = _compared(grid, result["advice"])
-    fresh = {which: [row for row in again if _cell(row) == cell] for which, cell in cells.items()}
-    found = compare(cells, fresh)
-    if advice := result["advice"]:
-        of_it = next((p for p in advice["candidates"] if p["batch_size"] == advice["batch_size"]), None)
-        if of_it is None:
-            path, size = folder / RECOMMENDATION / FILE, advice["batch_size"]
-            raise UsageError(f"{path} has no candidate of the size it recommends, {size}; remove it to make it again")
-        found["recommended"]["predicted"] = of_it["seconds"]
-    return {
-        "target": problem.target,
-        "grid": {"cells": len(_cells(grid)), "runs": len(grid), "seconds": _cost(grid)},
-        "recommendation": {"seconds": result["seconds"], "not_measured": result["evidence"]["not_measured"]},
-        **found,
-        "predictions": predictions(result, grid),
-    }
+        raise UsageError(f"{path.parent} holds no {FILE}")
+    best, recommended, ratio = compare(best_cell(grid), recommended_cell(result.advice), again)
+    if result.advice is not None and recommended is not None:
+        try:
+            predicted = result.advice.chosen.seconds
+        except LookupError as error:
+            size = result.advice.batch_size
+            raise UsageError(
+                f"{path} has no candidate of the size it recommends, {size}; remove it to make it again"
+            ) from error
+        recommended = msgspec.structs.replace(recommended, predicted=predicted)
+    return Comparison(
+        problem=problem.name,
+        target=problem.target,
+        grid=GridCost(cells=len(cells(grid)), runs=len(grid), seconds=cost(grid)),
+        recommendation=RecommendationCost(seconds=result.seconds, not_measured=result.evidence.not_measured),
+        best=best,
+        recommended=recommended,
+        ratio=ratio,
+        predictions=check_predictions(result, grid),
+    )
 
 
 def _is_done(problem: Problem, folder: Path) -> bool:
     grid = _rows(problem, folder / GRID)
-    cells = {Cell(*pair) for pair in itertools.product(problem.batch_sizes, problem.rates)}
-    if not set(itertools.product(cells, problem.seeds)) <= _seeds(grid):
+    asked = {Cell(*pair) for pair in itertools.product(problem.batch_sizes, problem.rates)}
+    if not set(itertools.product(asked, problem.seeds)) <= _seeds(grid):
         return False
     result = _result(problem, folder)
     if result is None:
         return False
-    compared = _compared(grid, result["advice"]).values()
+    compared = _compared(grid, result.advice)
     return set(itertools.product(compared, FRESH_SEEDS)) <= _seeds(_rows(problem, folder / AGAIN))
 
 
-def _seeds(rows: Sequence[dict[str, Any]]) -> set[tuple[Cell, int]]:
-    return {(_cell(row), row["options"]["seed"]) for row in rows}
+def _seeds(rows: Sequence[StudyRow]) -> set[tuple[Cell, int]]:
+    return {(cell_of(row), row.seed) for row in rows}
 
 
-def _rows(problem: Problem, folder: Path) -> list[dict[str, Any]]:
-    """The problem's runs of a folder that ended, if only by a loss that diverged."""
+def _compared(grid: Sequence[StudyRow], advice: Advice | None) -> list[Cell]:
+    """Returns the best cell of the grid, and the setting that is recommended if there is one."""
+    return [cell for cell in (best_cell(grid), recommended_cell(advice)) if cell is not None]
+
+
+def _rows(problem: Problem, folder: Path) -> list[ComparedRow]:
+    """Returns the problem's runs of a folder that ended or diverged."""
     asked = {**problem.options, "target_accuracy": problem.target}.items()
-    rows = {row["key"]: row for row in _files.read_rows(folder / jobs.FILE, _ROW)[0]}
-    ended = [row for row in rows.values() if "summary" in row or row.get("diverged")]
-    return [row for row in ended if asked <= row["options"].items()]
+    rows = {row.key: row for row in _files.read_rows(folder / jobs.FILE, ComparedRow)[0]}
+    return [row for row in rows.values() if row.is_result and asked <= row.options.items()]
 
 
-def _result(problem: Problem, folder: Path) -> dict[str, Any] | None:
-    """The recommendation that a folder holds."""
+def _result(problem: Problem, folder: Path) -> Recommendation | None:
+    """Returns the recommendation that a folder holds; None: there is none yet.
+
+    Raises:
+      UsageError: it is of another problem, or damaged.
+    """
     path = folder / RECOMMENDATION / FILE
     if not os.path.lexists(path):
         return None
-    result = _files.read_json(path, records.RECOMMENDATION)
-    evidence = result["evidence"]
-    if evidence["target"] != problem.target or not problem.options.items() <= evidence["options"].items():
+    result = _files.read_json(path, Recommendation)
+    evidence = result.evidence
+    if evidence.target != problem.target or not problem.options.items() <= evidence.options.items():
         raise UsageError(
-            f"{path} is of another problem, with the target {evidence['target']} and {evidence['options']}; "
+            f"{path} is of another problem, with the target {evidence.target} and {evidence.options}; "
             "take another --workdir, or remove it"
         )
     return result
-
-
-def _compared(grid: Sequence[dict[str, Any]], advice: dict[str, Any] | None) -> dict[str, Cell]:
-    """The best cell of the grid, and the setting that is recommended if there is one."""
-    cells = {"best": best_cell(grid, _step_seconds(grid))}
-    return cells | ({"recommended": Cell(advice["batch_size"], advice["learning_rate"])} if advice else {})
-
-
-def _cost(grid: Sequence[dict[str, Any]]) -> float:
-    """Seconds of all runs, with compilation and evaluation."""
-    return sum(row["summary"]["seconds"]["in all"] for row in grid if "summary" in row)
-
-
-def _cell(row: dict[str, Any]) -> Cell:
-    return Cell(row["options"]["batch_size"], row["options"]["learning_rate"])
-
-
-def _cells(grid: Sequence[dict[str, Any]]) -> dict[Cell, list[float]]:
-    """The updates to the target of every cell, by seed; infinite where it was not reached."""
-    cells: dict[Cell, list[float]] = defaultdict(list)
-    for row in grid:
-        reached = updates_to_target(row)
-        cells[_cell(row)].append(math.inf if reached is None else reached)
-    return cells
-
-
-def _step_seconds(rows: Sequence[dict[str, Any]]) -> dict[int, float]:
-    """Seconds of computing of an update by batch size: the median of the runs, so that no moment decides."""
-    seconds = defaultdict(list)
-    for row in rows:
-        if "summary" in row:
-            seconds[row["options"]["batch_size"]].append(step_seconds(row))
-    return {size: statistics.median(values) for size, values in seconds.items()}
-
-
-def best_cell(grid: Sequence[dict[str, Any]], seconds: dict[int, float]) -> Cell:
-    """The cell with the least time to the target, the mean of its seeds' updates times the median time of an update."""
-    return min(
-        _cells(grid).items(), key=lambda item: statistics.mean(item[1]) * seconds.get(item[0].batch_size, math.inf)
-    )[0]
-
-
-def compare(cells: dict[str, Cell], again: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """The cells with their updates and times to the target, and the ratio of recommended to best with its interval.
-
-    The ratio is that of geometric means; its interval is Welch's, of the logarithms of the updates. The time of an
-    update is the median of the runs that are compared, for those of the grid may be of another hour.
-    """
-    seconds = _step_seconds([row for rows in again.values() for row in rows])
-    found: dict[str, Any] = {}
-    logs = {}
-    for which, cell in cells.items():
-        reached = [updates_to_target(row) for row in again[which]]
-        # None: all of its runs diverged.
-        step = seconds.get(cell.batch_size)
-        found[which] = {**cell._asdict(), "updates": reached, "step_seconds": step, "seconds": None}
-        if step is not None and None not in reached:
-            logs[which] = np.log(np.array(reached, float) * step)
-            found[which]["seconds"] = float(np.exp(logs[which].mean()))
-    if len(logs) < 2:
-        return {**found, "ratio": None}
-    if cells["best"] == cells["recommended"]:
-        return {**found, "ratio": [1.0, 1.0, 1.0]}
-    test: Any = stats.ttest_ind(logs["recommended"], logs["best"], equal_var=False)
-    low, high = test.confidence_interval(CONFIDENCE)
-    ratio = logs["recommended"].mean() - logs["best"].mean()
-    # Without any spread there is no interval.
-    ends = (low, high) if np.isfinite(low) else (ratio, ratio)
-    return {**found, "ratio": [float(np.exp(value)) for value in (ratio, *ends)]}
-
-
-def predictions(result: dict[str, Any], grid: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The updates that a recommendation predicts at batch sizes that it has not tried, beside those of the grid.
-
-    Those of the grid are at the rate that is best there by all seeds but one, of that one; and the mean of these, one
-    after the other. (At the rate that is best by all of them the least of some noisy numbers would be taken.)
-    """
-    advice = result["advice"]
-    if not advice:
-        return []
-    tried = {run["batch_size"] for run in best_runs(result["evidence"]["runs"])}
-    by_size: dict[int, list[list[float]]] = defaultdict(list)
-    for cell, updates in _cells(grid).items():
-        by_size[cell.batch_size].append(updates)
-    best = {size: _at_the_best_rate(rates) for size, rates in by_size.items()}
-    found = []
-    for prediction in advice["candidates"]:
-        size = prediction["batch_size"]
-        if prediction["updates"] is None or size in tried or not math.isfinite(best.get(size, math.inf)):
-            continue
-        off = prediction["updates"][0] / best[size] - 1
-        found.append({"batch_size": size, "predicted": prediction["updates"], "measured": best[size], "off": off})
-    return found
-
-
-def _at_the_best_rate(rates: list[list[float]]) -> float:
-    """The updates at the best of some rates, given by rate and seed."""
-    seeds = range(min(map(len, rates)))
-    if len(seeds) == 1:
-        return min(updates[0] for updates in rates)
-
-    def left_out(seed: int) -> float:
-        return min(rates, key=lambda updates: sum(updates[s] for s in seeds if s != seed))[seed]
-
-    return statistics.mean(map(left_out, seeds))

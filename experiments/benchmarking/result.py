@@ -1,23 +1,23 @@
-"""The file of a suite: its rows, and what made them."""
+"""Writes the file of a suite: its rows, and the command and versions that made them."""
 
 import platform
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from experiments import _commands, _files
+from experiments.records.benchmarks.result import ResultFile
 
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "dm-haiku", "equinox", "libtpu", "jax-cuda12-plugin")
 
 
-def write(rows: Any, path: Path, arguments: Sequence[str]) -> Path:
+def write(rows: object, path: Path, arguments: Sequence[str]) -> Path:
     """Writes rows and the command and versions that made them.
 
     Args:
-      rows: anything that JSON can hold.
-      path: of the file; its folder is made if need be.
-      arguments: of `experiments.benchmark`.
+      rows: the rows of the suite.
+      path: the path of the file; its folder is made if need be.
+      arguments: the arguments of `experiments.benchmark`.
 
     Returns:
       The path.
@@ -29,5 +29,5 @@ def write(rows: Any, path: Path, arguments: Sequence[str]) -> Path:
         **{name: installed[name] for name in PACKAGES if name in installed},
     }
     _files.make_folder(path.parent)
-    _files.write_json(path, {"made_by": made_by, "rows": rows})
+    _files.write_json(path, ResultFile(made_by=made_by, rows=rows))
     return path

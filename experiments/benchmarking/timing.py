@@ -1,46 +1,60 @@
-"""Timing several ways of doing the same work, in turn, so that a noisy machine is noisy for all of them."""
+"""Times several ways of doing the same work in turn, so that a noisy machine is noisy for all of them."""
 
 import time
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
-# Between two timings: idle threads of the one before spin for a while, and would slow the next.
+from experiments.records.benchmarks.result import PositiveSpread, Spread, Spreads
+
+AnySpread = TypeVar("AnySpread", bound=Spread)
+
+# A pause between two timings: idle threads of the one before spin for a while, and would slow the next.
 PAUSE_SECONDS = 0.02
 
 
-class Spread(NamedTuple):
-    """The median of several measurements, and the least and the greatest of them."""
+def spread(values: Iterable[float], kind: type[AnySpread] = PositiveSpread) -> AnySpread:
+    """Returns the spread of some measurements.
 
-    median: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
-
-
-def spread(values) -> Spread:
-    """The spread of some measurements.
+    Args:
+      values: one or more measurements.
+      kind: the type of the spread; by default that of times and ratios of times.
 
     Example:
       >>> print(spread([3.0, 1.0, 2.0]))
       2.00 (1.00 to 3.00)
     """
-    return Spread(float(np.median(values)), float(np.min(values)), float(np.max(values)))
+    numbers = list(values)
+    return kind(median=float(np.median(numbers)), low=float(np.min(numbers)), high=float(np.max(numbers)))
+
+
+def ratios(measured: Mapping[str, Sequence[float]], over: str, under: str) -> PositiveSpread:
+    """Returns the spread of the ratio of one variant's times to another's, taken round by round.
+
+    Args:
+      measured: the times of `in_turn`.
+      over: the variant whose times are divided.
+      under: the variant by whose times they are divided.
+    """
+    return spread(a / b for a, b in zip(measured[over], measured[under], strict=True))
+
+
+def milliseconds(measured: Mapping[str, Sequence[float]]) -> Spreads:
+    """Returns the spread of each variant's times in milliseconds."""
+    return {name: spread(1e3 * seconds for seconds in values) for name, values in measured.items()}
 
 
 def in_turn(variants: Mapping[str, Callable[[int], None]], *, rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Times every variant once a round, in an order that rotates from round to round.
+    """Times every variant once per round, in an order that rotates from round to round.
 
     Args:
       variants: by name, functions that do a given number of steps and return when these are done.
-      rounds: how often each is timed.
+      rounds: the number of timings of each.
       seconds: about how long one timing takes; it decides the number of steps.
 
     Returns:
-      For each variant the seconds a step took, one number a round. Two steps of warm-up are left out.
+      For each variant the seconds per step, one number per round. Two steps of warm-up are left out.
     """
     counts = {}
     for name, steps in variants.items():

@@ -1,4 +1,4 @@
-"""The plain PyTorch loop that the training step is measured beside: the same model, batches and recipe."""
+"""A plain PyTorch loop with the model, the batches and the recipe of ours, to measure the training step beside."""
 
 # PyTorch is an extra of the benchmark; the checks run where it is not installed, too.
 # pyright: reportMissingImports=false
@@ -12,7 +12,10 @@ from experiments.training.config.options import TrainConfig
 
 
 def available() -> bool:
-    """Whether PyTorch can be imported. Its idle threads are told to sleep, which they heed only before its import."""
+    """Returns whether PyTorch can be imported, after its idle threads are told to sleep.
+
+    They heed that only before PyTorch is imported.
+    """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         import torch  # noqa: F401
@@ -22,7 +25,7 @@ def available() -> bool:
 
 
 def simple_cnn(num_classes: int, channels: int = 1):
-    """`simple_cnn` without norm, as a `torch.nn.Module`: NCHW images to logits."""
+    """Returns `simple_cnn` without norm as a `torch.nn.Module`, from NCHW images to logits."""
     from torch import nn
 
     blocks: list = []
@@ -35,15 +38,15 @@ def simple_cnn(num_classes: int, channels: int = 1):
 def training_steps(
     config: TrainConfig, images: np.ndarray, labels: np.ndarray, order: np.ndarray, num_classes: int, threads: int
 ) -> Callable[[int], None]:
-    """A function that takes a number of training steps: gather, standardise, forward, backward, update.
+    """Returns a function that takes a number of training steps: gather, standardise, forward, backward, update.
 
     Args:
       config: batch size, rate, momentum and weight decay; the optimizer is heavy-ball SGD.
       images: uint8, shape (n, height, width, channels).
       labels: int32, shape (n,).
       order: indices, shape (steps, batch size), walked through over and over.
-      num_classes: of the labels.
-      threads: that PyTorch may use.
+      num_classes: the number of classes.
+      threads: the number of threads that PyTorch may use.
     """
     import torch
     from torch.nn import functional

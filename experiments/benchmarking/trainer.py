@@ -1,4 +1,4 @@
-"""The trainer as a whole, run as a user runs it: what it adds to its compiled step, and how soon it begins."""
+"""Measures the trainer as a user runs it: the time that it adds to its compiled step, and that to its first step."""
 
 import os
 import subprocess
@@ -7,62 +7,73 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from experiments import _files, records
+from experiments import _files
 from experiments._errors import UsageError
-from experiments._shapes import every, record
 from experiments.benchmarking import timing
 from experiments.data.arrays import CACHE_VARIABLE
+from experiments.records.benchmarks.result import Spread
+from experiments.records.benchmarks.train import OverheadRow, Start
+from experiments.records.fields import Options
+from experiments.records.runs import Summary
 
-# A summary with what is read here of it.
-_SUMMARY = every(records.SUMMARY, record({"overhead": records.NUMBER, "first_step_ended": records.POSITIVE}))
+
+class _Ended(NamedTuple):
+    """A run that has ended.
+
+    Attributes:
+      overhead: the share of the training time outside the compiled step.
+      first_step_ended: when its first step ended, in seconds since 1970.
+    """
+
+    overhead: float
+    first_step_ended: float
 
 
-def overhead(batch_sizes: Sequence[int], *, dataset: str, data_dir: str | None, rounds: int) -> list[dict[str, Any]]:
-    """The share of training that is outside the compiled step, without start, compilation, evaluation, checkpoints.
+def overhead(batch_sizes: Sequence[int], *, dataset: str, data_dir: str | None, rounds: int) -> list[OverheadRow]:
+    """Measures the share of training outside the compiled step, without start, compilation, evaluation, checkpoints.
 
     Args:
       batch_sizes: global batch sizes.
       dataset: to train `simple_cnn` with norm on, for one epoch.
       data_dir: the TFDS data directory.
-      rounds: runs of each.
+      rounds: the number of runs at each batch size.
 
     Returns:
-      A row a batch size with the share, as a spread over the rounds.
+      One row per batch size, with the spread over the rounds.
     """
     rows = []
     for batch_size in batch_sizes:
-        flags = {"dataset": dataset, "data_dir": data_dir, "batch_size": batch_size, "epochs": 1, "warmup_epochs": 0}
-        shares = [_train(flags)["overhead"] for _ in range(rounds)]
-        rows.append({"batch_size": batch_size, "overhead": timing.spread(shares)._asdict()})
-        print(
-            f"batch {batch_size:>5}   outside the compiled step {timing.spread([100 * s for s in shares])} %",
-            flush=True,
-        )
+        flags: Options = {"dataset": dataset, "data_dir": data_dir, "batch_size": batch_size}
+        flags |= {"epochs": 1, "warmup_epochs": 0}
+        shares = [_train(flags).overhead for _ in range(rounds)]
+        rows.append(OverheadRow(batch_size=batch_size, overhead=timing.spread(shares, Spread)))
+        percent = timing.spread([100 * share for share in shares], Spread)
+        print(f"batch {batch_size:>5}   outside the compiled step {percent} %", flush=True)
     return rows
 
 
-def start(rounds: int) -> dict[str, Any]:
-    """Seconds from the command to the end of its first step, at the default settings.
+def start(rounds: int) -> Start:
+    """Measures the seconds from the command to the end of its first step, at the default settings.
 
-    Returns:
-      Spreads over the rounds: `cold`, with nothing in the project's cache (the data set is made, all is compiled), and
-      `warm`, the same command after that.
+    Each round runs the command with nothing in the project's cache, so that the data set is made and all is compiled,
+    and then once more.
     """
-    seconds: dict[str, list[float]] = {"cold": [], "warm": []}
+    cold, warm = [], []
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as cache:
-            for kind in seconds:
+            for seconds in (cold, warm):
                 started = time.time()
                 summary = _train({"steps": 2, "warmup_epochs": 0}, {CACHE_VARIABLE: cache})
-                seconds[kind].append(summary["first_step_ended"] - started)
-    row = {kind: timing.spread(values)._asdict() for kind, values in seconds.items()}
-    print("   ".join(f"first step, {k} cache {timing.spread(v)} s" for k, v in seconds.items()), flush=True)
-    return row
+                seconds.append(summary.first_step_ended - started)
+    found = Start(cold=timing.spread(cold), warm=timing.spread(warm))
+    print(f"first step, cold cache {found.cold} s   first step, warm cache {found.warm} s", flush=True)
+    return found
 
 
-def _train(flags: dict[str, Any], environment: dict[str, str] | None = None) -> dict[str, Any]:
+def _train(flags: Options, environment: dict[str, str] | None = None) -> _Ended:
+    """Runs the training command, and returns what its summary says."""
     with tempfile.TemporaryDirectory() as workdir:
         given = {**flags, "workdir": workdir}
         arguments = [f"--{name}={value}" for name, value in given.items() if value is not None]
@@ -76,4 +87,7 @@ def _train(flags: dict[str, Any], environment: dict[str, str] | None = None) -> 
         if ended.returncode != 0:
             said = next((line for line in reversed(ended.stderr.splitlines()) if line.strip()), "it said nothing")
             raise UsageError(f"the training command failed with exit status {ended.returncode}: {said:.500}")
-        return _files.read_json(Path(workdir) / "summary.json", _SUMMARY)
+        summary = _files.read_json(Path(workdir) / "summary.json", Summary)
+        if summary.overhead is None or summary.first_step_ended is None:
+            raise UsageError("the training command took no step, and one or more are needed to measure it")
+        return _Ended(summary.overhead, summary.first_step_ended)

@@ -1,4 +1,4 @@
-"""Records that lie beside the state in a checkpoint."""
+"""Records that are stored beside the state in a checkpoint."""
 
 import msgspec
 
@@ -7,11 +7,11 @@ from experiments.records.record import Record
 
 
 class RampNotes(Record, frozen=True, kw_only=True):
-    """Decisions of an automatic batch ramp so far.
+    """The decisions that an automatic batch ramp has made so far.
 
     Attributes:
-      epochs: the epochs at which the batch was doubled.
-      largest: the largest batch that memory and data allow.
+      epochs: the epochs at which the batch size was doubled.
+      largest: the largest batch size that memory and data allow.
     """
 
     epochs: list[Count]
@@ -22,9 +22,9 @@ class Notes(Record, frozen=True, kw_only=True, omit_defaults=True):
     """Facts about a run that its state does not hold.
 
     Attributes:
-      seconds: wall-clock time so far by what it was spent on.
-      starts: how many times the run was started.
-      ramp: decisions of an automatic batch ramp; None: there is none.
+      seconds: wall-clock seconds so far, by what they were spent on.
+      starts: the number of times that the run was started or resumed.
+      ramp: the decisions of an automatic batch ramp; None: the run has no such ramp.
     """
 
     seconds: dict[str, Finite] = msgspec.field(default_factory=dict)
@@ -36,9 +36,9 @@ class Beside(Record, frozen=True, kw_only=True):
     """The JSON file beside a state.
 
     Attributes:
-      sha256: digest of the state and the notes.
+      sha256: the digest of the state and the notes.
       notes: facts about the run.
-      run: the name of the run; None: an earlier version gave it none.
+      run: the name of the run; None: written by an earlier version, in which runs had no names.
     """
 
     sha256: str
@@ -47,7 +47,12 @@ class Beside(Record, frozen=True, kw_only=True):
 
 
 class Described(Record, frozen=True, kw_only=True):
-    """Orbax's own description of a checkpoint, as far as opening one needs it."""
+    """The fields of Orbax's own description of a checkpoint that opening a checkpoint needs.
+
+    Attributes:
+      init_timestamp_nsecs: the time at which the save began, in nanoseconds since 1970.
+      commit_timestamp_nsecs: the time at which the save was complete.
+    """
 
     init_timestamp_nsecs: Whole | None = None
     commit_timestamp_nsecs: Whole | None = None

@@ -2,24 +2,24 @@
 
 import msgspec
 
-# The version of the records that this code writes. A field that is added needs no new one: older files lack it, and it
-# has a default. A field whose meaning changes does.
+# The version of the records that this code writes. A new field does not need a new version, because it has a default
+# that older files get. A field whose meaning changes does need one.
 VERSION = 1
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """A typed record of a JSON file.
 
-    Fields that a file has beside those of the record are ignored, so that files of later versions can be read; fields
-    with a default may be missing, so that files of earlier versions can.
+    Unknown fields of a file are ignored, so that files of later versions can be read. Fields with a default may be
+    missing, so that files of earlier versions can be read.
     """
 
 
 class FileRecord(Record, frozen=True, kw_only=True):
-    """A record that is a whole file, or a row of one.
+    """A record that is a whole file, or a row of a file.
 
     Attributes:
-      version: the version that wrote the file or the row; 0: written before records had versions.
+      version: the version that wrote the record; 0: written before records had versions.
     """
 
     version: int = VERSION

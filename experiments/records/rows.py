@@ -1,4 +1,4 @@
-"""The row of a study, whose type follows from its key."""
+"""Reads a row of a study, whose type follows from its key."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ class _Keyed(Record, frozen=True, kw_only=True):
 
 
 def row_type(key: str) -> type[StudyRow]:
-    """Returns the type of the rows whose keys begin like this one; `StudyRow` itself for kinds that are not known."""
+    """Returns the type of the row that has a key; `StudyRow` itself if the kind of the row is unknown."""
     return questions.ROWS.get(kind_of(key), StudyRow)
 
 
@@ -22,6 +22,6 @@ def study_row(value: Any) -> StudyRow:
     """Returns the row of `results.jsonl` that a JSON value holds.
 
     Raises:
-      msgspec.ValidationError: it is no row of its kind.
+      msgspec.ValidationError: the value is not a valid row of its kind.
     """
     return msgspec.convert(value, row_type(msgspec.convert(value, _Keyed).key))

@@ -35,7 +35,7 @@ class Result(Record, frozen=True, kw_only=True, omit_defaults=True):
     mean_iou: Share | None = None
 
 
-# Results by the name of their split, in the order of evaluation; the first is the one that a run is judged by.
+# Results by the name of their split, in the order of evaluation; the first split decides between runs.
 Results = Annotated[dict[str, Result], Meta(min_length=1)]
 
 
@@ -43,8 +43,8 @@ class Target(Record, frozen=True, kw_only=True):
     """The accuracy at which a run stops.
 
     Attributes:
-      accuracy: of the first split that is evaluated, as a share of 1.
-      reached_after_updates: the update after which it was reached; None: it was not.
+      accuracy: the accuracy on the first evaluated split, as a share of 1.
+      reached_after_updates: the number of updates after which it was reached; None: it was not reached.
     """
 
     accuracy: Share = 0.0
@@ -55,8 +55,8 @@ class StepMemory(Record, frozen=True, kw_only=True):
     """Device memory of the compiled step, in bytes.
 
     Attributes:
-      needed: what the compiler says that the step takes; None: it does not say.
-      limit: what the device has; None: not known.
+      needed: the memory that the step needs, from the compiler; None: the compiler does not report it.
+      limit: the memory of the device; None: not known.
     """
 
     needed: Count | None = None
@@ -64,23 +64,23 @@ class StepMemory(Record, frozen=True, kw_only=True):
 
 
 class Summary(FileRecord, frozen=True, kw_only=True):
-    """`summary.json`: what a run that has ended reached, and what it took.
+    """`summary.json`: the results and costs of a run that has ended.
 
     Attributes:
       results: the last evaluation of every split.
-      updates: updates of the parameters.
+      updates: the number of parameter updates.
       epochs: passes over the training set.
-      target: the accuracy that was aimed at; None: none was.
+      target: the accuracy at which the run was to stop; None: it had no target.
       parameters: the number of trained parameters.
-      seconds: seconds by what they were spent on, "compute" among them, and "in all".
-      overhead: the share of the training time that is not the compiled step; None: no step was run.
-      devices: such as "8 x cpu".
-      versions: of Python and JAX.
+      seconds: wall-clock seconds by what they were spent on, with "compute" among them, and their total, "in all".
+      overhead: the share of the training time outside the compiled step; None: no step was run.
+      devices: the number and kind of the devices, such as "8 x cpu".
+      versions: the versions of Python and JAX.
       command: the command that made the run.
-      first_step_ended: when the first update of the run's last start ended; None: there was none.
-      starts: how many times the run was started.
-      memory: of the compiled step.
-      recalibrated: results by statistics of training images, where those change an accuracy.
+      first_step_ended: when the first update after the last start of the run ended; None: there was no update.
+      starts: the number of times that the run was started or resumed.
+      memory: the memory of the compiled step; None: not known.
+      recalibrated: results with the norms' statistics recomputed on training images, if that changes an accuracy.
     """
 
     results: Results
@@ -100,26 +100,28 @@ class Summary(FileRecord, frozen=True, kw_only=True):
 
     @property
     def result(self) -> Result:
-        """The result of the split that the run is judged by: the first."""
+        """The result on the first evaluated split, which decides between runs."""
         return next(iter(self.results.values()))
 
     @property
     def reached_after(self) -> int | None:
-        """The update after which the target was reached; None: it was not, or there was none."""
+        """The number of updates after which the target was reached; None: not reached, or no target."""
         return None if self.target is None else self.target.reached_after_updates
 
 
 class DataFacts(Record, frozen=True, kw_only=True):
-    """Facts about the training data that evaluation and resuming need; earlier versions did not write the last three.
+    """Facts about the training data that evaluation and resuming need.
+
+    Earlier versions did not write the last three.
 
     Attributes:
       image_shape: height, width and channels.
       num_classes: the number of classes.
       pixel_mean: one mean per channel, in [0, 255].
-      pixel_std: one standard deviation per channel.
+      pixel_std: one standard deviation per channel, in [0, 255].
       examples: the number of training examples.
-      note: a sentence on the data set for reports.
-      contents: a digest per split.
+      note: a sentence about the data set, for reports.
+      contents: one digest per split.
     """
 
     image_shape: tuple[Size, Size, Size]
@@ -142,7 +144,8 @@ class StoredRun(FileRecord, frozen=True, kw_only=True):
     Attributes:
       config: every option of `TrainConfig` by its name.
       data: facts about the training data.
-      run: the name of the run, which its checkpoints carry; None: an earlier version gave it none.
+      run: the name of the run, which its checkpoints hold too; None: written by an earlier version, in which runs had
+        no names.
     """
 
     config: Options
@@ -151,11 +154,11 @@ class StoredRun(FileRecord, frozen=True, kw_only=True):
 
 
 class MetricsRow(FileRecord, frozen=True, kw_only=True):
-    """The part that all rows of `metrics.jsonl` have in common.
+    """The fields that all rows of `metrics.jsonl` have in common.
 
     Attributes:
       kind: "train", "noise", "ramp", or the name of the split that was evaluated.
-      step: updates so far.
+      step: the number of updates so far.
       epoch: passes over the training set so far.
     """
 
@@ -168,9 +171,9 @@ class TrainRow(MetricsRow, frozen=True, kw_only=True):
     """Metrics of one training batch.
 
     Attributes:
-      loss: mean cross-entropy in nats, against smoothed labels where labels are smoothed.
-      accuracy: a share of the batch.
-      learning_rate: of the update.
+      loss: mean cross-entropy in nats, with the label smoothing of the run.
+      accuracy: the share of the batch that is classified correctly.
+      learning_rate: the learning rate of the update.
     """
 
     loss: Finite
@@ -182,8 +185,8 @@ class NoiseRow(MetricsRow, frozen=True, kw_only=True):
     """One estimate of the gradient noise.
 
     Attributes:
-      gradient_norm2: squared norm of the mean gradient.
-      trace: trace of the covariance of one example's gradient.
+      gradient_norm2: the squared norm of the mean gradient.
+      trace: the trace of the covariance of a single example's gradient.
     """
 
     gradient_norm2: Finite
@@ -194,15 +197,15 @@ class RampRow(MetricsRow, frozen=True, kw_only=True):
     """The start of a phase with a larger batch.
 
     Attributes:
-      batch_size: examples per update from here on.
-      noise_scale: the running gradient noise scale that decided, in examples; None: not finite.
+      batch_size: examples per update from this step on.
+      noise_scale: the running gradient noise scale that led to the larger batch, in examples; None: not finite.
     """
 
     batch_size: Size
     noise_scale: Finite | None = None
 
 
-# Kinds of rows that are no evaluations; every other kind is the name of a split.
+# The types of rows other than evaluations, by kind; every other kind is the name of a split.
 METRICS_ROWS: dict[str, type[MetricsRow]] = {"train": TrainRow, "noise": NoiseRow, "ramp": RampRow}
 
 
@@ -212,8 +215,8 @@ class EvaluationRow(MetricsRow, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
       accuracy: the share of examples, or of pixels, that are classified correctly.
       loss: mean cross-entropy in nats.
-      examples: the number of examples evaluated; None: an earlier version did not write it.
-      mean_iou: mean intersection over union, for segmentation.
+      examples: the number of examples evaluated; None: written by an earlier version, which left it out.
+      mean_iou: mean intersection over union, for segmentation; None for classification.
     """
 
     accuracy: Share
@@ -223,10 +226,10 @@ class EvaluationRow(MetricsRow, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def metrics_row(value: Any) -> MetricsRow:
-    """Returns the row of `metrics.jsonl` that a JSON value holds; its kind decides its type.
+    """Returns the row of `metrics.jsonl` that a JSON value holds; the row's kind decides its type.
 
     Raises:
-      msgspec.ValidationError: it is no row of its kind.
+      msgspec.ValidationError: the value is not a valid row of its kind.
     """
     kind = msgspec.convert(value, MetricsRow).kind
     return msgspec.convert(value, METRICS_ROWS.get(kind, EvaluationRow))

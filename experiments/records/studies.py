@@ -1,4 +1,4 @@
-"""Records of a study: a row per training run, and the base of what a question makes of its rows."""
+"""Records of a study: one row per training run, and the base class of the analysis of a question."""
 
 from typing import Annotated, Any, ClassVar
 
@@ -11,7 +11,7 @@ from experiments.records.runs import Summary
 
 
 class _Known(Record, frozen=True, kw_only=True):
-    """Bounds of the options of a run that reports read."""
+    """The bounds of those options of a run that reports read."""
 
     batch_size: Size | None = None
     learning_rate: Positive | None = None
@@ -27,24 +27,24 @@ class _Known(Record, frozen=True, kw_only=True):
 class StudyRow(FileRecord, frozen=True, kw_only=True, omit_defaults=True):
     """A row of `results.jsonl`: one training run of a study, with its summary or its error.
 
-    A question that adds something to its rows derives its own rows from this class, and names them in the `ROWS` of
-    its module in `records.questions`.
+    A question whose rows have more fields derives their types from this class, and lists them in the `ROWS` of its
+    module in `records.questions`.
 
     Attributes:
-      key: names the run in the study; what it begins with, up to the first "-", is the kind of the row.
-      options: those of `TrainConfig` that the study gives.
+      key: the name of the run in the study; the part before the first "-" is the kind of the row.
+      options: the options of `TrainConfig` that the study sets.
       command: the training command.
       label: the name of the run in a report; "": the report makes one.
-      error: why there is no summary.
-      diverged: the run ended with a loss that is not finite, which is a result.
-      summary: what the run reached.
+      error: why there is no summary; None: the run did not fail.
+      diverged: whether the run ended with a loss that is not finite, which is a result.
+      summary: the summary of the run; None: the run failed or diverged.
     """
 
-    # Options without which a report cannot place a run that ended.
+    # Options that a report needs in order to place a run that ended.
     NEEDED: ClassVar[tuple[str, ...]] = ()
-    # Whether a report needs the seconds of computing of a run that ended.
+    # Whether a report needs the compute time of a run that ended.
     TIMED: ClassVar[bool] = False
-    # Whether the run was made with a target accuracy.
+    # Whether the run was given a target accuracy.
     TO_TARGET: ClassVar[bool] = False
 
     key: str
@@ -67,13 +67,13 @@ class StudyRow(FileRecord, frozen=True, kw_only=True, omit_defaults=True):
         if self.summary is None:
             return
         if self.TIMED and ("compute" not in self.summary.seconds or self.summary.updates < 1):
-            raise ValueError("Expected the seconds of computing of one update or more")
+            raise ValueError("Expected the compute seconds of at least one update")
         if self.TO_TARGET and self.summary.target is None:
             raise ValueError("Expected a target")
 
     @property
     def kind(self) -> str:
-        """The kind of the row: what its key begins with."""
+        """The kind of the row: the part of its key before the first "-"."""
         return kind_of(self.key)
 
     @property
@@ -83,7 +83,7 @@ class StudyRow(FileRecord, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def ended(self) -> Summary:
-        """The summary of a run that has one."""
+        """The summary of the run; raises `LookupError` if the run has none."""
         if self.summary is None:
             raise LookupError(f"the run {self.key} has no summary")
         return self.summary
@@ -111,17 +111,17 @@ class StudyRow(FileRecord, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Analysis(FileRecord, frozen=True, kw_only=True):
-    """The base of `QUESTION.json`: what a question makes of its rows for its report.
+    """The base class of `QUESTION.json`, the analysis of a question that its report shows.
 
     Attributes:
-      keys: the keys of the rows that the report shows; a folder may hold others.
+      keys: the keys of the rows that the report shows; the folder may hold other rows.
     """
 
     keys: list[str]
 
 
 def kind_of(key: str) -> str:
-    """Returns the kind of a row: what its key begins with, up to the first "-".
+    """Returns the kind of a row: the part of its key before the first "-".
 
     Example:
       >>> kind_of("fixed-b64-seed0")
@@ -130,5 +130,5 @@ def kind_of(key: str) -> str:
     return key.partition("-")[0]
 
 
-# A list of one entry or more per seed.
+# A list with at least one entry per seed.
 BySeed = Annotated[list[float], Meta(min_length=1)]

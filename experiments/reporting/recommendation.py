@@ -1,14 +1,18 @@
-"""Which batch size to use, from the files of a recommendation alone: lines for a terminal, and a page."""
+"""The recommendation of a batch size, from its files alone: lines for a terminal, a figure and a page."""
 
 import html
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import _files, records
+from experiments import _files
 from experiments._errors import UsageError
-from experiments.reporting.curves import read_study
+from experiments.records.evidence import Evidence
+from experiments.records.fields import Bounded
+from experiments.records.recommendation import Prediction, Recommendation
 from experiments.reporting.document import commands, figure, made_on, table
 from experiments.reporting.recommendation_text import (
     command,
@@ -20,6 +24,7 @@ from experiments.reporting.recommendation_text import (
     spent,
 )
 from experiments.reporting.section import moments_of, write_report
+from experiments.reporting.study_files import StudyFiles
 from experiments.reporting.style import (
     COLOUR,
     GREY,
@@ -32,15 +37,17 @@ from experiments.reporting.style import (
 
 FILE = "recommendation.json"
 EXPECT = "What to expect at half, one and two times this size; in brackets, where 19 of 20 runs should lie"
+# A band without a bound, or a wider one, would hide the rest: it ends at this factor above the middle.
+MAX_BAND_FACTOR = 10
 
 
-def recommendation_lines(result: dict[str, Any]) -> list[str]:
-    """The recommendation, then why, then the numbers, as lines of text.
+def recommendation_lines(result: Recommendation) -> list[str]:
+    """Returns the recommendation, then why, then the numbers, as lines of text.
 
     Args:
       result: from `experiments.studies.recommending.run.recommend`.
     """
-    evidence, advice = result["evidence"], result["advice"]
+    evidence, advice = result.evidence, result.advice
     lines = [headline(result), ""]
     if advice is not None:
         rows = [[cell.replace(" to ", "-") for cell in cells] for cells in predictions(advice)]
@@ -53,51 +60,110 @@ def recommendation_lines(result: dict[str, Any]) -> list[str]:
         ]
         lines.append("")
     lines += [f"Measured in {spent(result)}", *(f"- {text}" for text in measured(evidence))]
-    if evidence["not_measured"]:
-        lines += ["", "Not measured", *(f"- {text}" for text in evidence["not_measured"])]
+    if evidence.not_measured:
+        lines += ["", "Not measured", *(f"- {text}" for text in evidence.not_measured)]
     return lines
 
 
-def recommendation_figure(folder: str | Path) -> Figure:
-    """Predicted time to the target against batch size, with its interval, and the runs that were made.
+class _Points(NamedTuple):
+    """Measured points of a figure.
 
-    Without a run that reached the target: the time of an update.
+    Attributes:
+      label: in the legend.
+      marker: of the points.
+      filled: whether the markers are filled.
+      points: batch size and seconds of each.
+    """
+
+    label: str
+    marker: str
+    filled: bool
+    points: list[tuple[int, float]]
+
+
+class _Quantity(NamedTuple):
+    """A time that the figure shows against the batch size.
+
+    Attributes:
+      label: of the axis.
+      caption: of the figure on the page.
+      predicted: the prediction of the time; None: there is none.
+      measured: the points beside it.
+    """
+
+    label: str
+    caption: str
+    predicted: Callable[[Prediction], Bounded | None]
+    measured: Callable[[Evidence], list[_Points]]
+
+
+def _runs(evidence: Evidence) -> list[_Points]:
+    def times(reached: bool) -> list[tuple[int, float]]:
+        runs = (run for run in evidence.runs if run.reached is reached)
+        return [(run.batch_size, run.updates * run.step_seconds) for run in runs if run.step_seconds]
+
+    return [
+        _Points("run that reached it", "o", True, times(reached=True)),
+        _Points("run cut short", "^", False, times(reached=False)),
+    ]
+
+
+TO_TARGET = _Quantity(
+    "seconds to the target",
+    "Shaded: where 19 of 20 runs should end. Runs are shown at any learning rate.",
+    lambda prediction: prediction.seconds,
+    _runs,
+)
+PER_UPDATE = _Quantity(
+    "seconds of an update",
+    "Shaded: the 95% interval of the time per update.",
+    lambda prediction: prediction.step_seconds,
+    lambda evidence: [_Points("measured", "o", True, [(size, seconds) for size, seconds in evidence.step_time])],
+)
+
+
+def _quantity(result: Recommendation) -> _Quantity:
+    """Returns the time to the target, or the time per update where no run reached the target."""
+    has_target = result.advice is not None and TO_TARGET.predicted(result.advice.candidates[0]) is not None
+    return TO_TARGET if has_target else PER_UPDATE
+
+
+def recommendation_figure(folder: str | Path) -> Figure:
+    """Draws predicted time to the target against batch size, with its interval, and the runs that were made.
+
+    Without a run that reached the target: the time per update.
 
     Raises:
       UsageError: there is no recommendation in the folder.
     """
     result = _read(folder)
-    evidence, advice = result["evidence"], result["advice"]
+    quantity, advice = _quantity(result), result.advice
     drawing, (axes,) = canvas()
-    candidates = [] if advice is None else advice["candidates"]
-    name, label = "seconds", "seconds to the target"
-    if not candidates or candidates[0]["seconds"] is None:
-        name, label = "step_seconds", "seconds of an update"
-    sizes = [c["batch_size"] for c in candidates]
-    if sizes:
-        middle, low, high = zip(*(c[name] for c in candidates), strict=True)
-        # A band without a bound would hide the rest.
-        high = [m * 10 if h is None else min(h, 10 * m) for h, m in zip(high, middle, strict=True)]
-        axes.fill_between(sizes, low, high, color=COLOUR, alpha=0.15, linewidth=0, label="19 of 20 runs")
-        axes.plot(sizes, middle, "-", color=COLOUR, linewidth=1.5, label="predicted")
-    if name == "seconds":
-        for reached, marker, text in ((True, "o", "run that reached it"), (False, "^", "run cut short")):
-            runs = [r for r in evidence["runs"] if r["reached"] is reached and r["step_seconds"]]
-            times = [r["updates"] * r["step_seconds"] for r in runs]
-            style = {"color": GREY, "markersize": 4, "markerfacecolor": GREY if reached else "none"}
-            if runs:
-                axes.plot([r["batch_size"] for r in runs], times, marker, label=text, **style)
-            sizes = [*sizes, *(r["batch_size"] for r in runs)]
-    else:
-        points = evidence["step_time"]
-        axes.plot(*zip(*points, strict=True), "o", color=GREY, markersize=4, label="measured")
-        sizes = [*sizes, *(size for size, _ in points)]
+    sizes = [] if advice is None else _predicted(axes, quantity, advice.candidates)
+    for label, marker, filled, points in quantity.measured(result.evidence):
+        style = {"color": GREY, "markersize": 4, "markerfacecolor": GREY if filled else "none"}
+        if points:
+            axes.plot(*zip(*points, strict=True), marker, label=label, **style)
+        sizes += [size for size, _ in points]
     if advice is not None:
-        axes.axvline(advice["batch_size"], color=SECOND, linewidth=1, label=f"recommended: {advice['batch_size']:,}")
+        axes.axvline(advice.batch_size, color=SECOND, linewidth=1, label=f"recommended: {advice.batch_size:,}")
     sizes_axis(axes, sizes)
-    logarithmic(axes, label)
+    logarithmic(axes, quantity.label)
     legend(axes)
     return drawing
+
+
+def _predicted(axes: Axes, quantity: _Quantity, candidates: Sequence[Prediction]) -> list[int]:
+    """Draws the predictions with their band; returns their batch sizes."""
+    known = [(c.batch_size, values) for c in candidates if (values := quantity.predicted(c)) is not None]
+    sizes = [size for size, _ in known]
+    middle, low, high = zip(*(values for _, values in known), strict=True)
+    high = [
+        m * MAX_BAND_FACTOR if h is None else min(h, MAX_BAND_FACTOR * m) for h, m in zip(high, middle, strict=True)
+    ]
+    axes.fill_between(sizes, low, high, color=COLOUR, alpha=0.15, linewidth=0, label="19 of 20 runs")
+    axes.plot(sizes, middle, "-", color=COLOUR, linewidth=1.5, label="predicted")
+    return sizes
 
 
 def write_recommendation_page(folder: str | Path) -> Path:
@@ -110,10 +176,10 @@ def write_recommendation_page(folder: str | Path) -> Path:
 
 
 def _page(folder: str | Path) -> tuple[str, list[str]]:
-    """Title and body of the page."""
+    """Returns the title and the body of the page."""
     result = _read(folder)
-    evidence, advice = result["evidence"], result["advice"]
-    rows = read_study(folder).values() if (Path(folder) / "results.jsonl").exists() else ()
+    evidence, advice = result.evidence, result.advice
+    rows = StudyFiles(folder).rows.values() if (Path(folder) / "results.jsonl").exists() else ()
     parts = [made_on(moments_of(rows)), f"<p><strong>{html.escape(headline(result))}</strong></p>"]
     if advice is not None:
         head, *cells = predictions(advice)
@@ -122,21 +188,16 @@ def _page(folder: str | Path) -> tuple[str, list[str]]:
             table(("setting", ""), settings(advice, evidence), numbers=False),
             "<h2>Why</h2>",
             _list(reasons(advice)),
-            figure(
-                recommendation_figure(folder),
-                "Shaded: where 19 of 20 runs should end. Runs are shown at any learning rate."
-                if advice["candidates"][0]["seconds"]
-                else "Shaded: the 95% interval of the time per update.",
-            ),
+            figure(recommendation_figure(folder), _quantity(result).caption),
             "<h2>What to expect</h2>",
             f"<p>{EXPECT}.</p>",
             table(head, cells, wrap=True),
         ]
     parts += ["<h2>Measured</h2>", _list(measured(evidence))]
-    if evidence["not_measured"]:
-        parts += ["<h2>Not measured</h2>", _list(evidence["not_measured"])]
+    if evidence.not_measured:
+        parts += ["<h2>Not measured</h2>", _list(evidence.not_measured)]
     parts.append(f"<p>{spent(result)} were spent.</p>")
-    options = evidence["options"]
+    options = evidence.options
     return f"Which batch size for {options.get('model', 'simple_cnn')} on {options['dataset']}?", parts
 
 
@@ -144,8 +205,8 @@ def _list(texts: list[str]) -> str:
     return "<ul>" + "".join(f"<li>{html.escape(text)}</li>" for text in texts) + "</ul>"
 
 
-def _read(folder: str | Path) -> dict[str, Any]:
+def _read(folder: str | Path) -> Recommendation:
     path = Path(folder) / FILE
     if not path.exists():
         raise UsageError(f"{folder} holds no {FILE}; run experiments.recommend with that --workdir")
-    return _files.read_json(path, records.RECOMMENDATION)
+    return _files.read_json(path, Recommendation)

@@ -1,23 +1,30 @@
-"""The words of a recommendation, for somebody who has read none of the papers."""
+"""The words of a recommendation, for readers of none of the papers."""
 
 import math
 import shlex
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
+from experiments.records.evidence import Evidence, MeasuredRun, Memory
+from experiments.records.fields import Bounded, OpenInterval
+from experiments.records.recommendation import (
+    Advice,
+    Estimate,
+    Prediction,
+    Recommendation,
+    Source,
+)
 from experiments.reporting.section import interval
 from experiments.reporting.style import number
 
 # The norm whose statistics a span divides: the default, whose name evidence leaves out.
 SPANNED_NORM = "batch"
-# Beyond this a bound says nothing.
-MOST = 1e7
-# Of all three numbers of a cell, said once.
+# A number beyond this says nothing, and is shown as no bound.
+MAX_SHOWN = 1e7
+# Units that are said once, where all three numbers of a cell have the same.
 UNITS = (" ms", " s", " min")
-# Of these options 0 is not the default.
+# Options that the command shows even where they are 0, which is not their default.
 ZERO = ("warmup_epochs", "weight_decay", "label_smoothing")
-OUTCOME = {True: "reached", False: "not reached"}
-# Why a larger batch is not recommended, and what would change that; by what binds.
+# Why a larger batch is not recommended, and what would change that, by the constraint that binds.
 WHY_NOT_LARGER = {
     "knee": "A larger batch would need fewer updates, but on this hardware each update would take longer in almost the "
     "same proportion. With faster hardware or more devices a larger batch would pay.",
@@ -29,7 +36,7 @@ WHY_NOT_LARGER = {
     "it would pay.",
     "budget": "Larger batches than those that were tried look faster still. A larger --budget_minutes would try them.",
 }
-SOURCES = {
+SOURCES: dict[Source, str] = {
     "runs": "It rests on training runs to the target at several batch sizes.",
     "noise": "It rests on how much the gradients of different examples disagree, which is weaker evidence than runs to "
     "the target at several batch sizes.",
@@ -38,137 +45,147 @@ SOURCES = {
 SHORT_OF_TIME = "too little time is left"
 
 
-def headline(result: dict[str, Any]) -> str:
-    """The recommendation in a sentence, or that there is none and what to do."""
-    advice = result["advice"]
+def headline(result: Recommendation) -> str:
+    """Returns the recommendation in a sentence, or that there is none and what to do."""
+    advice = result.advice
     if advice is None:
-        if any(SHORT_OF_TIME in text for text in result["evidence"]["not_measured"]):
+        if any(SHORT_OF_TIME in text for text in result.evidence.not_measured):
             return (
                 "No recommendation yet: there was not enough time to decide. Run the same command again with "
-                f"--budget_minutes={math.ceil(2 * result['minutes'])}; what has been measured is kept."
+                f"--budget_minutes={math.ceil(2 * result.minutes)}; what has been measured is kept."
             )
         return "No recommendation: the measurements do not decide it. What is missing is below."
-    target = result["evidence"].get("target")
-    text = f"Use a batch size of {advice['batch_size']:,} with a learning rate of {advice['learning_rate']:g}."
-    chosen = {p["batch_size"]: p for p in advice["predictions"]}[advice["batch_size"]]
-    if chosen["seconds"] is None:
+    target = result.evidence.target
+    text = f"Use a batch size of {advice.batch_size:,} with a learning rate of {advice.learning_rate:g}."
+    chosen = advice.chosen
+    if chosen.seconds is None or chosen.updates is None:
         return text
-    seconds, low, high = chosen["seconds"]
+    seconds, low, high = chosen.seconds
     goal = f"{100 * target:g}%" if target is not None else "the target"
     ends = (
         f"; 19 of 20 runs should take between {_seconds(_rough(low))} and {_seconds(_rough(high))}"
-        if low is not None and high is not None and high <= MOST
+        if low is not None and high is not None and high <= MAX_SHOWN
         else ""
     )
     return (
         f"{text} Training should reach {goal} after about {_seconds(_rough(seconds))} of computing, "
-        f"in {_count(_rough(chosen['updates'][0]))} updates{ends}."
+        f"in {_count(_rough(chosen.updates[0]))} updates{ends}."
     )
 
 
-def reasons(advice: dict[str, Any]) -> list[str]:
-    """Why that batch size, and how sure it is: a sentence or two each."""
-    critical, knee = advice["critical_batch_size"], advice["knee"]
-    fallback = f"What limits the batch size: {advice['binds']}. What would help: {advice['loosen']}."
+def reasons(advice: Advice) -> list[str]:
+    """Returns why that batch size, and how sure it is: a sentence or two each."""
+    critical, knee = advice.critical_batch_size, advice.knee
+    fallback = f"What limits the batch size: {advice.binds}. What would help: {advice.loosen}."
     return [
-        WHY_NOT_LARGER.get(advice["binds"], fallback),
+        WHY_NOT_LARGER.get(advice.binds, fallback),
         f"Speed of the hardware: well below {_examples(knee)} a larger batch costs little extra time per update; well "
         "above, twice the batch takes about twice as long. This size is called the knee.",
         f"Speed of learning: well below {_examples(critical)} twice the batch needs about half the updates; well "
         "above, a larger batch saves few. This size is called the critical batch size.",
-        f"How sure: with a probability of {advice['certainty']:.0%}, as far as the measurements tell, no other batch "
-        f"size is more than 10% faster. {SOURCES[advice['source']]}",
+        f"How sure: with a probability of {advice.certainty:.0%}, as far as the measurements tell, no other batch "
+        f"size is more than 10% faster. {SOURCES[advice.source]}",
     ]
 
 
-def _examples(found: dict[str, Any]) -> str:
-    """A batch size that was estimated, and its 95% interval, to two digits."""
-    ends = [None if end is None else _rough(end) for end in found["interval"]]
-    return f"about {_count(None if found['value'] is None else _rough(found['value']))} examples ({_bounds(ends)})"
+def _examples(found: Estimate) -> str:
+    """Returns a batch size that was estimated, and its 95% interval, to two digits."""
+    low, high = (None if end is None else _rough(end) for end in found.interval)
+    return f"about {_count(None if found.value is None else _rough(found.value))} examples ({_bounds((low, high))})"
 
 
 def _rough(value: float) -> float:
     return float(f"{value:.2g}")
 
 
-def command(advice: dict[str, Any]) -> str:
-    """The training command of an advice."""
-    options = {name: value for name, value in advice["options"].items() if value not in (None, 0) or name in ZERO}
+def command(advice: Advice) -> str:
+    """Returns the training command of an advice."""
+    options = {name: value for name, value in advice.options.items() if value not in (None, 0) or name in ZERO}
     return shlex.join(["python", "-m", "experiments.train", *(f"--{name}={value}" for name, value in options.items())])
 
 
-def settings(advice: dict[str, Any], evidence: dict[str, Any]) -> list[tuple[str, str]]:
+def settings(advice: Advice, evidence: Evidence) -> list[tuple[str, str]]:
     """Returns the settings of the training command by name."""
-    parts = advice["accumulation_steps"]
-    norm = evidence["options"].get("norm", SPANNED_NORM)
-    micro = advice["batch_size"] // parts
-    span = "the whole batch" if micro == advice["batch_size"] else f"each micro-batch of {micro:,}"
-    span = span if advice["span"] is None else f"{advice['span']} examples"
-    devices = f"{evidence['devices']} {evidence['kind']} device{'s' * (evidence['devices'] > 1)}"
-    batch = f"{advice['batch_size']:,} examples per update: {advice['per_device']:,} on each of {devices}"
+    parts = advice.accumulation_steps
+    norm = evidence.options.get("norm") or SPANNED_NORM
+    micro = advice.batch_size // parts
+    span = "the whole batch" if micro == advice.batch_size else f"each micro-batch of {micro:,}"
+    span = span if advice.span is None else f"{advice.span} examples"
+    devices = f"{evidence.devices} {evidence.kind} device{'s' * (evidence.devices > 1)}"
+    batch = f"{advice.batch_size:,} examples per update: {advice.per_device:,} on each of {devices}"
     return [
         ("batch", batch + (f", {parts} times before each update (accumulation)" if parts > 1 else "")),
-        ("rate", f"{advice['learning_rate']:g}, constant, without warmup; optimizer {advice['optimizer']}"),
-        ("norm", norm + (f", statistics over {span}" if norm == SPANNED_NORM else "")),
+        ("rate", f"{advice.learning_rate:g}, constant, without warmup; optimizer {advice.optimizer}"),
+        ("norm", f"{norm}" + (f", statistics over {span}" if norm == SPANNED_NORM else "")),
     ]
 
 
-def measured(evidence: dict[str, Any]) -> list[str]:
-    """A line for each thing that was measured."""
-    held_out = evidence["held_out"]
+def measured(evidence: Evidence) -> list[str]:
+    """Returns one line for each thing that was measured."""
+    held_out = evidence.held_out
     goal = f"{held_out:,} held out for the target" if held_out else "none held out: the target is of the test split"
-    texts = [f"data: {evidence['examples']:,} examples to train on, {goal}"]
-    if memory := evidence["memory"]:
-        text = f"memory: {memory['fixed'] / 2**20:.3g} MiB and {memory['per_example'] / 2**20:.3g} MiB per example"
-        if memory["largest"] is not None:
-            text += f"; the largest batch that fits in {memory['limit'] / 2**30:.1f} GiB: {memory['largest']:,}"
-        if tried := memory["tried"]:
-            how = f"failed ({tried['error']})" if tried["error"] else "ran"
-            text += f"; {tried['batch_size']:,} {how}"
-        texts.append(text)
-    if points := evidence["step_time"]:
-        shown = ", ".join(f"{_seconds(value)} at {size:,}" for size, value in sorted(dict(points).items()))
+    texts = [f"data: {evidence.examples:,} examples to train on, {goal}"]
+    if evidence.memory is not None:
+        texts.append(_memory(evidence.memory))
+    if evidence.step_time:
+        latest = dict(evidence.step_time)
+        shown = ", ".join(f"{_seconds(seconds)} at {size:,}" for size, seconds in sorted(latest.items()))
         texts.append(f"time per update: {shown} examples")
-    if race := evidence["race"]:
-        shown = "; ".join(f"{size:,} and {rate:g}: {loss:.3g}" for size, rate, loss in sorted(race))
+    if evidence.race:
+        shown = "; ".join(f"{size:,} and {rate:g}: {loss:.3g}" for size, rate, loss in sorted(evidence.race))
         texts.append(f"loss after short runs of equal time, by batch size and rate: {shown}")
-    if noise := evidence["noise"]:
+    if noise := evidence.noise:
         texts.append(
             f"gradient noise scale, the size of a batch whose noise is as large as its gradient: "
-            f"{_count(noise['scale'])} examples ({_bounds(noise['interval'])}), the median of "
-            f"{noise['measurements']} measurements along a run"
+            f"{_count(noise.scale)} examples ({_bounds(noise.interval)}), the median of "
+            f"{noise.measurements} measurements along a run"
         )
-    return texts + [
-        f"run: batch size {run['batch_size']:,}, rate {run['rate']:g}, seed {run['seed']}: "
-        + ("diverged" if run["diverged"] else f"{OUTCOME[run['reached']]} after {run['updates']:,} updates")
-        for run in evidence["runs"]
-    ]
+    return [*texts, *map(_run, evidence.runs)]
 
 
-def predictions(advice: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The rows of a table with a column for half, one and two times the batch size, first the sizes themselves."""
-    columns = [
-        {
-            "batch size": f"{p['batch_size']:,}",
-            "time per update": _with_bounds(p["step_seconds"], _seconds),
-            "updates per epoch": f"{p['updates_per_epoch']:,}"
-            + (f", {p['dropped']:.1%} left out" if p["dropped"] else ""),
-            "updates": _with_bounds(p["updates"], _count),
-            "epochs": _with_bounds(p["epochs"], _count),
-            "computing time": _with_bounds(p["seconds"], _seconds),
-            "memory": "not known" if p["memory"] is None else f"{p['memory'] / 2**30:.2f} GiB",
-        }
-        for p in advice["predictions"]
-    ]
-    return [(name, *(column[name] for column in columns)) for name in columns[0]]
+def _memory(memory: Memory) -> str:
+    text = f"memory: {memory.fixed / 2**20:.3g} MiB and {memory.per_example / 2**20:.3g} MiB per example"
+    if memory.largest is not None and memory.limit is not None:
+        text += f"; the largest batch that fits in {memory.limit / 2**30:.1f} GiB: {memory.largest:,}"
+    if tried := memory.tried:
+        text += f"; {tried.batch_size:,} {f'failed ({tried.error})' if tried.error else 'ran'}"
+    return text
 
 
-def spent(result: dict[str, Any]) -> str:
-    """The minutes that measuring took, of those that it was given."""
-    return f"{result['seconds'] / 60:.1f} of {number(result['minutes'])} minutes"
+def _run(run: MeasuredRun) -> str:
+    outcome = f"{'reached' if run.reached else 'not reached'} after {run.updates:,} updates"
+    setting = f"run: batch size {run.batch_size:,}, rate {run.rate:g}, seed {run.seed}"
+    return f"{setting}: {'diverged' if run.diverged else outcome}"
 
 
-def _with_bounds(values: Sequence[float | None] | None, say: Callable[[float | None], str]) -> str:
+def _updates_per_epoch(prediction: Prediction) -> str:
+    left_out = f", {prediction.dropped:.1%} left out" if prediction.dropped else ""
+    return f"{prediction.updates_per_epoch:,}{left_out}"
+
+
+# The rows of the table of predictions: a heading, and the text of a prediction.
+_ROWS: tuple[tuple[str, Callable[[Prediction], str]], ...] = (
+    ("batch size", lambda p: f"{p.batch_size:,}"),
+    ("time per update", lambda p: _with_bounds(p.step_seconds, _seconds)),
+    ("updates per epoch", _updates_per_epoch),
+    ("updates", lambda p: _with_bounds(p.updates, _count)),
+    ("epochs", lambda p: _with_bounds(p.epochs, _count)),
+    ("computing time", lambda p: _with_bounds(p.seconds, _seconds)),
+    ("memory", lambda p: "not known" if p.memory is None else f"{p.memory / 2**30:.2f} GiB"),
+)
+
+
+def predictions(advice: Advice) -> list[tuple[str, ...]]:
+    """Returns the rows of a table with one column per prediction, first the batch sizes themselves."""
+    return [(heading, *map(say, advice.predictions)) for heading, say in _ROWS]
+
+
+def spent(result: Recommendation) -> str:
+    """Returns the minutes that measuring took, of those that it was given."""
+    return f"{result.seconds / 60:.1f} of {number(result.minutes)} minutes"
+
+
+def _with_bounds(values: Bounded | None, say: Callable[[float | None], str]) -> str:
     if values is None:
         return "not measured"
     texts, shared = [say(value) for value in values], ""
@@ -179,17 +196,16 @@ def _with_bounds(values: Sequence[float | None] | None, say: Callable[[float | N
     return f"{middle}{shared} ({low} to {high})"
 
 
-# What is not finite is null in the file.
-def _bounds(ends: Sequence[float | None]) -> str:
-    return interval([math.inf if end is None or end > MOST else end for end in ends])
+def _bounds(ends: OpenInterval) -> str:
+    return interval([math.inf if end is None or end > MAX_SHOWN else end for end in ends])
 
 
 def _count(value: float | None) -> str:
-    return number(math.inf if value is None or value > MOST else value)
+    return number(math.inf if value is None or value > MAX_SHOWN else value)
 
 
 def _seconds(value: float | None) -> str:
-    if value is None or value > MOST:
+    if value is None or value > MAX_SHOWN:
         return "no bound"
     if value < 0.1:
         return f"{1e3 * value:.3g} ms"

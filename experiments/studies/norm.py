@@ -1,4 +1,4 @@
-"""Which statistics to normalise by, over per-device batch sizes.
+"""The norm study: which statistics to normalise by, over per-device batch sizes.
 
 Two sets of training runs, on as many devices as are given:
 
@@ -9,61 +9,39 @@ Two sets of training runs, on as many devices as are given:
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
-import numpy as np
-
-from batchnorm_jax import Moments
-from batchnorm_jax.linen import moments_fn
+from experiments._limits import option, option_as_in
+from experiments.records.fields import Options
+from experiments.records.norm_study import (
+    CLASSIFICATION,
+    FIXED_OR_NOT,
+    LOCAL,
+    NORMS,
+    SEGMENTATION,
+    SYNCHRONISED,
+    TASKS,
+    Norm,
+    Task,
+)
+from experiments.studies import activation_shift, jobs
 from experiments.studies.jobs import Job
-from experiments.training.evaluation.checkpoint import restore
-from experiments.training.step.single import standardised
+from experiments.training.config.options import TrainConfig
 
-NORMS: dict[str, dict[str, Any]] = {
-    "local": {"norm": "local"},
-    "synchronised": {"norm": "batch"},
-    "span 16": {"norm": "batch", "span": 16},
-    "span 32": {"norm": "batch", "span": 32},
-    "span 64": {"norm": "batch", "span": 64},
-    "renorm": {"norm": "renorm"},
-    "group": {"norm": "group"},
-    "frozen": {"norm": "frozen"},
-}
-# The norms of `NORMS` that are compared over peak rates.
-RATE_NORMS = ("synchronised", "frozen")
-# The running statistics are averages over some 20 updates at every batch size: runs are short.
-_COMMON = {"warmup_epochs": 0, "weight_decay": 0.0, "label_smoothing": 0.0, "norm_momentum": 0.95}
-TASKS: dict[str, dict[str, Any]] = {
-    "classification": {
-        **_COMMON,
-        "dataset": "digits",
-        "model": "simple_cnn",
-        "optimizer": "nesterov",
-        "learning_rate": 0.05,
-    },
-    "segmentation": {
-        **_COMMON,
-        "dataset": "shapes",
-        "model": "fcn",
-        "optimizer": "adamw",
-        "learning_rate": 0.003,
-    },
-}
-PER_DEVICE_BATCH_SIZES = (1, 2, 4, 8, 32)
-# Of the runs at several rates.
+# The per-device batch size of the runs at several rates.
 RATES_PER_DEVICE = 8
 
 
 class Budget(NamedTuple):
-    """How many updates a run is given: as many as make `examples`, within limits.
+    """The number of updates of a run: as many as make `examples`, within limits.
 
     Attributes:
-      examples: to see.
-      least: updates.
-      most: updates.
+      examples: the number of examples to see.
+      least: the smallest number of updates.
+      most: the largest number of updates.
     """
 
     examples: int
@@ -71,24 +49,24 @@ class Budget(NamedTuple):
     most: int
 
     def updates(self, batch_size: int) -> int:
-        """The updates of a run. Only runs of the same batch size are compared."""
+        """Returns the number of updates of a run. Only runs with the same batch size are compared."""
         return min(self.most, max(self.least, self.examples // batch_size))
 
 
 class Size(NamedTuple):
-    """How much of the study to run.
+    """The extent of a study.
 
     Attributes:
-      budgets: of a run, by task.
-      per_device_batch_sizes: of the grid.
-      seeds: of every run, by task.
-      rates: peak rates of the second part.
-      norms: of the grid.
+      budgets: the budget of a run, by the name of the task.
+      seeds: the seeds of every run, by the name of the task.
+      per_device_batch_sizes: those of the grid.
+      rates: the peak rates of the second part.
+      norms: the names of the norms of the grid.
     """
 
     budgets: dict[str, Budget]
     seeds: dict[str, tuple[int, ...]]
-    per_device_batch_sizes: tuple[int, ...] = PER_DEVICE_BATCH_SIZES
+    per_device_batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 32)
     rates: tuple[float, ...] = (0.005, 0.015, 0.05, 0.15, 0.5)
     norms: tuple[str, ...] = tuple(NORMS)
 
@@ -96,97 +74,177 @@ class Size(NamedTuple):
 PRESETS = {
     # A segmentation of 48x48 pixels takes as long as thirty classifications, so it has fewer seeds.
     "full": Size(
-        {"classification": Budget(76_800, 300, 300), "segmentation": Budget(5_760, 30, 200)},
-        seeds={"classification": (0, 1, 2), "segmentation": (0, 1)},
+        {CLASSIFICATION.name: Budget(76_800, 300, 300), SEGMENTATION.name: Budget(5_760, 30, 200)},
+        seeds={CLASSIFICATION.name: (0, 1, 2), SEGMENTATION.name: (0, 1)},
     ),
     "quick": Size(
-        {"classification": Budget(25_600, 100, 100), "segmentation": Budget(1_280, 10, 40)},
-        seeds={"classification": (0,), "segmentation": (0,)},
+        {CLASSIFICATION.name: Budget(25_600, 100, 100), SEGMENTATION.name: Budget(1_280, 10, 40)},
+        seeds={CLASSIFICATION.name: (0,), SEGMENTATION.name: (0,)},
         per_device_batch_sizes=(1, 4),
         rates=(0.015, 0.15),
-        # Most of a short run is compiling: those that make the point.
+        # Most of a short run is compiling: three norms make the point.
         norms=("local", "synchronised", "frozen"),
     ),
 }
 
 
-def same_as(norm: str, per_device: int, num_devices: int) -> str | None:
-    """The norm that computes the same at this size, and is run in place of this one; "" if this one cannot be.
+@dataclass(frozen=True)
+class Request:
+    """The options of a study; `FIELD.metadata["help"]` documents each field, and the entry point makes a flag of it."""
+
+    preset: str = option(
+        "full", "'full', an hour on two cores, or 'quick', three minutes and three norms.", among=tuple(PRESETS)
+    )
+    norms: tuple[str, ...] | None = option(
+        None,
+        f"What to compare, of {', '.join(NORMS)}. Default: those of the preset.",
+        among=tuple(NORMS),
+        kind="norm",
+    )
+    tasks: tuple[str, ...] = option(tuple(TASKS), "What to train.", among=tuple(TASKS), kind="task")
+    per_device_batch_sizes: tuple[int, ...] | None = option(
+        None,
+        "Examples per device. Default: those of the preset.",
+        example="1,2,32",
+        what="whole numbers",
+        least=1,
+    )
+    num_devices: int = option_as_in(TrainConfig, "num_devices", 8, "Devices of a run.")
+    workdir: str | None = option_as_in(
+        TrainConfig, "workdir", None, "Folder for the results. Default: runs/norm_study-PRESET."
+    )
+    dry_run: bool = option(False, "Print the commands of the runs that are not done, and run none.")
+
+    @property
+    def folder(self) -> Path:
+        """The folder for the results."""
+        return Path(self.workdir or f"runs/norm_study-{self.preset}")
+
+    @property
+    def size(self) -> Size:
+        """The size of the preset with what is given in its place."""
+        size = PRESETS[self.preset]
+        if self.norms is not None:
+            size = size._replace(norms=self.norms)
+        if self.per_device_batch_sizes is not None:
+            size = size._replace(per_device_batch_sizes=self.per_device_batch_sizes)
+        return size
+
+
+class Plan(NamedTuple):
+    """The jobs of a study.
+
+    Attributes:
+      rates: the runs at several rates; none unless the study has all the norms that are compared there.
+      grid: the runs of the grid.
+    """
+
+    rates: list[Job]
+    grid: list[Job]
+
+    @property
+    def jobs(self) -> list[Job]:
+        """All jobs, in the order in which they are run."""
+        return [*self.rates, *self.grid]
+
+
+def plan(request: Request) -> Plan:
+    """Plans a study.
+
+    Raises:
+      UsageError: none of its runs can begin.
+    """
+    size, devices = request.size, request.num_devices
+    has_rates = {norm.name for norm in FIXED_OR_NOT} <= set(size.norms)
+    made = Plan(
+        rates=rate_jobs(size, devices) if has_rates else [],
+        grid=grid_jobs(size, [TASKS[name] for name in request.tasks], devices),
+    )
+    jobs.refuse_hopeless(made.jobs)
+    return made
+
+
+def waiting_commands(planned: Plan, folder: Path) -> list[list[str]]:
+    """Returns the commands of the runs that are not done, after one of them was tried, and changes nothing."""
+    with jobs.Runner(folder) as runner:
+        waiting = [job for job in planned.jobs if not runner.is_done(job)]
+    jobs.try_out(waiting)
+    return [["python", *jobs.command(job, folder)] for job in waiting]
+
+
+def run(planned: Plan, folder: Path) -> list[str]:
+    """Runs what is not done, and returns the keys of the runs that failed.
+
+    Raises:
+      UsageError: none of the runs can begin.
+    """
+    with jobs.Runner(folder) as runner:
+        waiting = [job for job in planned.jobs if not runner.is_done(job)]
+        runner.try_out(waiting)
+        runner.run_all(waiting)
+        for job in planned.rates:
+            runner.note(job, "shift", activation_shift.shift_of)
+        return runner.failed()
+
+
+def same_as(norm: Norm, per_device: int, num_devices: int) -> Norm | None:
+    """Returns the norm that computes the same at this size, and is run in place of this one; None: there is none.
 
     Example:
-      >>> same_as("span 32", 4, 8), same_as("span 16", 1, 8), same_as("span 16", 4, 8)
-      ('synchronised', '', None)
+      >>> same_as(NORMS["span 32"], 4, 8).name, same_as(NORMS["span 16"], 4, 8)
+      ('synchronised', None)
     """
-    span = NORMS[norm].get("span")
-    if span is None:
-        return None
-    if span > per_device * num_devices:
-        return ""
-    return {per_device * num_devices: "synchronised", per_device: "local"}.get(span)
+    return {per_device * num_devices: SYNCHRONISED, per_device: LOCAL}.get(norm.span or 0)
 
 
-def grid_jobs(size: Size, tasks: Sequence[str], num_devices: int) -> list[Job]:
-    """Every norm of `size` at every per-device batch size, but those that compute the same as another.
+def is_run(norm: Norm, per_device: int, num_devices: int) -> bool:
+    """Returns whether a norm has runs at this size: its span fits the batch, and no other norm computes the same.
+
+    Example:
+      >>> is_run(NORMS["span 16"], 4, 8), is_run(NORMS["span 16"], 1, 8), is_run(NORMS["span 32"], 4, 8)
+      (True, False, False)
+    """
+    fits = norm.span is None or norm.span <= per_device * num_devices
+    return fits and same_as(norm, per_device, num_devices) is None
+
+
+def grid_jobs(size: Size, tasks: Sequence[Task], num_devices: int) -> list[Job]:
+    """Returns the jobs of every norm of `size` at every per-device batch size that it is run at.
 
     Norms are innermost, so that runs whose times are compared stand next to each other.
     """
+    norms = [NORMS[name] for name in size.norms]
     return [
         Job(
-            f"grid-{task}-{norm.replace(' ', '')}-p{per_device}-seed{seed}",
+            f"grid-{task.name}-{norm.key}-p{per_device}-seed{seed}",
             {
                 **_options(task, per_device, num_devices, seed),
-                **NORMS[norm],
-                "steps": size.budgets[task].updates(num_devices * per_device),
+                **norm.options,
+                "steps": size.budgets[task.name].updates(num_devices * per_device),
             },
         )
         for task in tasks
-        for seed, per_device, norm in itertools.product(size.seeds[task], size.per_device_batch_sizes, size.norms)
-        if same_as(norm, per_device, num_devices) is None
+        for seed, per_device, norm in itertools.product(size.seeds[task.name], size.per_device_batch_sizes, norms)
+        if is_run(norm, per_device, num_devices)
     ]
 
 
 def rate_jobs(size: Size, num_devices: int) -> list[Job]:
-    """Returns the runs of each norm of `RATE_NORMS` at every rate."""
-    task = "classification"
-    norms = [NORMS[name]["norm"] for name in RATE_NORMS]
+    """Returns the jobs of batch statistics and frozen ones at every rate."""
+    task = CLASSIFICATION
     return [
         Job(
-            f"rate-{norm}-{rate:g}-seed{seed}",
+            f"rate-{norm.rate_key}-{rate:g}-seed{seed}",
             {
                 **_options(task, RATES_PER_DEVICE, num_devices, seed),
-                "norm": norm,
-                "steps": size.budgets[task].updates(num_devices * RATES_PER_DEVICE),
+                **norm.options,
+                "steps": size.budgets[task.name].updates(num_devices * RATES_PER_DEVICE),
                 "learning_rate": rate,
             },
         )
-        for seed, rate, norm in itertools.product(size.seeds[task], size.rates, norms)
+        for seed, rate, norm in itertools.product(size.seeds[task.name], size.rates, FIXED_OR_NOT)
     ]
 
 
-def _options(task: str, per_device: int, num_devices: int, seed: int) -> dict[str, Any]:
-    return {**TASKS[task], "batch_size": num_devices * per_device, "num_devices": num_devices, "seed": seed}
-
-
-def shift_of(workdir: Path) -> dict[str, float]:
-    """How far what enters the norms of a finished run is from the statistics that they normalise by.
-
-    Returns:
-      By 1,000 training images, the median over all features of |mean - fixed mean| / fixed standard deviation (`mean`)
-      and of the ratio of standard deviations (`std`).
-    """
-    restored = restore(workdir, num_devices=1)
-    train, state = restored.data.train, restored.state
-    images = train.read(np.random.default_rng(0).permutation(train.size)[:1_000]).images
-    fixed = jax.tree.leaves(state.batch_stats, is_leaf=_is_norm)
-    moments = moments_fn(restored.model, mode="layerwise", train=False)
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    there = jax.jit(lambda images: moments(variables, standardised(images, restored.recipe)))(images)
-    now = jax.tree.leaves(there, is_leaf=lambda node: isinstance(node, Moments))
-    pairs = list(zip(fixed, now, strict=True))
-    means = [np.abs(b.mean - a["mean"]) / np.sqrt(a["var"]) for a, b in pairs]
-    stds = [np.sqrt(b.var / a["var"]) for a, b in pairs]
-    return {"mean": float(np.median(np.concatenate(means))), "std": float(np.median(np.concatenate(stds)))}
-
-
-def _is_norm(node: Any) -> bool:
-    return isinstance(node, Mapping) and "mean" in node
+def _options(task: Task, per_device: int, num_devices: int, seed: int) -> Options:
+    return {**task.options, "batch_size": num_devices * per_device, "num_devices": num_devices, "seed": seed}

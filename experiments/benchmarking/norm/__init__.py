@@ -1,1 +1,1 @@
-"""The norm layer beside its peers: speed, exactness, collectives and memory. `suite.run` measures all of them."""
+"""The norm layer beside its peers: speed, exactness, collectives and memory."""

@@ -1,5 +1,6 @@
-"""How many digits a layer keeps where the mean is far from zero, and where it is far from the shift."""
+"""The digits that a layer keeps where the mean is far from zero, and where it is far from the shift."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,25 +9,26 @@ import numpy as np
 from flax import linen as nn
 
 from batchnorm_jax import Moments, batch_norm
+from experiments.records.benchmarks.norm import NO_SHIFT, AccuracyRow
 
 EPSILON = 1e-5
-# mean/std of the input, with no guess of the mean: the first step of training.
+# Values of mean/std of the input.
 RATIOS = (1.0, 1e2, 1e4, 1e5)
-# How far the shift is from the mean, in standard deviations, at a mean/std of 100.
+# Distances of the shift from the mean, in standard deviations, at a mean/std of 100.
 DISTANCES = (0, 1, 3, 5, 10)
 
 
-def run(features: int = 256, positions: int = 4096) -> list[dict[str, Any]]:
-    """Normwise errors against float64 NumPy, the greatest over the features.
+def run(features: int = 256, positions: int = 4096) -> list[AccuracyRow]:
+    """Measures normwise errors against float64 NumPy, the greatest over the features.
 
     Returns:
-      A row a way to compute and a place of the mean: the errors of the variance and of y.
+      One row per way to compute and place of the mean.
     """
     rows = []
     for ratio in RATIOS:
         x = _draw(ratio, features, positions)
         rows += [
-            {"what": f"mean/std {ratio:g}, no shift", "name": name, **errors(x, layer)}
+            AccuracyRow(what=f"mean/std {ratio:g}, {NO_SHIFT}", name=name, **errors(x, layer))
             for name, layer in {
                 "psum": lambda x: batch_norm(x, epsilon=EPSILON),
                 "all_gather": lambda x: batch_norm(x, epsilon=EPSILON, collective="all_gather"),
@@ -35,15 +37,21 @@ def run(features: int = 256, positions: int = 4096) -> list[dict[str, Any]]:
             }.items()
         ]
         # The default, once there is a running mean: the shift.
-        near = jnp.asarray(x.mean(0, dtype=np.float64) + 1, jnp.float32)
-        layer = lambda x, shift=near: batch_norm(x, epsilon=EPSILON, shift=shift)  # noqa: E731
-        rows.append({"what": f"mean/std {ratio:g}, shift 1 std off", "name": "default", **errors(x, layer)})
+        rows.append(
+            AccuracyRow(what=f"mean/std {ratio:g}, shift 1 std off", name="default", **errors(x, _shifted(x, 1)))
+        )
     for distance in DISTANCES:
         x = _draw(100.0, features, positions)
-        shift = jnp.asarray(x.mean(0, dtype=np.float64) + distance, jnp.float32)
-        layer = lambda x, shift=shift: batch_norm(x, epsilon=EPSILON, shift=shift)  # noqa: E731
-        rows.append({"what": f"mean/std 100, shift {distance} std off", "name": "psum", **errors(x, layer)})
+        rows.append(
+            AccuracyRow(what=f"mean/std 100, shift {distance} std off", name="psum", **errors(x, _shifted(x, distance)))
+        )
     return rows
+
+
+def _shifted(x: np.ndarray, distance: float) -> Callable[[jax.Array], Any]:
+    """Returns the layer with a shift at a distance from the mean of x."""
+    shift = jnp.asarray(x.mean(0, dtype=np.float64) + distance, jnp.float32)
+    return lambda x: batch_norm(x, epsilon=EPSILON, shift=shift)
 
 
 def _draw(ratio: float, features: int, positions: int) -> np.ndarray:
@@ -51,7 +59,7 @@ def _draw(ratio: float, features: int, positions: int) -> np.ndarray:
 
 
 def errors(x: np.ndarray, layer) -> dict[str, float]:
-    """The normwise errors of the variance and of y that a layer without parameters gives of `x`, against float64."""
+    """Returns the normwise errors, against float64, of the variance and of y of a layer without parameters."""
     y, moments = jax.jit(layer)(jnp.asarray(x))
     exact = x.astype(np.float64)
     mean, var = exact.mean(0), exact.var(0)

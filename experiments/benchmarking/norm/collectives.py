@@ -1,4 +1,4 @@
-"""The collectives of one layer's train step, and of a ResNet-50's, on eight devices: counted, and what they cost."""
+"""The number and the cost of the collectives of a train step on eight devices, of one layer and of a ResNet-50."""
 
 import multiprocessing
 import os
@@ -13,21 +13,28 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from batchnorm_jax import batch_norm
 from experiments.benchmarking import hlo, timing
-from experiments.benchmarking.norm.memory import train_step
+from experiments.benchmarking.norm.memory import FLAX, train_step
+from experiments.records.benchmarks.norm import (
+    OURS,
+    Collectives,
+    LayerCollectives,
+    NetworkCollectives,
+    SynchronisingTime,
+)
 
 DEVICES = 8
 FEATURES = 64
 AXIS = "batch"
 # The norms of one layer: ours, which synchronises once; the one that does it twice; and ours with each device alone.
-ONCE, TWICE, ALONE = "batchnorm_jax", "mean then variance", "each device alone"
+ONCE, TWICE, ALONE = OURS, "mean then variance", "each device alone"
 
 
-def run(image_size: int = 64, *, rounds: int = 9, seconds: float = 0.5) -> dict[str, Any]:
+def run(image_size: int = 64, *, rounds: int = 9, seconds: float = 0.5) -> Collectives:
     """Counts and measures in a process of its own, whose CPU shows eight devices.
 
     Args:
-      image_size: of the ResNet-50; the collectives do not depend on it, the time to compile does.
-      rounds: timings of each norm.
+      image_size: image size of the ResNet-50; the collectives do not depend on it, but the time to compile does.
+      rounds: the number of timings of each norm.
       seconds: about how long one timing takes.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _eight_devices) as pool:
@@ -42,30 +49,29 @@ def _eight_devices() -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
-def _run(image_size: int, rounds: int, seconds: float) -> dict[str, Any]:
-    layer = []
-    for transform in ("pmap", "shard_map", "shard_map, check_vma=False", "jit"):
-        for norm in (ONCE, TWICE):
-            found = hlo.collectives(layer_step(transform, norm)[0])
-            layer.append({"transform": transform, "name": norm, "collectives": [c._asdict() for c in found]})
+def _run(image_size: int, rounds: int, seconds: float) -> Collectives:
+    layer = [
+        LayerCollectives(transform=transform, name=norm, collectives=hlo.collectives(layer_step(transform, norm)[0]))
+        for transform in ("pmap", "shard_map", "shard_map, check_vma=False", "jit")
+        for norm in (ONCE, TWICE)
+    ]
     network = []
-    for name in ("batchnorm_jax", "flax"):
+    for name in (OURS, FLAX):
         written = resnet50_step(name, image_size, reduce_gradients=False).as_text().count("stablehlo.all_reduce")
         compiled = hlo.collectives(resnet50_step(name, image_size, reduce_gradients=True).compile())
-        network.append({"name": name, "of_norms_as_written": written, "all_as_compiled": len(compiled)})
+        network.append(NetworkCollectives(name=name, of_norms_as_written=written, all_as_compiled=len(compiled)))
     time = synchronising_time(rounds=rounds, seconds=seconds)
-    return {"features": FEATURES, "devices": DEVICES, "layer": layer, "time": time, "resnet50": network}
+    return Collectives(features=FEATURES, devices=DEVICES, layer=layer, time=time, resnet50=network)
 
 
-def synchronising_time(*, rounds: int, seconds: float) -> dict[str, Any]:
-    """Milliseconds of a layer's train step under `shard_map`, and the ratio to ours of the others, round by round."""
+def synchronising_time(*, rounds: int, seconds: float) -> SynchronisingTime:
+    """Measures a layer's train step under `shard_map` with each norm, and the ratio of the others to ours."""
     variants = {norm: partial(_steps, *layer_step("shard_map", norm)) for norm in (ONCE, TWICE, ALONE)}
     measured = timing.in_turn(variants, rounds=rounds, seconds=seconds)
-    ratios = {n: [a / b for a, b in zip(measured[n], measured[ONCE], strict=True)] for n in (TWICE, ALONE)}
-    return {
-        "milliseconds": {n: timing.spread([1e3 * s for s in values])._asdict() for n, values in measured.items()},
-        "ratio_to_once": {n: timing.spread(values)._asdict() for n, values in ratios.items()},
-    }
+    return SynchronisingTime(
+        milliseconds=timing.milliseconds(measured),
+        ratio_to_once={norm: timing.ratios(measured, norm, ONCE) for norm in (TWICE, ALONE)},
+    )
 
 
 def _steps(compiled, arguments, number: int) -> None:
@@ -74,7 +80,7 @@ def _steps(compiled, arguments, number: int) -> None:
 
 
 def layer_step(transform: str, norm: str) -> tuple[Any, tuple[jax.Array, ...]]:
-    """The compiled train step of one layer, gradients of x, scale and bias, and what it is called with."""
+    """Returns the compiled train step of one layer, to gradients of x, scale and bias, and its arguments."""
     layer = {ONCE: _pooled, TWICE: _mean_then_variance, ALONE: _alone}[norm]
     x = jnp.ones((DEVICES, 4, 8, 8, FEATURES))
     scale = jnp.ones(FEATURES)
@@ -108,7 +114,7 @@ def layer_step(transform: str, norm: str) -> tuple[Any, tuple[jax.Array, ...]]:
 
 
 def resnet50_step(name: str, image_size: int, *, reduce_gradients: bool):
-    """A lowered ResNet-50 train step over eight devices under `shard_map`, two images a device."""
+    """Returns a lowered ResNet-50 train step over eight devices under `shard_map`, with two images per device."""
     step, (state, images, labels) = train_step(name, 2, image_size, axis_name=AXIS, reduce_gradients=reduce_gradients)
     mesh = jax.make_mesh((DEVICES,), (AXIS,), axis_types=(AxisType.Auto,))
     batch, same = PartitionSpec(AXIS), PartitionSpec()

@@ -1,4 +1,4 @@
-"""One norm layer's train step, forward and backward, from each library, on the same arrays."""
+"""One norm layer's train step, forward and backward, in each library on the same arrays."""
 
 # The peers are extras of the benchmark; the checks run where they are not installed, too.
 # pyright: reportMissingImports=false
@@ -15,18 +15,18 @@ import numpy as np
 
 from batchnorm_jax.linen import BatchNorm
 from experiments.benchmarking import torch_peer
+from experiments.records.benchmarks.norm import OURS
 
-OURS = "batchnorm_jax"
 # What else is computed in the layer: nothing, a ReLU, or a ReLU of the sum with a residual.
 FUSIONS = ("", "relu", "residual")
 
 
 class Case(NamedTuple):
-    """What is measured.
+    """A layer to measure.
 
     Attributes:
-      shape: of the input, NHWC.
-      dtype: of the input and the result; parameters and statistics are float32.
+      shape: shape of the input, NHWC.
+      dtype: dtype of the input and the result; parameters and statistics are float32.
       fusion: one of `FUSIONS`.
     """
 
@@ -47,26 +47,28 @@ class Arrays(NamedTuple):
 
 
 def draw(case: Case) -> Arrays:
-    """The arrays of a case."""
+    """Returns the arrays of a case."""
     r = np.random.default_rng(0)
     return Arrays(*(r.normal(size=case.shape).astype(np.float32) for _ in range(3)))
 
 
 def jax_program(name: str, case: Case) -> tuple[Callable, list[Any]]:
-    """A layer's train step in JAX and what it is called with.
+    """Returns a layer's train step in JAX and its arguments.
 
     Args:
-      name: a key of `JAX_LAYERS`.
-      case: what is measured.
+      name: a layer of `LAYERS` that is of JAX.
+      case: the layer's case.
 
     Returns:
       A function of (x, dy, residuals, parameters, state) -> (y, gradients of x, residuals and parameters, new
       statistics), and its arguments.
     """
-    init, apply = JAX_LAYERS[name](case)
+    layer = LAYERS[name]
+    if not isinstance(layer, JaxLayer):
+        raise ValueError(f"jax_program: a layer of JAX is required; got {name!r}. torch_steps runs it.")
+    init, apply = layer.make(case)
     x, dy, residual = (jnp.asarray(a, case.dtype) for a in draw(case))
-    if name == "equinox":
-        # Its own convention: features first in an example.
+    if layer.features_first:
         x, dy, residual = (jnp.moveaxis(a, -1, 1) for a in (x, dy, residual))
     params, state = init(x)
 
@@ -83,8 +85,29 @@ def jax_program(name: str, case: Case) -> tuple[Callable, list[Any]]:
     return step, [x, dy, residuals, params, state]
 
 
-def jax_steps(name: str, case: Case) -> tuple[Callable[[int], None], float]:
-    """The same compiled, as a function of a number of steps; and the bytes of one by XLA's count, in inputs."""
+class Steps(NamedTuple):
+    """The train step of a layer.
+
+    Attributes:
+      run: runs a number of steps.
+      passes: bytes that one step reads and writes by XLA's count, in inputs; None: not known.
+    """
+
+    run: Callable[[int], None]
+    passes: float | None
+
+
+def steps(name: str, case: Case, threads: int) -> Steps:
+    """Returns the compiled train step of a layer.
+
+    Args:
+      name: a key of `LAYERS`.
+      case: the layer's case.
+      threads: the number of threads that PyTorch may use.
+    """
+    layer = LAYERS[name]
+    if isinstance(layer, TorchLayer):
+        return Steps(torch_steps(case, threads, channels_last=layer.channels_last), None)
     step, arguments = jax_program(name, case)
     compiled = jax.jit(step).lower(*arguments).compile()
     analysis = compiled.cost_analysis() or {}
@@ -97,11 +120,11 @@ def jax_steps(name: str, case: Case) -> tuple[Callable[[int], None], float]:
                 jax.block_until_ready(result)
         jax.block_until_ready(result)
 
-    return run, analysis.get("bytes accessed", float("nan")) / arguments[0].nbytes
+    return Steps(run, analysis.get("bytes accessed", float("nan")) / arguments[0].nbytes)
 
 
 def torch_steps(case: Case, threads: int, *, channels_last: bool) -> Callable[[int], None]:
-    """The same in PyTorch; it has no fused form, so that ReLU and the sum are operations of their own."""
+    """Returns a function that runs steps of PyTorch's layer, in which ReLU and the sum are operations of their own."""
     torch_peer.available()
     import torch
 
@@ -136,9 +159,8 @@ def torch_steps(case: Case, threads: int, *, channels_last: bool) -> Callable[[i
 
 
 def available(name: str) -> bool:
-    """Whether the library of a layer is installed."""
-    module = {"torch_nchw": "torch", "flax_stable": "flax"}.get(name, name)
-    return importlib.util.find_spec(module) is not None
+    """Returns whether the library of a layer is installed."""
+    return importlib.util.find_spec(LAYERS[name].module) is not None
 
 
 def _after(case: Case, y, residual):
@@ -207,12 +229,39 @@ def _equinox(case: Case):
     return lambda x: (params, state), apply
 
 
-JAX_LAYERS: dict[str, Callable] = {
-    OURS: _ours,
-    "flax": _flax,
-    "flax_stable": partial(_flax, use_fast_variance=False),
-    "haiku": _haiku,
-    "equinox": _equinox,
+class JaxLayer(NamedTuple):
+    """A layer of JAX.
+
+    Attributes:
+      module: the module that must be installed.
+      make: makes of a case the functions that initialise and apply the layer.
+      features_first: whether the library's convention has the features first in an example.
+    """
+
+    module: str
+    make: Callable[[Case], tuple[Callable, Callable]]
+    features_first: bool = False
+
+
+class TorchLayer(NamedTuple):
+    """PyTorch's layer.
+
+    Attributes:
+      channels_last: the layout of its arrays.
+      module: the module that must be installed.
+    """
+
+    channels_last: bool
+    module: str = "torch"
+
+
+LAYERS: dict[str, JaxLayer | TorchLayer] = {
+    OURS: JaxLayer("batchnorm_jax", _ours),
+    "torch": TorchLayer(channels_last=True),
+    "torch_nchw": TorchLayer(channels_last=False),
+    "flax": JaxLayer("flax", _flax),
+    "flax_stable": JaxLayer("flax", partial(_flax, use_fast_variance=False)),
+    "haiku": JaxLayer("haiku", _haiku),
+    "equinox": JaxLayer("equinox", _equinox, features_first=True),
 }
-TORCH_LAYERS = ("torch", "torch_nchw")
-PEERS = ("torch", "torch_nchw", "flax", "flax_stable", "haiku", "equinox")
+PEERS = tuple(name for name in LAYERS if name != OURS)

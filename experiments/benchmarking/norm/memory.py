@@ -1,4 +1,4 @@
-"""What the backward pass keeps, and the memory of a ResNet-50 train step, read from compiled programs."""
+"""The bytes that the backward pass keeps, and the memory of a ResNet-50 train step, read from compiled programs."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,27 +7,30 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import msgspec
 import optax
 
 from batchnorm_jax.linen import BatchNorm
 from experiments.benchmarking import hlo
 from experiments.models.resnet import plain, resnet50
+from experiments.records.benchmarks.norm import OURS, KeptBytes, Memory, NetworkMemory, Networks, ProgramMemory
 
+FLAX = "flax"
 NORMS: dict[str, Callable[..., Any]] = {
-    "batchnorm_jax": BatchNorm,
-    "batchnorm_jax, not fused": plain(BatchNorm),
-    "flax": plain(nn.BatchNorm),
+    OURS: BatchNorm,
+    f"{OURS}, not fused": plain(BatchNorm),
+    FLAX: plain(nn.BatchNorm),
     "flax_stable": plain(partial(nn.BatchNorm, use_fast_variance=False)),
 }
 
 
 def kept_bytes(name: str, fusion: str = "", dtype: str = "bfloat16") -> float:
-    """Bytes for each element of the input that one layer keeps for its backward pass, y included where it is kept.
+    """Returns the bytes per element of the input that one layer keeps for its backward pass, y included if it is kept.
 
     Args:
       name: a key of `NORMS`.
       fusion: "", "relu", "residual" (a ReLU of the sum), or "output" for `save_for_backward="output"`.
-      dtype: of the input and the result.
+      dtype: dtype of the input and the result.
     """
     x = jnp.ones((8, 32, 32, 64), dtype)
     extra: dict[str, Any] = {"save_for_backward": "output"} if fusion == "output" else {}
@@ -55,14 +58,14 @@ class _Layer(nn.Module):
 def train_step(
     name: str, batch_size: int, image_size: int, axis_name: str | None = None, *, reduce_gradients: bool = True
 ):
-    """A ResNet-50 train step in bfloat16 with momentum SGD, and the shapes that it is called with.
+    """Returns a ResNet-50 train step in bfloat16 with momentum SGD, and the shapes of its arguments.
 
     Args:
       name: a key of `NORMS`.
-      batch_size: of one device.
-      image_size: height and width.
-      axis_name: pool statistics over it, and gradients.
-      reduce_gradients: whether to pool these, too.
+      batch_size: examples per device.
+      image_size: height and width of the images.
+      axis_name: the axis to pool statistics over; None: none.
+      reduce_gradients: whether to pool gradients over the axis, too.
     """
     dtype = jnp.dtype("bfloat16")
     model = resnet50(
@@ -92,38 +95,42 @@ def train_step(
     return step, (state, images, labels)
 
 
-def resnet50_bytes(name: str, batch_size: int, image_size: int) -> dict[str, int]:
-    """The memory of a compiled train step, as `hlo.memory`."""
+def resnet50_bytes(name: str, batch_size: int, image_size: int) -> ProgramMemory:
+    """Returns the memory of a compiled train step."""
     step, arguments = train_step(name, batch_size, image_size)
     return hlo.memory(jax.jit(step, donate_argnums=0).lower(*arguments).compile())
 
 
-def run(batch_size: int = 32, image_size: int = 224, memory_gib: float = 16.0) -> dict[str, Any]:
-    """Kept bytes of one layer, and memory of a ResNet-50 step beside Flax's.
+def run(batch_size: int = 32, image_size: int = 224, memory_gib: float = 16.0) -> Memory:
+    """Measures the kept bytes of one layer, and the memory of a ResNet-50 step beside Flax's.
 
     Args:
-      batch_size: of the ResNet-50 step.
-      image_size: of it.
+      batch_size: examples of the ResNet-50 step.
+      image_size: height and width of its images.
       memory_gib: the memory for which the largest batch is told, from a line through two batch sizes.
     """
     layer = [
-        {"name": name, "fusion": fusion, "bytes_an_element": kept_bytes(name, fusion)}
+        KeptBytes(name=name, fusion=fusion, bytes_an_element=kept_bytes(name, fusion))
         for fusion in ("", "relu", "residual", "output")
-        for name in ("batchnorm_jax", "flax")
-        if fusion != "output" or name == "batchnorm_jax"
+        # Only ours can keep its result in place of its input.
+        for name in ((OURS,) if fusion == "output" else (OURS, FLAX))
     ]
-    networks = []
-    for name in NORMS:
-        sizes = resnet50_bytes(name, batch_size, image_size)
-        half = resnet50_bytes(name, batch_size // 2, image_size)["total"]
-        each = (sizes["total"] - half) / (batch_size - batch_size // 2)
-        fixed = sizes["total"] - each * batch_size
-        largest = int((memory_gib * 2**30 - fixed) / each)
-        networks.append({"name": name, **sizes, "largest_batch": largest})
-    flax = next(n for n in networks if n["name"] == "flax")
-    for network in networks:
-        network["ratio_to_flax"] = network["temporary"] / flax["temporary"]
-    return {
-        "layer": layer,
-        "resnet50": {"batch_size": batch_size, "image_size": image_size, "memory_gib": memory_gib, "rows": networks},
-    }
+    sizes = {name: resnet50_bytes(name, batch_size, image_size) for name in NORMS}
+    rows = [
+        NetworkMemory(
+            name=name,
+            **msgspec.structs.asdict(size),
+            largest_batch=_largest_batch(name, batch_size, image_size, size.total, memory_gib),
+            ratio_to_flax=size.temporary / sizes[FLAX].temporary,
+        )
+        for name, size in sizes.items()
+    ]
+    networks = Networks(batch_size=batch_size, image_size=image_size, memory_gib=memory_gib, rows=rows)
+    return Memory(layer=layer, resnet50=networks)
+
+
+def _largest_batch(name: str, batch_size: int, image_size: int, total: int, memory_gib: float) -> int:
+    """Returns the largest batch that fits, by the line through the bytes of a batch and of its half."""
+    half = resnet50_bytes(name, batch_size // 2, image_size).total
+    per_example = (total - half) / (batch_size - batch_size // 2)
+    return int((memory_gib * 2**30 - (total - per_example * batch_size)) / per_example)

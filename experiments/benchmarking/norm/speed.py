@@ -1,7 +1,6 @@
 """Forward and backward time of one layer beside its peers, and on a GPU beside what the memory allows."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,10 @@ import numpy as np
 
 from experiments.benchmarking import timing
 from experiments.benchmarking.norm import layers
-from experiments.benchmarking.norm.layers import OURS, Case
+from experiments.benchmarking.norm.layers import Case
+from experiments.benchmarking.suite import Chosen
+from experiments.records.benchmarks.norm import OURS, Speed, SpeedRow
+from experiments.training.machine import devices
 
 CPU_CASES = (
     Case((64, 32, 32, 64), "float32"),
@@ -23,60 +25,74 @@ GPU_CASES = tuple(
     for shape in ((64, 56, 56, 256), (256, 28, 28, 512), (256, 14, 14, 1024))
     for fusion in layers.FUSIONS
 )
-# Passes over the input that a layer cannot do without: forward it is read for the sums, read and written; backward
-# two arrays are read for the sums, two read and one written; a residual is read once and two more are written and read.
+# Passes over the input that a layer cannot do without, by fusion. Forward, it is read for the sums, read and written;
+# backward, two arrays are read for the sums, two read and one written; with a residual, that is read once, and two more
+# arrays are written and read.
 PASSES = {"": 8, "relu": 8, "residual": 11}
 
 
-def run(
-    cases: Sequence[Case], *, peers: Sequence[str], rounds: int, seconds: float, threads: int
-) -> list[dict[str, Any]]:
+NO_CPU, NO_GPU = "not measured: this is not a CPU", "not measured: no GPU here"
+
+
+def on_cpu(chosen: Chosen) -> Speed:
+    """Measures the cases for a CPU; elsewhere says that they are not measured."""
+    if jax.default_backend() != "cpu":
+        return _not_measured(CPU_CASES, NO_CPU)
+    rows = run(CPU_CASES, chosen, devices.cpu_cores())
+    return Speed(rows=rows, geometric_mean_of_ratios=geometric_means(rows))
+
+
+def on_gpu(chosen: Chosen) -> Speed:
+    """Measures the cases for a GPU; elsewhere says that they are not measured."""
+    if jax.default_backend() != "gpu":
+        return _not_measured(GPU_CASES, NO_GPU)
+    return Speed(rows=run(GPU_CASES, chosen, devices.cpu_cores()))
+
+
+def _not_measured(cases: Sequence[Case], note: str) -> Speed:
+    return Speed(rows=[SpeedRow(case=str(case)) for case in cases], note=note)
+
+
+def run(cases: Sequence[Case], chosen: Chosen, threads: int) -> list[SpeedRow]:
     """Measures every case, ours and the peers in turn.
 
     Args:
-      cases: what is measured.
-      peers: names from `layers.PEERS`; one that is not installed is left out.
-      rounds: timings of each.
-      seconds: about how long one timing takes.
-      threads: of PyTorch.
+      cases: the cases to measure.
+      chosen: the peers, names from `layers.PEERS`, and the timing; a peer that is not installed is left out.
+      threads: the number of threads that PyTorch may use.
 
     Returns:
-      A row a case: milliseconds of each library, and the ratio of ours to each, round by round.
+      One row per case.
     """
-    names = [OURS, *(p for p in peers if layers.available(p))]
-    rows = []
-    for case in cases:
-        variants, passes = {}, {}
-        for name in names:
-            if name in layers.TORCH_LAYERS:
-                variants[name] = layers.torch_steps(case, threads, channels_last=name == "torch")
-            else:
-                variants[name], passes[name] = layers.jax_steps(name, case)
-        measured = timing.in_turn(variants, rounds=rounds, seconds=seconds)
-        row: dict[str, Any] = {
-            "case": str(case),
-            "milliseconds": {n: timing.spread([1e3 * s for s in v])._asdict() for n, v in measured.items()},
-            "ratio": {
-                peer: timing.spread([a / b for a, b in zip(measured[OURS], measured[peer], strict=True)])._asdict()
-                for peer in names[1:]
-            },
-        }
-        row["passes_by_xlas_count"] = passes
-        if jax.default_backend() == "gpu":
-            floor = PASSES[case.fusion] * _pass_seconds(case)
-            row["of_floor"] = {n: timing.spread([floor / s for s in v])._asdict() for n, v in measured.items()}
-        rows.append(row)
-    return rows
+    names = [OURS, *(peer for peer in chosen.peers if layers.available(peer))]
+    return [_row(case, names, chosen, threads) for case in cases]
 
 
-def geometric_means(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """For each peer the geometric mean over the rows of the median ratio."""
-    peers = rows[0]["ratio"] if rows else []
-    return {p: float(np.exp(np.mean([np.log(row["ratio"][p]["median"]) for row in rows]))) for p in peers}
+def _row(case: Case, names: Sequence[str], chosen: Chosen, threads: int) -> SpeedRow:
+    steps = {name: layers.steps(name, case, threads) for name in names}
+    variants = {name: measured.run for name, measured in steps.items()}
+    measured = timing.in_turn(variants, rounds=chosen.rounds, seconds=chosen.seconds)
+    of_floor = None
+    if jax.default_backend() == "gpu":
+        floor = PASSES[case.fusion] * _pass_seconds(case)
+        of_floor = {name: timing.spread(floor / seconds for seconds in values) for name, values in measured.items()}
+    return SpeedRow(
+        case=str(case),
+        milliseconds=timing.milliseconds(measured),
+        ratio={peer: timing.ratios(measured, OURS, peer) for peer in names[1:]},
+        passes_by_xlas_count={name: one.passes for name, one in steps.items() if one.passes is not None},
+        of_floor=of_floor,
+    )
+
+
+def geometric_means(rows: Sequence[SpeedRow]) -> dict[str, float]:
+    """Returns for each peer the geometric mean over the rows of the median ratio."""
+    peers = rows[0].ratio if rows else []
+    return {peer: float(np.exp(np.mean([np.log(row.ratio[peer].median) for row in rows]))) for peer in peers}
 
 
 def _pass_seconds(case: Case) -> float:
-    """How long it takes to read or write the input once, as a copy of it does at the bandwidth measured here."""
+    """Measures the seconds that it takes to read or write the input once, at the bandwidth of a copy of it."""
     x = jnp.asarray(layers.draw(case).x, case.dtype)
     copy = jax.jit(lambda x: x + jnp.ones((), x.dtype))
 

@@ -1,29 +1,30 @@
 """Compiles jobs in another process, so that the environment and the jax of this one stay as they are."""
 
-import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
 from typing import Any
 
+import msgspec
+
 from experiments.benchmarking.topology import targets
-from experiments.benchmarking.topology.jobs import Figures, Job
+from experiments.benchmarking.topology.messages import Answer, Job, asked
+from experiments.records.benchmarks.topology import Figures
 
 
 class Compiler:
     """A process that compiles for one target. Use it as a context.
 
-    Where the compiler ends its process, that job fails, and the next one gets a new process.
+    If the compiler ends its process, that job fails, and the next one gets a new process.
     """
 
     def __init__(self, target: targets.Target):
-        """Starts nothing yet.
+        """Opens the log of the process, which the first job starts.
 
         Args:
-          target: to compile for; without its compiler every job says how to install it.
+          target: the devices to compile for; without their compiler every job says how to install it.
         """
         self._target = target
         self._missing = targets.missing(target)
@@ -38,15 +39,13 @@ class Compiler:
         self._log.close()
 
     def figures(self, job: Job) -> Figures | str:
-        """The figures of a job's program, or in a sentence why there are none."""
+        """Returns the figures of a job's program, or a sentence that says why there are none."""
         if self._missing:
             return self._missing
-        answer = self._ask(json.dumps({"kind": type(job).__name__, "job": asdict(job)}))
-        if "figures" in answer:
-            return Figures(**answer["figures"])
-        return f"not compiled: {_first_sentence(answer['error'])}"
+        answer = self._ask(asked(job))
+        return answer.figures or f"not compiled: {_first_sentence(answer.error)}"
 
-    def _ask(self, line: str) -> dict[str, Any]:
+    def _ask(self, line: str) -> Answer:
         process = self._process = self._process or self._start()
         try:
             process.stdin.write(line + "\n")
@@ -55,11 +54,11 @@ class Compiler:
         except BrokenPipeError:
             answer = ""
         if answer:
-            return json.loads(answer)
+            return msgspec.json.decode(answer, type=Answer)
         self._end()
         self._log.seek(0)
         last = [text for text in self._log.read().splitlines() if text.strip()][-1:]
-        return {"error": f"its process ended with exit status {process.returncode} {' '.join(last)}".rstrip()}
+        return Answer(error=f"its process ended with exit status {process.returncode} {' '.join(last)}".rstrip())
 
     def _start(self) -> Any:
         return subprocess.Popen(
@@ -80,5 +79,5 @@ class Compiler:
 
 
 def _first_sentence(error: str) -> str:
-    """An error's first line, without the trace that a compiler appends."""
+    """Returns an error's first line, without the trace that a compiler appends."""
     return re.split(r"\n|\s+Largest program allocations", error.strip())[0][:300]

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.benchmarking.topology.jobs import AXIS, VARIANTS, Figures, LayerJob, read
+from experiments.benchmarking.topology.jobs import AXIS, VARIANTS, read
+from experiments.records.benchmarks.topology import Figures, LayerJob
 
 
 class _Layer(nn.Module):
@@ -24,18 +25,18 @@ class _Layer(nn.Module):
 
 
 def figures(job: LayerJob, mesh: Mesh) -> Figures:
-    """The figures of a layer's train step under `shard_map(check_vma=True)`.
+    """Returns the figures of a layer's train step under `shard_map(check_vma=True)`.
 
     Args:
-      job: what to compile.
-      mesh: over the devices to compile for.
+      job: the layer to compile.
+      mesh: the mesh over the devices to compile for.
     """
     dtype = jnp.dtype(job.dtype)
     return read(lower(job, mesh), math.prod(job.shape), 8 * dtype.itemsize)
 
 
 def lower(job: LayerJob, mesh: Mesh) -> Any:
-    """The lowered step: from variables, x, the residual and the cotangent of y to y, statistics and gradients."""
+    """Returns the lowered step, from variables, x, residual and the cotangent of y to y, statistics and gradients."""
     layer = _Layer(job)
 
     def step(variables, x, residual, dy):

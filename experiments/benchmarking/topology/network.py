@@ -9,25 +9,26 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.benchmarking.topology.jobs import AXIS, VARIANTS, Figures, NetworkJob, policy, read
+from experiments.benchmarking.topology.jobs import AXIS, VARIANTS, policy, read
 from experiments.models.resnet import resnet50
+from experiments.records.benchmarks.topology import Figures, NetworkJob
 
 CLASSES = 1000
 
 
 def figures(job: NetworkJob, mesh: Mesh) -> Figures:
-    """The figures of a ResNet-50's train step under `shard_map(check_vma=True)`.
+    """Returns the figures of a ResNet-50's train step under `shard_map(check_vma=True)`.
 
     Args:
-      job: what to compile.
-      mesh: over the devices to compile for.
+      job: the network to compile.
+      mesh: the mesh over the devices to compile for.
     """
     step, arguments = train_step(job, mesh)
     return read(step.lower(*arguments))
 
 
 def train_step(job: NetworkJob, mesh: Mesh) -> tuple[Any, tuple[Any, ...]]:
-    """The jitted step and its arguments' shapes: state (donated), images and labels, to the new state and the loss."""
+    """Returns the jitted step, from state (donated), images and labels to new state and loss, and its shapes."""
     variant, dtype = VARIANTS[job.variant], jnp.dtype("bfloat16")
     options: dict[str, Any] = {}
     if variant.policy and job.remat == "parts":

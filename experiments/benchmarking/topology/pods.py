@@ -1,29 +1,29 @@
 """The cost per step of pooling a norm's statistics, by the number of devices: computed, not measured.
 
-A ResNet-50 train step is compiled with pooled statistics and with those of each device alone. What the first has more
-of, all-reduces and their bytes, is what pooling adds; each is taken to stop the step for as long as
-`interconnect` says, since the next layer waits for it. The rest of the step takes what the compiler estimates in
+A ResNet-50 train step is compiled with pooled statistics and with those of each device alone. The all-reduces that the
+first has beyond those of the second, and their bytes, are what pooling adds; each is taken to stop the step for as long
+as `interconnect` says, since the next layer waits for it. The rest of the step takes what the compiler estimates in
 cycles (TPU), or at least the time in which its bytes cross the main memory (GPU).
 """
 
 from dataclasses import dataclass
 
 from experiments.benchmarking.topology.interconnect import INTERCONNECTS
-from experiments.benchmarking.topology.jobs import SPAN_DEVICES, Figures
+from experiments.benchmarking.topology.jobs import SPAN_DEVICES
+from experiments.records.benchmarks.topology import Figures, PoolingCost
 
-WHOLE, LOCAL = "plain", "local"
 # A span is worth a thought where pooling the whole batch takes more than this part of a step.
 NOTICEABLE = 0.05
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast a device works.
+    """The speed of a device.
 
     Attributes:
-      clock_hertz: of a TPU; its peak in bfloat16 divided by what its matrix units do per cycle.
-      memory_bytes_per_second: of a GPU's main memory.
-      source: where that is from.
+      clock_hertz: clock of a TPU: its peak in bfloat16 divided by what its matrix units do per cycle.
+      memory_bytes_per_second: bandwidth of a GPU's main memory.
+      source: where the figure is from.
     """
 
     clock_hertz: float | None
@@ -41,45 +41,19 @@ SPEEDS: dict[str, Speed] = {
 }
 
 
-@dataclass(frozen=True)
-class Cost:
-    """The cost of pooling on one number of devices.
-
-    Attributes:
-      devices: that train together.
-      all_reduces: that pooling adds to a step.
-      bytes: that they reduce, of one device.
-      step_seconds: of a step without them.
-      whole_seconds: they take, where the whole batch is pooled.
-      span_seconds: they take, where spans of `SPAN_DEVICES` devices are.
-    """
-
-    devices: int
-    all_reduces: int
-    bytes: int
-    step_seconds: float
-    whole_seconds: float
-    span_seconds: float
-
-    @property
-    def share(self) -> float:
-        """Pooling the whole batch, as a part of a step without pooling."""
-        return self.whole_seconds / self.step_seconds
-
-
-def costs(chip: str, whole: Figures, local: Figures) -> list[Cost]:
+def costs(chip: str, whole: Figures, local: Figures) -> list[PoolingCost]:
     """Returns the cost of pooling by powers of two, from one span of devices to all that the links connect.
 
     Args:
       chip: a key of `SPEEDS`.
-      whole: of a step with pooled statistics.
-      local: of the same step with each device's own.
+      whole: figures of a step with pooled statistics.
+      local: figures of the step with each device's own statistics.
 
     Example:
-      >>> step = Figures(None, 0, 15_000_000, None, 0, 0, collectives=1, collective_elements=0, collective_bytes=0,
-      ...     seconds=0)
-      >>> pooled = Figures(None, 0, 15_000_000, None, 0, 0, collectives=101, collective_elements=0,
-      ...     collective_bytes=400_000, seconds=0)
+      >>> import msgspec
+      >>> step = Figures(passes=None, bytes=0, cycles=15_000_000, cycles_usually=None, temporary=0, total=0,
+      ...     collectives=1, collective_elements=0, collective_bytes=0, seconds=0)
+      >>> pooled = msgspec.structs.replace(step, collectives=101, collective_bytes=400_000)
       >>> cost = costs("v5e", pooled, step)[-1]
       >>> cost.devices, round(1e3 * cost.step_seconds, 1), round(1e3 * cost.whole_seconds, 1)
       (256, 10.0, 3.2)
@@ -92,7 +66,16 @@ def costs(chip: str, whole: Figures, local: Figures) -> list[Cost]:
 
     found, devices = [], SPAN_DEVICES
     while devices <= links.largest:
-        found.append(Cost(devices, number, size, _step(chip, whole), seconds(devices), seconds(SPAN_DEVICES)))
+        found.append(
+            PoolingCost(
+                devices=devices,
+                all_reduces=number,
+                bytes=size,
+                step_seconds=_step(chip, whole),
+                whole_seconds=seconds(devices),
+                span_seconds=seconds(SPAN_DEVICES),
+            )
+        )
         devices *= 2
     return found
 
@@ -104,6 +87,6 @@ def _step(chip: str, figures: Figures) -> float:
     return figures.bytes / (speed.memory_bytes_per_second or 1)
 
 
-def first_noticeable(found: list[Cost]) -> int | None:
-    """The smallest number of devices on which pooling the whole batch takes more than `NOTICEABLE`; None: no number."""
+def first_noticeable(found: list[PoolingCost]) -> int | None:
+    """Returns the smallest number of devices where the whole batch takes more than `NOTICEABLE`; None: none does."""
     return next((cost.devices for cost in found if cost.share > NOTICEABLE), None)

@@ -1,32 +1,31 @@
-"""The rows of a topology, as lines of a table."""
+"""The printed tables of a topology."""
 
 from collections.abc import Sequence
 
 from experiments.benchmarking.topology import pods
-from experiments.benchmarking.topology.jobs import Figures, LayerJob, NetworkJob
-from experiments.benchmarking.topology.rows import Ratio, Row
+from experiments.benchmarking.topology.jobs import SPAN_DEVICES
+from experiments.records.benchmarks.topology import FUSIONS, Figures, LayerJob, NetworkJob, PoolingCost, Ratio, Row
 
-_FUSIONS = {"": "norm", "relu": "norm, ReLU", "residual": "norm + residual, ReLU"}
 _RATIO = f"{'of Flax':>9}"
 _COLUMNS = f"{'Mcycles':>9}{_RATIO}{'GB moved':>10}{_RATIO}{'temp MiB':>11}{_RATIO}{'total MiB':>11}{'collectives':>20}"
 
 
 def layer_head(where: str) -> str:
-    """The lines above layers."""
+    """Returns the lines above layers."""
     title = f"One layer, forward and backward, bfloat16, figures of one device, compiled for {where}"
     return f"{title}\n{'':74}{'passes':>8}{_COLUMNS}"
 
 
 def layer_line(row: Row[LayerJob]) -> str:
-    """One layer."""
-    name = f"{','.join(map(str, row.job.shape)):18}{_FUSIONS[row.job.fusion]}"
+    """Returns the line of a layer."""
+    name = f"{','.join(map(str, row.job.shape)):18}{FUSIONS[row.job.fusion]}"
     if row.figures is None:
         return f"{name:42}{row.title:32}  {row.note}"
     return f"{name:42}{row.title:32}{row.figures.passes or 0:8.1f}{_numbers(row.figures, row.ratio)}"
 
 
 def network_head(where: str, batch_size: int, image_size: int) -> str:
-    """The lines above networks."""
+    """Returns the lines above networks."""
     images = f"{batch_size} images of {image_size} px"
     return (
         f"\nResNet-50 train step, bfloat16, {images} per device, figures of one device, compiled for {where}\n"
@@ -35,7 +34,7 @@ def network_head(where: str, batch_size: int, image_size: int) -> str:
 
 
 def network_line(row: Row[NetworkJob]) -> str:
-    """One network."""
+    """Returns the line of a network."""
     if row.figures is None:
         return f"{row.title:32}  {row.note}"
     line = f"{row.title:32}{_numbers(row.figures, row.ratio)}"
@@ -45,20 +44,20 @@ def network_line(row: Row[NetworkJob]) -> str:
 
 
 def _numbers(figures: Figures, ratio: Ratio | None) -> str:
+    of_flax = ratio or Ratio()
     cycles = "-" if figures.cycles is None else f"{figures.cycles / 1e6:.2f}"
     collectives = f"{figures.collectives} of {figures.collective_bytes / 2**10:,.0f} KiB"
     return (
-        f"{cycles:>9}{_of(ratio, 'cycles')}{figures.bytes / 1e9:>10.2f}{_of(ratio, 'bytes')}"
-        f"{figures.temporary / 2**20:>11,.1f}{_of(ratio, 'temporary')}{figures.total / 2**20:>11,.1f}{collectives:>20}"
+        f"{cycles:>9}{_of(of_flax.cycles)}{figures.bytes / 1e9:>10.2f}{_of(of_flax.bytes)}"
+        f"{figures.temporary / 2**20:>11,.1f}{_of(of_flax.temporary)}{figures.total / 2**20:>11,.1f}{collectives:>20}"
     )
 
 
-def _of(ratio: Ratio | None, name: str) -> str:
-    value = None if ratio is None else getattr(ratio, name)
-    return f"{'-' if value is None else f'{value:.2f}':>9}"
+def _of(ratio: float | None) -> str:
+    return f"{'-' if ratio is None else f'{ratio:.2f}':>9}"
 
 
-def pods_lines(chip: str, found: Sequence[pods.Cost]) -> list[str]:
+def pods_lines(chip: str, found: Sequence[PoolingCost]) -> list[str]:
     """Returns the lines of a table of the cost of pooling by the number of devices."""
     first = found[0]
     least = "at least " if pods.SPEEDS[chip].clock_hertz is None else ""
@@ -66,7 +65,7 @@ def pods_lines(chip: str, found: Sequence[pods.Cost]) -> list[str]:
         "",
         f"What pooling adds to a step: {first.all_reduces} all-reduces of {first.bytes / 2**10:,.0f} KiB in all; "
         f"the rest takes {least}{1e3 * first.step_seconds:.1f} ms. Computed, not measured.",
-        f"{'devices':>9}{'whole batch, ms':>18}{'part of a step':>16}{f'spans of {pods.SPAN_DEVICES}, ms':>17}",
+        f"{'devices':>9}{'whole batch, ms':>18}{'part of a step':>16}{f'spans of {SPAN_DEVICES}, ms':>17}",
     ]
     for cost in found:
         lines.append(

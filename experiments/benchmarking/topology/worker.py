@@ -1,24 +1,20 @@
 """A process that compiles one job after another; its environment is set before it imports jax.
 
-It reads jobs, one line of JSON each, from its standard input, and answers each with a line: `figures`, or `error`.
+It reads jobs from its standard input, one line of `messages` each, and answers each with a line.
 `experiments.benchmarking.topology.compiler` starts it.
 """
 
-import json
 import os
 import sys
 import threading
 import time
-from dataclasses import asdict
-from typing import Any
+
+import msgspec
 
 from experiments.benchmarking.topology import layers, network, targets
-from experiments.benchmarking.topology.jobs import AXIS, LayerJob, NetworkJob
-
-KINDS: dict[str, tuple[type, Any]] = {
-    LayerJob.__name__: (LayerJob, layers.figures),
-    NetworkJob.__name__: (NetworkJob, network.figures),
-}
+from experiments.benchmarking.topology.jobs import AXIS
+from experiments.benchmarking.topology.messages import Answer, Job, job_of
+from experiments.records.benchmarks.topology import Figures, LayerJob
 
 
 def main() -> None:
@@ -29,18 +25,16 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     for line in sys.stdin:
         try:
-            answer = {"figures": _figures(**json.loads(line))}
+            answer = Answer(figures=_figures(job_of(line)))
         # Whatever it is, the next job may do better.
         except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=answers, flush=True)
+            answer = Answer(error=f"{type(error).__name__}: {error}")
+        print(msgspec.json.encode(answer).decode(), file=answers, flush=True)
 
 
-def _figures(kind: str, job: dict[str, Any]) -> dict[str, Any]:
-    make, figures = KINDS[kind]
-    job = {name: tuple(value) if isinstance(value, list) else value for name, value in job.items()}
-    mesh = targets.mesh(targets.parse(job["topology"]), AXIS)
-    return asdict(figures(make(**job), mesh))
+def _figures(job: Job) -> Figures:
+    mesh = targets.mesh(targets.parse(job.topology), AXIS)
+    return layers.figures(job, mesh) if isinstance(job, LayerJob) else network.figures(job, mesh)
 
 
 def _end_with(parent: int) -> None:

@@ -1,44 +1,45 @@
-"""The setting that follows from the measurements, what it predicts, what binds, and how sure it is."""
+"""The setting that follows from the measurements: its predictions, the constraint that binds, and its certainty."""
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from experiments.records.evidence import Evidence
+from experiments.records.fields import Bounded, OpenInterval, Options, finite
+from experiments.records.recommendation import Advice, Estimate, Prediction
 from experiments.studies.convergence import CONFIDENCE, rounded
-from experiments.studies.recommending.curves import OF_A_RUN, Curves, curves_of
-from experiments.studies.recommending.target import best_runs, scaled_rate
+from experiments.studies.recommending.curves import RUN_LOG_SD, Curves, best_runs, curves_of
+from experiments.studies.recommending.runs import scaled_rate
 from experiments.studies.scaling import interval_of
 from experiments.studies.smoothness import CONSTANT
 from experiments.training.config.options import TrainConfig
 from experiments.training.config.plan import MIN_UPDATES_PER_EPOCH
 from experiments.training.recipe.norms import NORMS
 
-# Predictions are made as far from the batch sizes that were tried as that.
-REACH = 4
-# A batch size is as good as the best if its time is no longer than that many times the best one.
-AS_GOOD = 1.1
-# One that was tried is preferred to a better one that was not, up to that.
-PREFERRED = 1.05
-# Of the draws of what a run's seed does.
-RUN_SEED = 2
-# Epochs that a recommended run may take, of those that are predicted.
-EPOCHS = 2
+# Predictions are made up to this factor beyond the batch sizes that were tried.
+REACH_FACTOR = 4
+# A batch size is as good as the best if its time is at most this ratio of the best one.
+AS_GOOD_TIME_RATIO = 1.1
+# One that was tried is preferred to a better one that was not, up to this ratio of their times.
+PREFERRED_TIME_RATIO = 1.05
+# The seed of the draws of how far a run is from the curve.
+SCATTER_SEED = 2
+# A recommended run may take so many times the epochs that are predicted.
+EPOCHS_FACTOR = 2
+# The rule for rates needs a number where the critical batch size is infinite.
+MAX_CRITICAL_EXAMPLES = 1e9
 
 
-def advise(evidence: dict[str, Any]) -> dict[str, Any] | None:
-    """What to use.
+def advise(evidence: Evidence) -> Advice | None:
+    """Chooses the batch size with the least time to the target, and the setting that goes with it.
 
     Args:
       evidence: from `measure.measure`.
 
     Returns:
-      None where the measurements do not tell. Else, as JSON holds it: `batch_size`, `per_device`,
-      `accumulation_steps`, `learning_rate`, `optimizer`, `warmup_epochs`, `span`; `predictions` at half, one and two
-      times the batch size, with the intervals of a single run, and `candidates`, the same of all that were considered;
-      `critical_batch_size` and `knee`, each with its interval; `binds` and `loosen`, as text; `certainty`, the share of
-      the draws in which the batch size is within a tenth of the fastest; `source` of the updates, as in `Curves`;
-      `options` of `experiments.train`.
+      None where the measurements do not decide it.
     """
     curves = curves_of(evidence)
     if curves is None:
@@ -46,86 +47,92 @@ def advise(evidence: dict[str, Any]) -> dict[str, Any] | None:
     problem = _Limits(evidence)
     sizes = problem.candidates()
     times = np.array([_seconds(problem, curves, size) for size in sizes])
-    # Of those that are as good, one that has reached the target: of the others neither time nor rate is known as well.
-    reached = {run["batch_size"] for run in evidence["runs"] if run["reached"]}
+    # Among those that are as good, one that has reached the target: time and rate of the others are less well known.
+    reached = {run.batch_size for run in evidence.runs if run.reached}
     least = times[:, 0].min()
     place = min(
-        range(len(sizes)), key=lambda i: (times[i, 0] > PREFERRED * least, sizes[i] not in reached, times[i, 0])
+        range(len(sizes)),
+        key=lambda i: (times[i, 0] > PREFERRED_TIME_RATIO * least, sizes[i] not in reached, times[i, 0]),
     )
     batch_size = sizes[place]
     micro = problem.micro_batches(batch_size)
     critical = curves.critical()
     rate = _rate(evidence, batch_size, float(critical[0]))
-    binds, loosen = _binding(evidence, problem, curves, batch_size)
-    return {
-        "batch_size": batch_size,
-        "per_device": batch_size // evidence["devices"] // micro,
-        "accumulation_steps": micro,
-        "learning_rate": rate,
-        "optimizer": evidence["optimizer"],
-        "warmup_epochs": 0,
-        "span": evidence["options"].get("span"),
-        "source": curves.source,
-        "predictions": [
+    binding = _binding(evidence, problem, curves, batch_size)
+    return Advice(
+        batch_size=batch_size,
+        per_device=batch_size // evidence.devices // micro,
+        accumulation_steps=micro,
+        learning_rate=rate,
+        optimizer=evidence.optimizer,
+        warmup_epochs=0,
+        span=problem.span,
+        source=curves.source,
+        predictions=[
             _prediction(evidence, problem, curves, size)
             for size in (batch_size // 2, batch_size, 2 * batch_size)
-            if size % evidence["unit"] == 0 and evidence["unit"] <= size <= evidence["examples"]
+            if size % evidence.unit == 0 and evidence.unit <= size <= evidence.examples
         ],
-        "candidates": [_prediction(evidence, problem, curves, size) for size in sizes],
-        "critical_batch_size": {"value": float(critical[0]), "interval": _interval(critical[1:])},
-        "knee": {"value": curves.time.knee, "interval": list(curves.time.intervals["knee"])},
-        "binds": binds,
-        "loosen": loosen,
-        "certainty": float(np.mean(times[place, 1:] <= AS_GOOD * times[:, 1:].min(axis=0))),
-        "options": _options(evidence, curves, batch_size, rate, micro),
-    }
+        candidates=[_prediction(evidence, problem, curves, size) for size in sizes],
+        critical_batch_size=Estimate(
+            value=finite(critical[0]), interval=_interval(interval_of(critical[1:], CONFIDENCE))
+        ),
+        knee=Estimate(value=finite(curves.time.knee), interval=_interval(curves.time.intervals["knee"])),
+        binds=binding.name,
+        loosen=binding.loosen,
+        certainty=float(np.mean(times[place, 1:] <= AS_GOOD_TIME_RATIO * times[:, 1:].min(axis=0))),
+        options=_options(evidence, curves, batch_size, rate, micro),
+    )
 
 
-def _options(evidence: dict[str, Any], curves: Curves, batch_size: int, rate: float, micro: int) -> dict[str, Any]:
-    """Of the training command: what the runs had, so that it does what they did."""
-    options = {
-        **evidence["options"],
+def _options(evidence: Evidence, curves: Curves, batch_size: int, rate: float, micro: int) -> Options:
+    """Returns the options of the training command: those that the runs had, so that it does what they did."""
+    options: Options = {
+        **evidence.options,
         **CONSTANT,
         "batch_size": batch_size,
-        "optimizer": evidence["optimizer"],
+        "optimizer": evidence.optimizer,
         "learning_rate": rate,
     }
     if micro > 1:
         options["accumulation_steps"] = micro
-    if evidence["target"] is not None:
-        options |= {"target_accuracy": evidence["target"], "validation_examples": evidence["held_out"]}
+    if evidence.target is not None:
+        options |= {"target_accuracy": evidence.target, "validation_examples": evidence.held_out}
     if curves.has_target:
-        epochs = EPOCHS * float(curves.updates(batch_size)[0]) * batch_size / evidence["examples"]
+        epochs = EPOCHS_FACTOR * float(curves.updates(batch_size)[0]) * batch_size / evidence.examples
         options["epochs"] = max(1, math.ceil(epochs))
-        every = next((run["evaluate_every"] * run["batch_size"] for run in evidence["runs"]), 0)
+        every = next((run.evaluate_every * run.batch_size for run in evidence.runs), 0)
         options["evaluate_every"] = max(1, round(every / batch_size))
     return options
 
 
 class _Limits:
-    """What data and memory allow."""
+    """The batch sizes that data and memory allow."""
 
-    def __init__(self, evidence: dict[str, Any]):
-        self.examples, self.unit = evidence["examples"], evidence["unit"]
-        self.largest = (evidence["memory"] or {}).get("largest")
-        tried = [run["batch_size"] for run in evidence["runs"] if not run["diverged"]]
-        self.tried = tried or [size for size, _ in evidence["step_time"]]
-        # Its statistics are corrected by those of the batch before, not of the micro-batch.
-        self.cuts = not NORMS[evidence["options"].get("norm", TrainConfig.norm)].corrects_by_running_statistics
+    def __init__(self, evidence: Evidence):
+        self.examples, self.unit = evidence.examples, evidence.unit
+        self.largest = None if evidence.memory is None else evidence.memory.largest
+        tried = [run.batch_size for run in evidence.runs if not run.diverged]
+        self.tried = tried or [point.batch_size for point in evidence.step_time]
+        # Such statistics are corrected by those of the update before, not of the micro-batch before.
+        norm = NORMS[str(evidence.options.get("norm") or TrainConfig.norm)]
+        self.cuts = not norm.corrects_by_running_statistics
+        span = evidence.options.get("span")
+        self.span = None if span is None else int(span)
 
     def candidates(self) -> list[int]:
-        """Powers of two times the unit, about the batch sizes that were tried."""
-        most = max(self.unit, min(self.examples // MIN_UPDATES_PER_EPOCH, REACH * max(self.tried)))
+        """Returns powers of two times the unit, about the batch sizes that were tried."""
+        most = max(self.unit, min(self.examples // MIN_UPDATES_PER_EPOCH, REACH_FACTOR * max(self.tried)))
         sizes = [self.unit * 2**k for k in range((most // self.unit).bit_length())]
-        about = [size for size in sizes if size >= min(self.tried) / REACH] or sizes[-1:]
+        about = [size for size in sizes if size >= min(self.tried) / REACH_FACTOR] or sizes[-1:]
         return [size for size in about if self.fits(size) or self.cuts] or sizes[:1]
 
     def fits(self, batch_size: float) -> bool:
-        """Whether memory has room for a batch as a whole."""
+        """Returns whether memory has room for a batch as a whole."""
         return self.largest is None or batch_size <= self.largest
 
     def micro_batches(self, batch_size: int) -> int:
-        """Into how many parts memory makes a batch be cut."""
+        """Returns the number of parts into which a batch must be cut for the memory."""
         parts = 1
         while not self.fits(batch_size / parts) and batch_size % (2 * parts * self.unit) == 0:
             parts *= 2
@@ -133,47 +140,45 @@ class _Limits:
 
 
 def _seconds(problem: _Limits, curves: Curves, batch_size: int) -> np.ndarray:
-    """Of computing to the target, of the most likely curves and of the draws."""
+    """Returns seconds of computing to the target: by the most likely curves, then by the draws."""
     # With accumulation the time of an update has no knee.
     parts = problem.micro_batches(batch_size)
     return curves.updates(batch_size) * parts * curves.update_seconds(batch_size / parts)
 
 
-def _prediction(evidence: dict[str, Any], problem: _Limits, curves: Curves, batch_size: int) -> dict[str, Any]:
-    examples, memory = evidence["examples"], evidence["memory"]
+def _prediction(evidence: Evidence, problem: _Limits, curves: Curves, batch_size: int) -> Prediction:
+    examples, memory = evidence.examples, evidence.memory
     parts = problem.micro_batches(batch_size)
-    step = parts * curves.update_seconds(batch_size / parts)
-    found: dict[str, Any] = {
-        "batch_size": batch_size,
-        "step_seconds": [float(step[0]), *_interval(step[1:])],
-        # As the trainer has it without --nodrop_remainder.
-        "updates_per_epoch": examples // batch_size,
-        "dropped": examples % batch_size / examples,
-        "memory": None if memory is None else memory["fixed"] + memory["per_example"] * batch_size / parts,
-        "updates": None,
-        "epochs": None,
-        "seconds": None,
-    }
+    updates = epochs = seconds = None
     if curves.has_target:
-        # A run is about the curve, and its seed says where.
-        scatter = np.exp(np.random.default_rng(RUN_SEED).normal(0, OF_A_RUN, len(curves.steps)))
+        # A run is about the curve, and its seed decides where.
+        scatter = np.exp(np.random.default_rng(SCATTER_SEED).normal(0, RUN_LOG_SD, len(curves.steps)))
         scatter[0] = 1
-        updates, seconds = scatter * curves.updates(batch_size), scatter * _seconds(problem, curves, batch_size)
-        found["updates"] = [float(updates[0]), *_interval(updates[1:])]
-        found["epochs"] = [end * batch_size / examples for end in found["updates"]]
-        found["seconds"] = [float(seconds[0]), *_interval(seconds[1:])]
-    return found
+        drawn = scatter * curves.updates(batch_size)
+        updates, epochs = _bounded(drawn), _bounded(drawn * batch_size / examples)
+        seconds = _bounded(scatter * _seconds(problem, curves, batch_size))
+    return Prediction(
+        batch_size=batch_size,
+        step_seconds=_bounded(parts * curves.update_seconds(batch_size / parts)),
+        # As the trainer has it without --nodrop_remainder.
+        updates_per_epoch=examples // batch_size,
+        dropped=examples % batch_size / examples,
+        memory=None if memory is None else memory.fixed + memory.per_example * batch_size / parts,
+        updates=updates,
+        epochs=epochs,
+        seconds=seconds,
+    )
 
 
-def _rate(evidence: dict[str, Any], batch_size: int, critical: float) -> float:
-    """The best rate at a batch size: between two that were tuned by the power of the batch size, else scaled."""
-    best = {run["batch_size"]: run["rate"] for run in best_runs(evidence["runs"]) if run["reached"]}
+def _rate(evidence: Evidence, batch_size: int, critical: float) -> float:
+    """Returns the best rate at a batch size: interpolated between two that were tuned, else scaled from the nearest."""
+    best = {run.batch_size: run.rate for run in best_runs(evidence.runs) if run.reached}
     if not best:
-        # What diverged on the way to the target was not seen to in a short run.
-        bounds = [(run["batch_size"], run["rate"]) for run in evidence["runs"] if run["diverged"]]
-        entries = [e for e in evidence["race"] if all(e[0] != size or e[1] < rate for size, rate in bounds)]
-        size, rate, _ = min(entries or evidence["race"], key=lambda entry: entry[2])
-        best = {size: rate}
+        # A short run does not show whether a rate diverges on the way to the target.
+        bounds = [(run.batch_size, run.rate) for run in evidence.runs if run.diverged]
+        entries = [e for e in evidence.race if all(e.batch_size != size or e.rate < rate for size, rate in bounds)]
+        fastest = min(entries or evidence.race, key=lambda entry: entry.loss)
+        best = {fastest.batch_size: fastest.rate}
     if batch_size in best:
         return best[batch_size]
     sizes = sorted(best)
@@ -181,26 +186,47 @@ def _rate(evidence: dict[str, Any], batch_size: int, critical: float) -> float:
         logs = np.interp(math.log(batch_size), np.log(sizes), np.log([best[size] for size in sizes]))
         return rounded(math.exp(logs))
     near = min(sizes, key=lambda size: abs(math.log(size / batch_size)))
-    # Where twice the batch halves the updates, twice the rate does it.
-    return scaled_rate(best[near], near, batch_size, min(critical, 1e9))
+    # Where twice the batch halves the updates, it takes twice the rate.
+    return scaled_rate(best[near], near, batch_size, min(critical, MAX_CRITICAL_EXAMPLES))
 
 
-def _binding(evidence: dict[str, Any], problem: _Limits, curves: Curves, batch_size: int) -> tuple[str, str]:
-    """What keeps a larger batch from being better, and what would loosen it."""
+class _Binding(NamedTuple):
+    """The constraint that keeps a larger batch from being better.
+
+    Attributes:
+      name: in a word.
+      loosen: a remedy, as text.
+    """
+
+    name: str
+    loosen: str
+
+
+_DATA = _Binding("data", "more examples: an epoch should have some updates")
+_BUDGET = _Binding("budget", "a larger --budget_minutes: larger batches than those that were tried look better still")
+_KNEE = _Binding("knee", "faster or more devices: the gradient could use a larger batch, but its time grows with it")
+_NOISE = _Binding(
+    "noise", "a harder target: the machine has room for a larger batch, but it would save hardly any updates"
+)
+
+
+def _binding(evidence: Evidence, problem: _Limits, curves: Curves, batch_size: int) -> _Binding:
     twice = 2 * batch_size
     whole = curves.updates(batch_size)[0] * curves.update_seconds(batch_size)[0]
     without = curves.updates(twice)[0] * curves.update_seconds(twice)[0]
     if not problem.fits(batch_size) or (not problem.fits(twice) and without < whole):
         cut = "; --accumulation_steps makes up for it in part" if problem.cuts else ""
-        return "memory", f"a half-precision --dtype or more devices{cut}"
-    if without < whole and twice > evidence["examples"] // MIN_UPDATES_PER_EPOCH:
-        return "data", "more examples: an epoch should have some updates"
+        return _Binding("memory", f"a half-precision --dtype or more devices{cut}")
     if without < whole:
-        return "budget", "a larger --budget_minutes: larger batches than those that were tried look better still"
-    if float(curves.critical()[0]) > curves.time.knee:
-        return "knee", "faster or more devices: the gradient could use a larger batch, but its time grows with it"
-    return "noise", "a harder target: the machine has room for a larger batch, but it would save hardly any updates"
+        return _DATA if twice > evidence.examples // MIN_UPDATES_PER_EPOCH else _BUDGET
+    return _KNEE if float(curves.critical()[0]) > curves.time.knee else _NOISE
 
 
-def _interval(draws: np.ndarray) -> list[float]:
-    return list(interval_of(draws, CONFIDENCE))
+def _bounded(values: np.ndarray) -> Bounded:
+    """Returns the most likely value and the interval of the draws that follow it."""
+    return float(values[0]), *_interval(interval_of(values[1:], CONFIDENCE))
+
+
+def _interval(ends: Sequence[float]) -> OpenInterval:
+    low, high = ends
+    return finite(low), finite(high)

@@ -1,41 +1,48 @@
-"""Where measurements come from: training runs in another process, within a budget of time."""
+"""The source of the measurements: training runs in another process, within a budget of time."""
 
 import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
+from experiments.records.questions.recommending import Evaluation, ShortRow
+from experiments.records.questions.smoothness import NoiseRow
+from experiments.records.studies import StudyRow
 from experiments.studies import convergence, smoothness
 from experiments.studies.convergence import Data
 from experiments.studies.jobs import Job, Runner
 from experiments.training.noise.probe import SHARD_SIZE, SHARDS
 
-# Of the time that a run takes to start with a new program, that with one which is kept.
-REPEATED = 0.3
+# Starting with a compiled program that is cached takes this share of the time that starting with a new one takes.
+CACHED_START_SHARE = 0.3
+# Spans of a run that come once, by their names in a summary.
+START_SPANS = ("start", "compile", "checkpoint")
 
 
 class Problem(NamedTuple):
-    """What a batch size is looked for.
+    """The training for which a batch size is sought.
 
     Attributes:
-      data: what is trained, and on how much.
-      target: accuracy to reach; None: there is none, and no run goes on to one.
-      devices: that a batch is divided by.
-      optimizer: of all runs.
+      data: the data set, the model and their sizes.
+      target: the accuracy to reach; None: there is none, and no run goes on to one.
+      devices: devices that share a batch.
+      kind: the kind of the devices, such as "cpu".
+      optimizer: the optimizer of all runs.
     """
 
     data: Data
     target: float | None
     devices: int
+    kind: str
     optimizer: str = "nesterov"
 
     @property
     def unit(self) -> int:
-        """Of which batch sizes are a power of two: the devices, or what whole spans are made of on them."""
+        """The number whose multiples by powers of two are batch sizes: the devices, or the examples of their spans."""
         span = self.data.options.get("span")
         if span is None:
             return self.devices
@@ -44,12 +51,12 @@ class Problem(NamedTuple):
 
     @property
     def shard_size(self) -> int:
-        """Examples of a shard, where the noise is measured."""
+        """Examples per shard, where the noise is measured."""
         return self.data.options.get("span") or SHARD_SIZE
 
     @property
     def can_measure_noise(self) -> bool:
-        """Whether there are examples enough for two shards."""
+        """Whether there are enough examples for two shards."""
         return self.data.examples >= 2 * self.shard_size
 
 
@@ -57,11 +64,11 @@ class Costs(NamedTuple):
     """Seconds of the parts of a run.
 
     Attributes:
-      update: of computing, by batch size.
-      evaluation: of the evaluated splits.
-      start: of what comes once, with compilation.
-      is_compiled: whether a batch size has been run, so that its program is there.
-      devices: that share an update; the noise is measured on one of them.
+      update: seconds of computing per update, by batch size.
+      evaluation: seconds per evaluation of all splits.
+      start: seconds of the spans that come once, with compilation.
+      is_compiled: whether a batch size has been run, so that its program is cached.
+      devices: devices that share an update; the noise is measured on one of them.
     """
 
     update: Callable[[float], float]
@@ -70,42 +77,49 @@ class Costs(NamedTuple):
     is_compiled: Callable[[float], bool]
     devices: int
 
-    def of(self, batch_size: float, updates: float, evaluations: float = 1, measurements: float = 0, shard=0) -> float:
-        """Of a run: its updates, evaluations and measurements of the noise, in shards of so many examples."""
-        noise = measurements * self.measurement(shard or SHARD_SIZE)
-        start = self.start * (REPEATED if self.is_compiled(batch_size) else 1)
+    def of(
+        self,
+        batch_size: float,
+        updates: float,
+        evaluations: float = 1,
+        measurements: float = 0,
+        shard_size: int = SHARD_SIZE,
+    ) -> float:
+        """Returns the seconds of a run: its start, updates, evaluations and measurements of the noise."""
+        noise = measurements * self.measurement(shard_size)
+        start = self.start * (CACHED_START_SHARE if self.is_compiled(batch_size) else 1)
         return start + updates * self.update(batch_size) + evaluations * self.evaluation + noise
 
     def measurement(self, shard_size: int) -> float:
-        """Of the noise: one device takes the gradient of a shard after the other."""
+        """Returns the seconds per measurement of the noise: one device takes the gradients of all shards in turn."""
         return SHARDS * self.update(self.devices * shard_size)
 
 
 def costs_of(
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[StudyRow],
     problem: Problem,
     update: Callable[[float], float],
     is_compiled: Callable[[float], bool],
 ) -> Costs:
-    """The costs of runs to come, by those of runs that are there.
+    """Returns the costs of future runs, by those of runs that have been made.
 
     Args:
-      rows: of runs that ended, each of which began with a program of its own.
-      problem: what they trained.
-      update: seconds of computing of an update, by batch size.
+      rows: runs that ended, each of which began with a program of its own.
+      problem: the training of these runs.
+      update: seconds of computing per update, by batch size.
       is_compiled: whether a batch size has been run.
     """
     evaluations, starts = [], []
     for row in rows:
-        seconds, updates = row["summary"]["seconds"], row["summary"]["updates"]
-        ends = max(1, math.ceil(updates * row["options"]["batch_size"] / problem.data.examples))
+        seconds = row.ended.seconds
+        ends = max(1, math.ceil(row.ended.updates * row.batch_size / problem.data.examples))
         evaluations.append(seconds.get("evaluate", 0.0) / ends)
-        starts.append(sum(seconds.get(name, 0.0) for name in ("start", "compile", "checkpoint")))
+        starts.append(sum(seconds.get(name, 0.0) for name in START_SPANS))
     return Costs(update, statistics.median(evaluations), statistics.median(starts), is_compiled, problem.devices)
 
 
 class Lab:
-    """Runs jobs and reads what they measured, until the budget is spent. A row that is there costs nothing."""
+    """Runs jobs and reads their measurements, until the budget is spent. A row that is there costs nothing."""
 
     def __init__(self, runner: Runner, seconds: float, clock: Callable[[], float] = time.monotonic):
         self._runner, self._clock = runner, clock
@@ -114,37 +128,41 @@ class Lab:
         self._compiled: set[float] = set()
 
     def spent(self) -> float:
-        """Seconds since the lab was opened."""
+        """Returns the seconds since the lab was opened."""
         return self._clock() - self._started
 
     def affords(self, seconds: float) -> bool:
-        """Whether so many seconds are left."""
+        """Returns whether so many seconds are left."""
         return self.spent() + seconds <= self.seconds
 
     def is_compiled(self, batch_size: float) -> bool:
-        """Whether a run has been asked for at a batch size, so that its program is kept."""
+        """Returns whether a run has been asked for at a batch size, so that its program is cached."""
         return batch_size in self._compiled
 
-    def run(self, job: Job) -> dict[str, Any]:
-        """The row of a job, as `Runner.run` gives it."""
+    def run(self, job: Job) -> StudyRow:
+        """Returns the row of a job, as `Runner.run` does."""
         self._compiled.add(job.options["batch_size"])
         return self._runner.run(job)
 
-    def evaluations(self, job: Job) -> list[list[float]]:
-        """The evaluations on the way of a job that has been run, as `convergence.evaluations` gives them."""
-        return self._noted(job, "evaluations", convergence.evaluations)
+    def evaluations(self, job: Job) -> list[Evaluation]:
+        """Returns the evaluations on the way of a short run that has been made; none if it failed."""
+        self._runner.note(job, "evaluations", convergence.evaluations)
+        row = self._runner.run(job)
+        return (row.evaluations or []) if isinstance(row, ShortRow) else []
 
-    def noise(self, job: Job) -> list[list[float]]:
-        """Its measurements of the gradient noise, as `smoothness.noise` gives them; none if it failed."""
-        return self._noted(job, "noise", smoothness.noise)
-
-    def _noted(self, job: Job, name: str, function: Callable[[Path], Any]) -> list:
-        self._runner.note(job, name, function)
-        return self._runner.run(job).get(name, [])
+    def noise(self, job: Job) -> list[tuple[float, float, float, float]]:
+        """Returns the measurements of the gradient noise along a run, as `NoiseRow` has them; none if it failed."""
+        self._runner.note(job, "noise", smoothness.noise)
+        row = self._runner.run(job)
+        return (row.noise or []) if isinstance(row, NoiseRow) else []
 
 
-def count_devices(folder: Path) -> dict[str, Any]:
-    """The devices of the process that trains, which alone may take hold of them. `folder` is not looked at."""
+def count_devices(folder: Path) -> dict[str, int | str]:
+    """Returns the devices of the process that trains, the only one that may take hold of them: `count` and `kind`.
+
+    Args:
+      folder: of the study; it is not looked at.
+    """
     del folder
-    there = jax.local_devices()
-    return {"count": len(there), "kind": there[0].device_kind}
+    devices = jax.local_devices()
+    return {"count": len(devices), "kind": devices[0].device_kind}

@@ -1,4 +1,4 @@
-"""The bytes that a training step takes, by batch size, and the largest batch that fits."""
+"""Bytes of a training step by batch size, and the largest batch that fits."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,17 +7,17 @@ import numpy as np
 
 from experiments._errors import UsageError
 
-# Of the memory there is: the program's own figure leaves out what the runtime and the host hold.
-USABLE = 0.9
+# The rest of the memory is for what the runtime and the host hold, which a program's own figure leaves out.
+USABLE_SHARE = 0.9
 
 
 class MemoryLine(NamedTuple):
     """Bytes of a step, fixed + per_example B.
 
     Attributes:
-      fixed: of parameters, optimizer and resident data, in bytes.
-      per_example: bytes.
-      error: the largest deviation of a compiled program from the line, relative to it.
+      fixed: bytes of parameters, optimizer state and resident data.
+      per_example: bytes per example of a batch.
+      error: the largest relative deviation of a compiled program from the line.
     """
 
     fixed: float
@@ -26,11 +26,11 @@ class MemoryLine(NamedTuple):
 
 
 def fit_memory(batch_sizes: Sequence[int], needed: Sequence[int]) -> MemoryLine:
-    """The line through the bytes of compiled programs, by least squares of relative deviations.
+    """Fits a line to the bytes of compiled programs, by least squares of relative deviations.
 
     Args:
-      batch_sizes: of the programs, in examples.
-      needed: bytes that each takes.
+      batch_sizes: one per program, in examples.
+      needed: bytes that each program takes.
 
     Raises:
       UsageError: there are fewer than two batch sizes, or the bytes do not grow with them.
@@ -55,12 +55,12 @@ def fit_memory(batch_sizes: Sequence[int], needed: Sequence[int]) -> MemoryLine:
 
 
 def largest_batch(line: MemoryLine, limit: float, multiple_of: int = 1) -> int:
-    """The largest batch that fits, with a tenth of the memory and the deviation of the line kept free.
+    """Returns the largest batch that fits, with a tenth of the memory and the deviation of the line kept free.
 
     Args:
       line: bytes by batch size.
-      limit: bytes there are.
-      multiple_of: the devices, by which a batch is divided.
+      limit: bytes that the device has.
+      multiple_of: the devices, which share a batch.
 
     Returns:
       Examples; 0 if not even `multiple_of` fit.
@@ -69,6 +69,6 @@ def largest_batch(line: MemoryLine, limit: float, multiple_of: int = 1) -> int:
       >>> largest_batch(MemoryLine(1_000.0, 10.0, 0.0), limit=10_000, multiple_of=64)
       768
     """
-    room = limit * USABLE / (1 + line.error)
+    room = limit * USABLE_SHARE / (1 + line.error)
     fits = max(0, int((room - line.fixed) / line.per_example))
     return fits // multiple_of * multiple_of

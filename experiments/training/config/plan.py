@@ -77,9 +77,9 @@ class Length(NamedTuple):
           UsageError: there are more than are counted.
         """
         total = self.steps or last.first_step + (self.epochs - last.first_epoch) * last.steps_per_epoch
-        if total > _limits.MOST_WHOLE:
+        if total > _limits.MAX_WHOLE:
             raise UsageError(
-                f"--epochs={self.epochs} are {total:,} updates, and they are counted up to {_limits.MOST_WHOLE:,}; "
+                f"--epochs={self.epochs} are {total:,} updates, and they are counted up to {_limits.MAX_WHOLE:,}; "
                 "train for fewer"
             )
         return total

@@ -1,4 +1,4 @@
-"""Which devices a run uses, and how they are set up."""
+"""Chooses and sets up the devices of a run, and places arrays on them."""
 
 import contextlib
 import ctypes
@@ -15,18 +15,19 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from experiments._errors import UsageError
 
 AXIS = "batch"
-# A CPU's devices wait for each other: on two cores one sum over 256 of them takes 5 s, and over 1,000 of them 20 s.
-MOST_OF_A_CPU, MOST_PER_CORE = 64, 8
-Device = Any  # A jax.Device, which type checkers take for a variable.
+# Devices of one CPU wait for each other: on two cores a sum over 256 devices takes 5 s, and over 1,000 devices 20 s.
+# The larger of the two limits applies.
+MAX_CPU_DEVICES, MAX_CPU_DEVICES_PER_CORE = 64, 8
+Device = Any  # A `jax.Device`, which type checkers reject as a type.
 
 
 def cpu_cores() -> int:
-    """The cores that this process may run on."""
+    """Returns the number of CPU cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _host_memory() -> int:
-    """The bytes that this process may use: the machine's, or the limit of its control group if that is lower."""
+    """Returns the bytes that this process may use: the machine's memory, or the lower limit of its control group."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
@@ -37,7 +38,7 @@ def _host_memory() -> int:
 
 
 def memory_of(device: Device) -> int | None:
-    """The bytes that a device may use, those of the host for a CPU; None: it does not say."""
+    """Returns the bytes that a device may use, for a CPU those of the host; None if the device does not report them."""
     if device.platform == "cpu":
         return _host_memory()
     return (device.memory_stats() or {}).get("bytes_limit")
@@ -50,30 +51,30 @@ def set_up(
     micro_batches: int = 1,
     connect: Callable[[], int] | None = None,
 ) -> list[Device]:
-    """Chooses the devices of a run, and makes the CPU into several if it has no accelerator.
+    """Chooses the devices of a run; without an accelerator, divides the CPU into several devices.
 
-    Must come before JAX is first used in the process: it decides how many devices the CPU shows.
+    Call it before JAX is first used in the process: it decides how many devices the CPU shows.
 
     Args:
-      num_devices: how many of each process; None: all accelerators, or on a CPU the most that there are cores for
-        and divide the batch.
+      num_devices: the number of devices per process; None: all accelerators, or on a CPU the largest number that is at
+        most the number of cores and divides the batch.
       batch_size: the global batch size, which `plan.check_divisible` checks; None: any number of devices will do.
-      micro_batches: that it is cut into.
-      connect: joins the other processes and returns how many there are; None: there are no others.
+      micro_batches: the number of micro-batches that a batch is split into.
+      connect: joins the other processes and returns the number of processes; None: there is one process.
 
     Returns:
-      The devices of all processes.
+      The devices of all processes, ordered by process.
 
     Raises:
       UsageError: there are fewer devices.
     """
     if num_devices is not None and num_devices < 1:
         raise UsageError(f"--num_devices must be at least 1, not {num_devices}")
-    # Devices on a CPU share a pool of NPROC threads. One that waits in a collective holds a thread, and with no more
+    # Devices on a CPU share a pool of NPROC threads. A device that waits in a collective holds a thread. With no more
     # threads than devices (the default on a small machine) they wait for each other until XLA aborts the process.
     os.environ.setdefault("NPROC", str(cpu_cores() + (num_devices or cpu_cores())))
     keep_freed_memory()
-    # Collectives of steps that were dispatched ahead can wait for each other in the same way.
+    # Collectives of steps that were dispatched ahead can deadlock in the same way.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     processes = connect() if connect is not None else 1
 
@@ -84,19 +85,22 @@ def set_up(
             if batch_size is None or batch_size % (n * processes * micro_batches) == 0 or n == 1
         )
 
-    # If JAX is in use already, in a notebook or in the tests, what it has is what there is.
+    # If JAX is in use already, in a notebook or in the tests, the number of its devices can no longer change.
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", num_devices or most(cpu_cores()))
-    there = local_devices()
-    on_cpu = there[0].platform == "cpu"
-    count = num_devices or (most(min(cpu_cores(), len(there))) if on_cpu else len(there))
-    if on_cpu and count > (limit := max(MOST_OF_A_CPU, MOST_PER_CORE * cpu_cores())):
+    available = local_devices()
+    on_cpu = available[0].platform == "cpu"
+    count = num_devices or (most(min(cpu_cores(), len(available))) if on_cpu else len(available))
+    if on_cpu and count > (limit := max(MAX_CPU_DEVICES, MAX_CPU_DEVICES_PER_CORE * cpu_cores())):
         raise UsageError(
-            f"--num_devices={count}, but a CPU of {cpu_cores()} cores is divided into {limit} devices at most; take "
-            "fewer"
+            f"--num_devices={count}, but a CPU of {cpu_cores()} cores is divided into at most {limit} devices; give a "
+            "smaller --num_devices"
         )
-    if count > len(there):
-        raise UsageError(f"--num_devices={count}, but this process has {len(there)} ({there[0].platform})")
+    if count > len(available):
+        raise UsageError(
+            f"--num_devices={count}, but this process has {len(available)} ({available[0].platform}); give a smaller "
+            "--num_devices"
+        )
     chosen: list[Device] = []
     for process in range(processes):
         chosen += [d for d in jax.devices() if d.process_index == process][:count]
@@ -104,28 +108,32 @@ def set_up(
 
 
 def local_devices() -> list[Device]:
-    """The devices of this process.
+    """Returns the devices of this process.
 
     Raises:
-      UsageError: JAX finds none of the platform that the environment variable JAX_PLATFORMS names.
+      UsageError: JAX finds no device of the platform that the environment variable JAX_PLATFORMS names.
     """
     try:
         return jax.local_devices()
-    # An assertion of JAX's, where the package for the platform is not installed.
+    # JAX raises an AssertionError if the package for the platform is not installed.
     except (RuntimeError, AssertionError) as error:
         platforms = jax.config.values.get("jax_platforms")
         if not platforms:
             raise
         said = str(error).partition("\n")[0] or "its package is not installed"
         raise UsageError(
-            f"JAX_PLATFORMS={platforms} asks for devices that are not found here ({said}); unset it, or set it to cpu"
+            f"JAX_PLATFORMS={platforms} asks for devices that are not found here ({said}); unset JAX_PLATFORMS, or set "
+            "it to cpu"
         ) from error
 
 
 def keep_compiled_programs(directory: Path) -> None:
-    """Has JAX keep what it compiles in a folder, so that the same program starts at once the next time.
+    """Makes JAX cache compiled programs in a folder, so that the same program starts at once the next time.
 
-    A folder that JAX has been given already, as by the environment variable JAX_COMPILATION_CACHE_DIR, stays.
+    Does nothing if JAX has a cache folder already, for example from the environment variable JAX_COMPILATION_CACHE_DIR.
+
+    Args:
+      directory: the folder of the cache.
     """
     if jax.config.values.get("jax_compilation_cache_dir") is not None:
         return
@@ -134,10 +142,10 @@ def keep_compiled_programs(directory: Path) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Has the C library keep what is freed, on Linux.
+    """Makes the C library keep freed memory, on Linux.
 
-    XLA allocates the memory of a step anew each time. What glibc gives back to the system in between comes again as
-    zeroed pages, one fault each, which took a third of the time of a step of 6,000 images on two cores.
+    XLA allocates the memory of every step again. Memory that glibc has returned to the system in the meantime comes
+    back as zeroed pages, with one page fault each: a third of the time of a step of 6,000 images on two cores.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -152,7 +160,7 @@ def keep_freed_memory() -> None:
 
 
 def nearest_multiples(value: int, divisor: int) -> str:
-    """The multiples of `divisor` on both sides of `value`, as text.
+    """Returns the multiples of `divisor` on both sides of `value`, as text.
 
     Example:
       >>> nearest_multiples(10, 4)
@@ -163,17 +171,25 @@ def nearest_multiples(value: int, divisor: int) -> str:
 
 
 def make_mesh(devices: list[Device]) -> Mesh:
-    """A mesh of one axis over which batches are cut."""
+    """Returns a mesh with one axis, over which batches are sharded."""
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Returns the sharding that puts the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def place(tree: Any, sharding: NamedSharding) -> Any:
-    """Puts arrays of the host, which every process has whole, onto the devices of all processes."""
+    """Places host arrays, which every process holds whole, on the devices of all processes.
+
+    Args:
+      tree: the arrays.
+      sharding: the layout of every array on the devices.
+
+    Returns:
+      The tree with device arrays.
+    """
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
 

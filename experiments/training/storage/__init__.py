@@ -1,1 +1,1 @@
-"""What a run keeps in its workdir: checkpoints, metrics, a lock."""
+"""The files that a run keeps in its workdir: checkpoints, metrics and a lock."""

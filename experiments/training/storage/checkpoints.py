@@ -1,4 +1,4 @@
-"""Checkpoints of a run."""
+"""Saves and restores the checkpoints of a run."""
 
 import contextlib
 import hashlib
@@ -22,89 +22,97 @@ from experiments._errors import StorageError, UsageError
 from experiments.records.checkpoints import Beside, Described, Notes
 from experiments.training.state import TrainState
 
-KEEP = 3
+MAX_CHECKPOINTS = 3
 NO_NOTES = Notes()
 
 
 @contextlib.contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Turns what a full disk raises, wherever it is met, into an error that says so; likewise a folder that is gone.
+    """Turns an error that a full disk or a removed folder causes into one that says so.
+
+    Args:
+      folder: the folder that the code in the context writes to.
 
     Raises:
-      StorageError: in place of an `OSError` for want of room, or of the folder; where one was under way already, that
-        one.
+      StorageError: an `OSError` was raised because the disk is full or the folder is gone. If a `StorageError` had been
+        raised before that, it is raised again.
     """
-    there = folder.is_dir()
+    existed = folder.is_dir()
     try:
         yield
     except OSError as error:
-        if error.errno not in _files.FULL:
-            if there and not folder.is_dir():
+        if error.errno not in _files.DISK_FULL_ERRNOS:
+            if existed and not folder.is_dir():
                 raise gone(folder) from error
             raise
-        # What is closed on the way out meets the same full disk, and knows less.
+        # Files that are closed while an error propagates meet the same full disk, and their errors say less.
         for earlier in _chain(error):
             if isinstance(earlier, StorageError):
                 raise earlier from None
         raise StorageError(
-            f"{_reason(error, folder)}: what {folder} holds is whole; make room and start the same command again"
+            f"{_reason(error, folder)}; the files in {folder} are intact; make room and run the same command again"
         ) from error
 
 
 def gone(folder: Path) -> StorageError:
-    """The error of a folder that was removed while something ran in it."""
+    """Returns the error for a workdir that was removed during the run."""
     return StorageError(
-        f"the workdir {folder} was removed while this run was going on, and what it held is lost; start the same "
-        "command again, and the run begins anew there"
+        f"the workdir {folder} was removed during the run, and its contents are lost; run the same command again to "
+        "start from the beginning"
     )
 
 
 class Checkpoints:
-    """The newest checkpoints in a run's folder. Use it as a context: leaving it waits for what is being written.
+    """The newest checkpoints in a run's folder. Use it as a context, which waits at its end for a save in progress.
 
-    With every state its digest is stored: Orbax notices a file that was cut short, but restores flipped bytes without a
-    word. Both are one checkpoint, which appears under its name when it is whole, so a process that is killed while it
-    saves leaves the one before.
+    A digest is stored with every state: Orbax notices a truncated file, but restores flipped bytes silently. The state
+    and its digest form one checkpoint, which gets its name only when it is complete. A process that is killed during a
+    save therefore leaves the previous checkpoint intact.
+
+    Attributes:
+      notes: the notes that lie beside the state that was restored last.
     """
 
     def __init__(self, workdir: str | Path, *, read_only: bool = False, run: str | None = None):
         """Opens the checkpoints of a run.
 
         Args:
-          workdir: of the run.
-          read_only: change nothing: another process may be training in it.
-          run: the name of the run, which is kept with every state and compared with that of a state that is restored;
+          workdir: the folder of the run.
+          read_only: change nothing, because another process may be training in the folder.
+          run: the name of the run, which is stored with every state and compared with the name in a restored state;
             None: not known.
 
         Raises:
-          UsageError: with `read_only`, there are none; or they cannot be opened, for what describes one is damaged.
+          UsageError: `read_only` is given and there are no checkpoints, or the description of a checkpoint is damaged.
         """
         self._run = run
         self._directory = Path(workdir).absolute() / "checkpoints"
         if read_only and not self._directory.is_dir():
             raise UsageError(f"{workdir} has no checkpoint yet")
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=KEEP, create=not read_only, cleanup_tmp_directories=not read_only, read_only=read_only
+            max_to_keep=MAX_CHECKPOINTS,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
         )
         self._manager = self._opened(options)
-        # What was kept beside the state that was restored last.
         self.notes = Notes()
 
     def _opened(self, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
-        """Orbax's manager, which reads what describes each checkpoint, and cannot do without one of them."""
+        """Returns Orbax's manager, which reads the description of every checkpoint and fails if one is damaged."""
         try:
             return ocp.CheckpointManager(self._directory, options=options)
-        # What it raises depends on which byte is wrong.
+        # The type of the error depends on which byte is wrong.
         except Exception as error:
-            broken = self._undescribed()
+            broken = self._damaged_description()
             raise UsageError(
                 f"the checkpoints in {self._directory} cannot be opened "
                 f"({broken or _files.reason(error)[:200] or type(error).__name__}); move the folder of that checkpoint "
-                "away, and the one before it is used, or give another --workdir"
+                "away to use the one before it, or give another --workdir"
             ) from error
 
-    def _undescribed(self) -> str:
-        """What is wrong with the file that describes a checkpoint, of the first for which something is."""
+    def _damaged_description(self) -> str:
+        """Returns what is wrong with the first damaged description of a checkpoint; "" if none is damaged."""
         for path in sorted(self._directory.glob("*/_CHECKPOINT_METADATA")):
             try:
                 _files.read_json(path, Described)
@@ -116,29 +124,31 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind, *_):
-        # Closing waits for a save that failed, and raises what it raised: not in place of what says so.
+        # Closing waits for a save and raises its error; that must not hide the error that is being raised already.
         with contextlib.suppress(*([] if kind is None else [Exception])):
             self._manager.close()
 
     def save(self, state: TrainState, notes: Notes = NO_NOTES) -> None:
-        """Keeps the state, under the number of its step, and waits until it is on disk. A step is kept once.
+        """Saves the state under the number of its step, and waits until it is on disk.
+
+        Does nothing if there is a checkpoint of this step already.
 
         Args:
-          state: to keep.
-          notes: facts about the run that are kept beside it.
+          state: the state.
+          notes: facts about the run, which are stored beside the state.
 
         Raises:
-          StorageError: it cannot be written, such as to a full disk; the checkpoints before are left as they are.
+          StorageError: the checkpoint cannot be written, for example to a full disk; earlier checkpoints are intact.
         """
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        # Orbax would make the folder again, without what it held.
+        # Orbax would create the folder again, without its earlier contents.
         if not self._directory.is_dir():
             raise gone(self._directory.parent)
         beside = Beside(sha256=digest(state, msgspec.to_builtins(notes)), notes=notes, run=self._run)
         try:
-            # Orbax logs each error with its traceback before it raises it.
+            # Orbax logs the traceback of each error before it raises the error.
             with _quiet():
                 self._manager.save(
                     step,
@@ -148,7 +158,7 @@ class Checkpoints:
                     ),
                 )
                 self._manager.wait_until_finished()
-        # What a full disk raises depends on which file it meets first.
+        # The type of the error depends on which file is the first that a full disk cannot hold.
         except Exception as error:
             if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
                 raise
@@ -157,22 +167,25 @@ class Checkpoints:
             kept = ", ".join(str(s) for s in sorted(self._manager.all_steps()) if s != step) or "none"
             raise StorageError(
                 f"the checkpoint of step {step} cannot be written to {self._directory} "
-                f"({_reason(error, self._directory)}). The checkpoints of steps {kept} are whole; make room and start "
+                f"({_reason(error, self._directory)}). The checkpoints of steps {kept} are intact; make room and run "
                 "the same command again"
             ) from error
 
     def restore(self, like: TrainState, step: int | None = None, *, set_aside: bool = False) -> TrainState | None:
-        """The state of a step, or of the newest one that can be read, laid out like `like`; None if there is none.
+        """Returns the state of a step, or the newest state that can be read; None if there is no checkpoint.
 
-        A newer checkpoint that cannot be read is named. With `set_aside` it is also moved to `unreadable_checkpoints`,
-        so that its step can be kept again.
+        Args:
+          like: a state with the shapes, dtypes and shardings of the one to restore.
+          step: the step; None: the newest that can be read. Newer ones that cannot be read are reported.
+          set_aside: move unreadable checkpoints to `unreadable_checkpoints`, so that their steps can be saved again.
 
         Raises:
-          UsageError: there is no checkpoint of that step, or it cannot be read, or none can; or one is of another run.
+          UsageError: there is no checkpoint of the step, no checkpoint can be read, or one belongs to another run.
         """
         steps = sorted(self._manager.all_steps())
         if step is not None and step not in steps:
-            raise UsageError(f"there is no checkpoint of step {step}; there are {', '.join(map(str, steps)) or 'none'}")
+            available = ", ".join(map(str, steps)) or "none"
+            raise UsageError(f"there is no checkpoint of step {step}; steps with a checkpoint: {available}")
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), like._asdict())
         unreadable: list[Path] = []
         for candidate in [step] if step is not None else reversed(steps):
@@ -181,7 +194,7 @@ class Checkpoints:
                 state = self._read(candidate, abstract)
             except UsageError:
                 raise
-            # What a damaged file raises depends on which byte is missing.
+            # The type of the error depends on which byte of a damaged file is missing.
             except Exception as error:
                 logging.warning("The checkpoint %s cannot be read (%s).", path, str(error).partition("\n")[0])
                 unreadable.append(path)
@@ -191,8 +204,8 @@ class Checkpoints:
             return state
         if unreadable:
             raise UsageError(
-                f"none of the checkpoints {', '.join(map(str, unreadable))} can be read; all are left there. To train "
-                "from the beginning, move them away or give another --workdir"
+                f"none of the checkpoints {', '.join(map(str, unreadable))} can be read; none was moved. To train from "
+                "the beginning, move them away or give another --workdir"
             )
         return None
 
@@ -202,13 +215,13 @@ class Checkpoints:
         )
         state, kept = TrainState(**stored["state"]), stored["digest"]
         beside = msgspec.convert(kept, Beside)
-        # Of the notes as they lie there. Earlier versions took it of the state alone.
+        # The digest is that of the notes as stored, before their conversion. Earlier versions left the notes out of it.
         if beside.sha256 not in (digest(state, kept["notes"]), digest(state)):
-            raise ValueError("its content does not have the digest that was stored with it")
+            raise ValueError("its content does not match the digest that was stored with it")
         if None not in (self._run, beside.run) and beside.run != self._run:
             raise UsageError(
-                f"the checkpoint {self._directory / str(step)} is of another run, of another configuration or other "
-                "data; move it back where it was made, or give another --workdir"
+                f"the checkpoint {self._directory / str(step)} belongs to another run, with another configuration or "
+                "other data; move it back to the folder of that run, or give another --workdir"
             )
         self.notes = beside.notes
         return state
@@ -219,7 +232,7 @@ class Checkpoints:
             aside.mkdir(exist_ok=True)
             for path in paths:
                 path.rename(aside / f"{path.name}-{time.time_ns()}")
-                logging.warning("The checkpoint %s is set aside in %s.", path, aside)
+                logging.warning("The checkpoint %s was moved to %s.", path, aside)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("set_aside")
         self._manager.reload()
@@ -227,7 +240,7 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what Orbax logs, and what TensorStore's threads print about a save of which one file failed."""
+    """Hides Orbax's log, and the messages of TensorStore's threads about a save in which one file failed."""
     verbosity, hook = logging.get_verbosity(), sys.unraisablehook
 
     def ignore_closed_loop(unraisable):
@@ -240,12 +253,15 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(verbosity)
-    # Stays where the save failed: the threads come to its closed event loop later, and would write over what is said.
+    # After a failed save the hook stays: the threads meet the closed event loop later, and would print over our error.
     sys.unraisablehook = hook
 
 
 def digest(state: TrainState, notes: dict[str, Any] | None = None) -> str:
-    """The SHA-256 of a state: of every array its place in the tree, type, shape and bytes; and of notes, if any."""
+    """Returns the SHA-256 of a state and its notes.
+
+    It covers the notes, if there are any, and the place in the tree, dtype, shape and bytes of every array.
+    """
     total = hashlib.sha256(json.dumps(notes, sort_keys=True).encode() if notes else b"")
     for path, leaf in jax.tree_util.tree_leaves_with_path(state._asdict()):
         array = np.asarray(leaf)
@@ -255,9 +271,9 @@ def digest(state: TrainState, notes: dict[str, Any] | None = None) -> str:
 
 
 def _reason(error: BaseException, directory: Path) -> str:
-    """In a few words: a full disk is named as one, whoever noticed it."""
+    """Returns the cause of an error in a few words; recognises a full disk in the errors of all libraries."""
     chain = _chain(error)
-    full = any(isinstance(e, OSError) and e.errno in _files.FULL for e in chain)
+    full = any(isinstance(e, OSError) and e.errno in _files.DISK_FULL_ERRNOS for e in chain)
     if full or any("No space left" in str(e) or "quota exceeded" in str(e).lower() for e in chain):
         free = shutil.disk_usage(directory).free
         return f"no space left on the disk: {free / 2**20:.1f} MiB free"
@@ -265,7 +281,7 @@ def _reason(error: BaseException, directory: Path) -> str:
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """An error, and those that it came of."""
+    """Returns an error and its causes, newest first."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:

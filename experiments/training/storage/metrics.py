@@ -1,4 +1,4 @@
-"""The metrics of a run: rows of `metrics.jsonl`, and TensorBoard events."""
+"""Writes and reads the metrics of a run: rows of `metrics.jsonl`, and TensorBoard events."""
 
 import contextlib
 from pathlib import Path
@@ -10,28 +10,31 @@ from experiments import _files
 from experiments.records.runs import EvaluationRow, MetricsRow, NoiseRow, Result, metrics_row
 
 FILE = "metrics.jsonl"
-# Numbers of a row that are the same, or a straight line, in every run.
+# Fields that are constant, or a straight line, in every run, so that a TensorBoard chart of them shows nothing.
 NOT_CURVES = ("version", "step", "epoch", "examples")
 
 
 def read(path: str | Path) -> list[MetricsRow]:
-    """Returns the rows of a metrics file. A line that is not a whole row is named and left out."""
+    """Returns the rows of a metrics file; an invalid line is reported and left out."""
     return _files.read_rows(Path(path), metrics_row)[0]
 
 
 class MetricsLog:
-    """Appends rows to `metrics.jsonl` and scalars to TensorBoard. Use it as a context.
-
-    A run that resumes from a checkpoint at `step` writes the later rows again, so they are taken out first. Of several
-    processes one `writes`.
-    """
+    """A log that appends rows to `metrics.jsonl` and scalars to TensorBoard. Use it as a context."""
 
     def __init__(self, workdir: Path, step: int, *, writes: bool = True):
+        """Opens the log of a run.
+
+        Args:
+          workdir: the folder of the run.
+          step: the step at which the run starts or resumes. Later rows are removed: the run writes them again.
+          writes: whether this process writes; among several processes one does.
+        """
         self._file = self._events = None
         self._path = workdir / FILE
         if not writes:
             return
-        # Slow to import, and only training needs it.
+        # Imported here because the import is slow and only training needs it.
         from tensorboardX import SummaryWriter
 
         path = workdir / FILE
@@ -46,23 +49,23 @@ class MetricsLog:
 
     def __exit__(self, *_):
         if self._file is not None and self._events is not None:
-            # What cannot be written to a full disk was said where it came; it must not hide what is in flight.
+            # The first failed write has raised its own error, which an error while closing must not hide.
             with contextlib.suppress(OSError):
                 self._file.close()
             with contextlib.suppress(OSError):
                 self._events.close()
 
     def evaluations(self, step: int) -> dict[str, Result]:
-        """Returns what was logged of an evaluation after a step, by split; nothing if there was none."""
+        """Returns the logged results of the evaluation after a step, by split; empty if there was no evaluation."""
         return {
             row.kind: Result(accuracy=row.accuracy, loss=row.loss, examples=row.examples, mean_iou=row.mean_iou)
             for row in read(self._path)
-            # Earlier versions did not write the number of examples, without which a result is none.
+            # Earlier versions did not write the number of examples, which a result must have.
             if isinstance(row, EvaluationRow) and row.step == step and row.examples is not None
         }
 
     def noise(self, step: int) -> list[tuple[float, float]]:
-        """Returns the estimates of |G|^2 and tr Sigma that were logged up to a step, in order."""
+        """Returns the estimates of |G|^2 and tr Sigma that were logged up to a step, in the order of the steps."""
         return [
             (row.gradient_norm2, row.trace)
             for row in read(self._path)
@@ -70,20 +73,20 @@ class MetricsLog:
         ]
 
     def has(self, kind: type[MetricsRow], step: int) -> bool:
-        """Says whether there is a row of a type after a step."""
+        """Returns whether a row of a type was logged after a step."""
         return any(isinstance(row, kind) and row.step == step for row in read(self._path))
 
     def write(self, row: MetricsRow) -> None:
-        """Adds a row, and each number of it that is a curve as TensorBoard's `kind/name`."""
+        """Appends a row, and adds each of its numbers outside `NOT_CURVES` to TensorBoard as `kind/name`."""
         if self._file is None or self._events is None:
             return
         self._file.write(_files.line(row))
         self._file.flush()
         import tensorboardX.proto.summary_pb2 as generated
 
-        messages: Any = generated  # Its names are made as it is imported.
+        messages: Any = generated  # Type checkers do not see its names, which are generated at import.
 
-        # One event for all, which takes a fourth of the time of one for each.
+        # One event for all numbers takes a fourth of the time of one event per number.
         scalars = [
             messages.Summary.Value(tag=f"{row.kind}/{name}", simple_value=value)
             for name, value in msgspec.structs.asdict(row).items()

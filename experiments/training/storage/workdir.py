@@ -1,4 +1,4 @@
-"""The lock of a workdir: one process at a time in it."""
+"""The lock of a workdir, which lets one process at a time train in it."""
 
 import contextlib
 import os
@@ -16,15 +16,20 @@ from experiments._errors import UsageError
 
 @contextlib.contextmanager
 def only_one(workdir: Path) -> Iterator[None]:
-    """Makes the folder of a run, and keeps a second process from training in it at the same time.
+    """Creates the folder of a run, and locks it against a second process for as long as the context lasts.
+
+    Args:
+      workdir: the folder of the run.
 
     Raises:
-      UsageError: there is one already, the folder cannot be made, or holds what another program made.
+      StorageError: the lock file cannot be opened.
+      UsageError: another process is training in the folder, the folder cannot be created, or it holds results of
+        another program.
     """
     _workdirs.claim(workdir, _workdirs.RUN)
     path = workdir / ".lock"
     try:
-        # Never through a link, and without touching what is there.
+        # Does not follow a symbolic link, and does not change the content of an existing file.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
     except OSError as error:
         raise _files.cannot_write(path, error) from error
@@ -34,9 +39,10 @@ def only_one(workdir: Path) -> Iterator[None]:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UsageError(
-                    f"--workdir={workdir}: another process is training there; wait for it, or give another --workdir"
+                    f"--workdir={workdir}: another process is training in this folder; wait until it ends, or give "
+                    "another --workdir"
                 ) from error
             except OSError:
-                # A file system without locks: nothing can be known.
+                # On a file system without locks another process cannot be detected.
                 pass
         yield

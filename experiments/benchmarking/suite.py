@@ -1,0 +1,107 @@
+"""A suite of benchmarks: what declares it, and the options that it is run with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+
+from experiments._errors import UsageError
+from experiments._limits import option, option_as_in
+from experiments.benchmarking.topology import jobs, targets
+from experiments.training.config.options import TrainConfig
+
+
+def _check_topology(flag: str, text: str) -> None:
+    try:
+        targets.parse(text)
+    except UsageError as error:
+        raise UsageError(f"--{flag}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of the suites; `FIELD.metadata["help"]` documents each, and the entry point makes a flag of it."""
+
+    batch_sizes: tuple[int, ...] = option(
+        (6, 60, 600, 6000), "Of the train suite: global batch sizes.", least=1, example="6,60,600"
+    )
+    rounds: int = option(7, "Timings of each.", least=1, most=10_000)
+    seconds: float | None = option(
+        None, "About how long one timing takes. Default: 2, 0.5 for a layer, 1 for inference.", above=0, most=3600
+    )
+    dataset: str = option_as_in(
+        TrainConfig, "dataset", "digits", "Of the train suite; 'mnist' has the same shapes and sizes."
+    )
+    data_dir: str | None = option_as_in(TrainConfig, "data_dir", None, "TFDS data directory. Default: TFDS's own.")
+    image_size: int = option_as_in(
+        TrainConfig, "image_size", 224, "Height and width of the images of the ResNet-50 of --topology."
+    )
+    workdir: str = option_as_in(TrainConfig, "workdir", "runs/benchmark", "Folder for the results.")
+    topology: str | None = option(
+        None,
+        "Compile the norm suite for accelerators that are not here, and read the programs: 'v5e:2x2', 'v5p:2x2x1', "
+        "'v6e:16x16', 'v4:2x2x1', 'tpu7x:2x2x1', 'h100:8'. --peers names the rows, ours included. Each row of a "
+        "ResNet-50 takes minutes.",
+        form=_check_topology,
+    )
+    per_device_batch_size: int = option(128, "Images per device of the ResNet-50 of --topology.", least=1)
+    remat: str = option(
+        jobs.REMAT[0], "What the policy is applied to in the ResNet-50 of --topology.", among=tuple(jobs.REMAT)
+    )
+
+    @property
+    def folder(self) -> Path:
+        """The folder for the results."""
+        return Path(self.workdir)
+
+
+class Chosen(NamedTuple):
+    """The part of a suite that is measured, and the timing.
+
+    Attributes:
+      parts: names of parts of the suite.
+      peers: names of its peers.
+      rounds: the number of timings of each variant.
+      seconds: about how long one timing takes.
+    """
+
+    parts: tuple[str, ...]
+    peers: tuple[str, ...] = ()
+    rounds: int = 7
+    seconds: float = 1.0
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A suite of benchmarks.
+
+    Attributes:
+      name: the name in `--suite`.
+      help: a phrase that says what is measured.
+      parts: the names of its parts.
+      measure: measures what is chosen and prints each row as it is done.
+      file: the type of the file that holds the rows, a `records.benchmarks.result.ResultFile`.
+      peers: the names of what it can be measured beside.
+      seconds: by default, about how long one timing takes.
+      file_name: makes the name of the file without its ending; None: it is the name of the suite.
+      draw: draws the file; None: there is no picture.
+      compiled: the suite that `--topology` chooses in its place; None: there is none.
+    """
+
+    name: str
+    help: str
+    parts: tuple[str, ...]
+    measure: Callable[[Chosen, Options], Any]
+    file: Any
+    peers: tuple[str, ...] = ()
+    seconds: float = 1.0
+    file_name: Callable[[Options], str] | None = None
+    draw: Callable[[Path], Figure] | None = None
+    compiled: "Suite | None" = None
+
+    def path(self, options: Options) -> Path:
+        """Returns the path of the file of the suite."""
+        name = self.name if self.file_name is None else self.file_name(options)
+        return options.folder / f"{name}.json"

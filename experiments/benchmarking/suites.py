@@ -1,0 +1,87 @@
+"""The register of all suites of `experiments.benchmark`, and how one of them is run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from experiments import reporting
+from experiments._errors import UsageError, unknown_name
+from experiments._limits import option
+from experiments.benchmarking import fold_suite, recommend_suite, result, train_suite
+from experiments.benchmarking.norm import suite as norm_suite
+from experiments.benchmarking.suite import Chosen, Options, Suite
+from experiments.records.benchmarks.result import ResultFile
+
+RECOMMEND = Suite(
+    name="recommend",
+    help="batch sizes that are recommended, beside exhaustive grids: some two hours, and what --workdir holds is not "
+    "run again",
+    parts=recommend_suite.PARTS,
+    peers=recommend_suite.PEERS,
+    measure=lambda chosen, options: recommend_suite.run(chosen.parts, folder=options.folder, data_dir=options.data_dir),
+    file=ResultFile[Any],
+)
+SUITES = {suite.name: suite for suite in (train_suite.SUITE, norm_suite.SUITE, fold_suite.SUITE, RECOMMEND)}
+_ALL = [one for suite in SUITES.values() for one in (suite, suite.compiled) if one is not None]
+_SUITES_HELP = "; ".join(f"'{suite.name}', {suite.help}" for suite in SUITES.values())
+_PARTS_HELP = "; ".join(f"{suite.name}: {', '.join(suite.parts)}" for suite in _ALL)
+
+
+@dataclass(frozen=True)
+class Request(Options):
+    """A suite and its options."""
+
+    suite: str = option(
+        train_suite.SUITE.name,
+        f"What to measure: {_SUITES_HELP}.",
+        among=tuple(SUITES),
+    )
+    parts: tuple[str, ...] | None = option(None, f"Parts of a suite. Default: all. {_PARTS_HELP}.")
+    peers: tuple[str, ...] | None = option(
+        None, "What to measure beside. Default: all; those not installed are left out."
+    )
+
+
+def run(request: Request, arguments: Sequence[str]) -> None:
+    """Measures a suite, and writes its file and its picture if it has one.
+
+    Args:
+      request: the suite and its options.
+      arguments: the command line, which the file keeps.
+
+    Raises:
+      UsageError: the suite has no such part or peer, or cannot be compiled for a topology.
+    """
+    suite = _suite(request)
+    chosen = Chosen(
+        parts=_known("part", request.parts, suite.parts),
+        peers=_known("peer", request.peers, suite.peers),
+        rounds=request.rounds,
+        seconds=request.seconds or suite.seconds,
+    )
+    path = result.write(measure(suite, chosen, request), suite.path(request), arguments)
+    print(f"written to {path}")
+    if suite.draw is not None:
+        print(f"and {reporting.write_svg(suite.draw(path), path.with_suffix('.svg'))}")
+
+
+def measure(suite: Suite, chosen: Chosen, options: Options) -> Any:
+    """Returns the rows of a suite, each printed as it is done."""
+    return suite.measure(chosen, options)
+
+
+def _suite(request: Request) -> Suite:
+    suite = SUITES[request.suite]
+    if request.topology is None:
+        return suite
+    if suite.compiled is None:
+        able = " and ".join(f"--suite={one.name}" for one in SUITES.values() if one.compiled is not None)
+        raise UsageError(f"--topology is of {able}; got --suite={suite.name}")
+    return suite.compiled
+
+
+def _known(kind: str, given: tuple[str, ...] | None, known: tuple[str, ...]) -> tuple[str, ...]:
+    for one in given or ():
+        if one not in known:
+            raise unknown_name(kind, one, known, hint=f" It is --{kind}s.")
+    return known if given is None else given

@@ -1,0 +1,38 @@
+"""The lines that the compiler and its worker process exchange."""
+
+import msgspec
+
+from experiments.records.benchmarks.topology import Figures, LayerJob, NetworkJob
+from experiments.records.record import Record
+
+Job = LayerJob | NetworkJob
+_KINDS: dict[str, type[Job]] = {kind.__name__: kind for kind in (LayerJob, NetworkJob)}
+
+
+class Answer(Record, frozen=True, kw_only=True):
+    """The worker's answer to a job.
+
+    Attributes:
+      figures: of the program; None: it was not compiled.
+      error: why it was not compiled.
+    """
+
+    figures: Figures | None = None
+    error: str = ""
+
+
+class _Asked(Record, frozen=True, kw_only=True):
+    kind: str
+    job: msgspec.Raw
+
+
+def asked(job: Job) -> str:
+    """Returns the line that asks for a job."""
+    line = _Asked(kind=type(job).__name__, job=msgspec.Raw(msgspec.json.encode(job)))
+    return msgspec.json.encode(line).decode()
+
+
+def job_of(line: str) -> Job:
+    """Returns the job that a line asks for."""
+    read = msgspec.json.decode(line, type=_Asked)
+    return msgspec.json.decode(read.job, type=_KINDS[read.kind])

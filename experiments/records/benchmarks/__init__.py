@@ -1,0 +1,1 @@
+"""Records of what `experiments.benchmark` writes: one module per suite."""

@@ -1,0 +1,85 @@
+"""Records of the norm study: runs of the grid of norms and batch sizes, and runs at several learning rates."""
+
+import re
+
+from experiments.records.fields import Finite
+from experiments.records.record import Record
+from experiments.records.studies import StudyRow
+
+_GRID_KEY = re.compile(r"grid-(\w+)-(\w+)-p([1-9][0-9]{0,8})-seed[0-9]+")
+
+
+class GridRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):
+    """A run of one norm at one per-device batch size."""
+
+    NEEDED = ("num_devices", "steps")
+    TIMED = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.is_result and not _GRID_KEY.fullmatch(self.key):
+            raise ValueError(f"Expected a key of the form {_GRID_KEY.pattern}")
+
+    @property
+    def task(self) -> str:
+        """The key of the task that the run learns, as `records.norm_study.TASKS` has it."""
+        return self._place(1)
+
+    @property
+    def norm(self) -> str:
+        """The key of the norm, as `records.norm_study.NORMS` has it."""
+        return self._place(2)
+
+    @property
+    def per_device(self) -> int:
+        """The number of examples per device and update."""
+        return int(self._place(3))
+
+    @property
+    def num_devices(self) -> int:
+        """The number of devices of the run."""
+        return self._option("num_devices")
+
+    @property
+    def steps(self) -> int:
+        """The number of updates that the run was given."""
+        return self._option("steps")
+
+    def _place(self, group: int) -> str:
+        found = _GRID_KEY.fullmatch(self.key)
+        if found is None:
+            raise LookupError(f"the key {self.key} has another form than {_GRID_KEY.pattern}")
+        return found[group]
+
+
+class Shift(Record, frozen=True, kw_only=True):
+    """The distance between activations and the statistics that normalise them, as medians over all features.
+
+    Attributes:
+      mean: |mean - mean used| in standard deviations.
+      std: the ratio of the standard deviations.
+    """
+
+    mean: Finite
+    std: Finite
+
+
+class RateRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):
+    """A run of one norm at one peak learning rate.
+
+    Attributes:
+      shift: of the activations at the end of the run; None: not measured.
+    """
+
+    NEEDED = ("learning_rate",)
+    TIMED = True
+
+    shift: Shift | None = None
+
+    @property
+    def statistics(self) -> str:
+        """The key of the statistics that the run normalises by, as `records.norm_study.FIXED_OR_NOT` has it."""
+        return self.key.split("-")[1] if "-" in self.key else ""
+
+
+ROWS = {"grid": GridRow, "rate": RateRow}

@@ -1,0 +1,44 @@
+"""Records of the rows that only a recommendation has; its result is in `records.recommendation`."""
+
+from typing import NamedTuple
+
+from experiments.records.fields import Count, Finite, Share
+from experiments.records.questions.smoothness import NoiseRow
+from experiments.records.studies import StudyRow
+
+
+class Evaluation(NamedTuple):
+    """An evaluation on the way of a run, of the split that is evaluated first; a list of three numbers in the file.
+
+    Attributes:
+      updates: updates so far.
+      accuracy: a share of 1.
+      loss: mean cross-entropy in nats.
+    """
+
+    updates: Count
+    accuracy: Share
+    loss: Finite
+
+
+class ShortRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):
+    """One of several short runs of equal time.
+
+    Attributes:
+      evaluations: the evaluations on the way; None: not read yet.
+    """
+
+    NEEDED = ("batch_size", "learning_rate")
+
+    evaluations: list[Evaluation] | None = None
+
+
+class TargetRow(NoiseRow, frozen=True, kw_only=True, omit_defaults=True):
+    """A run to the target, along which the gradient noise may be measured."""
+
+    NEEDED = ("batch_size", "learning_rate", "seed")
+    TIMED = True
+    TO_TARGET = True
+
+
+ROWS = {"short": ShortRow, "target": TargetRow}

@@ -1,0 +1,114 @@
+"""Records of what a recommendation says, and of the file that also holds what it measured."""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from experiments.records.evidence import Evidence
+from experiments.records.fields import Bounded, Count, Finite, NonNegative, OpenInterval, Options, Positive, Share, Size
+from experiments.records.record import FileRecord, Record
+
+# The measurements that predicted updates rest on: "runs" to the target at two batch sizes or more; the gradient
+# "noise", with runs at one batch size if there are any; or runs at one batch size and the "usual" curve of other
+# models.
+Source = Literal["runs", "noise", "usual"]
+
+
+class Estimate(Record, frozen=True, kw_only=True):
+    """A batch size that was estimated.
+
+    Attributes:
+      value: the most likely value, in examples; None: it is not finite.
+      interval: at 95%; None for an end without a bound.
+    """
+
+    value: Finite | None
+    interval: OpenInterval
+
+
+class Prediction(Record, frozen=True, kw_only=True):
+    """The prediction for one batch size; intervals hold 19 of 20 runs.
+
+    Attributes:
+      batch_size: examples per update.
+      step_seconds: seconds of computing per update.
+      updates_per_epoch: updates in an epoch that leaves out the last, smaller batch.
+      dropped: the share of the examples that such an epoch leaves out.
+      memory: bytes of a step on one device; None: not known.
+      updates: updates to the target; None: no run reached it.
+      epochs: epochs to the target; None likewise.
+      seconds: seconds of computing to the target; None likewise.
+    """
+
+    batch_size: Size
+    step_seconds: Bounded
+    updates_per_epoch: Count
+    dropped: Share
+    memory: Finite | None
+    updates: Bounded | None
+    epochs: Bounded | None
+    seconds: Bounded | None
+
+
+class Advice(Record, frozen=True, kw_only=True):
+    """The setting that follows from the measurements.
+
+    Attributes:
+      batch_size: examples per update.
+      per_device: examples of a micro-batch on each device.
+      accumulation_steps: micro-batches per update.
+      learning_rate: the constant learning rate.
+      optimizer: the optimizer of all runs.
+      warmup_epochs: epochs of warmup.
+      span: examples that are normalised together; None: all of a micro-batch.
+      source: the measurements that predicted updates rest on.
+      predictions: at half, one and two times the batch size, as far as the data allow.
+      candidates: of every batch size that was considered.
+      critical_batch_size: the batch size at which updates and examples to the target are both twice their least.
+      knee: the batch size at which half of an update's time is overhead.
+      binds: the constraint that keeps a larger batch from being better, in a word.
+      loosen: a remedy for it, as text.
+      certainty: the probability that no other batch size is more than a tenth faster.
+      options: options of `experiments.train`.
+    """
+
+    batch_size: Size
+    per_device: Count
+    accumulation_steps: Size
+    learning_rate: Positive
+    optimizer: str
+    warmup_epochs: NonNegative = 0
+    span: Size | None
+    source: Source
+    predictions: Annotated[list[Prediction], Meta(min_length=1)]
+    candidates: Annotated[list[Prediction], Meta(min_length=1)]
+    critical_batch_size: Estimate
+    knee: Estimate
+    binds: str
+    loosen: str
+    certainty: Share
+    options: Options
+
+    @property
+    def chosen(self) -> Prediction:
+        """The prediction for the batch size that is recommended."""
+        for prediction in self.candidates:
+            if prediction.batch_size == self.batch_size:
+                return prediction
+        raise LookupError(f"there is no candidate of the recommended batch size, {self.batch_size}")
+
+
+class Recommendation(FileRecord, frozen=True, kw_only=True):
+    """`recommendation.json`: measurements, and the setting that follows from them.
+
+    Attributes:
+      minutes: that measuring was given.
+      seconds: that measuring took.
+      evidence: the measurements.
+      advice: what follows; None: the measurements do not decide it.
+    """
+
+    minutes: Finite
+    seconds: Finite
+    evidence: Evidence
+    advice: Advice | None

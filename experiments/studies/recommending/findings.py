@@ -1,0 +1,48 @@
+"""The measurements so far, to which the parts of a recommendation add in turn."""
+
+import dataclasses
+
+from experiments.records.evidence import Evidence, MeasuredRun, Memory, Noise, RaceEntry, TimedUpdate
+from experiments.studies.recommending.curves import NoisePrior, prior_of
+from experiments.studies.recommending.lab import Problem
+
+
+@dataclasses.dataclass
+class Findings:
+    """The measurements so far; `records.evidence.Evidence` describes each field."""
+
+    step_time: list[TimedUpdate] = dataclasses.field(default_factory=list)
+    memory: Memory | None = None
+    race: list[RaceEntry] = dataclasses.field(default_factory=list)
+    noise: Noise | None = None
+    runs: list[MeasuredRun] = dataclasses.field(default_factory=list)
+    not_measured: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def prior(self) -> NoisePrior | None:
+        """The noise scale so far; None: it is not known."""
+        return prior_of(self.noise)
+
+    @property
+    def largest(self) -> int | None:
+        """The largest batch that fits in memory; None: not known."""
+        return None if self.memory is None else self.memory.largest
+
+    def evidence(self, problem: Problem) -> Evidence:
+        """Returns the evidence that the measurements are for a problem."""
+        return Evidence(
+            options=problem.data.options,
+            examples=problem.data.examples,
+            held_out=problem.data.held_out,
+            devices=problem.devices,
+            kind=problem.kind,
+            unit=problem.unit,
+            target=problem.target,
+            optimizer=problem.optimizer,
+            step_time=self.step_time,
+            memory=self.memory,
+            race=self.race,
+            noise=self.noise,
+            runs=self.runs,
+            not_measured=self.not_measured,
+        )
