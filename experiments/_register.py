@@ -36,7 +36,7 @@ def entries_of(package: str, path: Iterable[str], attribute: str, kind: type[T])
     for name, module in modules_of(package, path).items():
         entry = getattr(module, attribute, None)
         if not isinstance(entry, kind):
-            found = "nothing" if entry is None else f"a {type(entry).__name__}"
-            raise TypeError(f"{package}.{name} must declare {attribute}, a {kind.__name__}, and declares {found}")
+            found = "nothing" if entry is None else type(entry).__name__
+            raise TypeError(f"{package}.{name} must declare {attribute} of type {kind.__name__}, not {found}")
         entries[name] = entry
     return entries

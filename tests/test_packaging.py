@@ -28,9 +28,10 @@ LIBRARY = [
     {"linen", "nnx", "torch_interop", "__init__"},
 ]
 EXPERIMENTS = [
-    {"_errors", "_commands"},
+    {"_errors", "_commands", "_register"},
     {"_limits", "_variants"},
-    {"_files", "records", "_register"},
+    {"records"},
+    {"_files"},
     {"_workdirs"},
     {"_users"},
     {"data", "models"},
@@ -52,7 +53,7 @@ TRAINING = [
     {"session"},
 ]
 # Reads result files only.
-STANDALONE = {"reporting": {"_errors", "_commands", "_files", "_workdirs", "records", "reporting"}}
+STANDALONE = {"reporting": {"_errors", "_commands", "_register", "_files", "_workdirs", "records", "reporting"}}
 
 
 def imports(path):

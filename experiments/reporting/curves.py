@@ -11,8 +11,6 @@ from matplotlib.figure import Figure
 from experiments import _files
 from experiments._errors import UsageError
 from experiments.records.runs import EvaluationRow, MetricsRow, RampRow, TrainRow, metrics_row
-from experiments.records.studies import StudyRow
-from experiments.reporting.study_files import StudyFiles
 from experiments.reporting.style import TEXT, canvas, dress, legend, logarithmic
 
 TRAIN_COLOUR, TEST_COLOURS = "#8a93a6", ("#0072b2", "#d55e00", "#009e73")
@@ -141,17 +139,3 @@ def _floor(series: _Series) -> float:
     """Returns where the accuracy axis starts: low enough to show the second half of training."""
     ends = [100 * row.accuracy for _, split, _ in series.coloured() for row in split[len(split) // 2 :]]
     return min(ends) - 5 if ends else 0
-
-
-def rows_left_out(folder: str | Path) -> int:
-    """Returns how many lines of a study's rows are not whole rows."""
-    return StudyFiles(folder).lines_left_out
-
-
-def read_study(folder: str | Path) -> dict[str, StudyRow]:
-    """Returns the last row of each key of a study, with those that have an error.
-
-    Raises:
-      UsageError: the folder holds no rows.
-    """
-    return StudyFiles(folder).rows

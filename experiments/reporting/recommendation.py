@@ -13,7 +13,6 @@ from experiments._errors import UsageError
 from experiments.records.evidence import Evidence
 from experiments.records.fields import Bounded
 from experiments.records.recommendation import Prediction, Recommendation
-from experiments.reporting.curves import read_study
 from experiments.reporting.document import commands, figure, made_on, table
 from experiments.reporting.recommendation_text import (
     command,
@@ -25,6 +24,7 @@ from experiments.reporting.recommendation_text import (
     spent,
 )
 from experiments.reporting.section import moments_of, write_report
+from experiments.reporting.study_files import StudyFiles
 from experiments.reporting.style import (
     COLOUR,
     GREY,
@@ -179,7 +179,7 @@ def _page(folder: str | Path) -> tuple[str, list[str]]:
     """Returns the title and the body of the page."""
     result = _read(folder)
     evidence, advice = result.evidence, result.advice
-    rows = read_study(folder).values() if (Path(folder) / "results.jsonl").exists() else ()
+    rows = StudyFiles(folder).rows.values() if (Path(folder) / "results.jsonl").exists() else ()
     parts = [made_on(moments_of(rows)), f"<p><strong>{html.escape(headline(result))}</strong></p>"]
     if advice is not None:
         head, *cells = predictions(advice)

@@ -4,12 +4,26 @@ A module declares `ROWS`, the types of its rows by their kind (see `records.stud
 `Analysis`, the type of `QUESTION.json`; without it the file holds nothing but the keys of the rows.
 """
 
+from collections.abc import Iterable
+
 from experiments import _register
 from experiments.records.studies import Analysis, StudyRow
 
 MODULES = _register.modules_of(__name__, __path__)
 # The type of a row by its kind.
 ROWS: dict[str, type[StudyRow]] = {kind: row for module in MODULES.values() for kind, row in module.ROWS.items()}
+
+
+def check(package: str, names: Iterable[str]) -> None:
+    """Checks that the questions of a package have their records here.
+
+    Raises:
+      LookupError: some have none.
+    """
+    if lacking := sorted(set(names) - MODULES.keys()):
+        raise LookupError(
+            f"{package}: each question needs a module of the same name in {__name__}; add {', '.join(lacking)}"
+        )
 
 
 def analysis_type(question: str) -> type[Analysis]:

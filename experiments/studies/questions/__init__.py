@@ -11,6 +11,4 @@ from experiments.studies.question import Question
 _FOUND = _register.entries_of(__name__, __path__, "QUESTION", Question)
 # In the order in which they are run.
 QUESTIONS: dict[str, Question] = dict(sorted(_FOUND.items(), key=lambda item: item[1].order))
-
-if lacking := sorted(QUESTIONS.keys() - records.MODULES.keys()):
-    raise LookupError(f"these questions need a module of the same name in {records.__name__}: {', '.join(lacking)}")
+records.check(__name__, QUESTIONS)
