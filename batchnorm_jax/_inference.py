@@ -1,36 +1,59 @@
-"""Normalising by fixed moments: what a trained model does, and how the layer before can do it as well."""
+"""Normalises by fixed moments, as a trained model does, and folds them into the layer before."""
 
-from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike, DTypeLike
 
-from batchnorm_jax._activations import Activation, activated
-from batchnorm_jax._moments import as_array, expand, promoted, statistics_dtype
-from batchnorm_jax._options import check_activation, check_dtype, check_epsilon, check_input, check_real
+from batchnorm_jax._activations import activated
+from batchnorm_jax._arrays import expand, promoted, statistics_dtype
+from batchnorm_jax._checks import (
+    as_array,
+    check_activation,
+    check_dtype,
+    check_epsilon,
+    check_input,
+    check_real,
+    check_residual,
+)
+from batchnorm_jax._operands import Operands, as_operands
+from batchnorm_jax._options import NormOptions
+from batchnorm_jax.typing import Activation, Axes
+
+
+class Running(NamedTuple):
+    """Running statistics.
+
+    Attributes:
+      mean: shape (*features).
+      var: shape (*features).
+    """
+
+    mean: jax.Array
+    var: jax.Array
 
 
 def normalize(
-    x: jax.Array,
-    mean: jax.Array,
-    var: jax.Array,
-    scale: jax.Array | None = None,
-    bias: jax.Array | None = None,
+    x: ArrayLike,
+    mean: ArrayLike,
+    var: ArrayLike,
+    scale: ArrayLike | None = None,
+    bias: ArrayLike | None = None,
     *,
-    axis: int | Sequence[int] = -1,
+    axis: Axes = -1,
     epsilon: float = 1e-5,
     activation: Activation | None = None,
-    residual: jax.Array | None = None,
-    dtype: Any = None,
+    residual: ArrayLike | None = None,
+    dtype: DTypeLike | None = None,
 ) -> jax.Array:
     """Normalises `x` by a given mean and variance.
 
         y = activation(scale (x - mean) / sqrt(var + epsilon) + bias + residual)
 
     Args:
-      x: an array of floating point or complex numbers, of any rank. A batch of no examples gives one of none.
+      x: an array of floating point or complex numbers, of any rank. A batch without examples gives one without.
       mean: shape (*features), the axes of `x` named by `axis`, in ascending order.
       var: shape (*features).
       scale: shape (*features), or None for 1.
@@ -39,14 +62,14 @@ def normalize(
       epsilon: added to the variance; at least 0.
       activation: an elementwise function, or None.
       residual: of the shape of `x`, added before the activation.
-      dtype: of y; None: what `x`, `scale`, `bias` and `residual` promote to.
+      dtype: the dtype of y; None: the dtype that `x`, `scale`, `bias` and `residual` promote to.
 
     Returns:
       y, of the shape of `x`, computed in at least float32.
 
     Raises:
-      ValueError: integer input, no features, a feature axis is out of range, a negative epsilon, or mean, var, scale,
-        bias or residual have another shape.
+      ValueError: integer input, no features, a feature axis out of range, a negative epsilon, or mean, var, scale,
+        bias or residual of the wrong shape.
 
     Example:
       >>> import jax.numpy as jnp
@@ -56,48 +79,56 @@ def normalize(
 
     Source: Ioffe and Szegedy, "Batch Normalization", arXiv 1502.03167, 2015, algorithm 2.
     """
-    x, mean, var = (
-        as_array(a, name, caller="normalize") for name, a in (("the input", x), ("mean", mean), ("var", var))
-    )
-    scale, bias, residual = (
-        None if a is None else as_array(a, name, caller="normalize")
-        for name, a in (("scale", scale), ("bias", bias), ("residual", residual))
-    )
-    check_activation(activation, caller="normalize")
-    check_dtype(dtype, caller="normalize")
-    features = check_input(x, axis, caller="normalize", may_be_empty=True)
-    check_real(scale, bias, x, caller="normalize")
-    check_epsilon(epsilon, caller="normalize")
+    options = NormOptions(axis=axis, epsilon=epsilon, activation=activation, dtype=dtype, caller="normalize")
+    mean, var = (as_array(a, name, caller=options.caller) for name, a in (("mean", mean), ("var", var)))
+    operands = as_operands(x, scale=scale, bias=bias, residual=residual, caller=options.caller)
+    return normalize_by(Running(mean, var), operands, options)
+
+
+def normalize_by(known: Running, operands: Operands, options: NormOptions) -> jax.Array:
+    """Computes `normalize`; of the options it uses axis, epsilon, activation and dtype.
+
+    Args:
+      known: the mean and variance.
+      operands: x, scale, bias and residual.
+      options: the options, as given.
+    """
+    x, scale, bias, _, _, residual, _ = operands
+    check_activation(options.activation, caller=options.caller)
+    check_dtype(options.dtype, caller=options.caller)
+    features = check_input(x, options.axis, caller=options.caller, may_be_empty=True)
+    check_real(scale, bias, x, caller=options.caller)
+    check_epsilon(options.epsilon, caller=options.caller)
     shape = tuple(x.shape[i] for i in features)
     for name, value, wanted in (
-        ("mean", mean, shape),
-        ("var", var, shape),
+        ("mean", known.mean, shape),
+        ("var", known.var, shape),
         ("scale", scale, shape),
         ("bias", bias, shape),
         ("residual", residual, x.shape),
     ):
         if value is not None and jnp.shape(value) != wanted:
             raise ValueError(
-                f"normalize: {name} has shape {jnp.shape(value)}; for the input of shape {x.shape} with {axis=} it "
-                f"must have shape {wanted}"
+                f"{options.caller}: {name} has shape {jnp.shape(value)}; for the input of shape {x.shape} with "
+                f"axis={options.axis} it must have shape {wanted}"
             )
-    if dtype is None:
-        dtype = jnp.result_type(*(a for a in (x, scale, bias, residual) if a is not None))
+    if options.dtype is None:
+        options = options.replace(dtype=operands.result_dtype())
     wide = statistics_dtype(x.dtype)
-    gain = expand(_gain(var, scale, epsilon, wide), features, x.ndim)
-    y = (x.astype(wide) - expand(mean.astype(wide), features, x.ndim)) * gain
+    gain = expand(_gain(known.var, scale, options.epsilon, wide), features, x.ndim)
+    y = (x.astype(wide) - expand(known.mean.astype(wide), features, x.ndim)) * gain
     if bias is not None:
         bias = expand(bias.astype(wide), features, x.ndim)
-    return _finish(y, bias, residual, activation, dtype)
+    return _finish(y, bias, residual, options)
 
 
 def fold(
-    kernel: jax.Array,
-    bias: jax.Array | None,
-    mean: jax.Array,
-    var: jax.Array,
-    scale: jax.Array | None = None,
-    beta: jax.Array | None = None,
+    kernel: ArrayLike,
+    bias: ArrayLike | None,
+    mean: ArrayLike,
+    var: ArrayLike,
+    scale: ArrayLike | None = None,
+    beta: ArrayLike | None = None,
     *,
     epsilon: float = 1e-5,
 ) -> tuple[jax.Array, jax.Array]:
@@ -107,23 +138,23 @@ def fold(
 
         kernel' = kernel g,   bias' = (bias - mean) g + beta,   g = scale / sqrt(var + epsilon)
 
-    It is so where nothing is between the two, and the features are the last axis of what the layer gives.
+    if nothing is between the two, and the features are the last axis of the layer's output.
 
     Args:
-      kernel: floating point or complex numbers, output features last, as Flax has it: (*window, in / groups, out) of a
-        convolution, (in, out) of a dense layer.
-      bias: of the layer, shape (out,), or (..., out) where it differs between positions; None for 0.
+      kernel: floating point or complex numbers, output features last, as in Flax: (*window, in / groups, out) for a
+        convolution, (in, out) for a dense layer.
+      bias: the layer's bias, shape (out,), or (..., out) where it differs between positions; None for 0.
       mean: shape (out,).
       var: shape (out,).
-      scale: of the norm, shape (out,), or None for 1.
-      beta: the bias of the norm, shape (out,), or None for 0.
+      scale: the norm's scale, shape (out,), or None for 1.
+      beta: the norm's bias, shape (out,), or None for 0.
       epsilon: added to the variance; at least 0.
 
     Returns:
       The new kernel and bias, computed in at least float32, returned in the dtype of the kernel; the bias is complex
-      where mean, bias or beta are. Rounded to bfloat16 each weight, and the bias, is off by up to 1 / 512 of itself;
-      where |mean| is many times the deviation, the two cancel and the error stays. Keep float32 weights, then, and let
-      the layer round the kernel alone.
+      where mean, bias or beta are. Rounded to bfloat16, each weight, and the bias, is off by up to 1 / 512 of itself.
+      Where |mean| is many times the deviation, kernel and bias cancel and the error stays: keep float32 weights there,
+      and let the layer round only the kernel.
 
     Raises:
       ValueError: integer weights, a complex scale, a negative epsilon, or mean, var, scale, beta or bias have another
@@ -174,48 +205,53 @@ def fold(
 def apply_folded(
     y: jax.Array,
     bias: jax.Array | None,
+    residual: ArrayLike | None,
+    options: NormOptions,
     *,
     use_running_average: bool,
     update_stats: bool | None,
-    activation: Activation | None,
-    residual: jax.Array | None,
-    dtype: Any,
-    caller: str,
 ) -> jax.Array:
-    """What is left of a folded norm: `activation(y + bias + residual)`, with `bias` along the last axis.
+    """Computes the rest of a folded norm: `activation(y + bias + residual)`, with `bias` along the last axis.
+
+    Args:
+      y: the output of the layer that the norm was folded into.
+      bias: a bias that the layer has no place for, or None.
+      residual: of the shape of `y`, or None.
+      options: of which activation and dtype are used; the caller is named in errors.
+      use_running_average: the call's; False is an error.
+      update_stats: the call's; True is an error.
 
     Raises:
       ValueError: statistics of the batch are asked for, or the residual has another shape.
     """
+    caller = options.caller
     if not use_running_average or update_stats:
         option = "use_running_average=False" if not use_running_average else "update_stats=True"
         raise ValueError(
             f"{caller}: {option}, but this norm was folded into the layer before it and has no statistics; evaluate, "
             "or train the model that was folded, which is as it was"
         )
-    if residual is not None and jnp.shape(residual) != y.shape:
-        raise ValueError(
-            f"{caller}: residual has shape {jnp.shape(residual)} and the input {y.shape}; they must be the same"
-        )
+    if residual is not None:
+        residual = as_array(residual, "residual", caller=caller)
+        check_residual(residual, y, caller=caller)
     wide = statistics_dtype(y.dtype)
     if bias is not None:
         bias = expand(bias.astype(promoted(wide, bias.dtype)), (y.ndim - 1,), y.ndim)
-    return _finish(y.astype(wide), bias, residual, activation, dtype)
+    return _finish(y.astype(wide), bias, residual, options)
 
 
-def _gain(var: jax.Array, scale: jax.Array | None, epsilon: float, wide: Any) -> jax.Array:
+def _gain(var: jax.Array, scale: jax.Array | None, epsilon: float, wide: DTypeLike) -> jax.Array:
+    """Returns scale / sqrt(var + epsilon), real."""
     gain = lax.rsqrt(var.astype(jnp.finfo(wide).dtype) + epsilon)
     return gain if scale is None else gain * scale.astype(gain.dtype)
 
 
-def _finish(
-    y: jax.Array, bias: jax.Array | None, residual: jax.Array | None, activation: Activation | None, dtype: Any
-) -> jax.Array:
-    """`activation(y + bias + residual)`, the bias of the rank of y."""
+def _finish(y: jax.Array, bias: jax.Array | None, residual: jax.Array | None, options: NormOptions) -> jax.Array:
+    """Returns `activation(y + bias + residual)` in the dtype of the options; the bias has the rank of y."""
     if bias is not None:
         y = y + bias
     if residual is not None:
         y = y + residual.astype(y.dtype)
-    if activation is not None:
-        y = activated(activation, y)
-    return y.astype(dtype)
+    if options.activation is not None:
+        y = activated(options.activation, y)
+    return y.astype(options.dtype)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from batchnorm_jax._conditioning import ConditioningWarning
+from batchnorm_jax import ConditioningWarning
 from batchnorm_jax.linen import BatchNorm
 from tests.compiling import compilations
 from tests.reference import normwise_error
@@ -307,7 +307,7 @@ def test_checkpoints_interchange_with_flax(tmp_path):
         np.testing.assert_allclose(*evaluated, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.filterwarnings("ignore::batchnorm_jax._conditioning.NegativeScaleWarning")
+@pytest.mark.filterwarnings("ignore::batchnorm_jax.NegativeScaleWarning")
 @pytest.mark.parametrize("scale", [-1.0, 0.5])
 def test_training_and_evaluation_agree_where_the_output_is_kept(scale):
     """Both take |scale| + 1e-5 for the scale."""

@@ -130,6 +130,6 @@ def running_average(running: Any, moments: Any, momentum: jax.Array) -> Any:
     def of(old, new):
         if not _is_norm(old):
             return new
-        return jax.tree.map(lambda a, b: average(a, b, momentum), old, new)
+        return average(old, new, momentum)
 
     return jax.tree.map(of, running, moments, is_leaf=_is_norm)
