@@ -50,7 +50,9 @@ class Momentum(NamedTuple):
         return 1 - jnp.where(updates == 0, 1.0, share)
 
 
-def average(running: Mapping[str, jax.Array], batch: Mapping[str, jax.Array], momentum: jax.Array) -> dict[str, Any]:
+def average(
+    running: Mapping[str, jax.Array], batch: Mapping[str, jax.Array], momentum: jax.Array
+) -> dict[str, jax.Array]:
     """Returns a norm's running mean and variance after a batch; where the batch left both as they were, to the bit.
 
     Args:
