@@ -8,7 +8,8 @@ import importlib as _importlib
 from types import ModuleType as _ModuleType
 
 from batchnorm_jax._batch_norm import batch_norm
-from batchnorm_jax._inference import fold, normalize
+from batchnorm_jax._folding import fold
+from batchnorm_jax._inference import normalize
 from batchnorm_jax._moments import Moments, conditioning, pool
 from batchnorm_jax._recalibrate import recalibrate
 from batchnorm_jax._remat import save_norm_inputs

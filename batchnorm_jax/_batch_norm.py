@@ -87,7 +87,7 @@ def batch_norm(
         far the mean is from K, at the cost of a second pass over `x` and a gather that grows with the devices.
       activation: an elementwise function. The backward pass computes it again and keeps nothing of it. It must not
         close over a value that is differentiated, such as a learned slope.
-      residual: of the shape of `x`, added before the activation.
+      residual: an array of the shape of `x`, added before the activation.
       save_for_backward: "input" keeps `x` in its own dtype; with a residual and `jax.nn.relu` also y, with another
         activation and a residual also the residual. "output" keeps only y and undoes the activation and the norm, so
         that `x` need not stay in memory: for no activation, `jax.nn.leaky_relu` and `jax.nn.elu`. The scale is then

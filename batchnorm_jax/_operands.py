@@ -35,7 +35,7 @@ class Operands(NamedTuple):
       bias: shape (*features), or None for 0.
       mask: True where a position counts towards the statistics.
       shift: shape (*features), a guess of the mean.
-      residual: of the shape of x, added before the activation.
+      residual: an array of the shape of x, added before the activation.
       correction: the known statistics of batch renormalization.
     """
 

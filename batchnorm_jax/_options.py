@@ -32,7 +32,7 @@ class NormOptions:
       collective: the way that devices pool their statistics.
       activation: an elementwise function, or None; resolved: hashable, and the function of `jax.nn` that it is.
       save_for_backward: the array that is kept for the backward pass.
-      dtype: of the result; resolved: never None.
+      dtype: the dtype of the result; resolved: never None.
       caller: the public call, which errors name. It has no part in comparisons: it changes nothing in the program.
     """
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from batchnorm_jax._checks import check_choice
 from batchnorm_jax._moments import Moments, pool
-from batchnorm_jax.typing import RecalibrationMode, Variables
+from batchnorm_jax.typing import RecalibrationMode, VariableDict, Variables
 
 # Moments in the places of the dicts {mean, var} of "batch_stats", nested by module as they are.
 MomentsTree = Moments | Mapping[str, Any]
@@ -35,7 +35,7 @@ def recalibrate(
     batches: Iterable[Any],
     *,
     mode: RecalibrationMode = "pooled",
-) -> dict[str, Any]:
+) -> VariableDict:
     """Replaces running statistics by the exact moments of a data set.
 
     For each layer, with n_b, mean_b and var_b the count and moments of batch b and N = sum n_b:

@@ -39,3 +39,6 @@ Limit = float | Callable[[jax.Array], ArrayLike]
 
 Variables = Mapping[str, Any]
 """The variables of a Flax model: for linen, collections such as "params" and "batch_stats", nested by module."""
+
+VariableDict = dict[str, Any]
+"""New variables of a Flax model, or a part of them, as nested dictionaries."""

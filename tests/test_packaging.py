@@ -21,7 +21,7 @@ LIBRARY = [
     {"_core"},
     {"_remat"},
     {"_inference", "_batch_norm"},
-    {"_renorm", "_recalibrate"},
+    {"_folding", "_renorm", "_recalibrate"},
     {"_layer"},
     {"linen", "nnx", "torch_interop", "__init__"},
 ]

@@ -20,7 +20,7 @@ from batchnorm_jax._recalibrate import MODES
 from batchnorm_jax._saving import SAVINGS
 from batchnorm_jax._statistics import EXACT, POOLINGS
 from batchnorm_jax._synchronize import SynchronizeOptions
-from batchnorm_jax.nnx._module import BatchNormOptions
+from batchnorm_jax.nnx._renorm import BatchNormOptions
 from batchnorm_jax.torch_interop._layers import KINDS
 from batchnorm_jax.typing import Collective, RecalibrationMode, SaveForBackward
 

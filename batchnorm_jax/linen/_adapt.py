@@ -113,7 +113,7 @@ def replacer(rules: Rules, *, caller: str, folded: Container[str] | None = None)
 
 
 def run_as_ours(
-    module: nn.Module, rule: Rule, args: tuple, kwargs: dict[str, Any], *, caller: str, **options: Any
+    module: nn.Module, rule: Rule, args: tuple, kwargs: Mapping[str, Any], *, caller: str, **options: Any
 ) -> Any:
     """Calls our norm on the variables of a third party's, with the options that `rule` gives and those given here."""
     norm, x, call = norm_instead(module, rule, args, kwargs, caller=caller, has_variables=True, **options)
@@ -121,7 +121,7 @@ def run_as_ours(
 
 
 def norm_instead(
-    module: Any, rule: Any, args: tuple, kwargs: dict[str, Any], *, caller: str, has_variables: bool, **options: Any
+    module: Any, rule: Any, args: tuple, kwargs: Mapping[str, Any], *, caller: str, has_variables: bool, **options: Any
 ) -> tuple[BatchNorm, jax.Array, CallOptions]:
     """Returns our norm on the variables of a third party's, its input and the options of its call.
 
@@ -165,7 +165,9 @@ def norm_instead(
     return norm, x, call
 
 
-def _as_flax(module: Any, x: jax.Array, use_running_average: bool | None = None, *, mask: Any = None) -> dict[str, Any]:
+def _as_flax(
+    module: nn.Module, x: jax.Array, use_running_average: bool | None = None, *, mask: ArrayLike | None = None
+) -> Mapping[str, Any]:
     """Returns the options of a norm whose fields and call have the names of Flax's norm."""
     own = {name: getattr(module, name) for name in OF_FLAX if hasattr(module, name)}
     running = nn.merge_param("use_running_average", own.pop("use_running_average", None), use_running_average)

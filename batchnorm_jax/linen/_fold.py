@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import core
 from flax import linen as nn
 
-from batchnorm_jax import _inference
+from batchnorm_jax import _folding
 from batchnorm_jax._arrays import statistics_dtype
 from batchnorm_jax._checks import feature_axes
 from batchnorm_jax._options import NormOptions
@@ -18,7 +18,7 @@ from batchnorm_jax._recalibrate import check_variables
 from batchnorm_jax._saving import effective_scale
 from batchnorm_jax.linen._adapt import Replace, Rules, check_model, check_replace, plain_class, replacer
 from batchnorm_jax.linen._pairs import NORMS, check_pairs, pairs_of, trace
-from batchnorm_jax.typing import Variables
+from batchnorm_jax.typing import VariableDict, Variables
 
 Pairs = Iterable[tuple[str, str]]
 
@@ -30,7 +30,7 @@ def fold(
     *args: Any,
     replace: Replace | None = None,
     **kwargs: Any,
-) -> tuple[Callable[..., Any], dict[str, Any]]:
+) -> tuple[Callable[..., Any], VariableDict]:
     """Folds batch norms into the convolutions and dense layers before them, for evaluation.
 
     `apply(folded, ...)` gives what `model.apply(variables, ...)` gives in evaluation, to rounding, with one
@@ -97,7 +97,7 @@ def fold(
     return _applied(model, parameter_dtypes, rules), folded
 
 
-def _fold_pair(variables: dict[str, Any], layer: Seen, norm: Seen) -> None:
+def _fold_pair(variables: VariableDict, layer: Seen, norm: Seen) -> None:
     """Puts the folded kernel and bias in their places, and removes the norm's variables."""
     stored = _at(variables["params"], layer.path)
     parameters = nn.unbox(_at(variables["params"], norm.path))
@@ -111,7 +111,7 @@ def _fold_pair(variables: dict[str, Any], layer: Seen, norm: Seen) -> None:
                 f"{name} has shape {value.shape} in the variables and {shape} in the call; scan params and batch_stats "
                 "along axis 0, or neither"
             )
-    function = partial(_inference.fold, epsilon=norm.module.epsilon)
+    function = partial(_folding.fold, epsilon=norm.module.epsilon)
     for _ in stacked:
         function = jax.vmap(function)
     transposed = getattr(layer.module, "transpose_kernel", False)
@@ -161,7 +161,7 @@ def _folded_norm(module: Any, dtypes, x, use_running_average=None, *, mask=None,
         dtype=module.dtype or jnp.result_type(x, *dtypes),
         caller=caller,
     )
-    return _inference.apply_folded(
+    return _folding.apply_folded(
         x,
         nn.unbox(module.get_variable("params", "bias")),
         residual,
@@ -171,14 +171,14 @@ def _folded_norm(module: Any, dtypes, x, use_running_average=None, *, mask=None,
     )
 
 
-def _at(tree: dict[str, Any], path: str, *, make: bool = False) -> dict[str, Any]:
+def _at(tree: VariableDict, path: str, *, make: bool = False) -> VariableDict:
     """Returns the variables of a module in one collection; an empty dictionary where it has none."""
     for name in path.split("/"):
         tree = tree.setdefault(name, {}) if make else tree.get(name, {})
     return tree
 
 
-def _drop(tree: dict[str, Any], names: list[str]) -> None:
+def _drop(tree: VariableDict, names: list[str]) -> None:
     """Removes a part, and the dictionaries around it that are then empty."""
     if len(names) > 1 and names[0] in tree:
         _drop(tree[names[0]], names[1:])

@@ -132,7 +132,7 @@ class BatchNorm(nn.Module):
           x: an array of floating point or complex numbers, of any rank.
           use_running_average: overrides the module's own where that is None.
           mask: broadcastable to `x`, True where a position counts towards the statistics.
-          residual: of the shape of `x`, added before the activation.
+          residual: an array of the shape of `x`, added before the activation.
           update_stats: overrides the module's own. With `use_running_average=True` the batch's statistics are
             computed only for the update.
 

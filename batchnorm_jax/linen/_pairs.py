@@ -38,7 +38,7 @@ class Traced(NamedTuple):
     lookalikes: dict[str, type]
 
 
-def trace(model: nn.Module, variables: Variables, args: tuple, kwargs: dict[str, Any], rules: Rules) -> Traced:
+def trace(model: nn.Module, variables: Variables, args: tuple, kwargs: Mapping[str, Any], rules: Rules) -> Traced:
     """Traces `model.apply(variables, *args, **kwargs)`; nothing is computed. `rules` is fold's `replace`."""
     layers: dict[str, Seen] = {}
     norms: dict[str, Seen] = {}

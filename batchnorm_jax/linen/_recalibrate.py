@@ -24,7 +24,7 @@ from batchnorm_jax.linen._adapt import (
 )
 from batchnorm_jax.linen._module import BatchNorm, BatchRenorm
 from batchnorm_jax.linen._synchronize import as_ours, is_flax_call, is_our_call
-from batchnorm_jax.typing import AxisName, RecalibrationMode, Variables
+from batchnorm_jax.typing import AxisName, RecalibrationMode, VariableDict, Variables
 
 # The name under which a norm keeps its moments among its statistics.
 _KEY = "moments of recalibrate"
@@ -38,7 +38,7 @@ def recalibrate(
     mode: RecalibrationMode = "pooled",
     replace: Replace | None = None,
     **kwargs: Any,
-) -> dict[str, Any]:
+) -> VariableDict:
     """Replaces a model's running statistics by the exact moments of a data set.
 
     It covers every `batchnorm_jax.linen.BatchNorm`, `BatchRenorm` and `flax.linen.BatchNorm` of the model, and runs

@@ -188,7 +188,7 @@ class _Seen:
 
     replaced: list[str] = dataclasses.field(default_factory=list)
     norms: set[str] = dataclasses.field(default_factory=set)
-    ours: dict[str, Any] = dataclasses.field(default_factory=dict)
+    ours: dict[str, AxisName | None] = dataclasses.field(default_factory=dict)
     lookalikes: dict[str, type] = dataclasses.field(default_factory=dict)
     called: dict[str, None] = dataclasses.field(default_factory=dict)
     turned: bool = False

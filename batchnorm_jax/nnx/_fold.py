@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
 
-from batchnorm_jax import _inference
+from batchnorm_jax import _folding
 from batchnorm_jax._arrays import statistics_dtype
 from batchnorm_jax._checks import feature_axes
 from batchnorm_jax._options import NormOptions
@@ -116,7 +116,7 @@ class FoldedNorm(nnx.Module):
           x: the layer's output, of any rank.
           use_running_average: overrides the mode of the module; False is an error.
           mask: without effect: it concerns only statistics, of which there are none.
-          residual: of the shape of `x`, added before the activation.
+          residual: an array of the shape of `x`, added before the activation.
           update_stats: True is an error.
 
         Raises:
@@ -128,7 +128,7 @@ class FoldedNorm(nnx.Module):
         shapes = [None if d is None else jax.ShapeDtypeStruct((self.num_features,), d) for d in self.dtypes]
         promoted = jax.eval_shape(partial(self.promote_dtype, dtype=self.dtype), (x, *shapes))
         options = NormOptions(activation=self.activation, dtype=promoted[0].dtype, caller="folded BatchNorm")
-        return _inference.apply_folded(
+        return _folding.apply_folded(
             x,
             None,
             residual,
@@ -155,7 +155,7 @@ def _fold_pair(layer: Any, norm: Any) -> None:
     scale = effective_scale(scale, getattr(norm, "save_for_backward", "input"))
     # Wide, so that each number is rounded once, to the dtype of its variable.
     wide = features_last(layer, kernel).astype(statistics_dtype(kernel.dtype))
-    folded, new = _inference.fold(wide, bias, mean, var, scale, beta, epsilon=norm.epsilon)
+    folded, new = _folding.fold(wide, bias, mean, var, scale, beta, epsilon=norm.epsilon)
     layer.kernel[...] = features_last(layer, folded).astype(kernel.dtype)
     dtype = kernel.dtype if bias is None else bias.dtype
     new = new if jnp.iscomplexobj(new) else new.astype(dtype)

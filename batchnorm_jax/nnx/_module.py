@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Required, TypedDict, Unpack
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +18,9 @@ from batchnorm_jax._inference import Running
 from batchnorm_jax._layer import Request, call, check_layer, diagnose, options_of
 from batchnorm_jax._operands import as_operands
 from batchnorm_jax._peers import check_names
-from batchnorm_jax._renorm import Limits, check_limits, limits_at, relaxed_d_max, relaxed_r_max
+from batchnorm_jax._renorm import Limits
 from batchnorm_jax._saving import check_scale
-from batchnorm_jax.typing import Activation, AxisName, Collective, Groups, Limit, SaveForBackward
+from batchnorm_jax.typing import Activation, AxisName, Collective, Groups, SaveForBackward
 
 _ZEROS, _ONES = nnx.initializers.zeros_init(), nnx.initializers.ones_init()
 
@@ -167,7 +167,7 @@ class BatchNorm(nnx.Module):
           x: an array of floating point or complex numbers, of any rank.
           use_running_average: overrides the module's own.
           mask: broadcastable to `x`, True where a position counts towards the statistics.
-          residual: of the shape of `x`, added before the activation.
+          residual: an array of the shape of `x`, added before the activation.
           update_stats: overrides the module's own. With `use_running_average=True` the batch's statistics are
             computed only for the update.
 
@@ -226,78 +226,3 @@ class BatchNorm(nnx.Module):
         """
         if use_running_average is not None:
             self.use_running_average = use_running_average
-
-
-class BatchNormOptions(TypedDict, total=False):
-    """The keyword arguments of `BatchNorm`, of which `rngs` is required."""
-
-    use_running_average: bool | None
-    axis: int
-    momentum: float
-    epsilon: float
-    dtype: DTypeLike | None
-    param_dtype: DTypeLike
-    use_bias: bool
-    use_scale: bool
-    bias_init: nnx.Initializer
-    scale_init: nnx.Initializer
-    axis_name: AxisName | None
-    axis_index_groups: Groups | None
-    use_fast_variance: bool
-    promote_dtype: Callable[..., Any]
-    rngs: Required[nnx.Rngs]
-    bias_metadata: Mapping[str, Any]
-    scale_metadata: Mapping[str, Any]
-    span: int | None
-    collective: Collective
-    activation: Activation | None
-    save_for_backward: SaveForBackward
-    unbiased_running_var: bool
-    skip_nonfinite: bool
-    update_stats: bool | None
-    check_conditioning: bool
-
-
-class BatchRenorm(BatchNorm):
-    """Batch renormalization: the batch's statistics, corrected towards the running ones within limits.
-
-    See `batchnorm_jax.batch_renorm` and `batchnorm_jax.linen.BatchRenorm`. It has one `BatchStat` more than
-    `BatchNorm`, `steps`, the number of calls that updated the running statistics.
-
-    Args:
-      num_features: the number of features.
-      r_max: a number of at least 1, or a function of `steps`; by default the paper's.
-      d_max: a number of at least 0, or a function of `steps`; by default the paper's.
-      **options: the other arguments of `BatchNorm`.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from flax import nnx
-      >>> from batchnorm_jax.nnx import BatchRenorm
-      >>> norm = BatchRenorm(1, momentum=0.9, r_max=3.0, d_max=5.0, rngs=nnx.Rngs(0))
-      >>> y = norm(jnp.array([[1.0], [3.0]]))
-      >>> norm.steps[...]
-      Array(1, dtype=int32)
-
-    Source: Ioffe, "Batch Renormalization", arXiv 1702.03275, 2017.
-    """
-
-    def __init__(
-        self,
-        num_features: int,
-        *,
-        r_max: Limit = relaxed_r_max,
-        d_max: Limit = relaxed_d_max,
-        **options: Unpack[BatchNormOptions],
-    ):
-        check_limits(r_max, d_max, caller="BatchRenorm")
-        super().__init__(num_features, **options)
-        self.r_max = r_max
-        self.d_max = d_max
-        self.steps = nnx.BatchStat(jnp.zeros((), jnp.int32))
-
-    def _limits(self) -> Limits:
-        return limits_at(self.r_max, self.d_max, self.steps[...])
-
-    def _count_step(self) -> None:
-        self.steps.set_value(self.steps[...] + 1)

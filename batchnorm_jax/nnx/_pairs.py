@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from batchnorm_jax._pairs import Trace, check_paths, every_pair, objection, objection_to_equation, say_what_stays
-from batchnorm_jax.nnx._module import BatchNorm, BatchRenorm
+from batchnorm_jax.nnx._module import BatchNorm
+from batchnorm_jax.nnx._renorm import BatchRenorm
 from batchnorm_jax.nnx._synchronize import lookalikes, name_lookalikes, norms
 
 LAYERS = (nnx.Conv, nnx.ConvTranspose, nnx.Linear, nnx.LinearGeneral, nnx.Einsum)

@@ -12,7 +12,8 @@ from batchnorm_jax._checks import feature_axes
 from batchnorm_jax._inference import Running
 from batchnorm_jax._layer import pool_calls, pooled_moments, pooled_over
 from batchnorm_jax._warnings import warn_of_unchanged
-from batchnorm_jax.nnx._module import BatchNorm, BatchRenorm
+from batchnorm_jax.nnx._module import BatchNorm
+from batchnorm_jax.nnx._renorm import BatchRenorm
 from batchnorm_jax.nnx._synchronize import become_ours, lookalikes, name_lookalikes, no_norms, norms
 from batchnorm_jax.typing import RecalibrationMode
 

@@ -10,6 +10,9 @@ from batchnorm_jax.torch_interop._layers import KINDS, LayerKind, collection
 Path = tuple[str | int, ...]
 """The names and indices that lead to a module or an array of a Flax model."""
 
+Modules = dict[str, dict[str, Any]]
+"""The arrays of each PyTorch module, by the module's name and by their names in the module."""
+
 Api = Literal["linen", "nnx"]
 """An interface of Flax."""
 
@@ -132,9 +135,9 @@ def key(name: str, entry: str) -> str:
     return f"{name}.{entry}" if name else entry
 
 
-def modules_of(state_dict: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def modules_of(state_dict: Mapping[str, Any]) -> Modules:
     """Returns the arrays of each PyTorch module, by their names in the module."""
-    groups: dict[str, dict[str, Any]] = {}
+    groups: Modules = {}
     for full, value in state_dict.items():
         name, _, entry = full.rpartition(".")
         groups.setdefault(name, {})[entry] = value

@@ -38,6 +38,8 @@ class _Mode(TypedDict, total=False):
     update_stats: bool
 
 
+# Options of either library by name, whose values are still to be checked.
+_Values = dict[str, Any]
 # PyTorch's options with its defaults, and the options here with theirs.
 _TORCH = {"eps": 1e-5, "momentum": 0.1, "affine": True, "bias": True, "track_running_stats": True}
 _FLAX = {
@@ -184,7 +186,7 @@ def options_to_torch(norm: Any = None) -> TorchOptions:
     return options
 
 
-def _layer(layer: Any, caller: str) -> dict[str, Any]:
+def _layer(layer: Any, caller: str) -> _Values:
     """Returns the options of a PyTorch layer; its arrays decide whether it has a scale and a bias."""
     name = type(layer).__name__
     if "InstanceNorm" in name:
@@ -223,14 +225,14 @@ def _mode(layer: Any) -> _Mode:
     return {"use_running_average": True, "update_stats": False}
 
 
-def _options(given: Mapping[str, Any], defaults: Mapping[str, Any], caller: str, *ignored: str) -> dict[str, Any]:
+def _options(given: Mapping[str, Any], defaults: Mapping[str, Any], caller: str, *ignored: str) -> _Values:
     """Returns the given options, checked, and the defaults of those that are left out."""
     if unknown := sorted(map(str, set(given) - set(defaults) - set(ignored))):
         raise ValueError(f"{caller}: {unknown} are not options that both have; those are {[*defaults, *ignored]}")
     return _checked({name: given.get(name, default) for name, default in defaults.items()}, caller)
 
 
-def _checked(options: dict[str, Any], caller: str) -> dict[str, Any]:
+def _checked(options: _Values, caller: str) -> _Values:
     """Returns the options, and raises a ValueError for a value that no batch norm has."""
     for name, value in options.items():
         if name in _FLAGS and _number(value) not in (0, 1):
