@@ -20,7 +20,7 @@ class NormOptions:
     """The static options of one call, under the names and with the defaults that they have in `batch_norm`.
 
     `resolved` checks them and gives the record that the core takes: hashable, as a static argument of `jit` and of a
-    custom derivative rule must be. A new option of the norm is a field here, a keyword of `NormKeywords` and of
+    custom derivative rule must be. A new option of the norm is a field here and in `SharedKeywords`, a keyword of
     `batch_norm`, and a field of each module: the layers pass on every field that is here.
 
     Attributes:
@@ -116,18 +116,23 @@ class NormOptions:
         )
 
 
-class NormKeywords(TypedDict, total=False):
-    """The keyword arguments of `batch_norm`, for functions that pass them on: those of `NormOptions`, and arrays."""
+class SharedKeywords(TypedDict, total=False):
+    """The fields of `NormOptions` for functions and modules that take them as keyword arguments; each adds its axis."""
 
-    axis: Axes
     epsilon: float
-    mask: ArrayLike | None
-    shift: ArrayLike | None
     axis_name: AxisName | None
     axis_index_groups: Groups | None
     span: int | None
     collective: Collective
     activation: Activation | None
-    residual: ArrayLike | None
     save_for_backward: SaveForBackward
     dtype: DTypeLike | None
+
+
+class NormKeywords(SharedKeywords, total=False):
+    """The keyword arguments of `batch_norm`: the options, and arrays."""
+
+    axis: Axes
+    mask: ArrayLike | None
+    shift: ArrayLike | None
+    residual: ArrayLike | None

@@ -15,7 +15,7 @@ import batchnorm_jax
 from batchnorm_jax import NormWarning, UnchangedNormWarning, batch_norm, linen, torch_interop
 from batchnorm_jax import nnx as ours_nnx
 from batchnorm_jax._operands import Operands, as_operands
-from batchnorm_jax._options import NormKeywords, NormOptions
+from batchnorm_jax._options import NormKeywords, NormOptions, SharedKeywords
 from batchnorm_jax._recalibrate import MODES
 from batchnorm_jax._saving import SAVINGS
 from batchnorm_jax._statistics import EXACT, POOLINGS
@@ -53,15 +53,16 @@ def test_the_record_has_the_options_of_the_function():
     """And the modules have every field, under the same name and with the same default."""
     given = keywords(batch_norm)
     assert {name: default for name, default in given.items() if name not in Operands._fields} == FIELDS
-    assert list(NormKeywords.__annotations__) == list(given)
+    assert NormKeywords.__annotations__.keys() == given.keys()
+    assert SharedKeywords.__annotations__.keys() | {"axis"} == FIELDS.keys()
     of_linen = {field.name: field.default for field in dataclasses.fields(linen.BatchNorm)}
     of_nnx = keywords(ours_nnx.BatchNorm.__init__)
     assert FIELDS.items() <= of_linen.items() and FIELDS.items() <= of_nnx.items()
 
 
 def test_the_keywords_for_editors_are_complete():
-    assert list(BatchNormOptions.__annotations__) == list(keywords(ours_nnx.BatchNorm.__init__))
-    assert SynchronizeOptions.__annotations__.keys() <= BatchNormOptions.__annotations__.keys()
+    assert BatchNormOptions.__annotations__.keys() == keywords(ours_nnx.BatchNorm.__init__).keys()
+    assert SynchronizeOptions.__annotations__.keys() <= keywords(ours_nnx.BatchNorm.__init__).keys()
 
 
 def test_resolved_options_are_a_static_argument():

@@ -1,45 +1,34 @@
 """Batch renormalization as a `flax.nnx` module."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Required, TypedDict, Unpack
+from typing import Any, Required, Unpack
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from batchnorm_jax._options import SharedKeywords
 from batchnorm_jax._renorm import Limits, check_limits, limits_at, relaxed_d_max, relaxed_r_max
+from batchnorm_jax._synchronize import SynchronizeOptions
 from batchnorm_jax.nnx._module import BatchNorm
-from batchnorm_jax.typing import Activation, AxisName, Collective, Groups, Limit, SaveForBackward
+from batchnorm_jax.typing import Limit
 
 
-class BatchNormOptions(TypedDict, total=False):
-    """The keyword arguments of `BatchNorm`, of which `rngs` is required."""
+class BatchNormOptions(SharedKeywords, SynchronizeOptions, total=False):
+    """The keyword arguments of `BatchNorm`, of which `rngs` is required: here those that only the module has."""
 
     use_running_average: bool | None
     axis: int
-    momentum: float
-    epsilon: float
-    dtype: DTypeLike | None
     param_dtype: DTypeLike
     use_bias: bool
     use_scale: bool
     bias_init: nnx.Initializer
     scale_init: nnx.Initializer
-    axis_name: AxisName | None
-    axis_index_groups: Groups | None
-    use_fast_variance: bool
     promote_dtype: Callable[..., Any]
     rngs: Required[nnx.Rngs]
     bias_metadata: Mapping[str, Any]
     scale_metadata: Mapping[str, Any]
-    span: int | None
-    collective: Collective
-    activation: Activation | None
-    save_for_backward: SaveForBackward
-    unbiased_running_var: bool
-    skip_nonfinite: bool
     update_stats: bool | None
-    check_conditioning: bool
 
 
 class BatchRenorm(BatchNorm):
