@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from batchnorm_jax._arrays import row_of_greatest, squared_modulus
 from batchnorm_jax._checks import as_array, described
@@ -98,7 +99,7 @@ def as_moments(moments: Any, *, caller: str) -> Moments:
     return Moments(*(as_array(a, name, caller=caller) for name, a in zip(Moments._fields, moments, strict=True)))
 
 
-def conditioning(moments: Moments, shift: jax.Array) -> jax.Array:
+def conditioning(moments: Moments, shift: ArrayLike) -> jax.Array:
     """Returns the distance of the shift from the mean, the greatest over the features: max |mean - shift|^2 / var.
 
     With `collective="psum"` the relative error of the variance is a few float32 roundings (6e-8) times 1 plus the

@@ -253,7 +253,7 @@ RESIDUALS = {
 
 @pytest.mark.parametrize("variant", RESIDUALS)
 def test_what_the_backward_pass_keeps(variant):
-    """Bytes an element for a bfloat16 input, and vectors of one number a feature."""
+    """Bytes per element for a bfloat16 input, and vectors of one number per feature."""
     options, has_residual, allowed = RESIDUALS[variant]
     x = jnp.asarray(np.random.default_rng(0).normal(size=(64, 8, 8, 16)), jnp.bfloat16)
     scale, bias = jnp.ones(16), jnp.zeros(16)
