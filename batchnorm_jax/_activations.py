@@ -1,8 +1,7 @@
-"""Activations that are fused into the norm: which are ReLU, and which can be undone from their result."""
+"""Activations that are fused into the norm: recognises those of `jax.nn`, and inverts those that can be inverted."""
 
 import functools
 import weakref
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,24 +10,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-Activation = Callable[..., jax.Array]
+from batchnorm_jax.typing import Activation
 
 _PLAIN = (jax.nn.relu, jax.nn.leaky_relu, jax.nn.elu)
-# Those with an option, and its name.
+# The activations that have an option, and the option's name.
 _OPTIONS = {jax.nn.leaky_relu: "negative_slope", jax.nn.elu: "alpha"}
-# What these compute is what the program inside them computes, of the same arguments in the same order.
+# Calls that compute exactly what the program inside them does, with the same arguments in the same order.
 _CALLS = {"jit", "pjit", "remat", "remat2", "checkpoint", "closed_call", "core_call"}
-# What each activation was found to be, with 64-bit numbers and without: to trace it takes a few milliseconds.
+# The result of `recognised` for an activation that is no function of `jax.nn` in disguise.
 _ITSELF = object()
+# The result per activation, with 64-bit numbers and without: tracing one takes a few milliseconds.
 _found: weakref.WeakKeyDictionary[Any, dict[bool, Any]] = weakref.WeakKeyDictionary()
 
 
 def recognised(activation: Activation | None) -> Activation | None:
-    """Returns the function of `jax.nn` that an activation is in another guise; any other activation as it is.
+    """Returns the function of `jax.nn` that an activation is in disguise; any other activation as it is.
 
-    A guise is a deep copy, as `copy.deepcopy` of a model makes it, a partial, a lambda around it, a jitted or a named
-    one. The program of its value and of its derivative tells, not its identity. Known are the identity, which is None,
-    `jax.nn.relu`, `jax.nn.leaky_relu` and `jax.nn.elu`, the last two as a partial where they have an option.
+    A disguise is a deep copy, such as `copy.deepcopy` of a model makes, a partial, a lambda around the function, or a
+    jitted or named one. The programs of its value and its derivative decide, not its identity. The known functions are
+    the identity, which is None, `jax.nn.relu`, `jax.nn.leaky_relu` and `jax.nn.elu`, the last two as a partial where
+    they have an option.
 
     Example:
       >>> import copy, jax
@@ -48,7 +49,7 @@ def recognised(activation: Activation | None) -> Activation | None:
 
 
 def static(activation: Activation | None) -> Activation | None:
-    """Returns the activation, in a function of its own where it has no hash, which a static argument needs."""
+    """Returns the activation as a static argument: recognised, and wrapped in a function where it has no hash."""
     activation = recognised(activation)
     if activation is None:
         return None
@@ -64,7 +65,7 @@ def activated(activation: Activation, x: jax.Array) -> jax.Array:
     """Applies an activation.
 
     Raises:
-      ValueError: it gives no array of the shape of `x`.
+      ValueError: its result is not an array of the shape of `x`.
     """
     y: Any = activation(x)
     if jnp.shape(y) != x.shape or not hasattr(y, "dtype"):
@@ -77,14 +78,14 @@ def activated(activation: Activation, x: jax.Array) -> jax.Array:
 
 
 def is_relu(activation: Activation | None) -> bool:
-    """Whether the sign of the result says what the derivative is."""
+    """Returns whether the sign of the activation's result gives its derivative."""
     return activation is jax.nn.relu
 
 
 def inverse(activation: Activation | None) -> Activation | None:
-    """The inverse of the identity (None), `jax.nn.leaky_relu` or `jax.nn.elu`, or a `functools.partial` of these.
+    """Returns the inverse of the identity (None), `jax.nn.leaky_relu` or `jax.nn.elu`, or a partial of these.
 
-    None where there is none that is known.
+    It is None where no inverse is known.
 
     Example:
       >>> from functools import partial
@@ -103,19 +104,19 @@ def inverse(activation: Activation | None) -> Activation | None:
         return (lambda y: jnp.where(y >= 0, y, y / slope)) if _positive(slope) else None
     if function is jax.nn.elu:
         alpha = options.get("alpha", 1.0)
-        # Where rounding took the result to -alpha itself, what went in is no longer known: a finite stand-in.
+        # Where rounding took the result to -alpha itself, the input is lost: a finite value stands in for it.
         return (
             (lambda y: jnp.where(y >= 0, y, jnp.log1p(jnp.maximum(y / alpha, -1 + 1e-6)))) if _positive(alpha) else None
         )
     return None
 
 
-def _positive(value) -> bool:
+def _positive(value: Any) -> bool:
     return isinstance(value, int | float) and value > 0
 
 
 def undo(activation: Activation | None, y: jax.Array) -> jax.Array:
-    """What went into an activation that gave `y`."""
+    """Returns the input of an activation whose result is `y`."""
     function = inverse(activation)
     if function is None:
         raise ValueError(f"no inverse of {activation} is known")
@@ -123,21 +124,27 @@ def undo(activation: Activation | None, y: jax.Array) -> jax.Array:
 
 
 def _wide() -> bool:
+    """Returns whether JAX computes in 64 bits."""
     return jnp.result_type(float) == jnp.float64
 
 
 class _Program(NamedTuple):
-    """The program of a function's value and derivative: its text, with calls inlined, and the numbers in it."""
+    """The program of a function's value and derivative.
+
+    Attributes:
+      text: its lines, with calls inlined.
+      numbers: the numbers in it.
+    """
 
     text: tuple[str, ...]
     numbers: tuple[float, ...]
 
 
 def _traced(activation: Activation) -> Any:
-    """Returns what the activation is, told by its program; `_ITSELF` where it is none that is known."""
+    """Returns the function of `jax.nn` that has the activation's program; `_ITSELF` where there is none."""
     try:
         program = _program(activation)
-    except Exception:  # It takes no array of this shape, or fails: where it is applied, it says so itself.
+    except Exception:  # It fails, or takes no array of this shape: it will raise its own error where it is applied.
         return _ITSELF
     if program == _program(lambda x: x):
         return None
@@ -154,7 +161,7 @@ def _traced(activation: Activation) -> Any:
 
 @functools.cache
 def _with_option(function: Any, name: str, value: float) -> Activation:
-    """Returns the same object for the same option: as a static argument it is then the same."""
+    """Returns the function with its option; the same option gives the same object, and so the same static argument."""
     return partial(function, **{name: value})
 
 
@@ -163,6 +170,7 @@ def _dtype(atom: Any) -> Any:
 
 
 def _program(function: Any) -> _Program:
+    """Traces a function and its derivative, and writes the program in a form that can be compared."""
     x = jax.ShapeDtypeStruct((2, 3), jnp.float64 if _wide() else jnp.float32)
     closed = jax.make_jaxpr(lambda x, dx: jax.jvp(function, (x,), (dx,)))(x, x)
     lines: list[str] = []
@@ -187,7 +195,7 @@ def _program(function: Any) -> _Program:
                 body = getattr(inner, "jaxpr", inner)
                 results = inline(body, [number(c, c.dtype) for c in getattr(inner, "consts", ())], inputs)
             elif primitive == "convert_element_type" and _dtype(equation.invars[0]) == equation.params["new_dtype"]:
-                results = inputs  # From a number without a type of its own.
+                results = inputs  # A number without a dtype of its own gets one.
             else:
                 results = [f"v{len(lines)}.{i}" for i in range(len(equation.outvars))]
                 lines.append(f"{primitive} {sorted(equation.params.items())} {inputs}")

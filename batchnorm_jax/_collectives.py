@@ -9,12 +9,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
 
-AxisName = Hashable | Sequence[Hashable]
-Groups = tuple[tuple[int, ...], ...]
+from batchnorm_jax.typing import AxisName, Groups
 
 
 class Pool(NamedTuple):
-    """Who is pooled with whom: nobody (no axis name), all on the axes, or all in one group of participants.
+    """The devices that are pooled: this one alone (no axis name), all on the axes, or those of one group on the axes.
 
     Attributes:
       axis_name: the name or names of the axes.
@@ -26,7 +25,13 @@ class Pool(NamedTuple):
 
 
 def check_axis_name(axis_name: Any, *, caller: str, hint: str = "") -> None:
-    """Raises a ValueError for what cannot name an axis: an array, a function, or what has no hash."""
+    """Raises a ValueError for a value that cannot name an axis: an array, a function, or a value without a hash.
+
+    Args:
+      axis_name: one name, or several.
+      caller: the public call, for the message.
+      hint: the end of the message.
+    """
     for name in axis_name if isinstance(axis_name, tuple | list) else (axis_name,):
         if callable(name) or hasattr(name, "shape") or not isinstance(name, Hashable):
             raise ValueError(
@@ -35,7 +40,7 @@ def check_axis_name(axis_name: Any, *, caller: str, hint: str = "") -> None:
 
 
 def axis_size(axis_name: AxisName | None, *, caller: str) -> int:
-    """The number of participants on `axis_name`: 1 for None, the product for several names."""
+    """Returns the number of participants on `axis_name`: 1 for None, the product for several names."""
     if axis_name is None:
         return 1
     try:
@@ -51,14 +56,14 @@ def axis_size(axis_name: AxisName | None, *, caller: str) -> int:
 
 
 def _bound_names() -> str:
-    """The names that are bound, for a message; JAX tells them in a function that is for nothing else."""
+    """Returns the bound names for a message; JAX gives them in a function that is meant for nothing else."""
     names = getattr(core, "unsafe_get_axis_names_DO_NOT_USE", list)()
     known = [name for name in names if isinstance(name, str)]
     return f" (bound here: {', '.join(map(repr, known))})" if known else ""
 
 
 def is_bound(axis_name: AxisName | None) -> bool:
-    """Whether the name or names are those of axes that the code is mapped over here."""
+    """Returns whether the name, or every one of the names, belongs to an axis that the code is mapped over here."""
     if axis_name is None:
         return False
     try:
@@ -68,11 +73,11 @@ def is_bound(axis_name: AxisName | None) -> bool:
     return True
 
 
-def as_groups(groups: Any, *, caller: str) -> Groups | None:
-    """Returns groups of whole numbers as tuples; whether they split an axis is known where it is bound.
+def as_groups(groups: Any, *, caller: str) -> tuple[tuple[int, ...], ...] | None:
+    """Returns groups of whole numbers as tuples; `check_groups` checks them against an axis, where it is bound.
 
     Raises:
-      ValueError: it is no list of lists of whole numbers.
+      ValueError: the argument is not a list of lists of whole numbers.
     """
     if groups is None:
         return None
@@ -82,8 +87,8 @@ def as_groups(groups: Any, *, caller: str) -> Groups | None:
         raise ValueError(f"{caller}: axis_index_groups must be a list of lists of integers, not {groups!r}") from None
 
 
-def check_groups(groups: Sequence[Sequence[int]] | None, participants: int, *, caller: str) -> Groups | None:
-    """The groups as tuples.
+def check_groups(groups: Groups | None, participants: int, *, caller: str) -> tuple[tuple[int, ...], ...] | None:
+    """Returns the groups as tuples.
 
     Raises:
       ValueError: there is no axis to group, or the groups do not split its participants evenly.
@@ -102,7 +107,7 @@ def check_groups(groups: Sequence[Sequence[int]] | None, participants: int, *, c
 
 
 def pool_size(pool: Pool) -> int:
-    """How many participants are pooled with this one, itself included."""
+    """Returns the number of participants that are pooled with this one, itself included."""
     if pool.axis_name is None:
         return 1
     return len(pool.groups[0]) if pool.groups else lax.axis_size(pool.axis_name)
@@ -111,7 +116,7 @@ def pool_size(pool: Pool) -> int:
 def fused_sum(parts: Sequence[jax.Array], pool: Pool) -> list[jax.Array]:
     """Sums every real array of `parts` over the pool, with one collective for all of them.
 
-    The arrays are sent as one: a psum of a tree is one all-reduce a leaf.
+    The arrays are sent as one, because a psum of a tree is one all-reduce per leaf.
     """
     if pool.axis_name is None:
         return list(parts)
@@ -122,7 +127,7 @@ def fused_sum(parts: Sequence[jax.Array], pool: Pool) -> list[jax.Array]:
 
 
 def fused_gather(parts: Sequence[jax.Array], pool: Pool) -> list[jax.Array]:
-    """Every participant's `parts`, each with a new leading axis over the pool, with one collective for all of them."""
+    """Gathers every participant's `parts`, each with a new leading axis over the pool, with one collective for all."""
     if pool.axis_name is None:
         return [part[None] for part in parts]
     if len({part.shape for part in parts}) == 1:
@@ -135,26 +140,26 @@ def fused_gather(parts: Sequence[jax.Array], pool: Pool) -> list[jax.Array]:
 def vary_like(value: jax.Array, *references: jax.Array | None) -> jax.Array:
     """Marks `value` as varying over every manual axis that some of `references` varies over.
 
-    JAX does this by itself where a replicated value meets a varying one, once for each use, and each of
-    these becomes a psum in the backward pass. Doing it here, on a stacked value, leaves one psum.
-    Outside of `shard_map(check_vma=True)` nothing varies and nothing happens.
+    JAX does this by itself where a replicated value meets a varying one, once per use, and each mark becomes a psum in
+    the backward pass. Marking a stacked value here leaves one psum. Outside of `shard_map(check_vma=True)` nothing
+    varies and nothing happens.
     """
     missing = frozenset().union(*(_varying(r) for r in references if r is not None)) - _varying(value)
     return lax.pcast(value, tuple(missing), to="varying") if missing else value
 
 
 def varies_beyond(value: jax.Array, reference: jax.Array) -> bool:
-    """Whether `value` varies over a manual axis that `reference` does not vary over."""
+    """Returns whether `value` varies over a manual axis that `reference` does not vary over."""
     return not _varying(value) <= _varying(reference)
 
 
 def unstack(stacked: jax.Array) -> list[jax.Array]:
-    """The rows of an array. Transposes to one concatenation, where indexing would to as many sums of padded arrays."""
+    """Returns the rows of an array; its transpose is one concatenation, that of indexing one padded array per row."""
     return [jnp.squeeze(row, 0) for row in lax.split(stacked, [1] * stacked.shape[0], axis=0)]
 
 
 def _cut(flat: jax.Array, parts: Sequence[jax.Array]) -> Sequence[jax.Array]:
-    # A split, since that transposes to one concatenation.
+    # A split, because its transpose is one concatenation.
     return lax.split(flat, [part.size for part in parts], axis=flat.ndim - 1)
 
 
@@ -163,7 +168,7 @@ def _sum_over(values: jax.Array, pool: Pool) -> jax.Array:
         return lax.psum(values, pool.axis_name)
     if _grouped_collectives(pool):
         return lax.psum(values, pool.axis_name, axis_index_groups=pool.groups)
-    # One row for each group, of which a participant fills its own: an ordinary psum, of as many times the length.
+    # One row per group, of which a participant fills its own: an ordinary psum, of as many times the length.
     group = _group(pool)
     row = jnp.expand_dims(jnp.arange(len(pool.groups)) == group, tuple(range(1, values.ndim + 1)))
     total = lax.psum(jnp.where(row, values[None], 0), pool.axis_name)
@@ -172,7 +177,7 @@ def _sum_over(values: jax.Array, pool: Pool) -> jax.Array:
 
 def _gather_over(values: jax.Array, pool: Pool) -> jax.Array:
     if pool.groups is None:
-        # What every participant has is the same for all, and the caller's out_specs may say so.
+        # The gathered array is the same on every participant, and the caller's out_specs may say so.
         return lax.all_gather(values, pool.axis_name, to="invarying" if _checked(pool.axis_name) else "varying")
     if _grouped_collectives(pool):
         return lax.all_gather(values, pool.axis_name, axis_index_groups=pool.groups)
@@ -180,28 +185,29 @@ def _gather_over(values: jax.Array, pool: Pool) -> jax.Array:
 
 
 def _grouped_collectives(pool: Pool) -> bool:
-    """Whether JAX has grouped collectives here: over one mesh axis; not in vmap, nor where it checks what varies."""
+    """Returns whether JAX has grouped collectives here: over one mesh axis, not in vmap or under check_vma=True."""
     names = pool.axis_name if isinstance(pool.axis_name, tuple | list) else (pool.axis_name,)
     manual = jax.sharding.get_abstract_mesh().manual_axes
     return len(names) == 1 and names[0] in manual and not _checked(pool.axis_name)
 
 
 def _checked(axis_name: AxisName | None) -> bool:
-    """Whether JAX keeps count here of what varies over the axis: an index along it does."""
+    """Returns whether JAX tracks here which values vary over the axis: an index along the axis does."""
     return bool(_varying(lax.axis_index(axis_name)))
 
 
 def _group(pool: Pool) -> jax.Array:
-    """The number of this participant's group."""
+    """Returns the number of this participant's group."""
     group_of = {member: number for number, group in enumerate(pool.groups or ()) for member in group}
     return _own(jnp.asarray([group_of[i] for i in range(len(group_of))]), Pool(pool.axis_name))
 
 
 def _own(table: jax.Array, pool: Pool) -> jax.Array:
-    """The row of a table that is this participant's, or its group's where the pool has groups."""
+    """Returns this participant's row of a table, or its group's row where the pool has groups."""
     index = _group(pool) if pool.groups else lax.axis_index(pool.axis_name)
     return lax.dynamic_index_in_dim(vary_like(table, index), index, keepdims=False)
 
 
-def _varying(value: jax.Array) -> frozenset:
+def _varying(value: jax.Array) -> frozenset[Hashable]:
+    """Returns the manual axes that a value varies over."""
     return jax.typeof(value).manual_axis_type.varying

@@ -1,4 +1,4 @@
-"""Following values through a traced program: which layer's output each norm was given, and who else was given it."""
+"""Follows values through a traced program: the layer whose output each norm reads, and what else reads that output."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -9,25 +9,25 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 
 _MARK = "batchnorm_jax.fold"
-# What these compute is what the program inside them computes, of the same arguments in the same order.
+# Calls that compute exactly what the program inside them does, with the same arguments in the same order.
 _CALLS = {"jit", "pjit", "remat", "remat2", "checkpoint", "closed_call", "core_call", "custom_jvp_call"}
 _CALLS |= {"custom_vjp_call", "custom_vjp_call_jaxpr"}
-# The variables that are followed from where they are stored to where they are used.
+# The variables that are followed from the place where they are stored to the place where they are used.
 STORED_OF_LAYER, STORED_OF_NORM = ("params", "kernel"), ("batch_stats", "mean")
 
-# Where a value comes from: ("layer", path), the output of a layer; ("stored", path), what is stored of a layer or norm.
+# The origin of a value: ("layer", path), the output of a layer; ("stored", path), a variable of a layer or norm.
 _Origin = tuple[str, str] | None
 
 
 class Flow(NamedTuple):
-    """What was found; each layer and norm goes by its path.
+    """The values that go between layers and norms, each of which is named by its path.
 
     Attributes:
-      calls: how often each stands in the program.
-      sources: for each norm, the layers whose output it was given, None for anything else.
-      readers: for each layer, the norms that read its output, None for anything else.
-      stored: the layers that compute with their kernel, and the norms with their mean, as it is stored: whole, or the
-        slice along axis 0 that belongs to the step of a scan.
+      calls: the number of times that each layer and norm stands in the program.
+      sources: for each norm, the layers whose output it was given; None stands for anything else.
+      readers: for each layer, the norms that read its output; None stands for anything else.
+      stored: the layers that compute with their kernel as it is stored, and the norms that do so with their mean:
+        whole, or the slice along axis 0 that belongs to the step of a scan.
     """
 
     calls: dict[str, int]
@@ -37,18 +37,18 @@ class Flow(NamedTuple):
 
 
 def mark(kind: str, path: str, value: Any) -> Any:
-    """The same value, marked in the program that is being traced.
+    """Marks a value in the program that is being traced, and returns it.
 
     Args:
-      kind: "layer", the output of one; "norm", the input of one; "stored", the kernel or the mean in use.
-      path: of the layer or norm.
+      kind: "layer" for the output of a layer; "norm" for the input of a norm; "stored" for the kernel or mean in use.
+      path: the path of the layer or norm.
       value: an array.
     """
     return checkpoint_name(value, f"{_MARK}:{kind}:{path}")
 
 
 def follow(program: Any, variables: Any) -> Flow:
-    """Follows what was marked through a program whose first arguments are the leaves of `variables`."""
+    """Follows the marked values through a program whose first arguments are the leaves of `variables`."""
     flow = Flow(defaultdict(int), defaultdict(list), defaultdict(list), set())
     origins = [_stored_at(path) for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
     results = _follow(flow, program, [*origins, *[None] * (len(program.invars) - len(origins))])
@@ -56,13 +56,14 @@ def follow(program: Any, variables: Any) -> Flow:
     return flow
 
 
-def _stored_at(path) -> _Origin:
+def _stored_at(path: tuple[Any, ...]) -> _Origin:
+    """Returns the origin of a variable, by the keys that lead to it."""
     names = [str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey)]
     return ("stored", "/".join(names[1:-1])) if (names[0], names[-1]) in (STORED_OF_LAYER, STORED_OF_NORM) else None
 
 
 def _follow(flow: Flow, program: Any, arguments: list[_Origin]) -> list[_Origin]:
-    """Returns the origins of the program's results."""
+    """Follows values through a program, and returns the origins of its results."""
     origin = dict(zip(program.invars, arguments, strict=True))
 
     def read(variable) -> _Origin:
@@ -83,6 +84,7 @@ def _follow(flow: Flow, program: Any, arguments: list[_Origin]) -> list[_Origin]
 
 
 def _at_mark(flow: Flow, name: str, source: _Origin) -> _Origin:
+    """Records a mark in `flow`, and returns the origin of the value behind it."""
     ours, _, rest = name.partition(":")
     kind, _, path = rest.partition(":")
     if ours != _MARK:
@@ -102,13 +104,17 @@ def _at_mark(flow: Flow, name: str, source: _Origin) -> _Origin:
 
 
 def _read_elsewhere(flow: Flow, inputs: Iterable[_Origin]) -> None:
+    """Records that something other than a norm reads these values."""
     for source in inputs:
         if source is not None and source[0] == "layer":
             flow.readers[source[1]].append(None)
 
 
 def _into_loop(equation: Any, inputs: list[_Origin], number: int) -> list[_Origin]:
-    """The origins inside: of a scan, of what is stored, whole or sliced along axis 0, but not carried; else none."""
+    """Returns the origins inside a loop: for a scan those of stored variables that are not carried, else none.
+
+    A scan reads a stored variable whole, or sliced along axis 0.
+    """
     if equation.primitive.name != "scan":
         return [None] * number
     consts = equation.params["num_consts"]
@@ -120,6 +126,7 @@ def _into_loop(equation: Any, inputs: list[_Origin], number: int) -> list[_Origi
 
 
 def _inner_programs(equation: Any) -> Iterator[Any]:
+    """Yields the programs inside an equation."""
     for value in equation.params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             if isinstance(item, core.ClosedJaxpr):

@@ -1,186 +1,138 @@
-"""What may be given to the norm, checked before anything is computed."""
+"""The static options of one call of a norm, in one record from the public function down to its derivative rules."""
 
-import difflib
-from collections.abc import Iterable
-from typing import Any
+import dataclasses
+from typing import Any, TypedDict, get_args
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
+from jax.typing import ArrayLike, DTypeLike
 
-from batchnorm_jax._activations import inverse, recognised
-from batchnorm_jax._moments import feature_axes, is_number
-
-COLLECTIVES = ("psum", "all_gather")
-SAVED = ("input", "output", "nothing")
-# Who is pooled with whom, and not how.
-OF_POOLING = ("axis_name", "axis_index_groups", "span")
-# What `synchronize` may give to a norm that exists: how it pools and averages, not what the model computes or keeps.
-OF_SYNCHRONIZE = (
-    "axis_index_groups",
-    "span",
-    "collective",
-    "use_fast_variance",
-    "unbiased_running_var",
-    "skip_nonfinite",
-    "check_conditioning",
-    "momentum",
-)
+from batchnorm_jax._activations import static
+from batchnorm_jax._checks import check_activation, check_choice, check_dtype, check_epsilon
+from batchnorm_jax._collectives import Pool, axis_size, check_groups
+from batchnorm_jax._operands import Operands
+from batchnorm_jax._saving import SAVINGS, Saving, check_saving
+from batchnorm_jax.typing import Activation, Axes, AxisName, Collective, Groups, SaveForBackward
 
 
-def check_synchronize(options: Iterable[str]) -> None:
-    """Raises a ValueError for an option that `synchronize` does not take."""
-    for name in options:
-        if name not in OF_SYNCHRONIZE:
-            close = difflib.get_close_matches(name, OF_SYNCHRONIZE, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else "."
-            raise ValueError(
-                f"synchronize: {name!r} is not an option here{hint} Options are {', '.join(OF_SYNCHRONIZE)}"
-            )
+@dataclasses.dataclass(frozen=True)
+class NormOptions:
+    """The static options of one call, under the names and with the defaults that they have in `batch_norm`.
 
+    `resolved` checks them and gives the record that the core takes: hashable, as a static argument of `jit` and of a
+    custom derivative rule must be. A new option of the norm is a field here and in `SharedKeywords`, a keyword of
+    `batch_norm`, and a field of each module: the layers pass on every field that is here.
 
-def check_input(x: jax.Array, axis, *, caller: str, may_be_empty: bool = False) -> tuple[int, ...]:
-    """Returns the feature axes of an input that can be normalised; by known statistics an empty one can be, too."""
-    if not jnp.issubdtype(x.dtype, jnp.inexact):
-        raise ValueError(
-            f"{caller}: the input must have a floating point or complex dtype, not {x.dtype}; "
-            "convert it, for example with x.astype(jnp.float32)"
-        )
-    features = feature_axes(axis, x.ndim, caller=caller)
-    if 0 in (x.shape[i] for i in features):
-        raise ValueError(f"{caller}: the input of shape {x.shape} has no features on axis {axis}")
-    if x.size == 0 and not may_be_empty:
-        raise ValueError(
-            f"{caller}: the input of shape {x.shape} has no positions to take statistics of; give at least one example"
-        )
-    return features
-
-
-def check_real(scale, bias, x: jax.Array, *, caller: str) -> None:
-    """Raises a ValueError for a complex scale, and for a complex bias of a real input."""
-    for name, value, allowed in (("scale", scale, False), ("bias", bias, jnp.iscomplexobj(x))):
-        if value is not None and jnp.iscomplexobj(value) and not allowed:
-            raise ValueError(f"{caller}: {name} is {value.dtype} for an input of {x.dtype}; give it a real dtype")
-
-
-# What other libraries call it, and what it is here.
-_PEERS = {
-    "eps": "epsilon",
-    "decay": "momentum, the share that is kept",
-    "decay_rate": "momentum, the share that is kept",
-    "affine": "use_scale and use_bias",
-    "create_scale": "use_scale",
-    "create_offset": "use_bias",
-    "scale": "use_scale",
-    "center": "use_bias",
-    "track_running_stats": "use_running_average=False with update_stats=False",
-    "process_group": "axis_index_groups",
-    "cross_replica_axis": "axis_name",
-    "group_size": "span, a number of examples",
-    "virtual_batch_size": "span, a number of examples",
-    "train": "use_running_average, its opposite",
-    "training": "use_running_average, its opposite",
-    "is_training": "use_running_average, its opposite",
-    "inference": "use_running_average",
-    "frozen": "use_running_average=True",
-    "rmax": "r_max of BatchRenorm",
-    "dmax": "d_max of BatchRenorm",
-    "warmup_steps": "r_max and d_max of BatchRenorm, which may be functions of the number of updates: "
-    "r_max=lambda step: jnp.where(step < 1000, 1.0, 3.0)",
-    "renorm": "the class BatchRenorm",
-    "renorm_clipping": "r_max and d_max of BatchRenorm",
-    "renorm_momentum": "momentum",
-}
-
-
-def check_names(given: Iterable[str], known: Iterable[str], *, caller: str) -> None:
-    """Raises a TypeError for an option that there is not; where another library has it, it says ours."""
-    known = list(known)
-    for name in given:
-        if name in known:
-            continue
-        close = difflib.get_close_matches(name, known, 1)
-        hint = f"here it is {_PEERS[name]}" if name in _PEERS else f"did you mean {close[0]}?" if close else ""
-        raise TypeError(f"{caller}: there is no option {name!r}; {hint or 'options are ' + ', '.join(known)}")
-
-
-def check_epsilon(epsilon: Any, *, caller: str) -> None:
-    """Raises a ValueError for an epsilon that is no number, or negative; a traced one is a number when it runs."""
-    if isinstance(epsilon, Tracer):
-        return
-    if not is_number(epsilon) or not epsilon >= 0:
-        raise ValueError(f"{caller}: epsilon={epsilon!r} must be a number of at least 0; the usual one is 1e-5")
-
-
-def check_activation(activation: Any, *, caller: str) -> None:
-    """Raises a ValueError for what is no function."""
-    if activation is not None and not callable(activation):
-        raise ValueError(f"{caller}: activation={activation!r} is not a function; give one, for example jax.nn.relu")
-
-
-def as_flag(value: Any, name: str, *, caller: str) -> bool:
-    """Returns a flag as a bool.
-
-    Raises:
-      ValueError: it is neither true nor false, such as a text, or known only when the program runs.
+    Attributes:
+      axis: the feature axis or axes; resolved: non-negative and ascending, a tuple.
+      epsilon: added to the variance.
+      axis_name: the name or names of the axes to reduce over.
+      axis_index_groups: groups of the participants on `axis_name`; resolved: a tuple of tuples.
+      span: the number of examples that are normalised together; None: all.
+      collective: the way that devices pool their statistics.
+      activation: an elementwise function, or None; resolved: hashable, and the function of `jax.nn` that it is.
+      save_for_backward: the array that is kept for the backward pass.
+      dtype: the dtype of the result; resolved: never None.
+      caller: the public call, which errors name. It has no part in comparisons: it changes nothing in the program.
     """
-    if isinstance(value, Tracer):
-        raise ValueError(
-            f"{caller}: {name} decides which program is traced, and must be known then; mark it as static, as in "
-            "jax.jit(step, static_argnames='train')"
+
+    axis: Axes = -1
+    epsilon: float = 1e-5
+    axis_name: AxisName | None = None
+    axis_index_groups: Groups | None = None
+    span: int | None = None
+    collective: Collective = "psum"
+    activation: Activation | None = None
+    save_for_backward: SaveForBackward = "input"
+    dtype: DTypeLike | None = None
+    caller: str = dataclasses.field(default="batch_norm", compare=False)
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """The resolved feature axes."""
+        return (self.axis,) if isinstance(self.axis, int) else tuple(self.axis)
+
+    @property
+    def pool(self) -> Pool:
+        """The devices whose statistics are pooled with this device's."""
+        return Pool(self.axis_name, self.axis_index_groups)
+
+    @property
+    def saving(self) -> Saving:
+        """The properties of the choice of `save_for_backward`."""
+        return SAVINGS[self.save_for_backward]
+
+    def replace(self, **changes: Any) -> "NormOptions":
+        """Returns the options with other values for some of them."""
+        return dataclasses.replace(self, **changes)
+
+    def check(self, *, has_residual: bool) -> None:
+        """Checks every option by itself, and those that may conflict.
+
+        Args:
+          has_residual: a residual is added before the activation.
+
+        Raises:
+          ValueError: an option has a value that it cannot have, or two options conflict.
+        """
+        check_dtype(self.dtype, caller=self.caller)
+        check_epsilon(self.epsilon, caller=self.caller)
+        check_activation(self.activation, caller=self.caller)
+        check_choice(self.collective, "collective", get_args(Collective), caller=self.caller)
+        check_choice(self.save_for_backward, "save_for_backward", get_args(SaveForBackward), caller=self.caller)
+        check_saving(self.save_for_backward, self.activation, has_residual=has_residual, caller=self.caller)
+
+    def resolved(self, features: tuple[int, ...], operands: Operands) -> "NormOptions":
+        """Returns the options as the core takes them, checked and hashable.
+
+        Args:
+          features: the feature axes of the input.
+          operands: the arrays of the call, checked.
+
+        Raises:
+          ValueError: as `check`; epsilon is traced, the axes are not bound here, the groups do not split their
+            participants, or a span counts examples along a feature axis.
+        """
+        if isinstance(self.epsilon, Tracer):
+            raise ValueError(
+                f"{self.caller}: epsilon must be a number, known when the function is traced; no gradient flows to it"
+            )
+        self.check(has_residual=operands.residual is not None)
+        axis_name = tuple(self.axis_name) if isinstance(self.axis_name, list) else self.axis_name
+        participants = axis_size(axis_name, caller=self.caller)
+        groups = check_groups(self.axis_index_groups, participants, caller=self.caller)
+        if self.span is not None and 0 in features:
+            raise ValueError(
+                f"{self.caller}: span={self.span} counts examples along axis 0, which is a feature axis here "
+                f"(axis={self.axis})"
+            )
+        return self.replace(
+            axis=features,
+            epsilon=float(self.epsilon),
+            axis_name=axis_name,
+            axis_index_groups=groups,
+            activation=static(self.activation),
+            dtype=jnp.dtype(operands.result_dtype() if self.dtype is None else self.dtype),
         )
-    single = isinstance(value, np.ndarray | jax.Array) and np.shape(value) == () and value.dtype == bool
-    if single or isinstance(value, bool | np.bool_) or (isinstance(value, int) and value in (0, 1)):
-        return bool(value)
-    raise ValueError(f"{caller}: {name}={value!r} must be True or False")
 
 
-def check_dtype(dtype: Any, name: str = "dtype", *, caller: str) -> None:
-    """Raises a ValueError for what is no dtype of floating point or complex numbers; None is one that is not given."""
-    if dtype is None:
-        return
-    try:
-        # An array has a dtype, and is none.
-        known = not isinstance(dtype, jax.Array | np.ndarray) and jnp.issubdtype(jnp.dtype(dtype), jnp.inexact)
-    except (TypeError, ValueError):
-        known = False
-    if not known:
-        raise ValueError(
-            f"{caller}: {name}={dtype!r} must be a floating point or complex dtype, for example jnp.float32"
-        )
+class SharedKeywords(TypedDict, total=False):
+    """The fields of `NormOptions` for functions and modules that take them as keyword arguments; each adds its axis."""
+
+    epsilon: float
+    axis_name: AxisName | None
+    axis_index_groups: Groups | None
+    span: int | None
+    collective: Collective
+    activation: Activation | None
+    save_for_backward: SaveForBackward
+    dtype: DTypeLike | None
 
 
-def check_options(*, collective, activation: Any, save_for_backward, has_residual: bool, caller: str) -> None:
-    """Raises a ValueError where options are unknown or conflict."""
-    check_activation(activation, caller=caller)
-    for name, value, known in (
-        ("collective", collective, COLLECTIVES),
-        ("save_for_backward", save_for_backward, SAVED),
-    ):
-        if not isinstance(value, str) or value not in known:
-            raise ValueError(f"{caller}: {name}={value!r} is not known; give one of {', '.join(map(repr, known))}")
-    if save_for_backward != "output":
-        return
-    function: Any = activation
-    if inverse(recognised(function)) is None:
-        name = getattr(activation, "__name__", activation)
-        raise ValueError(
-            f"{caller}: save_for_backward='output' undoes the activation, which {name} does not allow; use none, "
-            "jax.nn.leaky_relu or jax.nn.elu, or save_for_backward='input'"
-        )
-    if has_residual:
-        raise ValueError(
-            f"{caller}: save_for_backward='output' cannot tell the residual from the rest of y; add it outside, or use "
-            "save_for_backward='input'"
-        )
+class NormKeywords(SharedKeywords, total=False):
+    """The keyword arguments of `batch_norm`: the options, and arrays."""
 
-
-def check_scale(scale: Any, save_for_backward: str, *, caller: str) -> None:
-    """Raises a ValueError for a scale with zeros, where the backward pass would divide by it and its value is known."""
-    known = save_for_backward == "output" and scale is not None and not isinstance(scale, Tracer)
-    if known and np.any(np.asarray(scale) == 0):
-        raise ValueError(
-            f"{caller}: save_for_backward='output' divides by the scale, and some of it is zero; initialise it with "
-            "other values, or use save_for_backward='input'"
-        )
+    axis: Axes
+    mask: ArrayLike | None
+    shift: ArrayLike | None
+    residual: ArrayLike | None

@@ -2,7 +2,6 @@
 
 import difflib
 import itertools
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +10,8 @@ import numpy as np
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from batchnorm_jax._flow import Flow, follow
+from batchnorm_jax._warnings import warn_of_unchanged
+from batchnorm_jax.typing import Axes
 
 _traces = itertools.count()
 
@@ -19,10 +20,10 @@ class Seen(NamedTuple):
     """A layer or a norm, as the model called it.
 
     Attributes:
-      path: its names from the outermost module inward, with slashes between.
-      module: the module, of which only the options are looked at.
-      shape: of the layer's kernel or the norm's mean, inside whatever scan or vmap encloses it.
-      objection: why it cannot be folded, by itself; "" where it can.
+      path: the names from the outermost module inward, with slashes between.
+      module: the module, of which only the options are read.
+      shape: the shape of the layer's kernel or the norm's mean, inside whatever scan or vmap encloses it.
+      objection: the reason why it cannot be folded, whatever its partner; "" where it can.
     """
 
     path: str
@@ -32,12 +33,12 @@ class Seen(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """The layers and norms that a model called, by path, and what goes from one to another.
+    """The layers and norms that a model called, by path, and the values that go from one to another.
 
     Attributes:
-      layers: those that could be folded by what they are.
-      norms: likewise.
-      flow: what goes from one to another.
+      layers: the layers of a class that can be folded.
+      norms: the norms of a class that can be folded.
+      flow: the values that go from one to another.
     """
 
     layers: dict[str, Seen]
@@ -46,13 +47,14 @@ class Trace(NamedTuple):
 
 
 def traced(run: Callable[..., Any], variables: Any, args: tuple, kwargs: Mapping[str, Any]) -> Flow:
-    """Follows what `run(variables, *args, **kwargs)` does with what it marks; nothing is computed.
+    """Follows the values that `run(variables, *args, **kwargs)` marks; nothing is computed.
 
     Args:
-      run: what is traced. It gives all that leaves the model: whatever is neither there nor marked is lost.
-      variables: nested dictionaries, the names that `follow` knows in them.
-      args: of the example; arrays may be `jax.ShapeDtypeStruct`s, and the rest, such as train=False, stays as it is.
-      kwargs: likewise.
+      run: the function to trace. It returns every value that leaves the model: a value that is neither returned nor
+        marked is lost.
+      variables: nested dictionaries, with the names that `follow` knows.
+      args: the example; arrays may be `jax.ShapeDtypeStruct`s, and the rest, such as train=False, stays as it is.
+      kwargs: the example's keyword arguments.
     """
     leaves, structure = jax.tree.flatten((args, kwargs))
     arrays = {
@@ -63,7 +65,7 @@ def traced(run: Callable[..., Any], variables: Any, args: tuple, kwargs: Mapping
         args, kwargs = jax.tree.unflatten(structure, [arrays.get(i, leaf) for i, leaf in enumerate(leaves)])
         return run(variables, *args, **kwargs)
 
-    # What is traced under a name of its own is traced anew: from a jit inside the model that ran before, JAX would take
+    # Metadata of its own makes JAX trace everything anew: for a jit inside the model that ran before, JAX would reuse
     # the program that it has, and no module would be called.
     with set_xla_metadata(batchnorm_jax_fold=next(_traces)):
         program = jax.make_jaxpr(with_arrays)(variables, arrays).jaxpr
@@ -71,7 +73,7 @@ def traced(run: Callable[..., Any], variables: Any, args: tuple, kwargs: Mapping
 
 
 def every_pair(seen: Trace) -> tuple[list[tuple[str, str]], list[str]]:
-    """Returns the paths of every layer that can be folded and its norm, and of each norm that stays the reason."""
+    """Returns the paths of every layer that can be folded and its norm, and the reason for each norm that stays."""
     found, reasons = [], []
     for path in seen.norms:
         source = next(iter(seen.flow.sources[path]), None)
@@ -87,35 +89,34 @@ def every_pair(seen: Trace) -> tuple[list[tuple[str, str]], list[str]]:
 def say_what_stays(
     found: Sequence[Any], number: int, reasons: Sequence[str], *, advice: str = "Give pairs to fold these alone"
 ) -> None:
-    """Warns of the norms that stay where all that can be folded was asked for.
+    """Warns of the norms that stay in a call that is to fold every norm that can be folded.
 
     Args:
       found: the pairs that can be folded.
-      number: of norms that stay.
-      reasons: why they do.
-      advice: what can be done.
+      number: the number of norms that stay.
+      reasons: the reasons why they stay.
+      advice: the end of the message: what the user can do.
 
     Raises:
-      ValueError: none can be folded; the message says why the norms there cannot be.
+      ValueError: no norm can be folded; the message gives the reasons.
     """
     if not found:
         why = "; ".join(reasons[:3]) or "the model called no BatchNorm of Flax or of batchnorm_jax"
         raise ValueError(f"fold: there is nothing to fold: {why}. {advice}")
     if number:
         more = f"; and {len(reasons) - 5} more" if len(reasons) > 5 else ""
-        warnings.warn(
+        warn_of_unchanged(
             f"fold: {number} norm{'s' if number > 1 else ''} of the model stay{'' if number > 1 else 's'} as "
             f"{'they are' if number > 1 else 'it is'}: {'; '.join(reasons[:5])}{more}. {advice}",
-            UserWarning,
             stacklevel=4,
         )
 
 
 def check_paths(pairs: Any, layers: Iterable[str], norms: Iterable[str]) -> list[tuple[str, str]]:
-    """Returns the pairs as they were given, if there is each path, once.
+    """Returns the pairs as they were given, if each path exists and is given once.
 
     Raises:
-      ValueError: there is no such path, it is there twice, or there are no pairs.
+      ValueError: a path does not exist or is given twice, or there are no pairs.
     """
     known = {"layer": list(layers), "norm": list(norms)}
     if isinstance(pairs, str) or hasattr(pairs, "shape") or not isinstance(pairs, Iterable):
@@ -138,7 +139,7 @@ def check_paths(pairs: Any, layers: Iterable[str], norms: Iterable[str]) -> list
 
 
 def objection(seen: Trace, layer: str, norm: str) -> str:
-    """Why the pair cannot be folded; "" where it can."""
+    """Returns the reason why the pair cannot be folded; "" where it can."""
     flow = seen.flow
     for kind, path, found in (("layer", layer, seen.layers), ("norm", norm, seen.norms)):
         if found[path].objection:
@@ -161,8 +162,16 @@ def objection(seen: Trace, layer: str, norm: str) -> str:
     return ""
 
 
-def objection_to_norm(axes: tuple[int, ...], axis: Any, ndim: int, *, running: bool, updates: Any) -> str:
-    """Why a norm cannot be folded, by its call; "" where it can."""
+def objection_to_norm(axes: tuple[int, ...], axis: Axes, ndim: int, *, running: bool, updates: bool | None) -> str:
+    """Returns the reason why a norm cannot be folded, by its call; "" where it can.
+
+    Args:
+      axes: the resolved feature axes.
+      axis: the feature axis or axes as given, for the message.
+      ndim: the rank of the input.
+      running: the norm normalises by the running statistics.
+      updates: the norm updates them in this call.
+    """
     if axes != (ndim - 1,):
         return f"its feature axis is {axis}, and the features of a layer are on the last of {ndim} axes"
     if not running:
@@ -173,14 +182,14 @@ def objection_to_norm(axes: tuple[int, ...], axis: Any, ndim: int, *, running: b
 
 
 def objection_to_equation(equation: str) -> str:
-    """Why an einsum cannot be folded; "" where it can."""
+    """Returns the reason why an einsum cannot be folded; "" where it can."""
     operands, result = equation.replace(" ", "").split("->")
     last = operands[-1:]
     return "" if last == result[-1:] and last.isalpha() else f"{equation!r} does not have the kernel's last axis last"
 
 
 def _unknown_path(kind: str, path: str, known: Iterable[str]) -> ValueError:
-    """An error that lists the paths there are and names the one closest to what came."""
+    """Returns an error that lists the existing paths and names the one closest to the path that was given."""
     known = sorted(known)
     closest = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
     hint = f"; did you mean {closest[0]!r}?" if closest else ""

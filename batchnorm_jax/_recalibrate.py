@@ -1,60 +1,76 @@
-"""Population statistics over a data set, and so adaptation to another domain."""
+"""Exact population statistics over a data set, which also adapt a model to another domain."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from batchnorm_jax._checks import check_choice
 from batchnorm_jax._moments import Moments, pool
+from batchnorm_jax.typing import RecalibrationMode, VariableDict, Variables
 
-MODES = ("pooled", "layerwise")
+# Moments in the places of the dicts {mean, var} of "batch_stats", nested by module as they are.
+MomentsTree = Moments | Mapping[str, Any]
+
+
+class Mode(NamedTuple):
+    """One mode of `recalibrate`.
+
+    Attributes:
+      by_running: the layers normalise by the statistics in the variables, which takes several passes.
+    """
+
+    by_running: bool
+
+
+MODES: dict[RecalibrationMode, Mode] = {"pooled": Mode(by_running=False), "layerwise": Mode(by_running=True)}
 
 
 def recalibrate(
-    moments_fn: Callable[[Any, Any], Any],
-    variables: Mapping[str, Any],
+    moments_fn: Callable[[Any, Any], MomentsTree],
+    variables: Variables,
     batches: Iterable[Any],
     *,
-    mode: str = "pooled",
-) -> dict[str, Any]:
+    mode: RecalibrationMode = "pooled",
+) -> VariableDict:
     """Replaces running statistics by the exact moments of a data set.
 
     For each layer, with n_b, mean_b and var_b the count and moments of batch b and N = sum n_b:
 
         mean = sum n_b mean_b / N,   var = sum n_b (var_b + |mean_b - mean|^2) / N
 
-    What a layer's moments are depends on what the layers below give it:
+    The moments of a layer depend on the output of the layers below it, and so on the mode:
 
-    - "pooled", one pass: `moments_fn` normalises by each batch's own statistics, as training does. What comes out
-      depends somewhat on how the data are cut into batches, as training does ("precise BN").
+    - "pooled", one pass: `moments_fn` normalises by each batch's own statistics, as training does. The result depends
+      somewhat on how the data are cut into batches, as training does ("precise BN").
     - "layerwise": `moments_fn` normalises by the statistics in `variables`. After one pass the first layer's are final,
-      after two the second's; it goes on until a pass changes nothing, at most as many passes as there are layers. The
-      result does not depend on how the data are cut, and is what evaluation sees. (A norm that is called several times
-      on what depends on itself has no such end, and gets that many passes.)
+      after two the second's; it stops when a pass changes nothing, and makes at most as many passes as there are
+      layers. The result does not depend on how the data are cut, and is what evaluation uses. (A norm that is called
+      several times on input that depends on its own output never settles, and gets that many passes.)
 
     With batches from another domain it adapts the model to that domain, without labels ("AdaBN").
 
     Args:
-      moments_fn: of the variables and a batch, the `Moments` of every layer, in the structure of
+      moments_fn: a function of the variables and a batch that gives the `Moments` of every layer, in the structure of
         `variables["batch_stats"]`: a nested dict with `Moments` in the places of the dicts {mean, var}. Layers that it
         leaves out keep their statistics. `batchnorm_jax.linen.moments_fn` makes it for a model. Under `shard_map` or
-        `pmap` it pools over the devices; under `jit` with sharded batches it does so by itself.
-      variables: with "batch_stats", not bound to other devices than the batches. They are not changed.
-      batches: what `moments_fn` takes. For "layerwise" something that can be gone over again, such as a list. A batch
-        whose arrays all have a leading axis of 0 holds no example and is left out.
-      mode: "pooled" or "layerwise".
+        `pmap` it pools over the devices; under `jit` with sharded batches JAX does so by itself.
+      variables: with "batch_stats", and not committed to other devices than the batches. They are not changed.
+      batches: arguments of `moments_fn`. For "layerwise" an iterable that can be read several times, such as a list. A
+        batch whose arrays all have a leading axis of 0 holds no example and is left out.
+      mode: the statistics that the layers normalise by, and so the number of passes.
 
     Returns:
       The variables with other statistics, in the dtypes of the old. A feature for which no position counts keeps its
       own.
 
     Raises:
-      ValueError: the mode is not known, there is no batch, an array is given in place of a list of batches, or for
-        "layerwise" batches that can be gone over only once, or `moments_fn` gives moments where `batch_stats` has no
-        {mean, var} of that shape.
+      ValueError: the mode is not known, there is no batch, an array is given in place of a list of batches, the batches
+        for "layerwise" can be read only once, or `moments_fn` gives moments where `batch_stats` has no {mean, var} of
+        that shape.
 
     Example:
       >>> import jax.numpy as jnp
@@ -75,8 +91,7 @@ def recalibrate(
     check_variables(variables, caller="recalibrate")
     if not isinstance(batches, Iterable) or isinstance(batches, str | Mapping):
         raise ValueError(f"recalibrate: batches must be a list of batches, or another iterable, not {batches!r}")
-    if not isinstance(mode, str) or mode not in MODES:
-        raise ValueError(f"recalibrate: mode={mode!r} is not known; give one of {', '.join(map(repr, MODES))}")
+    by_running = mode_named(mode).by_running
     if "batch_stats" not in variables:
         raise ValueError(
             f"recalibrate: the variables have no 'batch_stats', but {', '.join(map(repr, variables)) or 'nothing'}; "
@@ -88,7 +103,7 @@ def recalibrate(
             "give a list of arrays, or [images] for one batch"
         )
     variables = dict(variables)
-    if mode == "pooled":
+    if not by_running:
         found = _moments_of(moments_fn, variables, batches)
         return {**variables, "batch_stats": _replace(variables["batch_stats"], found, ())}
     if iter(batches) is batches:
@@ -105,17 +120,27 @@ def recalibrate(
             for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(variables["batch_stats"]), strict=True)
         )
         variables["batch_stats"] = new
-        # A stack of layers, as nn.scan makes it, has as many counts.
+        # A stack of layers, as nn.scan makes it, has one count per layer.
         if same or passes >= sum(moments.count.size for moments in _leaves(found)):
             return variables
         passes += 1
 
 
+def mode_named(mode: RecalibrationMode) -> Mode:
+    """Returns the record of a mode.
+
+    Raises:
+      ValueError: the mode is not known.
+    """
+    check_choice(mode, "mode", get_args(RecalibrationMode), caller="recalibrate")
+    return MODES[mode]
+
+
 def _check_arguments(moments_fn: Callable[..., Any]) -> None:
-    """Raises a ValueError for a function that cannot be called with two arguments."""
+    """Checks that a function can be called with two arguments."""
     try:
         signature = inspect.signature(moments_fn)
-    except (TypeError, ValueError):  # Of some functions in C it is not known.
+    except (TypeError, ValueError):  # Some functions in C have no signature.
         return
     try:
         signature.bind(None, None)
@@ -127,7 +152,7 @@ def _check_arguments(moments_fn: Callable[..., Any]) -> None:
 
 
 def check_variables(variables: Any, *, caller: str, collections: bool = False) -> None:
-    """Raises a ValueError for variables that are no mapping; `collections`: of mappings, as Flax has them."""
+    """Checks that the variables are a mapping; `collections`: a mapping of mappings, as in Flax."""
     if not isinstance(variables, Mapping):
         raise ValueError(
             f"{caller}: variables must be a mapping, such as model.init gives, not {type(variables).__name__}"
@@ -140,8 +165,8 @@ def check_variables(variables: Any, *, caller: str, collections: bool = False) -
             )
 
 
-def _moments_of(moments_fn, variables, batches) -> Any:
-    """The moments of all batches, pooled one batch after another."""
+def _moments_of(moments_fn: Callable[[Any, Any], MomentsTree], variables: Variables, batches: Iterable[Any]) -> Any:
+    """Returns the moments of all batches, pooled one batch after another."""
     total, empty = None, 0
     for batch in batches:
         if _has_no_examples(batch):
@@ -159,7 +184,7 @@ def _moments_of(moments_fn, variables, batches) -> Any:
 
 
 def of_batches(moments_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """Returns the same function, which says what a batch is where a model fails on a tuple, as (images, labels)."""
+    """Returns the function with an error that explains batches, for a model that fails on a tuple (images, labels)."""
 
     def function(variables: Any, batch: Any) -> Any:
         for leaf in jax.tree.leaves(batch):
@@ -184,13 +209,15 @@ def of_batches(moments_fn: Callable[[Any, Any], Any]) -> Callable[[Any, Any], An
 
 
 def _has_no_examples(batch: Any) -> bool:
+    """Returns whether every array of the batch has a leading axis of 0."""
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch) if hasattr(leaf, "shape")]
     lengths = [shape[0] for shape in shapes if shape]
     return bool(lengths) and not any(lengths)
 
 
 @jax.jit
-def _pool_two(first: Any, second: Any) -> Any:
+def _pool_two(first: MomentsTree, second: MomentsTree) -> MomentsTree:
+    """Pools the moments of two batches, layer by layer."""
     return jax.tree.map(
         lambda a, b: pool(jax.tree.map(lambda *both: jnp.stack(both), a, b)), first, second, is_leaf=_is_moments
     )
@@ -200,12 +227,13 @@ def _is_moments(value: Any) -> bool:
     return isinstance(value, Moments)
 
 
-def _leaves(tree: Any) -> list[Moments]:
+def _leaves(tree: MomentsTree) -> list[Moments]:
+    """Returns the moments of every layer."""
     return [leaf for leaf in jax.tree.leaves(tree, is_leaf=_is_moments) if _is_moments(leaf)]
 
 
 def _replace(stats: Any, found: Any, path: tuple[str, ...]) -> Any:
-    """The statistics with the moments that were found in the place of {mean, var}."""
+    """Returns the statistics with the moments that were found in the places of {mean, var}."""
     where = "/".join(("batch_stats", *path))
     if not isinstance(stats, Mapping) or not isinstance(found, Moments | Mapping):
         raise ValueError(
@@ -237,5 +265,5 @@ def _replace(stats: Any, found: Any, path: tuple[str, ...]) -> Any:
 
 
 def _over_features(count: jax.Array, var: jax.Array) -> jax.Array:
-    """The count with axes for the features that it lacks; it has those of a stack of layers."""
+    """Returns the count, which has the axes of a stack of layers, with axes for the features that it lacks."""
     return jnp.expand_dims(count, tuple(range(count.ndim, var.ndim)))

@@ -1,75 +1,34 @@
-"""Sums over a device's own positions and their derivative, in the form that each platform compiles best."""
+"""Sums over a device's own positions and their derivatives: one declared implementation per platform, no collective.
 
-import enum
+The register is `OPERATIONS`. A kernel for one platform is one more function in it, with the arguments and results of
+the others; neither the derivative rules in `_core` nor the collectives change.
+
+    sums_about                  sum m (x - K) and sum m |x - K|^2
+    sums_about_guess_and_zero   the same sums about two K at once
+    tangent_sums                their derivative, linear in dx: sum m dx and sum m <u, dx>
+    affine_tangent              the derivative of y, linear in dx, dgain and dconstant; its transpose holds the two sums
+                                of the backward pass, sum v and sum u v
+"""
+
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from batchnorm_jax._moments import expand, squared_modulus, statistics_dtype
-
-
-class Reader(enum.IntEnum):
-    """The parts of a norm's program that read x, each in a pass of its own on a CPU."""
-
-    FIRST_SUM = 1
-    SECOND_SUM = 2
-    TANGENT_SUMS = 3
-    AFFINE_TANGENT = 4
-    ACTIVATION_TANGENT = 5
-
-
-def apart(value: Any, times: int = 1) -> Any:
-    """Returns the same arrays, which XLA's CPU compiler does not see to be the same; None stays None.
-
-    Where several sums and results are made of x - K, that compiler would make one array of it, of the size of x, write
-    it and read it again. The other compilers fuse them into one pass over x, and must see that they share it. So it is
-    decided when the program is lowered, for the platform that it is lowered for: the default backend may be another.
-
-    Args:
-      value: arrays and Nones.
-      times: how often; two readers that are to be seen as different need different numbers, those of `Reader`.
-    """
-
-    def one(array):
-        return lax.platform_dependent(array, cpu=lax.optimization_barrier, default=lambda a: a)
-
-    for _ in range(times):
-        # One by one: a barrier around several would count all of them as varying where one of them does.
-        value = jax.tree.map(one, value)
-    return value
-
-
-def sum_positions(values: jax.Array, features: tuple[int, ...]) -> jax.Array:
-    """Returns the sum over every axis that is not a feature."""
-    return jnp.sum(values, axis=tuple(i for i in range(values.ndim) if i not in features))
-
-
-def zeros_from(condition: jax.Array, dtype: Any) -> jax.Array:
-    """Returns zeros whatever the condition, which XLA leaves out.
-
-    But they are sharded as the condition, and mapped by vmap and varying where it is: JAX wants that of a value whose
-    tangent is.
-    """
-    zero = jnp.zeros((), dtype)
-    return jnp.where(condition, zero, zero)
-
-
-def real_parts(value: jax.Array) -> list[jax.Array]:
-    """Splits a complex array into its real and imaginary parts, for a collective of real numbers."""
-    return [value.real, value.imag] if jnp.iscomplexobj(value) else [value]
-
-
-def from_real_parts(parts: list[jax.Array]) -> jax.Array:
-    """Joins what `real_parts` split."""
-    return lax.complex(*parts) if len(parts) == 2 else parts[0]
-
-
-def inner_product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Returns Re(conj(a) b), the real inner product of complex numbers, number by number."""
-    return a.real * b.real + a.imag * b.imag if jnp.iscomplexobj(b) else a * b
+from batchnorm_jax._arrays import (
+    expand,
+    from_real_parts,
+    inner_product,
+    real_parts,
+    squared_modulus,
+    statistics_dtype,
+    sum_positions,
+    zeros_from,
+)
+from batchnorm_jax._platforms import Operation, Reader, apart
+from batchnorm_jax.typing import Activation
 
 
 def sums_about(
@@ -83,6 +42,10 @@ def sums_about(
       reference: K, of shape (*features), or None for 0.
       features: the feature axes.
     """
+    return OPERATIONS["sums_about"](x, mask, reference, features=features)
+
+
+def _sums_about(x, mask, reference, *, features: tuple[int, ...]) -> list[jax.Array]:
     dtype = statistics_dtype(x.dtype)
 
     def deviation(x, reference):
@@ -94,7 +57,7 @@ def sums_about(
 
     first = sum_positions(deviation(*apart((x, reference), Reader.FIRST_SUM)), features)
     second = sum_positions(squared_modulus(deviation(*apart((x, reference), Reader.SECOND_SUM))), features)
-    # XLA's CPU compiler would fuse the sums into the vector that is sent, and do them one element at a time.
+    # XLA's CPU compiler would fuse the sums into the vector that is sent, and compute them one element at a time.
     return apart([*real_parts(first), second])
 
 
@@ -109,45 +72,49 @@ def sums_about_guess_and_zero(
 ) -> list[jax.Array]:
     """Returns `sums_about` a guess of the mean, then those about 0.
 
-    GPUs and TPUs make all of them in one pass over `x`, and are waiting for memory: the second two cost nothing. On a
-    CPU each sum is a pass of its own. There the sums about 0 are made from those about the guess while it is good for
-    every feature, that is nearer to this device's mean than 0 is: then they lose no more than a few roundings, since
-    no term is larger than a few times the result. Where it is not, they are summed.
-
     Args:
       x: the input.
       mask: None, or booleans of the rank of `x`.
       guess: shape (*features), finite.
-      count: how many positions count here.
+      count: the number of positions that count on this device.
       features: the feature axes.
-      local: `x` is known to be on one device: to look at its mean takes no collective.
+      local: `x` is known to be on one device, so looking at its mean takes no collective.
     """
+    return OPERATIONS["sums_about_guess_and_zero"](x, mask, guess, count, features=features, local=local)
 
-    def summed(x, mask, guess, count):
-        del count
-        return [*sums_about(x, mask, guess, features), *sums_about(x, mask, None, features)]
 
-    def summed_if_bad(x, mask, guess, count):
-        *first, second = sums_about(x, mask, guess, features)
-        total = from_real_parts(first)
-        total_about_zero = total + count * guess
-        good = squared_modulus(total) <= squared_modulus(total_about_zero)
-        second_about_zero = second + 2 * inner_product(guess, total) + count * squared_modulus(guess)
-        about_zero = lax.cond(
-            jnp.all(good),
-            lambda *_: [*real_parts(total_about_zero), second_about_zero],
-            lambda x, mask: sums_about(x, mask, None, features),
-            x,
-            mask,
-        )
-        return [*first, second, *about_zero]
+def _both_sums(x, mask, guess, count, *, features: tuple[int, ...], local: bool) -> list[jax.Array]:
+    """Computes all sums. GPUs and TPUs do so in one pass over `x`, and wait for memory: the second two cost nothing."""
+    del count, local
+    return [*sums_about(x, mask, guess, features), *sums_about(x, mask, None, features)]
 
-    on_cpu = summed_if_bad if local or _one_cpu_device() else summed
-    return lax.platform_dependent(x, mask, guess, count, cpu=on_cpu, default=summed)
+
+def _both_sums_on_cpu(x, mask, guess, count, *, features: tuple[int, ...], local: bool) -> list[jax.Array]:
+    """Computes the sums about the guess, and those about 0 from them where that loses nothing.
+
+    On a CPU each sum is a pass of its own. The guess is good for a feature where it is nearer to this device's mean
+    than 0 is: then no term is larger than a few times the result, and the sums about 0 that are made from those about
+    the guess lose no more than a few roundings. Where the guess is bad for some feature, the sums about 0 are computed.
+    """
+    if not (local or _one_cpu_device()):
+        return _both_sums(x, mask, guess, count, features=features, local=local)
+    *first, second = sums_about(x, mask, guess, features)
+    total = from_real_parts(first)
+    total_about_zero = total + count * guess
+    good = squared_modulus(total) <= squared_modulus(total_about_zero)
+    second_about_zero = second + 2 * inner_product(guess, total) + count * squared_modulus(guess)
+    about_zero = lax.cond(
+        jnp.all(good),
+        lambda *_: [*real_parts(total_about_zero), second_about_zero],
+        lambda x, mask: sums_about(x, mask, None, features),
+        x,
+        mask,
+    )
+    return [*first, second, *about_zero]
 
 
 def _one_cpu_device() -> bool:
-    """Whether an array in a program for CPUs cannot be cut over several of them."""
+    """Returns whether an array in a program for CPUs cannot be sharded over several of them."""
     try:
         return jax.device_count("cpu") == 1
     except RuntimeError:  # JAX was told to do without CPUs.
@@ -166,13 +133,14 @@ class Kept(NamedTuple):
     vectors: tuple[jax.Array, ...]
 
 
-def deviation(undo, kept: Kept, mask, features: tuple[int, ...]) -> jax.Array:
+def deviation(undo: Activation | None, kept: Kept, mask: jax.Array | None, features: tuple[int, ...]) -> jax.Array:
     """Returns u = x - reference, in at least float32.
 
     Args:
-      undo: None where x is kept; where y is, the inverse of the activation.
-      kept: what is kept.
-      mask: where it is False, u is finite: what does not count may be a NaN, which even a zero cotangent would hand on.
+      undo: None where x is kept; where y is kept, the inverse of the activation.
+      kept: the array that is kept, with its vectors.
+      mask: where it is False, u is made finite: a position that does not count may hold a NaN, which even a zero
+        cotangent would pass on.
       features: the feature axes.
     """
     array = kept.array.astype(statistics_dtype(kept.array.dtype))
@@ -182,14 +150,16 @@ def deviation(undo, kept: Kept, mask, features: tuple[int, ...]) -> jax.Array:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def tangent_sums(features: tuple[int, ...], undo, x: jax.Array, kept: Kept, mask) -> list[jax.Array]:
-    """Returns zeros, whose derivative is that of a device's sums: sum m dx, as `real_parts`, and sum m <u, dx>.
+def tangent_sums(
+    features: tuple[int, ...], undo: Activation | None, x: jax.Array, kept: Kept, mask: jax.Array | None
+) -> list[jax.Array]:
+    """Returns zeros whose derivative is that of a device's sums: sum m dx, as `real_parts`, and sum m <u, dx>.
 
     Args:
       features: the feature axes.
       undo: as in `deviation`.
       x: the input, in the dtype of the statistics. Only its tangent is used, so it is not kept.
-      kept: what is kept in its place.
+      kept: the array that is kept in its place.
       mask: None, or booleans of the rank of `x`.
     """
     del undo
@@ -201,12 +171,47 @@ def tangent_sums(features: tuple[int, ...], undo, x: jax.Array, kept: Kept, mask
 @tangent_sums.defjvp
 def _tangent_sums_jvp(features, undo, primals, tangents):
     _, kept, mask = primals
-    linear = jax.checkpoint(partial(_sums_of_tangent, features, undo), prevent_cse=False)
+    operation = partial(OPERATIONS["tangent_sums"], features=features, undo=undo)
+    # Under a checkpoint it is linear in dx and keeps only its arguments: x in its own dtype in place of u.
+    linear = jax.checkpoint(operation, prevent_cse=False)
     return tangent_sums(features, undo, *primals), linear(kept, mask, tangents[0])
 
 
-# As a checkpoint it is linear in `dx` with no more kept than its arguments: x in its own dtype in place of u.
-def _sums_of_tangent(features, undo, kept: Kept, mask, dx):
+def _tangent_sums(kept: Kept, mask, dx, *, features: tuple[int, ...], undo: Activation | None) -> list[jax.Array]:
     u = deviation(undo, apart(kept, Reader.TANGENT_SUMS), mask, features)
     counted = dx if mask is None else jnp.where(mask, dx, 0)
     return apart([*real_parts(sum_positions(counted, features)), sum_positions(inner_product(u, counted), features)])
+
+
+def affine_tangent(
+    u: jax.Array,
+    gain: jax.Array,
+    dx: jax.Array,
+    dgain: jax.Array,
+    dconstant: jax.Array,
+    features: tuple[int, ...],
+) -> jax.Array:
+    """Returns gain dx + u dgain + dconstant, which JAX transposes to gain v, sum u v and sum v.
+
+    Args:
+      u: x - reference.
+      gain: shape (*features).
+      dx: the tangent of x.
+      dgain: the tangent of the gain.
+      dconstant: the tangent of the constant.
+      features: the feature axes.
+    """
+    return OPERATIONS["affine_tangent"](u, gain, dx, dgain, dconstant, features=features)
+
+
+def _affine_tangent(u, gain, dx, dgain, dconstant, *, features: tuple[int, ...]) -> jax.Array:
+    wide = partial(expand, features=features, ndim=dx.ndim)
+    return wide(gain) * dx + u * wide(dgain) + wide(dconstant)
+
+
+OPERATIONS: dict[str, Operation] = {
+    "sums_about": Operation(_sums_about),
+    "sums_about_guess_and_zero": Operation(_both_sums, cpu=_both_sums_on_cpu),
+    "tangent_sums": Operation(_tangent_sums),
+    "affine_tangent": Operation(_affine_tangent),
+}

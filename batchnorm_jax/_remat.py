@@ -1,42 +1,43 @@
-"""A checkpoint policy: keep what goes into each norm, and compute the normalised values again."""
+"""A checkpoint policy that keeps the input of each norm and computes the normalised values again."""
 
 from typing import Any
 
 import jax
+from jax.extend import core
 
 from batchnorm_jax._core import INPUT_NAME, STATISTICS_NAME
 
 _POLICY = jax.checkpoint_policies.save_only_these_names(INPUT_NAME, STATISTICS_NAME)
 
 
-def save_norm_inputs(primitive: Any, *arguments: Any, **parameters: Any) -> Any:
+def save_norm_inputs(primitive: core.Primitive, *arguments: Any, **parameters: Any) -> bool:
     """Keeps the input and the statistics of every norm for the backward pass, and nothing else.
 
-    A policy for `jax.checkpoint`, `flax.linen.remat` and `flax.nnx.remat`. A convolution's output goes into its norm,
-    and what comes out, normalised and activated, goes into the next convolution, which needs it for the gradient of its
-    kernel. JAX keeps both: two arrays per convolution. With this policy it keeps the first alone, and computes the
-    second from it again in the backward pass, elementwise, with no collective and no convolution.
+    It is a policy for `jax.checkpoint`, `flax.linen.remat` and `flax.nnx.remat`. A convolution's output goes into its
+    norm, and the norm's output, normalised and activated, goes into the next convolution, which needs it for the
+    gradient of its kernel. JAX keeps both: two arrays per convolution. With this policy it keeps only the first, and
+    computes the second from it again in the backward pass, elementwise, with no collective and no convolution.
 
-    Apply it to parts of a network, such as stages, not to all of it: what a part computes again lives at the same time.
-    A part's input is kept, so the last norm of the part before it need not keep its own: give it
-    `save_for_backward="nothing"`. docs/guide/memory.md says where to cut.
+    Apply it to parts of a network, such as stages, not to the whole: all values that a part computes again are in
+    memory at the same time. A part's input is kept, so the last norm of the part before need not keep its own input:
+    give that norm `save_for_backward="nothing"`. docs/guide/memory.md shows where to cut.
 
-    What that saves is the compiler's to say, which may have computed the second again anyway. A ResNet-50 train step in
-    bfloat16, batch 128 per device, compiled for four devices, against Flax's norm without the policy
+    How much memory it saves depends on the compiler, which may compute the second array again by itself. A ResNet-50
+    train step in bfloat16, batch 128 per device, compiled for four devices, against Flax's norm without the policy
     (`experiments.benchmark --suite=norm --topology=... --parts=resnet50`): for a TPU v5e, in five parts, 0.59 of its
     temporary memory at 1.08 of its estimated cycles; around the whole model 0.79 at 1.06. For an H100 it takes more,
     1.11 times the memory in parts. Compile your own step and look at `memory_analysis()` before you rely on it.
 
-    A part without a norm is computed again whole, so leave out of the checkpointed function what is costly and has
-    none, such as attention.
+    A part without a norm is computed again as a whole, so leave costly parts that have no norm, such as attention, out
+    of the checkpointed function.
 
     Args:
       primitive: the operation that JAX asks about.
-      *arguments: its arguments.
-      **parameters: its parameters.
+      *arguments: the operation's arguments.
+      **parameters: the operation's parameters.
 
     Returns:
-      Whether its result is kept.
+      Whether the operation's result is kept.
 
     Example:
       >>> import jax, jax.numpy as jnp

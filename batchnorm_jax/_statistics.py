@@ -1,40 +1,40 @@
-"""The statistics that a batch is normalised by, pooled with one collective, and their derivative."""
+"""The statistics that normalise a batch, pooled with one collective, and their derivative."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from batchnorm_jax._collectives import Pool, fused_gather, fused_sum, vary_like
-from batchnorm_jax._moments import (
+from batchnorm_jax._arrays import (
     count_mask,
+    from_real_parts,
+    inner_product,
     positions,
     real_dtype,
+    real_parts,
     row_of_greatest,
     squared_modulus,
     statistics_dtype,
-)
-from batchnorm_jax._reductions import (
-    apart,
-    from_real_parts,
-    inner_product,
-    real_parts,
     sum_positions,
-    sums_about,
-    sums_about_guess_and_zero,
     zeros_from,
 )
+from batchnorm_jax._collectives import fused_gather, fused_sum, pool_size, vary_like
+from batchnorm_jax._options import NormOptions
+from batchnorm_jax._platforms import apart
+from batchnorm_jax._reductions import sums_about, sums_about_guess_and_zero
+from batchnorm_jax.typing import Collective
 
 
 class Statistics(NamedTuple):
     """Pooled mean, variance and count. The mean is reference + offset.
 
-    The mean is kept in two parts since one float32 cannot hold it: at 1e5 deviations from zero its last digit is
-    a hundredth of a deviation, and (x - reference) - offset is right to the last digit of x.
+    The mean is kept in two parts because one float32 cannot hold it: at 1e5 deviations from zero its last digit is
+    a hundredth of a deviation, while (x - reference) - offset is right to the last digit of x.
 
     Attributes:
       reference: shape (*features), near the mean, a constant for derivatives.
-      offset: shape (*features), the mean's distance from there.
+      offset: shape (*features), the mean's distance from the reference.
       var: shape (*features), biased, real.
       count: as in `Moments`.
     """
@@ -45,22 +45,22 @@ class Statistics(NamedTuple):
     count: jax.Array
 
 
-def by_sums(x, mask, shift, *, features: tuple[int, ...], count: int | None, pool: Pool) -> Statistics:
+def by_sums(x: jax.Array, mask: jax.Array | None, shift: jax.Array | None, options: NormOptions) -> Statistics:
     """Pools sums about the shift and about 0 in one psum, and takes for each feature those that keep more digits.
 
     The sums about K are sum m (x - K) and sum m |x - K|^2; where a mask decides the count, sum m comes with them. The
     variance loses a factor of 1 + |mean - K|^2 / var of its accuracy, so the K that is nearer to the mean is the
-    better one. The shift is a guess, such as a running mean: it may be that of other data, or not finite. About 0 the
-    result is what it would be without a guess. To look first whether the guess is good would take a second collective.
+    better one. The shift is a guess, such as a running mean: it may belong to other data, or be infinite or NaN. The
+    sums about 0 give the result that there would be without a guess. Looking first whether the guess is good would
+    take a second collective.
 
     Args:
       x: the input.
       mask: None, or booleans of the rank of `x`.
-      shift: of shape (*features), or None for 0.
-      features: the feature axes.
-      count: the number of positions of the pool, if there is no mask.
-      pool: the devices whose positions are pooled.
+      shift: shape (*features), or None for 0.
+      options: resolved, with the feature axes and the devices whose positions are pooled.
     """
+    features, pool = options.features, options.pool
     dtype, real = statistics_dtype(x.dtype), real_dtype(x.dtype)
     guess = None if shift is None else _usable(shift.astype(dtype), x, features)
     own = _count(x, mask, features)
@@ -73,13 +73,13 @@ def by_sums(x, mask, shift, *, features: tuple[int, ...], count: int | None, poo
     if mask is not None:
         parts.append(own)
     sums = fused_sum(parts, pool)
-    number = jnp.asarray(count, real) if mask is None else sums.pop()
+    number = jnp.asarray(_pooled_count(x, options), real) if mask is None else sums.pop()
     per_position = 1 / jnp.maximum(number, 1)
     means = [total * per_position for total in sums]
     about_zero = means if guess is None else means[len(means) // 2 :]
     *mean, square = about_zero
     offset = from_real_parts(mean)
-    # About the mean itself, where 0 was the better one: x - 0 would be rounded like x in all that is made of it.
+    # Where 0 was the better one, the reference is the mean itself: every use of x - 0 would be rounded as x is.
     reference, offset, square_of_mean = offset, zeros_from(offset == 0, offset.dtype), squared_modulus(offset)
     if guess is not None:
         *mean, square_about_guess = means[: len(means) // 2]
@@ -96,23 +96,34 @@ def by_sums(x, mask, shift, *, features: tuple[int, ...], count: int | None, poo
 
 
 def _count(x: jax.Array, mask: jax.Array | None, features: tuple[int, ...]) -> jax.Array:
-    """Returns how many of this device's positions count, as `Moments.count`."""
+    """Returns the number of this device's positions that count, in the shape of `Moments.count`."""
     if mask is None:
         return jnp.asarray(positions(x.shape, features), real_dtype(x.dtype))
     return count_mask(mask, x.shape, features, real_dtype(x.dtype))
 
 
+def _pooled_count(x: jax.Array, options: NormOptions) -> int:
+    """Returns the number of positions of the whole pool where there is no mask."""
+    return pool_size(options.pool) * positions(x.shape, options.features)
+
+
 def _usable(guess: jax.Array, x: jax.Array, features: tuple[int, ...]) -> jax.Array:
-    """Returns the guess, and 0 where it, or the sum of its squares, is not finite."""
+    """Returns the guess, and 0 where the guess, or the sum of its squares, is not finite."""
     return jnp.where(jnp.isfinite(squared_modulus(guess) * positions(x.shape, features)), guess, 0)
 
 
-def by_moments(x, mask, shift, *, features: tuple[int, ...], count: int | None, pool: Pool) -> Statistics:
+def by_moments(x: jax.Array, mask: jax.Array | None, shift: jax.Array | None, options: NormOptions) -> Statistics:
     """Pools each device's moments about its own mean, with one all_gather of them and Chan's rule.
 
-    The arguments are those of `by_sums`; the shift is the mean where no position counts. It costs a second pass over
-    `x`, and a gather that grows with the number of devices.
+    It takes a second pass over `x`, and a gather that grows with the number of devices.
+
+    Args:
+      x: the input.
+      mask: None, or booleans of the rank of `x`.
+      shift: shape (*features), or None for 0: the mean where no position counts.
+      options: resolved, with the feature axes and the devices whose positions are pooled.
     """
+    features = options.features
     dtype, real = statistics_dtype(x.dtype), real_dtype(x.dtype)
     own = _count(x, mask, features)
     per_position = 1 / jnp.maximum(own, 1)
@@ -122,13 +133,13 @@ def by_moments(x, mask, shift, *, features: tuple[int, ...], count: int | None, 
     rest = from_real_parts([part * per_position for part in rest])
     square = square - own * squared_modulus(rest)
     parts = [*real_parts(center), *real_parts(rest), square]
-    rows = fused_gather(parts if mask is None else [*parts, own], pool)
+    rows = fused_gather(parts if mask is None else [*parts, own], options.pool)
     counts = jnp.full(rows[0].shape[:1], own) if mask is None else rows.pop()
     *means, squares = rows
     centers, rests = (from_real_parts(half) for half in (means[: len(means) // 2], means[len(means) // 2 :]))
 
-    # Chan's rule, about the mean of a device that has the most positions: some may have none.
-    number = jnp.sum(counts, axis=0) if mask is not None else jnp.asarray(count, real)
+    # Chan's rule, about the mean of a device that has the most positions: some devices may have none.
+    number = jnp.sum(counts, axis=0) if mask is not None else jnp.asarray(_pooled_count(x, options), real)
     weights = (
         counts.reshape(counts.shape + (1,) * (squares.ndim - counts.ndim))
         / jnp.broadcast_to(jnp.maximum(number, 1), squares.shape[1:])[None]
@@ -146,7 +157,25 @@ def by_moments(x, mask, shift, *, features: tuple[int, ...], count: int | None, 
     return Statistics(reference, offset, var, number)
 
 
-BY_COLLECTIVE = {"psum": by_sums, "all_gather": by_moments}
+class Pooling(NamedTuple):
+    """One way to pool the statistics of devices.
+
+    Attributes:
+      statistics: the function of x, mask, shift and options that pools them with one collective.
+      is_exact: the variance keeps its digits however far the mean is from the shift and from 0.
+    """
+
+    statistics: Callable[..., Statistics]
+    is_exact: bool
+
+
+# The register of collectives: the keys are those of `typing.Collective`.
+POOLINGS: dict[Collective, Pooling] = {
+    "psum": Pooling(by_sums, is_exact=False),
+    "all_gather": Pooling(by_moments, is_exact=True),
+}
+# The collective for statistics that are to stay, and for `use_fast_variance=False`.
+EXACT: Collective = "all_gather"
 
 
 # The derivative. With u = x - reference and sums over every device:
@@ -155,9 +184,10 @@ BY_COLLECTIVE = {"psum": by_sums, "all_gather": by_moments}
 #
 # where <a, b> = Re(conj(a) b).
 # The two sums are a device's own, in `tangent_sums`; a plain psum adds them up; `moved_by` turns them into tangents. No
-# rule holds a collective: JAX runs a rule when it differentiates, which may be outside of what binds the axis.
+# rule holds a collective: JAX runs a rule when it differentiates, which may be outside of the transform that binds the
+# axis.
 def moved_by(found: Statistics, sums: list[jax.Array]) -> Statistics:
-    """Returns `found`, whose derivative is that of `sums`, pooled `tangent_sums` (whose value is zero)."""
+    """Returns the statistics `found`, with the derivative of `sums`: pooled `tangent_sums`, whose value is zero."""
     offset, var = _moved_by(found.offset, found.var, found.count, sums)
     return found._replace(offset=offset, var=var)
 

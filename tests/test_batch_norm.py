@@ -253,7 +253,7 @@ RESIDUALS = {
 
 @pytest.mark.parametrize("variant", RESIDUALS)
 def test_what_the_backward_pass_keeps(variant):
-    """Bytes an element for a bfloat16 input, and vectors of one number a feature."""
+    """Bytes per element for a bfloat16 input, and vectors of one number per feature."""
     options, has_residual, allowed = RESIDUALS[variant]
     x = jnp.asarray(np.random.default_rng(0).normal(size=(64, 8, 8, 16)), jnp.bfloat16)
     scale, bias = jnp.ones(16), jnp.zeros(16)
@@ -282,7 +282,7 @@ def test_an_inverted_output_gives_the_gradients_of_a_kept_input():
             assert reference.normwise_error(got, want) < 1e-4
 
 
-@pytest.mark.filterwarnings("ignore::batchnorm_jax._conditioning.NegativeScaleWarning")
+@pytest.mark.filterwarnings("ignore::batchnorm_jax.NegativeScaleWarning")
 def test_the_sign_of_a_negative_scale_is_dropped_where_the_output_is_kept():
     x, _, scale, bias = draw(4, (16, 3), (3,), "float32")
     kept = {"save_for_backward": "output"}

@@ -110,7 +110,7 @@ def check(model, variables, pairs, *args, tolerance=TOLERANCE, **kwargs):
     return folded
 
 
-@pytest.mark.filterwarnings("ignore::batchnorm_jax._conditioning.NegativeScaleWarning")
+@pytest.mark.filterwarnings("ignore::batchnorm_jax.NegativeScaleWarning")
 @pytest.mark.parametrize(("layer", "norm"), sorted(CASES))
 def test_every_layer_with_every_norm(layer, norm):
     make_layer, shape = LAYERS[layer]
@@ -124,7 +124,7 @@ def test_every_layer_with_every_norm(layer, norm):
     assert jax.tree.map(jnp.shape, folded["params"]["layer"]) == jax.tree.map(jnp.shape, variables["params"]["layer"])
 
 
-@pytest.mark.filterwarnings("ignore::batchnorm_jax._conditioning.NegativeScaleWarning")
+@pytest.mark.filterwarnings("ignore::batchnorm_jax.NegativeScaleWarning")
 @settings(max_examples=10, deadline=None)
 @given(
     seed=st.integers(0, 2**31),

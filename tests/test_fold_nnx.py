@@ -80,7 +80,7 @@ CASES = {(layer, ("with activation", "of Flax")[i % 2]) for i, layer in enumerat
 CASES |= {(layer, norm) for layer in ("conv 2d", "linear without bias") for norm in NORMS}
 
 
-@pytest.mark.filterwarnings("ignore::batchnorm_jax._conditioning.NegativeScaleWarning")
+@pytest.mark.filterwarnings("ignore::batchnorm_jax.NegativeScaleWarning")
 @pytest.mark.parametrize(("layer", "norm"), sorted(CASES))
 def test_every_layer_with_every_norm(layer, norm):
     make_layer, shape = LAYERS[layer]
@@ -93,7 +93,7 @@ def test_every_layer_with_every_norm(layer, norm):
     assert parameters == [("layers", 0, "bias"), ("layers", 0, "kernel")]
 
 
-@pytest.mark.filterwarnings("ignore::batchnorm_jax._conditioning.NegativeScaleWarning")
+@pytest.mark.filterwarnings("ignore::batchnorm_jax.NegativeScaleWarning")
 @settings(max_examples=10, deadline=None)
 @given(
     seed=st.integers(0, 2**31),

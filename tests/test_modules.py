@@ -9,9 +9,8 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from batchnorm_jax import batch_norm, linen, normalize, update_running
+from batchnorm_jax import ConditioningWarning, batch_norm, linen, normalize, update_running
 from batchnorm_jax import nnx as ours_nnx
-from batchnorm_jax._conditioning import ConditioningWarning
 from tests.reference import normwise_error
 
 MOMENTUM = 0.5
@@ -57,7 +56,7 @@ def with_nnx(options, x, training, **call):
     return y, module.mean[...], module.var[...]
 
 
-@pytest.mark.filterwarnings("ignore::batchnorm_jax._conditioning.NegativeScaleWarning")
+@pytest.mark.filterwarnings("ignore::batchnorm_jax.NegativeScaleWarning")
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("run", [with_linen, with_nnx])
 def test_every_option_reaches_the_function(run, option):

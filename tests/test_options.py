@@ -11,9 +11,8 @@ from flax import linen as nn
 from flax import nnx
 
 import batchnorm_jax
-from batchnorm_jax import Moments, batch_norm, linen, pool, update_running
+from batchnorm_jax import Moments, NegativeScaleWarning, batch_norm, linen, pool, update_running
 from batchnorm_jax import nnx as ours_nnx
-from batchnorm_jax._conditioning import NegativeScaleWarning
 
 MOMENTS = Moments(jnp.zeros(3), jnp.ones(3), jnp.asarray(8.0))
 X = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)

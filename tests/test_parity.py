@@ -115,7 +115,7 @@ def test_ten_deviations_from_the_shift_the_error_is_what_the_docstring_says(tran
     assert max(errors.values()) <= 8 * UNIT_ROUNDOFF * (1 + 10**2), errors
 
 
-@pytest.mark.xfail(reason="two float32 sums a feature do not hold the variance so far from the shift", strict=False)
+@pytest.mark.xfail(reason="two float32 sums per feature do not hold the variance so far from the shift", strict=False)
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_ten_deviations_from_the_shift_everything_is_right_to_1e_5(transform):
     errors = errors_at(transform, "psum", 1e2, 10, features=256)

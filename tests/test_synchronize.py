@@ -271,46 +271,9 @@ def test_bad_input(message):
         wrong()[message]()
 
 
-class OwnNNX(nnx.Module):
-    def __init__(self):
-        self.running_mean, self.running_var = nnx.BatchStat(jnp.zeros(3)), nnx.BatchStat(jnp.ones(3))
-
-
-def test_nnx_names_what_it_does_not_know():
-    with pytest.raises(ValueError, match=r"no norm was found: 1 \(OwnNNX\) keeps a mean and a variance"):
-        ours_nnx.synchronize(nnx.List([nnx.Linear(2, 2, rngs=nnx.Rngs(0)), OwnNNX()]), axis_name=None)
-    with pytest.raises(ValueError, match=r"recalibrate: no norm was found: the model \(OwnNNX\)"):
-        ours_nnx.recalibrate(OwnNNX(), [jnp.ones((2, 3))])
-    model = nnx.List([nnx.BatchNorm(3, rngs=nnx.Rngs(0)), OwnNNX()])
-    with pytest.warns(UserWarning, match=r"1 \(OwnNNX\) keeps"):
-        assert ours_nnx.synchronize(model, axis_name=None) == ["0"]
-    with pytest.raises(ValueError, match=r"BatchNorm is a flax.linen module.*synchronize, a context"):
-        ours_nnx.synchronize(nn.BatchNorm(), axis_name=None)
-    with pytest.raises(ValueError, match=r"must be a flax\.nnx module, not function"):
-        ours_nnx.synchronize(draw, axis_name=None)
-
-
 def attributes(norm):
     """All but the variables."""
     return {k: v for k, v in vars(norm).items() if not (isinstance(v, nnx.Variable) or k.startswith("_pytree"))}
-
-
-def test_nnx_is_undone():
-    """The options are those of before, the variables those of now; what was ours from the start stays."""
-    flax = nnx.BatchNorm(3, momentum=0.5, axis_name="own", rngs=nnx.Rngs(0))
-    model = nnx.List([flax, ours_nnx.BatchNorm(3, rngs=nnx.Rngs(0)), flax])
-    with pytest.raises(ValueError, match="synchronize has turned no norm of this List"):
-        ours_nnx.unsynchronize(model)
-    before = attributes(flax)
-    assert ours_nnx.synchronize(model, axis_name=None, momentum=0.0, span=2) == ["0"]
-    x = draw((4, 3))[0]
-    model = nnx.merge(*nnx.split(model))
-    model[0](x)
-    assert ours_nnx.unsynchronize(model) == ["0"]
-    assert attributes(model[0]) == before and model[0] is model[2] and type(model[0]) is nnx.BatchNorm
-    assert (model[0].momentum, model[0].axis_name) == (0.5, "own")
-    assert jnp.abs(model[0].mean[...]).max() > 0
-    assert ours_nnx.synchronize(model, axis_name="again") == ["0", "1"]
 
 
 def test_ours_without_an_axis_takes_the_one_that_is_given():

@@ -1,24 +1,41 @@
-"""Norms of a third party: how one is told from other modules, and how it is run as ours."""
+"""Recognises norms of a third party among other modules, and runs them as ours."""
 
 import dataclasses
 import inspect
 from collections.abc import Callable, Container, Mapping
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import jax
 from flax import linen as nn
+from jax.typing import ArrayLike
 
 from batchnorm_jax.linen._module import BatchNorm, BatchRenorm
 
-# From a class to how it is run as ours: see `synchronize`.
-Replace = Mapping[type, Callable[..., Mapping[str, Any]] | type[nn.BatchNorm] | None]
+Rule = Callable[..., Mapping[str, Any]] | type[nn.BatchNorm] | None
+"""The way that a class of norms is run as ours: see `synchronize`."""
+
+Replace = Mapping[type, Rule]
+"""The rule of each class of norms."""
+
+Rules = dict[type, Rule]
+"""A checked `Replace`."""
 
 OF_FLAX = [field.name for field in dataclasses.fields(nn.BatchNorm) if field.name not in ("parent", "name")]
 _OF_OURS = {field.name for field in dataclasses.fields(BatchRenorm)} - {"parent", "name"}
-_OF_CALL = ("mask", "residual", "update_stats")
 
 
-def check_replace(replace: Replace | None, *, caller: str) -> dict[type, Any]:
+class CallOptions(TypedDict, total=False):
+    """The options that a rule may give for the call of our norm."""
+
+    mask: ArrayLike | None
+    residual: ArrayLike | None
+    update_stats: bool | None
+
+
+_OF_CALL = tuple(CallOptions.__annotations__)
+
+
+def check_replace(replace: Replace | None, *, caller: str) -> Rules:
     """Returns `replace` as a dictionary.
 
     Raises:
@@ -41,7 +58,7 @@ def check_replace(replace: Replace | None, *, caller: str) -> dict[type, Any]:
 
 
 def check_model(model: Any, *, caller: str) -> None:
-    """Raises a ValueError for what is no module of flax.linen."""
+    """Raises a ValueError for a model that is not a flax.linen module."""
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"{caller}: the model must be a flax.linen module, not {type(model).__name__}; for flax.nnx there is "
@@ -50,28 +67,34 @@ def check_model(model: Any, *, caller: str) -> None:
 
 
 def plain_class(module: nn.Module) -> type:
-    """The class of a module, under what `nn.remat`, `nn.jit`, `nn.scan` and their like make of it."""
+    """Returns the class of a module without the wrappers of `nn.remat`, `nn.jit`, `nn.scan` and the like."""
     cls = type(module)
     while cls.__module__ == "flax.linen.transforms":
         cls = cls.__bases__[0]
     return cls
 
 
-def is_to_replace(context: nn.module.InterceptorContext, replace: Mapping[type, Any]) -> bool:
-    """Whether a call is that of a class that is to be run as ours; while variables are made, it makes its own."""
+def is_to_replace(context: nn.module.InterceptorContext, rules: Rules) -> bool:
+    """Returns whether a class is to be run as ours in this call; not while it makes its own variables."""
     kind: Any = plain_class(context.module)
-    # Not the call of what `nn.scan` makes of the class, within which it is called.
-    ours = replace.get(kind) is not None and called(context) is inspect.unwrap(kind.__call__)
+    # Not the call of the class that `nn.scan` derives, within which this class is called.
+    ours = rules.get(kind) is not None and called(context) is inspect.unwrap(kind.__call__)
     return ours and not context.module.is_initializing()
 
 
 def called(context: nn.module.InterceptorContext) -> Any:
-    """The function that is called: Flax hands it out with its module bound to it."""
+    """Returns the function that is called: Flax gives it with its module bound to it."""
     return getattr(context.orig_method, "func", None)
 
 
-def replacer(rules: Mapping[type, Any], *, caller: str, folded: Container[str] | None = None) -> Callable[..., Any]:
-    """Returns an interceptor that runs the norms of `rules` as ours; `folded`: these alone, which have no variables."""
+def replacer(rules: Rules, *, caller: str, folded: Container[str] | None = None) -> Callable[..., Any]:
+    """Returns an interceptor that runs the norms of `rules` as ours.
+
+    Args:
+      rules: the rule of each class.
+      caller: the public call, for messages.
+      folded: the paths of the norms to run, whose variables are gone; None: all of them.
+    """
 
     def intercept(next_function, args, kwargs, context: nn.module.InterceptorContext):
         module = context.module
@@ -89,16 +112,28 @@ def replacer(rules: Mapping[type, Any], *, caller: str, folded: Container[str] |
     return intercept
 
 
-def run_as_ours(module: Any, rule: Any, args: tuple, kwargs: dict[str, Any], *, caller: str, **options: Any) -> Any:
-    """Calls our norm, with the options that `rule` gives, on the variables of a third party's."""
+def run_as_ours(
+    module: nn.Module, rule: Rule, args: tuple, kwargs: Mapping[str, Any], *, caller: str, **options: Any
+) -> Any:
+    """Calls our norm on the variables of a third party's, with the options that `rule` gives and those given here."""
     norm, x, call = norm_instead(module, rule, args, kwargs, caller=caller, has_variables=True, **options)
     return norm(x, **call)
 
 
 def norm_instead(
-    module: Any, rule: Any, args: tuple, kwargs: dict[str, Any], *, caller: str, has_variables: bool, **options: Any
-) -> tuple[BatchNorm, jax.Array, dict[str, Any]]:
-    """Returns our norm on the variables of a third party's, its input and the rest of its call."""
+    module: Any, rule: Any, args: tuple, kwargs: Mapping[str, Any], *, caller: str, has_variables: bool, **options: Any
+) -> tuple[BatchNorm, jax.Array, CallOptions]:
+    """Returns our norm on the variables of a third party's, its input and the options of its call.
+
+    Args:
+      module: the norm of a third party.
+      rule: the rule of its class.
+      args: the arguments of its call.
+      kwargs: the keyword arguments of its call.
+      caller: the public call, for messages.
+      has_variables: check that the variables which our norm needs are there.
+      **options: options of our norm, in place of those that the rule gives.
+    """
     where = f"{'/'.join(module.path) or 'the model'} ({type(module).__name__})"
     own = _as_flax(module, *args, **kwargs) if rule is nn.BatchNorm else rule(module, *args, **kwargs)
     if not isinstance(own, Mapping):
@@ -111,7 +146,7 @@ def norm_instead(
             f"{caller}: replace gives {unknown[0]!r} for {where}, which batchnorm_jax.linen.BatchNorm does not take; "
             f"options are {', '.join(sorted(_OF_OURS | set(_OF_CALL)))}"
         )
-    call = {name: own[name] for name in _OF_CALL if name in own}
+    call = cast(CallOptions, {name: own[name] for name in _OF_CALL if name in own})
     kind = BatchRenorm if {"r_max", "d_max"} & set(own) else BatchNorm
     # A fresh view of the same variables: a `setup` may have laid claim to their names.
     scope = module.scope.rewound()
@@ -130,15 +165,17 @@ def norm_instead(
     return norm, x, call
 
 
-def _as_flax(module: Any, x: jax.Array, use_running_average: bool | None = None, *, mask: Any = None) -> dict[str, Any]:
-    """The options of a class whose fields and call have the names that Flax's norm has."""
+def _as_flax(
+    module: nn.Module, x: jax.Array, use_running_average: bool | None = None, *, mask: ArrayLike | None = None
+) -> Mapping[str, Any]:
+    """Returns the options of a norm whose fields and call have the names of Flax's norm."""
     own = {name: getattr(module, name) for name in OF_FLAX if hasattr(module, name)}
     running = nn.merge_param("use_running_average", own.pop("use_running_average", None), use_running_average)
     return {**own, "use_running_average": running, "mask": mask}
 
 
 def looks_like_a_norm(module: nn.Module) -> bool:
-    """Whether a module that was called keeps a mean and a variance that are not parameters, in itself."""
+    """Returns whether a module that was called itself keeps a mean and a variance that are not parameters."""
     kept: dict[str, set[str]] = {}
     for name, collections in getattr(module.scope, "reservations", {}).items():
         for collection in collections:
@@ -151,7 +188,7 @@ def looks_like_a_norm(module: nn.Module) -> bool:
 
 
 def name_lookalikes(found: Mapping[str, type]) -> str:
-    """Returns a sentence that names the modules, by path, and says what to do about them."""
+    """Returns a sentence that names the modules, by path, and says what to do."""
     named = ", ".join(f"{path or 'the model'} ({kind.__name__})" for path, kind in list(found.items())[:5])
     more = f" and {len(found) - 5} more" if len(found) > 5 else ""
     classes = ", ".join(dict.fromkeys(kind.__name__ for kind in found.values()))

@@ -1,12 +1,12 @@
-"""Which layers of a linen model can be folded with which norms, found by tracing the model."""
+"""Finds the layers of a linen model that can be folded with its norms, by tracing the model."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from flax import linen as nn
 
+from batchnorm_jax._checks import feature_axes
 from batchnorm_jax._flow import STORED_OF_LAYER, STORED_OF_NORM, mark
-from batchnorm_jax._moments import feature_axes
 from batchnorm_jax._pairs import (
     Seen,
     Trace,
@@ -18,8 +18,9 @@ from batchnorm_jax._pairs import (
     say_what_stays,
     traced,
 )
-from batchnorm_jax.linen._adapt import looks_like_a_norm, name_lookalikes, plain_class, replacer
+from batchnorm_jax.linen._adapt import Rules, looks_like_a_norm, name_lookalikes, plain_class, replacer
 from batchnorm_jax.linen._module import BatchNorm, BatchRenorm
+from batchnorm_jax.typing import Variables
 
 LAYERS = (nn.Conv, nn.ConvLocal, nn.ConvTranspose, nn.Dense, nn.DenseGeneral, nn.Einsum)
 NORMS = (nn.BatchNorm, BatchNorm, BatchRenorm)
@@ -29,17 +30,15 @@ class Traced(NamedTuple):
     """The record of one run of a linen model.
 
     Attributes:
-      seen: its layers and norms.
-      lookalikes: the class of each module that looks like a norm, and is of none that is known, by path.
+      seen: the layers and norms of the model.
+      lookalikes: the class of each module that looks like a norm but is of no known class, by path.
     """
 
     seen: Trace
     lookalikes: dict[str, type]
 
 
-def trace(
-    model: nn.Module, variables: Mapping[str, Any], args: tuple, kwargs: dict[str, Any], rules: dict[type, Any]
-) -> Traced:
+def trace(model: nn.Module, variables: Variables, args: tuple, kwargs: Mapping[str, Any], rules: Rules) -> Traced:
     """Traces `model.apply(variables, *args, **kwargs)`; nothing is computed. `rules` is fold's `replace`."""
     layers: dict[str, Seen] = {}
     norms: dict[str, Seen] = {}
@@ -56,10 +55,10 @@ def trace(
 
 
 def pairs_of(model: Traced) -> list[tuple[Seen, Seen]]:
-    """Every layer that can be folded, with its norm; it warns of the norms that stay, and says why.
+    """Returns every layer that can be folded, with its norm; warns of the norms that stay, with the reasons.
 
     Raises:
-      ValueError: there is none; the message says why the norms there are cannot be.
+      ValueError: there is none; the message says why the norms of the model cannot be folded.
     """
     found, reasons = every_pair(model.seen)
     number = len(reasons) + len(model.lookalikes)
@@ -70,10 +69,10 @@ def pairs_of(model: Traced) -> list[tuple[Seen, Seen]]:
 
 
 def check_pairs(model: Traced, pairs: Iterable[tuple[str, str]]) -> list[tuple[Seen, Seen]]:
-    """The layers and norms of these paths.
+    """Returns the layers and norms of these paths.
 
     Raises:
-      ValueError: there is no such path, it is there twice, or the layer cannot be folded with that norm.
+      ValueError: a path does not exist or is given twice, or the layer cannot be folded with the norm.
     """
     layers, norms = model.seen.layers, model.seen.norms
     pairs = check_paths(pairs, layers, norms)
@@ -84,9 +83,9 @@ def check_pairs(model: Traced, pairs: Iterable[tuple[str, str]]) -> list[tuple[S
 
 
 def _recorder(
-    layers: dict[str, Seen], norms: dict[str, Seen], lookalikes: dict[str, type], rules: dict[type, Any]
+    layers: dict[str, Seen], norms: dict[str, Seen], lookalikes: dict[str, type], rules: Rules
 ) -> Callable[..., Any]:
-    """Notes each layer and norm, and marks in the program what goes in and what comes out."""
+    """Returns an interceptor that records each layer and norm, and marks their inputs and outputs in the program."""
 
     def intercept(next_fun, args, kwargs, context):
         module, cls = context.module, plain_class(context.module)
@@ -98,7 +97,7 @@ def _recorder(
         path = "/".join(module.path)
         stored = nn.unbox(module.get_variable(*(STORED_OF_LAYER if cls in LAYERS else STORED_OF_NORM)))
         if stored is None:
-            return next_fun(*args, **kwargs)  # Which says what is missing.
+            return next_fun(*args, **kwargs)  # Flax raises the error that names the missing variable.
         mark("stored", path, stored)
         if cls in LAYERS:
             layers[path] = Seen(path, module, stored.shape, _objection_to_layer(module, args, kwargs))
@@ -111,11 +110,13 @@ def _recorder(
 
 
 def _objection_to_layer(module: Any, args: tuple, kwargs: Mapping[str, Any]) -> str:
+    """Returns the reason why a layer cannot be folded, by its call; "" where it can."""
     is_einsum = plain_class(module) is nn.Einsum
     return objection_to_equation(module.einsum_str or kwargs.get("einsum_str") or args[1]) if is_einsum else ""
 
 
 def _objection_to_norm(module: Any, given: Mapping[str, Any]) -> str:
+    """Returns the reason why a norm cannot be folded, by its call; "" where it can."""
     ndim = given["x"].ndim
     running = module.use_running_average if module.use_running_average is not None else given.get("use_running_average")
     updates = given.get("update_stats")

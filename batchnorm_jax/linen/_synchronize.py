@@ -1,17 +1,17 @@
-"""The norms of an existing flax.linen model run as ours."""
+"""Runs the norms of an existing flax.linen model as ours."""
 
 import contextlib
 import dataclasses
 import inspect
 import threading
-import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any, Unpack
 
 from flax import linen as nn
 
-from batchnorm_jax._collectives import AxisName, check_axis_name
-from batchnorm_jax._options import OF_POOLING, check_synchronize
+from batchnorm_jax._collectives import check_axis_name
+from batchnorm_jax._synchronize import GivenOptions, SynchronizeOptions, check_synchronize, pooling_of, with_axes
+from batchnorm_jax._warnings import warn_of_unchanged
 from batchnorm_jax.linen._adapt import (
     OF_FLAX,
     Replace,
@@ -24,6 +24,7 @@ from batchnorm_jax.linen._adapt import (
     run_as_ours,
 )
 from batchnorm_jax.linen._module import BatchNorm, BatchRenorm
+from batchnorm_jax.typing import AxisName
 
 _NOT_THE_MODEL = (
     ". The model is not given: what is called inside the context is turned, with "
@@ -34,43 +35,48 @@ _FLAX_CALL, _OUR_CALL = inspect.unwrap(nn.BatchNorm.__call__), inspect.unwrap(Ba
 
 @contextlib.contextmanager
 def synchronize(
-    axis_name: AxisName | None, *, replace: Replace | None = None, require: bool = True, **options: Any
+    axis_name: AxisName | None,
+    *,
+    replace: Replace | None = None,
+    require: bool = True,
+    **options: Unpack[SynchronizeOptions],
 ) -> Iterator[list[str]]:
     """Runs every `flax.linen.BatchNorm` that is traced inside the context as `batchnorm_jax.linen.BatchNorm`.
 
     The model's code and variables stay as they are; its norms pool over `axis_name`, with our derivative rule and
-    collectives. Norms that are ours already keep their own options; one without an `axis_name` takes that of the
-    context, with the groups and the span that are given. A norm of another class, such as a copy of Flax's in
-    somebody's package, is run as ours where `replace` says how.
+    collectives. Norms that are ours already keep their own options, but one without an `axis_name` takes the axes,
+    groups and span of the context. A norm of another class, such as a copy of Flax's in another package, is run as ours
+    if `replace` has a rule for it.
 
-    It must enclose the tracing: a function that was jitted and called before is not affected, nor a module under
-    `nn.jit` that was, and one that was traced inside keeps the change. The surest way is to enter it within the
-    function that is jitted, around `model.apply`; the list that it gives shows what was traced. Where nothing was
-    turned, leaving it is an error that says why. It acts on the thread that enters it, and of several contexts the
-    innermost decides.
+    The context must enclose the tracing. A function that was jitted and called before is not affected, nor is a module
+    under `nn.jit` that was; a function that was traced inside keeps the change. The surest way is to enter the context
+    within the function that is jitted, around `model.apply`; the list that it yields shows what was traced. Leaving it
+    where no norm was turned is an error that gives the reason. It acts on the thread that enters it, and the innermost
+    of several contexts decides.
 
     Args:
-      axis_name: the name or names of the axes over which to pool; None under `jit` with sharded arrays, where the
+      axis_name: the name or names of the axes to reduce over; None under `jit` with sharded arrays, where the
         statistics are those of the whole array. It replaces a norm's own.
-      replace: for each class of norms that is neither Flax's nor ours, how it is run. `flax.linen.BatchNorm`: as a copy
-        of it, whose options and call have Flax's names. A function: of the module and all that it was called with, it
-        gives a dict of options of `BatchNorm` (of `BatchRenorm`, if `r_max` or `d_max` is among them), and of its call,
-        such as `mask`. None: the class stays as it is. The input is the first argument of the call, its result is one
-        array, and the variables are `mean` and `var` in "batch_stats", and `scale` and `bias` in "params" if used.
-      require: False: leave without an error where nothing was turned, for a model that may have no norm.
-      **options: of `BatchNorm`, in place of the norms' own: axis_index_groups, span, collective, use_fast_variance,
-        unbiased_running_var, skip_nonfinite, check_conditioning, momentum. A norm's own groups are those of its own
-        axis, and go with it.
+      replace: the rule for each class of norms that is neither Flax's nor ours. `flax.linen.BatchNorm`: the class is a
+        copy of Flax's, with Flax's names of options and arguments. A function: it takes the module and all arguments of
+        its call, and returns a dict of options of `BatchNorm` (of `BatchRenorm`, if `r_max` or `d_max` is among them),
+        and of its call, such as `mask`. None: the class stays as it is. The input must be the first argument of the
+        call, the result one array, and the variables `mean` and `var` in "batch_stats", and, if used, `scale` and
+        `bias` in "params".
+      require: raise an error on leaving where no norm was turned. False suits a model that may have no norm.
+      **options: options of `BatchNorm` in place of the norms' own: axis_index_groups, span, collective,
+        use_fast_variance, unbiased_running_var, skip_nonfinite, check_conditioning, momentum. A norm's own groups
+        belong to its own axis, and go with it.
 
     Yields:
       A list to which the path of each norm is added as it is traced, such as "block_0/BatchNorm_0".
 
     Raises:
-      ValueError: an option that is not known, or that would change what the model computes; or, on leaving, no norm was
-        turned: none was called, those called are of a class that is not known, or ours that pool over other axes than
-        `axis_name`, or nothing was traced. (Not where the same context turned norms before: what was jitted then keeps
-        the change.)
-      UserWarning: some norms were turned, and a module that looks like another was not.
+      ValueError: an unknown option, or one that would change what the model computes; or, on leaving, no norm was
+        turned: none was called, those called are of an unknown class, or they are ours and pool over other axes than
+        `axis_name`, or nothing was traced. (There is no error where the same context turned norms before: a function
+        that was jitted then keeps the change.)
+      UnchangedNormWarning: some norms were turned, but a module that looks like a norm was not.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -86,7 +92,7 @@ def synchronize(
       >>> bool(jnp.allclose(y.mean((0, 1)), 0, atol=1e-6))
       True
 
-      A norm of one's own, whose call takes `train`:
+      A norm of your own, whose call takes `train`:
 
       >>> class OwnNorm(nn.Module):
       ...     decay: float = 0.9
@@ -109,13 +115,13 @@ def synchronize(
     check_axis_name(axis_name, caller="synchronize", hint=_NOT_THE_MODEL)
     check_synchronize(options)
     rules = check_replace(replace, caller="synchronize")
-    options = {"axis_name": axis_name, "axis_index_groups": None, **options}
-    BatchNorm(**options)  # What conflicts is refused here, not in the midst of a model.
+    given = with_axes(axis_name, options)
+    BatchNorm(**given)  # Conflicting options are refused here, not in the middle of a model.
     seen = _Seen()
 
     def interceptor(next_function, args, kwargs, context: nn.module.InterceptorContext):
         module = context.module
-        # Of several contexts the innermost decides.
+        # The innermost of several contexts decides.
         if _contexts.entered[-1] is not seen or module.scope is None:
             return next_function(*args, **kwargs)
         path = "/".join(module.path)
@@ -125,8 +131,8 @@ def synchronize(
             for outer in _contexts.entered:
                 outer.turned = True
             if is_flax_call(context):
-                return as_ours(module, **options)(*args, **kwargs)
-            return run_as_ours(module, rules[plain_class(module)], args, kwargs, caller="synchronize", **options)
+                return as_ours(module, given)(*args, **kwargs)
+            return run_as_ours(module, rules[plain_class(module)], args, kwargs, caller="synchronize", **given)
         ours: Any = contextlib.nullcontext()
         if is_our_call(context):
             seen.norms.add(path)
@@ -135,13 +141,11 @@ def synchronize(
                 seen.replaced.append(path)
                 for outer in _contexts.entered:
                     outer.turned = True
-                ours = _with_options(
-                    module, {name: options[name] for name in OF_POOLING if options.get(name) is not None}
-                )
+                ours = _with_options(module, pooling_of(given))
         with ours:
             result = next_function(*args, **kwargs)
         seen.called[plain_class(module).__name__] = None
-        # Looked at last: what a class derived from a norm calls within is known by then.
+        # Last, because the norm that a derived class calls within is recorded by then.
         kind = plain_class(module)
         if path not in seen.norms and kind not in (*rules, BatchNorm, BatchRenorm) and looks_like_a_norm(module):
             seen.lookalikes[path] = kind
@@ -153,12 +157,12 @@ def synchronize(
             yield seen.replaced
     finally:
         _contexts.entered.pop()
-    seen.report(axis_name, repr(sorted(options.items())), require=require)
+    seen.report(axis_name, repr(sorted(given.items())), require=require)
 
 
 @contextlib.contextmanager
-def _with_options(norm: nn.Module, options: dict[str, Any]) -> Iterator[None]:
-    """Gives a norm of ours other options while it is called. It stays the same object, by which others know it."""
+def _with_options(norm: nn.Module, options: Mapping[str, Any]) -> Iterator[None]:
+    """Gives a norm of ours other options while it is called. It stays the same object, which others may refer to."""
     before = {name: getattr(norm, name) for name in options}
     for name, value in options.items():
         object.__setattr__(norm, name, value)
@@ -174,31 +178,38 @@ class _Seen:
     """Record of the norms that were called within a context.
 
     Attributes:
-      replaced: the path of each norm that was turned, once for each call.
-      norms: the paths of norms that are known, ours among them.
-      ours: the axes of each norm that was ours already.
-      lookalikes: the class of each module that looks like a norm, and is none that is known.
-      called: the classes of all modules.
-      turned: whether this context, or one within it, turned a norm.
+      replaced: the path of each norm that was turned, once per call.
+      norms: the paths of norms of a known class, ours included.
+      ours: the axes of each norm that was ours already, by its path.
+      lookalikes: the class of each module that looks like a norm but is of no known class, by its path.
+      called: the names of the classes of all modules, in the order of their calls.
+      turned: this context, or one within it, turned a norm.
     """
 
     replaced: list[str] = dataclasses.field(default_factory=list)
     norms: set[str] = dataclasses.field(default_factory=set)
-    ours: dict[str, Any] = dataclasses.field(default_factory=dict)
+    ours: dict[str, AxisName | None] = dataclasses.field(default_factory=dict)
     lookalikes: dict[str, type] = dataclasses.field(default_factory=dict)
     called: dict[str, None] = dataclasses.field(default_factory=dict)
     turned: bool = False
 
     def report(self, axis_name: AxisName | None, key: str, *, require: bool) -> None:
-        """Says, on leaving, what was not turned, where that may not be what was meant."""
+        """Reports, on leaving, the norms that were not turned, where that may not be what was meant.
+
+        Args:
+          axis_name: the axes of the context.
+          key: the options of the context, by which it is known when it is entered again.
+          require: raise an error where no norm was turned.
+        """
         if self.turned:
             _contexts.that_turned.add(key)
             if self.lookalikes:
-                warnings.warn(f"synchronize: {name_lookalikes(self.lookalikes)}", UserWarning, stacklevel=4)
+                warn_of_unchanged(f"synchronize: {name_lookalikes(self.lookalikes)}", stacklevel=4)
         elif require and (reason := self._reason(axis_name, key)):
             raise ValueError(f"synchronize: no norm was turned: {reason}")
 
     def _reason(self, axis_name: AxisName | None, key: str) -> str:
+        """Returns the reason why no norm was turned; "" where that is as it should be."""
         if self.lookalikes:
             return name_lookalikes(self.lookalikes)
         if self.ours:
@@ -221,14 +232,18 @@ class _Seen:
         )
 
 
-def _names(axis_name: AxisName | None) -> set[Any]:
+def _names(axis_name: AxisName | None) -> set[Hashable]:
+    """Returns the names of axes as a set."""
     if axis_name is None:
         return set()
     return set(axis_name) if isinstance(axis_name, tuple | list) else {axis_name}
 
 
 class _Contexts(threading.local):
-    """The contexts that a thread is in, as Flax keeps its interceptors, and the options of those that turned norms."""
+    """The contexts that a thread is in, outermost first, and the options of those that turned norms.
+
+    They belong to a thread because Flax's interceptors do.
+    """
 
     def __init__(self):
         self.entered: list[_Seen] = []
@@ -239,17 +254,17 @@ _contexts = _Contexts()
 
 
 def is_flax_call(context: nn.module.InterceptorContext) -> bool:
-    """Whether what is called is the method of Flax's own norm, maybe by a subclass of it."""
+    """Returns whether the call is that of Flax's own norm, or of a subclass which inherits it."""
     return called(context) is _FLAX_CALL
 
 
 def is_our_call(context: nn.module.InterceptorContext) -> bool:
-    """Whether what is called is the method of our norm, maybe by a subclass of it."""
+    """Returns whether the call is that of our norm, or of a subclass which inherits it."""
     return called(context) is _OUR_CALL
 
 
-def as_ours(norm: Any, **options: Any) -> BatchNorm:
-    """Our norm on the variables of Flax's, with its options but for those that are given."""
+def as_ours(norm: Any, options: GivenOptions | None = None) -> BatchNorm:
+    """Returns our norm on the variables of Flax's, with the options of Flax's except those that are given."""
     own = {name: getattr(norm, name) for name in OF_FLAX}
-    # The scope for a parent: the variables are found where the other norm has them.
-    return BatchNorm(**own | options, parent=norm.scope)
+    # The scope is the parent, so that the variables are found where the other norm has them.
+    return BatchNorm(**{**own, **(options or {})}, parent=norm.scope)

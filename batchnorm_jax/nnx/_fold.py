@@ -1,4 +1,4 @@
-"""Folding the norms of an nnx model into the layers before them."""
+"""Folds the norms of an nnx model into the layers before them."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -7,10 +7,13 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import ArrayLike
 
-from batchnorm_jax import _inference
-from batchnorm_jax._core import effective_scale
-from batchnorm_jax._moments import feature_axes, statistics_dtype
+from batchnorm_jax import _folding
+from batchnorm_jax._arrays import statistics_dtype
+from batchnorm_jax._checks import feature_axes
+from batchnorm_jax._options import NormOptions
+from batchnorm_jax._saving import effective_scale
 from batchnorm_jax.nnx._pairs import features_last, find_pairs, put
 from batchnorm_jax.nnx._synchronize import no_norms
 from batchnorm_jax.nnx._trace import trace
@@ -19,41 +22,41 @@ Model = TypeVar("Model", bound=nnx.Module)
 
 
 def fold(model: Model, pairs: Iterable[tuple[str, str]] | None = None, *args: Any, **kwargs: Any) -> Model:
-    """A copy of a model with its batch norms folded into the convolutions and dense layers before them.
+    """Copies a model with its batch norms folded into the convolutions and dense layers before them.
 
-    It gives what the model gives in evaluation, to rounding, with one multiplication and one subtraction a value less;
-    see `batchnorm_jax.fold` for the formula. In place of a norm is a module that is called in the same way and applies
-    the norm's activation and residual; a layer without a bias gets one. The model is left as it is; arrays that do not
-    change are the same in both, and what was shared within the model is shared within the copy.
+    The copy gives what the model gives in evaluation, to rounding, with one multiplication and one subtraction per
+    value less; see `batchnorm_jax.fold` for the formula. In place of a norm is a module that is called in the same way
+    and applies the norm's activation and residual; a layer without a bias gets one. The model is left as it is; arrays
+    that do not change are the same in both, and modules shared within the model are shared within the copy.
 
-    Folded are `nnx.Conv`, `nnx.ConvTranspose`, `nnx.Linear`, `nnx.LinearGeneral` and `nnx.Einsum`, but no class
-    derived from them, which might do more, and norms of Flax and of `batchnorm_jax`. In bfloat16 (`dtype`) results
-    differ by a few roundings, about 1e-2 of the greatest.
+    The layers that can be folded are `nnx.Conv`, `nnx.ConvTranspose`, `nnx.Linear`, `nnx.LinearGeneral` and
+    `nnx.Einsum`, but no class derived from them, which might do more. The norms are those of Flax and of
+    `batchnorm_jax`. In bfloat16 (`dtype`) results differ by a few roundings, about 1e-2 of the greatest.
 
-    With an example, a copy of the model is traced in evaluation, and nothing is computed: the program shows which norm
-    is given a layer's output as it is, and nobody else. Without one, a norm is folded where it stands directly behind a
-    layer in an `nnx.Sequential`, also where one is nested in another, or in an `nnx.List`; a list is taken to be
-    applied in its order with nothing in between, and the norm of a pair that is given to be behind its layer. This
-    cannot be seen from the modules, so give an example, or compare one result.
+    With an example, a copy of the model is traced in evaluation, and nothing is computed: the program shows which norm,
+    and nothing else, reads a layer's output as it is. Without an example, a norm is folded where it stands directly
+    behind a layer in an `nnx.Sequential`, also where one is nested in another, or in an `nnx.List`; the list is assumed
+    to be applied in its order with nothing in between, and the norm of a given pair to be behind its layer. The modules
+    alone do not show this, so give an example, or compare one result.
 
     Args:
       model: the model.
-      pairs: (layer, norm) paths, as ("block/conv", "block/norm") or ("layers/0", "layers/1"), with slashes as
-        `synchronize` gives them; dots do as well. None: every layer that can be folded, with a warning of the norms
-        that stay, and why.
-      *args: an example of what the model is called with; arrays may be `jax.ShapeDtypeStruct`s.
-      **kwargs: of the same.
+      pairs: (layer, norm) paths, such as ("block/conv", "block/norm") or ("layers/0", "layers/1"), with slashes as
+        `synchronize` gives them, or with dots. None: every layer that can be folded, with a warning that names the
+        norms that stay, and the reasons.
+      *args: an example of the arguments of the model's call; arrays may be `jax.ShapeDtypeStruct`s.
+      **kwargs: further arguments of the example.
 
     Returns:
       The folded copy, in evaluation mode. It raises a ValueError where a folded norm is to normalise by the batch, as
       after `train()`.
 
     Raises:
-      ValueError: there is nothing to fold, a path is unknown, or a pair cannot be folded: with an example, the norm is
-        not given the layer's output as it is, or someone else is too; one of them stands in two places or is called
-        twice, they differ in their features, the feature axis is not the last, the norm updates its statistics in
-        evaluation, or their variables are stacked by `nnx.vmap`.
-      UserWarning: without pairs, a norm stays as it is; the message says why.
+      ValueError: there is nothing to fold, a path is unknown, or a pair cannot be folded: with an example, the norm
+        does not read the layer's output as it is, or something else reads it too; one of them stands in two places or
+        is called twice, they differ in their features, the feature axis is not the last, the norm updates its
+        statistics in evaluation, or their variables are stacked by `nnx.vmap`.
+      UnchangedNormWarning: without pairs, a norm stays as it is; the message says why.
 
     Example:
       >>> import jax.numpy as jnp
@@ -67,7 +70,7 @@ def fold(model: Model, pairs: Iterable[tuple[str, str]] | None = None, *args: An
       >>> bool(jnp.allclose(folded(x), model(x), atol=1e-5)), len(nnx.state(folded, nnx.BatchStat))
       (True, 0)
 
-    Source: as `batchnorm_jax.fold`.
+    Source: see `batchnorm_jax.fold`.
     """
     if not isinstance(model, nnx.Module):
         raise no_norms(model, caller="fold")
@@ -81,10 +84,10 @@ def fold(model: Model, pairs: Iterable[tuple[str, str]] | None = None, *args: An
 
 
 class FoldedNorm(nnx.Module):
-    """What is left of a norm whose scale and shift its layer has taken over: dtype, residual and activation.
+    """The rest of a norm whose scale and shift its layer has taken over: dtype, residual and activation.
 
     Args:
-      norm: the norm; its options are kept, its variables are not.
+      norm: the folded norm; its options are kept, its variables are not.
     """
 
     def __init__(self, norm: Any):
@@ -95,7 +98,7 @@ class FoldedNorm(nnx.Module):
         self.dtypes = tuple(None if v is None else v[...].dtype for v in variables)
         self.promote_dtype = norm.promote_dtype
         self.activation = getattr(norm, "activation", None)
-        # For train() and eval() to set: a training that this norm takes no part in should not go unnoticed.
+        # train() and eval() set it, so that training a model whose norms are folded is an error.
         self.use_running_average = True
 
     def __call__(
@@ -103,18 +106,18 @@ class FoldedNorm(nnx.Module):
         x: jax.Array,
         use_running_average: bool | None = None,
         *,
-        mask: jax.Array | None = None,
-        residual: jax.Array | None = None,
+        mask: ArrayLike | None = None,
+        residual: ArrayLike | None = None,
         update_stats: bool | None = None,
     ) -> jax.Array:
         """Applies the residual and the activation.
 
         Args:
-          x: what the layer gives, of any rank.
-          use_running_average: as of the norm; False is an error.
-          mask: concerns statistics alone, of which there are none.
-          residual: of the shape of `x`, added before the activation.
-          update_stats: as of the norm; True is an error.
+          x: the layer's output, of any rank.
+          use_running_average: overrides the mode of the module; False is an error.
+          mask: without effect: it concerns only statistics, of which there are none.
+          residual: an array of the shape of `x`, added before the activation.
+          update_stats: True is an error.
 
         Raises:
           ValueError: statistics of the batch are asked for, or the feature axis is not the last.
@@ -124,22 +127,21 @@ class FoldedNorm(nnx.Module):
             raise ValueError(f"folded BatchNorm: axis={self.axis} is not the last of an input of shape {x.shape}")
         shapes = [None if d is None else jax.ShapeDtypeStruct((self.num_features,), d) for d in self.dtypes]
         promoted = jax.eval_shape(partial(self.promote_dtype, dtype=self.dtype), (x, *shapes))
-        return _inference.apply_folded(
+        options = NormOptions(activation=self.activation, dtype=promoted[0].dtype, caller="folded BatchNorm")
+        return _folding.apply_folded(
             x,
             None,
+            residual,
+            options,
             use_running_average=self.use_running_average if use_running_average is None else use_running_average,
             update_stats=update_stats,
-            activation=self.activation,
-            residual=residual,
-            dtype=promoted[0].dtype,
-            caller="folded BatchNorm",
         )
 
     def set_view(self, use_running_average: bool | None = None) -> None:
-        """What `nnx.view` calls.
+        """Sets the mode; `nnx.view` calls it.
 
         Args:
-          use_running_average: as of the norm; with False every call is an error.
+          use_running_average: False makes every call an error; None leaves the mode as it is.
         """
         if use_running_average is not None:
             self.use_running_average = use_running_average
@@ -151,9 +153,9 @@ def _fold_pair(layer: Any, norm: Any) -> None:
     bias, scale, beta = (None if v is None else v[...] for v in (layer.bias, norm.scale, norm.bias))
     kernel = layer.kernel[...]
     scale = effective_scale(scale, getattr(norm, "save_for_backward", "input"))
-    # Wide, so that each number is rounded once, to the dtype that its variable has.
+    # Wide, so that each number is rounded once, to the dtype of its variable.
     wide = features_last(layer, kernel).astype(statistics_dtype(kernel.dtype))
-    folded, new = _inference.fold(wide, bias, mean, var, scale, beta, epsilon=norm.epsilon)
+    folded, new = _folding.fold(wide, bias, mean, var, scale, beta, epsilon=norm.epsilon)
     layer.kernel[...] = features_last(layer, folded).astype(kernel.dtype)
     dtype = kernel.dtype if bias is None else bias.dtype
     new = new if jnp.iscomplexobj(new) else new.astype(dtype)
@@ -161,13 +163,13 @@ def _fold_pair(layer: Any, norm: Any) -> None:
         layer.bias[...] = new
         return
     new = jnp.broadcast_to(new, _bias_shape(layer, new))
-    # With the metadata, such as a sharding along the features, of the norm's.
+    # With the metadata of the norm's bias, such as a sharding along the features.
     layer.bias = nnx.Param(new) if norm.bias is None else norm.bias.replace(new)
     layer.use_bias = True
 
 
 def _bias_shape(layer: Any, bias: jax.Array) -> tuple[int, ...]:
-    """The shape of the bias that a layer would have."""
+    """Returns the shape of the bias that a layer would have."""
     if isinstance(layer, nnx.LinearGeneral):
         return (*layer.batch_axis.values(), *layer.out_features)
     if isinstance(layer, nnx.Einsum):

@@ -1,7 +1,7 @@
-"""Batch normalization as a `flax.nnx` module: state, and nothing else, around the functions of `batchnorm_jax`."""
+"""Batch normalization as a `flax.nnx` module, which holds only state around the functions of `batchnorm_jax`."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -10,13 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.nnx.nn import dtypes
+from jax.typing import ArrayLike, DTypeLike
 
-from batchnorm_jax._activations import Activation
-from batchnorm_jax._collectives import AxisName, as_groups, check_axis_name
-from batchnorm_jax._layer import Limit, Limits, Running, call, check_layer, diagnose, limits_at
-from batchnorm_jax._moments import as_array, feature_axes
-from batchnorm_jax._options import check_names, check_scale
-from batchnorm_jax._renorm import check_limits, relaxed_d_max, relaxed_r_max
+from batchnorm_jax._checks import as_array, feature_axes
+from batchnorm_jax._collectives import as_groups, check_axis_name
+from batchnorm_jax._inference import Running
+from batchnorm_jax._layer import Request, call, check_layer, diagnose, options_of
+from batchnorm_jax._operands import as_operands
+from batchnorm_jax._peers import check_names
+from batchnorm_jax._renorm import Limits
+from batchnorm_jax._saving import check_scale
+from batchnorm_jax.typing import Activation, AxisName, Collective, Groups, SaveForBackward
 
 _ZEROS, _ONES = nnx.initializers.zeros_init(), nnx.initializers.ones_init()
 
@@ -26,8 +30,8 @@ class BatchNorm(nnx.Module):
 
     The arguments up to `scale_metadata` are those of `flax.nnx.BatchNorm`, with the same meaning and defaults, and so
     are the variables, `Param` scale and bias and `BatchStat` mean and var: a state of one loads in the other.
-    What differs is said at `batchnorm_jax.linen.BatchNorm`; which examples are pooled at `batchnorm_jax.batch_norm`.
-    One thing more: the running statistics are never rounded to `dtype`, so that training and evaluation agree.
+    `batchnorm_jax.linen.BatchNorm` says what differs, and `batchnorm_jax.batch_norm` which examples are pooled.
+    One more difference: the running statistics are never rounded to `dtype`, so that training and evaluation agree.
 
     Args:
       num_features: the number of features.
@@ -35,29 +39,30 @@ class BatchNorm(nnx.Module):
       axis: the feature axis.
       momentum: running = momentum running + (1 - momentum) batch. (PyTorch's momentum is 1 minus this one.)
       epsilon: added to the variance.
-      dtype: of the result; None: what the input, the parameters and the statistics promote to.
-      param_dtype: of `scale` and `bias`.
+      dtype: the dtype of the result; None: the dtype that the input, the parameters and the statistics promote to.
+      param_dtype: the dtype of `scale` and `bias`.
       use_bias: add a learned bias.
       use_scale: multiply by a learned scale.
       bias_init: the bias's initializer.
       scale_init: the scale's initializer.
-      axis_name: the name or names of the axes over which to pool.
+      axis_name: the name or names of the axes to reduce over.
       axis_index_groups: groups of the participants on `axis_name`, each pooled by itself.
       use_fast_variance: False is the same as `collective="all_gather"`.
-      promote_dtype: decides the result's dtype from (inputs, mean, var, scale, bias); one that is not Flax's own also
-        promotes the parameters themselves.
+      promote_dtype: decides the result's dtype from (inputs, mean, var, scale, bias); a function other than Flax's own
+        also promotes the parameters themselves.
       rngs: the key of the initializers.
-      bias_metadata: of the variable `bias`.
-      scale_metadata: of the variable `scale`.
-      span: how many examples are normalised together; None: all.
-      collective: "psum" or "all_gather", the accurate one.
+      bias_metadata: the metadata of the variable `bias`.
+      scale_metadata: the metadata of the variable `scale`.
+      span: the number of examples that are normalised together; None: all.
+      collective: "psum", or "all_gather", which is exact.
       activation: an elementwise function of the result, computed again in the backward pass.
-      save_for_backward: "input", "output" or "nothing": see `batchnorm_jax.batch_norm`.
+      save_for_backward: the array that is kept: see `batchnorm_jax.batch_norm`.
       unbiased_running_var: average the variance that is divided by max(n - 1, 1), as PyTorch does.
       skip_nonfinite: leave the running statistics of a feature as they are where the batch's are not finite.
       update_stats: update the running statistics. None: the opposite of `use_running_average`.
-      check_conditioning: warn when the mean is so far from the running mean that the variance loses digits.
-      **peers: nothing; an option of another library is answered with what it is here.
+      check_conditioning: give a `ConditioningWarning` when the mean is so far from the running mean that the variance
+        loses digits.
+      **peers: none is accepted; an option of another library is answered with its name here.
 
     Example:
       >>> import jax.numpy as jnp
@@ -79,23 +84,23 @@ class BatchNorm(nnx.Module):
         axis: int = -1,
         momentum: float = 0.99,
         epsilon: float = 1e-5,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
+        dtype: DTypeLike | None = None,
+        param_dtype: DTypeLike = jnp.float32,
         use_bias: bool = True,
         use_scale: bool = True,
         bias_init: nnx.Initializer = _ZEROS,
         scale_init: nnx.Initializer = _ONES,
         axis_name: AxisName | None = None,
-        axis_index_groups: Sequence[Sequence[int]] | None = None,
+        axis_index_groups: Groups | None = None,
         use_fast_variance: bool = True,
         promote_dtype: Callable[..., Any] = dtypes.promote_dtype,
         rngs: nnx.Rngs,
         bias_metadata: Mapping[str, Any] = MappingProxyType({}),
         scale_metadata: Mapping[str, Any] = MappingProxyType({}),
         span: int | None = None,
-        collective: str = "psum",
+        collective: Collective = "psum",
         activation: Activation | None = None,
-        save_for_backward: str = "input",
+        save_for_backward: SaveForBackward = "input",
         unbiased_running_var: bool = False,
         skip_nonfinite: bool = False,
         update_stats: bool | None = None,
@@ -115,20 +120,20 @@ class BatchNorm(nnx.Module):
         self.axis = axis
         self.momentum = momentum
         self.epsilon = epsilon
-        self.dtype = dtype
-        self.param_dtype = param_dtype
+        self.dtype: DTypeLike | None = dtype
+        self.param_dtype: DTypeLike = param_dtype
         self.use_bias = use_bias
         self.use_scale = use_scale
         check_axis_name(axis_name, caller="BatchNorm")
-        # Tuples, since a list would count as state.
-        self.axis_name = tuple(axis_name) if isinstance(axis_name, list) else axis_name
-        self.axis_index_groups = as_groups(axis_index_groups, caller="BatchNorm")
+        # Tuples, because nnx would count a list as state.
+        self.axis_name: AxisName | None = tuple(axis_name) if isinstance(axis_name, list) else axis_name
+        self.axis_index_groups: Groups | None = as_groups(axis_index_groups, caller="BatchNorm")
         self.use_fast_variance = use_fast_variance
         self.promote_dtype = promote_dtype
         self.span = span
-        self.collective = collective
+        self.collective: Collective = collective
         self.activation = activation
-        self.save_for_backward = save_for_backward
+        self.save_for_backward: SaveForBackward = save_for_backward
         self.unbiased_running_var = unbiased_running_var
         self.skip_nonfinite = skip_nonfinite
         self.update_stats = update_stats
@@ -149,29 +154,29 @@ class BatchNorm(nnx.Module):
 
     def __call__(
         self,
-        x: jax.Array,
+        x: ArrayLike,
         use_running_average: bool | None = None,
         *,
-        mask: jax.Array | None = None,
-        residual: jax.Array | None = None,
+        mask: ArrayLike | None = None,
+        residual: ArrayLike | None = None,
         update_stats: bool | None = None,
     ) -> jax.Array:
         """Normalises `x`, and updates the running statistics.
 
         Args:
-          x: an array of floating point numbers, of any rank.
+          x: an array of floating point or complex numbers, of any rank.
           use_running_average: overrides the module's own.
           mask: broadcastable to `x`, True where a position counts towards the statistics.
-          residual: of the shape of `x`, added before the activation.
+          residual: an array of the shape of `x`, added before the activation.
           update_stats: overrides the module's own. With `use_running_average=True` the batch's statistics are
-            computed for the update alone.
+            computed only for the update.
 
         Returns:
           An array of the shape of `x`.
 
         Raises:
-          ValueError: `use_running_average` is given neither here nor in the constructor, the input has not
-            `num_features` features; and what `batchnorm_jax.batch_norm` raises.
+          ValueError: `use_running_average` is given neither here nor in the constructor, or the input does not have
+            `num_features` features; and every error of `batchnorm_jax.batch_norm`.
         """
         if use_running_average is None:
             use_running_average = self.use_running_average
@@ -194,80 +199,30 @@ class BatchNorm(nnx.Module):
         dtype = promoted[0].dtype
         if self.promote_dtype is not dtypes.promote_dtype:
             x, _, _, scale, bias = promoted
-        called = call(
-            self,
-            x,
-            scale,
-            bias,
-            Running(mean, var),
-            features=features,
-            dtype=dtype,
-            use_running_average=use_running_average,
-            update_stats=update_stats,
-            mask=mask,
-            residual=residual,
-            limits=self._limits(),
-        )
+        operands = as_operands(x, caller="BatchNorm", scale=scale, bias=bias, mask=mask, residual=residual)
+        options = options_of(self, features, dtype)
+        request = Request(use_running_average, update_stats)
+        called = call(self, operands, Running(mean, var), options, request, self._limits())
         diagnose(self, called.conditioning, "BatchNorm")
         if called.running is not None:
-            # A variable may be a reference that a gradient is taken through: it takes values alone.
+            # A variable may be a reference that a gradient is taken through, which takes only values.
             for variable, value in zip((self.mean, self.var), jax.lax.stop_gradient(called.running), strict=True):
                 variable.set_value(value)
             self._count_step()
         return called.y
 
     def _limits(self) -> Limits | None:
-        """Those of a renormalization, of which there is none here."""
+        """Returns the limits of batch renormalization; None: there is no renormalization."""
         return None
 
     def _count_step(self) -> None:
-        """The running statistics were updated."""
+        """Counts an update of the running statistics, where a class keeps their number."""
 
     def set_view(self, use_running_average: bool | None = None) -> None:
-        """What `nnx.view` calls.
+        """Sets the mode; `nnx.view` calls it.
 
         Args:
-          use_running_average: normalise by the running statistics.
+          use_running_average: normalise by the running statistics; None: leave the mode as it is.
         """
         if use_running_average is not None:
             self.use_running_average = use_running_average
-
-
-class BatchRenorm(BatchNorm):
-    """Batch renormalization: the batch's statistics, corrected towards the running ones within limits.
-
-    See `batchnorm_jax.batch_renorm` and `batchnorm_jax.linen.BatchRenorm`. It has one `BatchStat` more than
-    `BatchNorm`, `steps`, how often it was called to update the running statistics.
-
-    Args:
-      num_features: the number of features.
-      r_max: a number of at least 1, or a function of `steps`; by default the paper's.
-      d_max: a number of at least 0, or a function of `steps`; by default the paper's.
-      **options: those of `BatchNorm`.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from flax import nnx
-      >>> from batchnorm_jax.nnx import BatchRenorm
-      >>> norm = BatchRenorm(1, momentum=0.9, r_max=3.0, d_max=5.0, rngs=nnx.Rngs(0))
-      >>> y = norm(jnp.array([[1.0], [3.0]]))
-      >>> norm.steps[...]
-      Array(1, dtype=int32)
-
-    Source: Ioffe, "Batch Renormalization", arXiv 1702.03275, 2017.
-    """
-
-    def __init__(
-        self, num_features: int, *, r_max: Limit = relaxed_r_max, d_max: Limit = relaxed_d_max, **options: Any
-    ):
-        check_limits(r_max, d_max, caller="BatchRenorm")
-        super().__init__(num_features, **options)
-        self.r_max = r_max
-        self.d_max = d_max
-        self.steps = nnx.BatchStat(jnp.zeros((), jnp.int32))
-
-    def _limits(self) -> Limits:
-        return limits_at(self.r_max, self.d_max, self.steps[...])
-
-    def _count_step(self) -> None:
-        self.steps.set_value(self.steps[...] + 1)

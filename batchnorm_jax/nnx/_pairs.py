@@ -1,4 +1,4 @@
-"""Which layers of an nnx model can be folded with which norms, and where they stand in it."""
+"""Finds the layers of an nnx model that can be folded with its norms, and their places in the model."""
 
 import itertools
 from collections import defaultdict
@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from batchnorm_jax._pairs import Trace, check_paths, every_pair, objection, objection_to_equation, say_what_stays
-from batchnorm_jax.nnx._module import BatchNorm, BatchRenorm
+from batchnorm_jax.nnx._module import BatchNorm
+from batchnorm_jax.nnx._renorm import BatchRenorm
 from batchnorm_jax.nnx._synchronize import lookalikes, name_lookalikes, norms
 
 LAYERS = (nnx.Conv, nnx.ConvTranspose, nnx.Linear, nnx.LinearGeneral, nnx.Einsum)
@@ -18,7 +19,14 @@ NORMS = (nnx.BatchNorm, BatchNorm, BatchRenorm)
 
 
 class Place(NamedTuple):
-    """Where a module or a variable stands in the model: once for each path to it."""
+    """One place of a module or a variable in the model; what is shared has one place per path to it.
+
+    Attributes:
+      path: the names from the model inward, with slashes between.
+      parent: the module, list, tuple or dictionary that holds it.
+      key: the name or index in the parent.
+      value: the module or variable.
+    """
 
     path: str
     parent: Any
@@ -27,20 +35,20 @@ class Place(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A layer, and the norm behind it."""
+    """A layer, and the norm that reads its output."""
 
     layer: Place
     norm: Place
 
 
 class Model:
-    """Where the modules and variables of a model stand.
+    """The places of the modules and variables of a model.
 
     Attributes:
-      places: by path, a shared module once for each path to it.
-      first: of each module, by its id, the first path.
-      layers: the paths of the layers that can be folded by what they are, a shared one once.
-      norms: likewise.
+      places: by path; a shared module has one place per path to it.
+      first: the first path of each module, by its id.
+      layers: the paths of the layers of a class that can be folded, a shared layer once.
+      norms: the paths of the norms of a class that can be folded, a shared norm once.
     """
 
     def __init__(self, model: nnx.Module):
@@ -60,10 +68,10 @@ class Model:
         return Pair(self.places[layer], self.places[norm])
 
     def check(self, pairs: Any) -> list[tuple[str, str]]:
-        """Returns pairs that were given, with slashes, if there is each path, once."""
+        """Returns the given pairs with slashes, if each path exists and is given once."""
 
         def with_slashes(path: Any) -> Any:
-            # As attributes are written, too.
+            # Paths may be written with dots, as attributes are.
             return path.replace(".", "/") if isinstance(path, str) and path not in self.places else path
 
         if isinstance(pairs, Iterable) and not isinstance(pairs, str) and not hasattr(pairs, "shape"):
@@ -74,7 +82,7 @@ class Model:
         return check_paths(pairs, layers, norms)
 
     def objection(self, layer: str, norm: str) -> str:
-        """Why the pair cannot be folded, by what the modules are; "" where it can."""
+        """Returns the reason why the modules of the pair cannot be folded, whatever calls them; "" where they can."""
         pair = self.pair(layer, norm)
         for place in pair:
             owned = (place.value.kernel, place.value.bias) if place is pair.layer else ()
@@ -92,16 +100,16 @@ class Model:
 def find_pairs(
     model: nnx.Module, pairs: Iterable[tuple[str, str]] | None, trace: Callable[[], Trace] | None
 ) -> list[Pair]:
-    """Returns the layers and norms of these paths, or without paths every pair that there is.
+    """Returns the layers and norms of these paths, or without paths every pair that can be folded.
 
     Args:
       model: the copy that is folded.
-      pairs: as of `fold`.
-      trace: runs the model on an example, and says what it saw; None: there is no example.
+      pairs: as in `fold`.
+      trace: runs the model on an example and returns the record; None: there is no example.
 
     Raises:
       ValueError: there are none, a path is unknown, or they cannot be folded.
-      UserWarning: without pairs, a norm stays.
+      UnchangedNormWarning: without pairs, a norm stays.
     """
     known = Model(model)
     chosen = None if pairs is None else known.check(pairs)
@@ -133,6 +141,7 @@ def find_pairs(
 
 
 def _objection_seen(seen: Trace | None, layer: str, norm: str) -> str:
+    """Returns the reason why the pair cannot be folded, by the record of an example; "" where it can."""
     if seen is None:
         return ""
     for kind, path, called in (("layer", layer, seen.layers), ("norm", norm, seen.norms)):
@@ -142,6 +151,7 @@ def _objection_seen(seen: Trace | None, layer: str, norm: str) -> str:
 
 
 def _not_called(kind: str, path: str) -> str:
+    """Returns the reason for a module that the example does not call."""
     return f"{kind} {path!r} is not called with this example"
 
 
@@ -156,11 +166,12 @@ def put(place: Place, value: Any) -> None:
 
 
 def features_last(layer: Any, kernel: jax.Array) -> jax.Array:
-    """A kernel of the layer with its output features last, or such a one as the layer has it."""
+    """Moves a kernel's output features last, from the layer's own order of axes, or back into that order."""
     return jnp.swapaxes(kernel, -1, -2) if getattr(layer, "transpose_kernel", False) else kernel
 
 
 def _places(node: Any, path: tuple[str, ...] = (), above: tuple[int, ...] = ()) -> Iterator[Place]:
+    """Yields every place below a node; `above` holds the ids of the nodes around it, so that a cycle ends."""
     if isinstance(node, dict):
         items: Iterable[tuple[Any, Any]] = node.items()
     elif isinstance(node, list | tuple):
@@ -176,7 +187,7 @@ def _places(node: Any, path: tuple[str, ...] = (), above: tuple[int, ...] = ()) 
 
 
 def _chained(known: Model) -> tuple[list[tuple[str, str]], list[str]]:
-    """Returns the layers and norms that stand next to each other in a list, and of other norms that they do not."""
+    """Returns the layers and norms that stand next to each other in a list, and a reason for each other norm."""
     found = {}
     for place in known.places.values():
         if isinstance(place.value, nnx.List):
@@ -195,6 +206,7 @@ def _chained(known: Model) -> tuple[list[tuple[str, str]], list[str]]:
 
 
 def _flattened(chain: Iterable[Any]) -> Iterator[Any]:
+    """Yields the modules of a chain in their order, those of nested `nnx.Sequential`s included."""
     for child in chain:
         # A derived class may do something before, after or around its layers.
         if type(child) is nnx.Sequential:
@@ -204,7 +216,7 @@ def _flattened(chain: Iterable[Any]) -> Iterator[Any]:
 
 
 def _misfit(layer: Any, norm: Any) -> str:
-    """Why the two do not fit, or cannot be folded, as the end of a sentence; "" where they can."""
+    """Returns the reason why the two do not fit, or cannot be folded, as the end of a sentence; "" where they can."""
     if norm.mean[...].ndim != 1:
         return f" are stacked: the mean has shape {norm.mean[...].shape}; fold one at a time, as nnx.vmap(fold)(model)"
     features = features_last(layer, layer.kernel[...]).shape[-1]

@@ -1,7 +1,6 @@
-"""Population statistics of a flax.nnx model."""
+"""Exact population statistics of a flax.nnx model."""
 
 import functools
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,31 +8,39 @@ import jax
 from flax import nnx
 
 from batchnorm_jax import _recalibrate
-from batchnorm_jax._layer import Running, pool_calls, pooled_moments, pooled_over
-from batchnorm_jax._moments import feature_axes
-from batchnorm_jax.nnx._module import BatchNorm, BatchRenorm
+from batchnorm_jax._checks import feature_axes
+from batchnorm_jax._inference import Running
+from batchnorm_jax._layer import pool_calls, pooled_moments, pooled_over
+from batchnorm_jax._warnings import warn_of_unchanged
+from batchnorm_jax.nnx._module import BatchNorm
+from batchnorm_jax.nnx._renorm import BatchRenorm
 from batchnorm_jax.nnx._synchronize import become_ours, lookalikes, name_lookalikes, no_norms, norms
+from batchnorm_jax.typing import RecalibrationMode
 
 
-def recalibrate(model: nnx.Module, batches: Iterable[Any], *args: Any, mode: str = "pooled", **kwargs: Any) -> None:
+def recalibrate(
+    model: nnx.Module, batches: Iterable[Any], *args: Any, mode: RecalibrationMode = "pooled", **kwargs: Any
+) -> None:
     """Replaces a model's running statistics by the exact moments of a data set, in place.
 
     It covers every `batchnorm_jax.nnx.BatchNorm`, `BatchRenorm` and `flax.nnx.BatchNorm` of the model, and runs under
-    `jit`; batches that are sharded over devices are pooled over all of them. The modes, and what they cost, are said at
-    `batchnorm_jax.recalibrate`. Nothing of the model but these statistics changes. Keep the old ones, if they are
-    wanted again, with `nnx.state(model, nnx.BatchStat)` and bring them back with `nnx.update`.
+    `jit`; batches that are sharded over devices are pooled over all of them. `batchnorm_jax.recalibrate` explains the
+    modes and their cost. Only these statistics of the model change. To return to the old ones, keep them with
+    `nnx.state(model, nnx.BatchStat)` and restore them with `nnx.update`.
 
     Args:
-      model: to be called with a batch. Call `model.eval()` first if it has dropout; the norms heed `mode` alone.
-      batches: each is the first argument of the model's call. For "layerwise" they are gone over once a layer: give
+      model: the model, which is called with a batch. Call `model.eval()` first if it has dropout; the norms follow
+        only `mode`.
+      batches: each is the first argument of the model's call. For "layerwise" they are read once per layer: give
         a list, or an object whose `__iter__` starts anew.
       *args: further arguments of the call; no modules, and no `nnx.Rngs`.
-      mode: "pooled" or "layerwise".
+      mode: the statistics that the norms normalise by, as in `batchnorm_jax.recalibrate`.
       **kwargs: further arguments of the call.
 
     Raises:
-      ValueError: the model has no batch normalization, or one of a subclass with a call of its own; and what
-        `batchnorm_jax.recalibrate` raises.
+      ValueError: the model has no batch normalization, or one of a subclass with a call of its own; and every error of
+        `batchnorm_jax.recalibrate`.
+      UnchangedNormWarning: a module looks like a norm but is of an unknown class: its statistics stay as they are.
 
     Example:
       >>> import jax.numpy as jnp
@@ -57,7 +64,8 @@ def recalibrate(model: nnx.Module, batches: Iterable[Any], *args: Any, mode: str
     if not own:
         raise no_norms(model, caller="recalibrate")
     if left := lookalikes(model):
-        warnings.warn(f"recalibrate: {name_lookalikes(left)}", UserWarning, stacklevel=2)
+        warn_of_unchanged(f"recalibrate: {name_lookalikes(left)}", stacklevel=2)
+    by_running = _recalibrate.mode_named(mode).by_running
     graph, state = nnx.split(model)
 
     @jax.jit
@@ -65,7 +73,7 @@ def recalibrate(model: nnx.Module, batches: Iterable[Any], *args: Any, mode: str
         copy = nnx.merge(graph, variables["state"])
         found = dict(norms(copy))
         for path, norm in found.items():
-            _start_recording(norm, variables["batch_stats"][path], by_running=mode == "layerwise")
+            _start_recording(norm, variables["batch_stats"][path], by_running=by_running)
         copy(batch, *args, **kwargs)
         return {path: norm.recorded.get_value() for path, norm in found.items() if norm.recorded is not None}
 
@@ -79,13 +87,20 @@ def recalibrate(model: nnx.Module, batches: Iterable[Any], *args: Any, mode: str
 
 
 def _start_recording(norm: Any, stats: dict[str, jax.Array], *, by_running: bool) -> None:
+    """Makes a norm of a copied model ours, and one that records its input's moments.
+
+    Args:
+      norm: the norm, Flax's or ours.
+      stats: its running mean and variance in this pass.
+      by_running: normalise by these, not by the batch's.
+    """
     if not isinstance(norm, BatchNorm):
         become_ours(norm)
     recording: Any = norm
     recording.__class__ = _recording(type(norm))
     recording.by_running = by_running
     if isinstance(norm, BatchRenorm):
-        # Nothing of the statistics that are to be replaced has a part in the new ones.
+        # The statistics that are to be replaced must have no part in the new ones.
         recording.r_max, recording.d_max = 1.0, 0.0
     recording.recorded = nnx.data(None)
     recording.mean.set_value(stats["mean"])
@@ -94,16 +109,16 @@ def _start_recording(norm: Any, stats: dict[str, jax.Array], *, by_running: bool
 
 @functools.cache
 def _recording(kind: Any) -> type:
-    """A class of norms that keep the moments of what they are given, of all calls."""
+    """Returns a class of norms that record the moments of their input over all calls."""
 
     class Recording(kind):
         def __call__(self, x, use_running_average=None, *, mask=None, residual=None, update_stats=None):
             del use_running_average, update_stats
             features = feature_axes(self.axis, x.ndim, caller="recalibrate")
             stats = Running(self.mean[...], self.var[...])
-            over = pooled_over(self.axis_name, self.axis_index_groups, None)
-            self.axis_name, self.axis_index_groups = over["axis_name"], over["axis_index_groups"]
-            found = pooled_moments(self, x, stats, features=features, mask=mask)
+            over = pooled_over(self, None)
+            self.axis_name, self.axis_index_groups = over.axis_name, over.groups
+            found = pooled_moments(self, x, stats, features, mask)
             before = None if self.recorded is None else self.recorded.get_value()
             self.recorded = nnx.Intermediate(pool_calls(before, found))
             return kind.__call__(self, x, self.by_running, mask=mask, residual=residual, update_stats=False)

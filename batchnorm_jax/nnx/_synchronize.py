@@ -1,20 +1,20 @@
-"""The norms of an existing flax.nnx model become ours."""
+"""Turns the norms of an existing flax.nnx model into ours, and back."""
 
 import inspect
-import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Unpack
 
 from flax import linen as nn
 from flax import nnx
 
-from batchnorm_jax._collectives import AxisName
-from batchnorm_jax._options import OF_POOLING, check_synchronize
+from batchnorm_jax._synchronize import SynchronizeOptions, check_synchronize, pooling_of, with_axes
+from batchnorm_jax._warnings import warn_of_unchanged
 from batchnorm_jax.nnx._module import BatchNorm
+from batchnorm_jax.typing import AxisName
 
 _PARAMETERS = inspect.signature(BatchNorm.__init__).parameters
 _OF_FLAX = inspect.signature(nnx.BatchNorm.__init__).parameters
-# What our norm has and Flax's lacks, with its defaults.
+# The options that our norm has and Flax's lacks, with their defaults.
 _OURS = {
     name: parameter.default
     for name, parameter in _PARAMETERS.items()
@@ -22,30 +22,30 @@ _OURS = {
 }
 
 
-def synchronize(model: nnx.Module, *, axis_name: AxisName | None, **options: Any) -> list[str]:
+def synchronize(model: nnx.Module, *, axis_name: AxisName | None, **options: Unpack[SynchronizeOptions]) -> list[str]:
     """Turns every `flax.nnx.BatchNorm` of a model into `batchnorm_jax.nnx.BatchNorm`, in place.
 
-    The modules stay the same objects, with the same variables: what is shared stays shared, and whoever refers to one,
-    such as an optimizer, goes on doing so. They are no longer instances of Flax's class. Norms that are ours already
-    keep their own options; one without an `axis_name` takes the one that is given, with the groups and the span that
-    are given. A function that was jitted by `nnx.jit` and called before is traced anew, since the model is another; one
-    made by `nnx.cached_partial` is not.
+    The modules stay the same objects, with the same variables: shared modules stay shared, and references to a module,
+    such as an optimizer's, stay valid. The modules are no longer instances of Flax's class. Norms that are ours already
+    keep their own options, but one without an `axis_name` takes the axes, groups and span that are given. A function
+    that was jitted by `nnx.jit` and called before is traced anew, because the model is another; one made by
+    `nnx.cached_partial` is not.
 
     Args:
-      model: it, and every module in it, may be a norm.
-      axis_name: the name or names of the axes over which to pool; None under `jit` with sharded arrays, where the
+      model: the model, which may be a norm itself.
+      axis_name: the name or names of the axes to reduce over; None under `jit` with sharded arrays, where the
         statistics are those of the whole array. It replaces a norm's own.
-      **options: of `BatchNorm`, in place of the norms' own: axis_index_groups, span, collective, use_fast_variance,
-        unbiased_running_var, skip_nonfinite, check_conditioning, momentum. A norm's own groups are those of its own
-        axis, and go with it.
+      **options: options of `BatchNorm` in place of the norms' own: axis_index_groups, span, collective,
+        use_fast_variance, unbiased_running_var, skip_nonfinite, check_conditioning, momentum. A norm's own groups
+        belong to its own axis, and go with it.
 
     Returns:
       The path of each norm that was turned, such as "blocks/0/norm".
 
     Raises:
-      ValueError: an option that is not known, or that would change what the model computes; the model has no batch
-        normalization; or one of them is of a class derived from Flax's. Nothing has been turned then.
-      UserWarning: a module looks like a norm, and is of a class that is not known.
+      ValueError: an unknown option, or one that would change what the model computes; the model has no batch
+        normalization; or a norm is of a class derived from Flax's. No norm has been turned then.
+      UnchangedNormWarning: a module looks like a norm but is of an unknown class.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -58,9 +58,9 @@ def synchronize(model: nnx.Module, *, axis_name: AxisName | None, **options: Any
       >>> y = nnx.vmap(lambda model, x: model(x), in_axes=(None, 0), axis_name="batch")(nnx.clone(model), x)
     """
     check_synchronize(options)
-    # What conflicts is refused here, and lists become tuples.
-    options = {"axis_name": axis_name, "axis_index_groups": None, **options}
-    example = BatchNorm(1, rngs=nnx.Rngs(0), **options)
+    given = with_axes(axis_name, options)
+    # Conflicting options are refused here, and lists become tuples.
+    example = BatchNorm(1, rngs=nnx.Rngs(0), **given)
     found = list(norms(model))
     if not found:
         raise no_norms(model, caller="synchronize")
@@ -76,17 +76,16 @@ def synchronize(model: nnx.Module, *, axis_name: AxisName | None, **options: Any
                 "flax.nnx.BatchNorm that it is derived from; derive it from batchnorm_jax.nnx.BatchNorm"
             )
     if left := lookalikes(model):
-        warnings.warn(f"synchronize: {name_lookalikes(left)}", UserWarning, stacklevel=2)
+        warn_of_unchanged(f"synchronize: {name_lookalikes(left)}", stacklevel=2)
     for _, norm in turned:
         was_ours = isinstance(norm, BatchNorm)
-        pooling = [name for name in OF_POOLING if options.get(name) is not None]
-        given = pooling if was_ours else list(options)
-        kept = tuple((name, _frozen(getattr(norm, name))) for name in given if hasattr(norm, name))
+        names = list(pooling_of(given) if was_ours else given)
+        kept = tuple((name, _frozen(getattr(norm, name))) for name in names if hasattr(norm, name))
         before = getattr(norm, "before_synchronize", None) or (type(norm), kept)
         if not was_ours:
             become_ours(norm)
         norm.before_synchronize = before
-        for name in given:
+        for name in names:
             setattr(norm, name, getattr(example, name))
     return [path for path, _ in turned]
 
@@ -94,11 +93,11 @@ def synchronize(model: nnx.Module, *, axis_name: AxisName | None, **options: Any
 def unsynchronize(model: nnx.Module) -> list[str]:
     """Turns norms that `synchronize` turned back into what they were, with the options that they had, in place.
 
-    That is `flax.nnx.BatchNorm`, or ours without an axis. The variables, and so the running statistics, stay as they
-    are by then.
+    They become `flax.nnx.BatchNorm`, or ours without an axis. The variables, and so the current running statistics,
+    stay as they are.
 
     Args:
-      model: it, and every module in it, may be a norm.
+      model: the model, which may be a norm itself.
 
     Returns:
       The path of each norm that was turned back.
@@ -129,7 +128,7 @@ def unsynchronize(model: nnx.Module) -> list[str]:
 
 
 def lookalikes(model: nnx.Module) -> dict[str, type]:
-    """The class of each module that keeps a mean and a variance and is no norm that is known, by path."""
+    """Returns, by path, the class of each module that keeps a mean and a variance but is no known norm."""
     found = {}
     for path, module in nnx.iter_graph(model):
         if isinstance(module, nnx.Module) and not isinstance(module, nnx.BatchNorm | BatchNorm):
@@ -144,7 +143,7 @@ def lookalikes(model: nnx.Module) -> dict[str, type]:
 
 
 def no_norms(model: Any, *, caller: str) -> ValueError:
-    """An error that says why a model has nothing to turn."""
+    """Returns an error that gives the reason why a model has no norm to change."""
     kind = type(model).__name__
     if isinstance(model, nn.Module):
         return ValueError(
@@ -159,7 +158,7 @@ def no_norms(model: Any, *, caller: str) -> ValueError:
 
 
 def name_lookalikes(found: dict[str, type]) -> str:
-    """Returns a sentence that names the modules, by path, and says what to do about them."""
+    """Returns a sentence that names the modules, by path, and says what to do."""
     named = ", ".join(f"{path or 'the model'} ({kind.__name__})" for path, kind in list(found.items())[:5])
     return (
         f"{named} keeps a mean and a variance as a batch normalization does, but is of a class that is not known here; "
@@ -168,18 +167,19 @@ def name_lookalikes(found: dict[str, type]) -> str:
 
 
 def _frozen(value: Any) -> Any:
+    """Returns lists as tuples, which nnx does not count as state."""
     return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def become_ours(norm: Any) -> None:
-    """Turns Flax's norm into ours, with its own options."""
+    """Turns Flax's norm into ours, in place, with its own options."""
     norm.__class__ = BatchNorm
     for name, default in _OURS.items():
         setattr(norm, name, default)
 
 
 def norms(model: nnx.Module) -> Iterator[tuple[str, Any]]:
-    """The path and the module of every norm, ours and Flax's, a shared one once."""
+    """Yields the path and the module of every norm, ours and Flax's; a shared norm once."""
     for path, module in nnx.iter_graph(model) if isinstance(model, nnx.Module) else ():
         if isinstance(module, nnx.BatchNorm | BatchNorm):
             yield "/".join(map(str, path)), module

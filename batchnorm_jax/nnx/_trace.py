@@ -1,4 +1,4 @@
-"""Records which modules of an nnx model feed which others, by running a copy of the model on an example."""
+"""Records which modules of an nnx model feed which others, by tracing a copy of the model on an example."""
 
 import functools
 from collections.abc import Mapping
@@ -8,17 +8,17 @@ from typing import Any
 import jax
 from flax import nnx
 
+from batchnorm_jax._checks import feature_axes
 from batchnorm_jax._flow import Flow, mark
-from batchnorm_jax._moments import feature_axes
 from batchnorm_jax._pairs import Seen, Trace, objection_to_equation, objection_to_norm, traced
 from batchnorm_jax.nnx._pairs import NORMS, Model
 
-# The run that is being traced. Modules cannot refer to it: transforms make them anew.
+# The run that is being traced. Modules cannot refer to it, because transforms make them anew.
 _seen: ContextVar[Trace] = ContextVar("seen")
 
 
 def trace(model: nnx.Module, args: tuple, kwargs: Mapping[str, Any]) -> Trace:
-    """Calls a copy of the model with an example, of which nothing is computed, and notes its layers and norms."""
+    """Traces a copy of the model on an example and records its layers and norms; nothing is computed."""
     graph, state = nnx.split(model)
     known = Model(model)
     variables = {
@@ -39,7 +39,7 @@ def trace(model: nnx.Module, args: tuple, kwargs: Mapping[str, Any]) -> Trace:
                 module.__class__ = _marked(type(module))
                 module.path_in_trace = path
         result = copy(*args, **kwargs)
-        # What the model keeps of its values is read there.
+        # The model may keep a value in its state: that counts as reading it.
         return [leaf for leaf in jax.tree.leaves((result, nnx.state(copy))) if isinstance(leaf, jax.Array)]
 
     token = _seen.set(seen)
@@ -51,7 +51,7 @@ def trace(model: nnx.Module, args: tuple, kwargs: Mapping[str, Any]) -> Trace:
 
 @functools.cache
 def _marked(kind: Any) -> type:
-    """A class of layers, or norms, that mark in the program what goes in and what comes out."""
+    """Returns a class of layers, or norms, that mark their inputs and outputs in the program."""
 
     class Layer(kind):
         def __call__(self, *args, **kwargs):

@@ -1,22 +1,22 @@
-"""Error messages for PyTorch states, names and variables that do not fit, each with the way to mend it."""
+"""Raises errors for PyTorch states, names and variables that do not fit, each with the way to mend it."""
 
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from batchnorm_jax.torch_interop._layers import KINDS, Arrays, listed
+from batchnorm_jax.torch_interop._layers import KINDS, Arrays, LayerKind, listed
 from batchnorm_jax.torch_interop._names import Layer, Path, flat, key, text
 
 Groups = Mapping[str, Mapping[str, Any]]
 
 
 class _Derived(NamedTuple):
-    """A way of PyTorch to compute a parameter, here {t}, from other arrays, which then are in its place in the state.
+    """A PyTorch utility that computes a parameter from other arrays, which replace it in the state.
 
     Attributes:
-      what: its name.
+      what: the name of the utility.
       entries: the endings of the arrays' names.
-      undo: the call that makes the parameter one again, of a module and the parameter's name.
+      undo: the call that restores the parameter, given a module and the parameter's name.
     """
 
     what: str
@@ -33,7 +33,13 @@ _PARAMETRIZED = "parametrizations"
 
 
 def check_state(state: Any, layers: Iterable[str], caller: str) -> None:
-    """Refuses what is no state dictionary: a model, or a file of which one is a part."""
+    """Raises a ValueError for a state that is not a state dictionary, such as a model, or a file that contains one.
+
+    Args:
+      state: the state, as given.
+      layers: PyTorch's names of the layers that it should hold.
+      caller: begins the message.
+    """
     if not isinstance(state, Mapping):
         hint = "its state_dict()" if hasattr(state, "state_dict") else "PyTorch's name of each array -> the array"
         raise ValueError(f"{caller}: {type(state).__name__} is no state dictionary; give {hint}")
@@ -45,7 +51,7 @@ def check_state(state: Any, layers: Iterable[str], caller: str) -> None:
     layers = list(layers)
 
     def fit(found: tuple[str, Mapping[Any, Any]]) -> tuple[int, int, int]:
-        # What an optimizer holds of a parameter is arrays too, but not by names of modules.
+        # An optimizer's state holds arrays per parameter too, but not by the names of modules.
         modules = [str(name).rpartition(".")[0] for name in found[1]]
         return sum(name in modules for name in layers), sum(map(bool, modules)), len(modules)
 
@@ -60,11 +66,12 @@ def check_state(state: Any, layers: Iterable[str], caller: str) -> None:
 
 
 def _is_array(value: Any) -> bool:
+    """Returns whether an entry of a state dictionary can be an array."""
     return hasattr(value, "shape") or isinstance(value, int | float | complex | list | tuple)
 
 
 def _states(tree: Mapping[Any, Any], where: str = "") -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """The state dictionaries within another dictionary, after the keys that lead there."""
+    """Yields the state dictionaries within another dictionary, each with the keys that lead to it."""
     for name, value in tree.items():
         inside = f"{where}[{name!r}]"
         if not isinstance(value, Mapping):
@@ -78,12 +85,12 @@ def _states(tree: Mapping[Any, Any], where: str = "") -> Iterator[tuple[str, Map
 
 
 def check_derived(groups: Groups, caller: str, carried: Iterable[str] = ()) -> None:
-    """Refuses parameters that PyTorch computes from other arrays of the state.
+    """Raises a ValueError for parameters that PyTorch computes from other arrays of the state.
 
     Args:
       groups: the arrays of each PyTorch module, by their names in the module.
       caller: begins the message.
-      carried: the modules whose arrays are carried as they are, whatever they are.
+      carried: the modules whose arrays are carried as they are.
     """
     found: dict[str, list[tuple[str, str, str]]] = {}
     for name in sorted(set(groups) - set(carried)):
@@ -108,13 +115,23 @@ def check_derived(groups: Groups, caller: str, carried: Iterable[str] = ()) -> N
 
 
 def _module(name: str) -> str:
+    """Returns the expression that gives a module of the model."""
     return f"model.get_submodule({name!r})" if name else "model"
 
 
 def check_match(
     missing: list[str], candidates: list[str], left_over: list[str], source: str, caller: str, hint: str = ""
 ) -> None:
-    """Refuses names that lead nowhere, with the closest of the candidates, and what has no name."""
+    """Raises a ValueError for names that lead nowhere, with the closest candidates, and for arrays without a name.
+
+    Args:
+      missing: the names that are not in the source.
+      candidates: the names that may have been meant.
+      left_over: the arrays of the source that no name covers.
+      source: the source, for the message.
+      caller: begins the message.
+      hint: ends the message.
+    """
     wrong = []
     if missing:
         closest = listed(missing, lambda name: _with_closest(name, candidates))
@@ -129,13 +146,13 @@ def check_match(
 
 
 def hint_of_torch(missing: list[str], groups: Groups, unnamed: list[str], everything: bool) -> str:
-    """Guesses why names do not match a state dictionary, and says how to mend them.
+    """Guesses why names do not match a state dictionary, and returns the way to mend them.
 
     Args:
-      missing: the names that are not in it.
-      groups: its modules.
-      unnamed: those of them that are not among the names.
-      everything: whether no names were given, and the state was taken for that of one layer.
+      missing: the names that are not in the dictionary.
+      groups: the modules of the dictionary.
+      unnamed: the modules that are not among the names.
+      everything: no names were given, so the state was taken for that of one layer.
     """
     if everything:
         return ". Without names it is that of one layer; names_from_torch(state_dict) makes names to begin with"
@@ -161,16 +178,17 @@ def hint_of_torch(missing: list[str], groups: Groups, unnamed: list[str], everyt
 
 
 def _path(name: str) -> Path:
+    """Returns a PyTorch name as a path of names."""
     return tuple(name.split("."))
 
 
 def as_is(name: str, path: Path) -> str:
-    """The line of the names that carries a module's arrays, or one array, as they are."""
+    """Returns the line of the names that carries a module's arrays, or one array, as they are."""
     return f"{name!r}: {Layer(text(path) if not any('.' in str(part) for part in path) else path, kind='as_is')!r}"
 
 
 def unclear(name: str, path: Path, arrays: Arrays, caller: str) -> ValueError:
-    """The error where a layer may be of several kinds, or is no layer."""
+    """Returns the error for arrays that may belong to several kinds of layer, or to none."""
     ranks = {arrays[entry].ndim for entry in ("weight", "kernel", "scale") if entry in arrays}
     kinds = [kind for kind, rule in KINDS.items() if ranks & set(rule.ranks) and kind != "batch_norm"]
     shapes = {entry: array.shape for entry, array in arrays.items()}
@@ -187,8 +205,8 @@ def unclear(name: str, path: Path, arrays: Arrays, caller: str) -> ValueError:
     )
 
 
-def check_extra(name: str, path: Path, arrays: Iterable[str], kind: str, caller: str) -> None:
-    """Refuses arrays that a layer of the kind does not have, with the line that carries one of them beside it."""
+def check_extra(name: str, path: Path, arrays: Iterable[str], kind: LayerKind, caller: str) -> None:
+    """Raises a ValueError for arrays that the kind of layer does not have, with the line that carries one beside it."""
     rule = KINDS[kind]
     ours = {entry: leaf if caller == "to_torch" else entry for entry, leaf in rule.entries.items()}
     # Flax's norms have statistics, whether they are read or not.
@@ -205,7 +223,7 @@ def check_extra(name: str, path: Path, arrays: Iterable[str], kind: str, caller:
 
 
 def check_alone(name: str, layer: Layer, path: Path, caller: str) -> None:
-    """Refuses the name of one array where a module is meant, and a path that names none."""
+    """Raises a ValueError for the name of one array where a module is meant, and for a path without a name."""
     module, _, entry = name.rpartition(".")
     if not layer.verbatim:
         raise ValueError(
@@ -217,7 +235,7 @@ def check_alone(name: str, layer: Layer, path: Path, caller: str) -> None:
 
 
 def check_places(owners: Iterable[tuple[Path, str]], caller: str) -> None:
-    """Refuses two arrays at one place of the variables, and one at the place of a module."""
+    """Raises a ValueError for two arrays at one place of the variables, and for an array at the place of a module."""
     taken: dict[Path, str] = {}
     for path, name in owners:
         if path in taken:
@@ -236,7 +254,7 @@ def check_places(owners: Iterable[tuple[Path, str]], caller: str) -> None:
 
 
 def check_like(leaves: Mapping[Path, Any], like: Any, caller: str) -> None:
-    """Refuses leaves that have not the paths and shapes of those of `like`."""
+    """Raises a ValueError for leaves whose paths and shapes are not those of `like`."""
     have, want = ({p: tuple(leaf.shape) for p, leaf in tree.items()} for tree in (leaves, flat(like)))
     wrong = [f"{text(path)} is missing" for path in want if path not in have]
     wrong += [f"{text(path)} is not in `like`" for path in have if path not in want]
@@ -251,9 +269,10 @@ def check_like(leaves: Mapping[Path, Any], like: Any, caller: str) -> None:
 
 
 def _with_closest(name: str, candidates: list[str]) -> str:
+    """Returns a name with the closest of the candidates, for a message."""
     if name == "" and candidates:
         return "'' (the model itself, which has no arrays of its own here)"
-    # Slashes or dots at the ends are none of PyTorch's.
+    # PyTorch's names have no slashes, and no dots at the ends.
     plain = name.replace("/", ".").strip(".")
     # A wrapped model's names all begin with the wrapper's: module.conv1.
     within = [c for c in candidates if c == plain or c.endswith((f".{name}", f"/{name}"))]

@@ -1,22 +1,30 @@
-"""The state of one layer in PyTorch's layout and in Flax's: names, axes and arrays, with neither of them imported."""
+"""Converts the state of one layer between PyTorch's names and axes and Flax's; neither library is imported."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
-SHOWN = 6  # names in a message: enough to see of what kind they are
+"""The arrays of one layer by name."""
+
+LayerKind = Literal[
+    "conv", "conv_transpose", "linear", "embedding", "batch_norm", "untracked_batch_norm", "norm", "as_is"
+]
+"""A kind of layer: a row of the table in `Layer`."""
+
+# The names in a message: enough of them to show their kind.
+MAX_LISTED = 6
 
 
 def listed(items: Iterable[Any], write: Callable[[Any], str] = repr, between: str = ", ") -> str:
-    """The first few of the items, and how many more there are."""
+    """Returns the first few of the items, and the number of the others."""
     items = list(items)
-    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
-    return between.join(map(write, items[:SHOWN])) + more
+    more = f" and {len(items) - MAX_LISTED} more" if len(items) > MAX_LISTED else ""
+    return between.join(map(write, items[:MAX_LISTED])) + more
 
 
 def _same(array: np.ndarray) -> np.ndarray:
@@ -31,7 +39,7 @@ def _conv_to_torch(kernel: np.ndarray) -> np.ndarray:
     return np.moveaxis(kernel, (-2, -1), (1, 0))
 
 
-# PyTorch's is the gradient of a convolution, which turns the kernel round; Flax's is not, by default.
+# PyTorch's transposed convolution is the gradient of a convolution, which flips the kernel; Flax's default is not.
 def _conv_transpose_to_flax(weight: np.ndarray) -> np.ndarray:
     return np.flip(np.moveaxis(weight, (0, 1), (-2, -1)), tuple(range(weight.ndim - 2)))
 
@@ -41,14 +49,14 @@ def _conv_transpose_to_torch(kernel: np.ndarray) -> np.ndarray:
 
 
 class Kind(NamedTuple):
-    """How the state of one kind of layer differs between PyTorch and Flax.
+    """The differences between PyTorch and Flax in the state of one kind of layer.
 
     Attributes:
-      entries: PyTorch's name of each array, and Flax's; none for a kind that takes any array under its own name.
-      required: those that every such layer has, by PyTorch's names.
-      ranks: the number of axes that the weight may have.
-      to_flax: the weight's axes from PyTorch's order to Flax's.
-      to_torch: the reverse.
+      entries: PyTorch's name of each array, and Flax's; empty for a kind that takes any array under its own name.
+      required: PyTorch's names of the arrays that every such layer has.
+      ranks: the numbers of axes that the weight may have.
+      to_flax: moves the weight's axes from PyTorch's order to Flax's.
+      to_torch: moves them back.
       feature_axis: the axis of PyTorch's weight that may run over a flattened feature map; None: there is none.
       output_axis: the axis of PyTorch's weight that the bias runs over; None: weight and bias have one shape, or there
         is no bias.
@@ -64,14 +72,14 @@ class Kind(NamedTuple):
 
     @property
     def verbatim(self) -> bool:
-        """Whether arrays of any name and shape are carried as they are."""
+        """True if arrays of any name and shape are carried as they are."""
         return not self.entries
 
 
 _AFFINE = {"weight": "scale", "bias": "bias"}
 _TRACKED = {**_AFFINE, "running_mean": "mean", "running_var": "var"}
 _KERNEL = {"weight": "kernel", "bias": "bias"}
-KINDS = {
+KINDS: dict[LayerKind, Kind] = {
     "conv": Kind(_KERNEL, ("weight",), (3, 4, 5), _conv_to_flax, _conv_to_torch, output_axis=0),
     "conv_transpose": Kind(
         _KERNEL, ("weight",), (3, 4, 5), _conv_transpose_to_flax, _conv_transpose_to_torch, output_axis=1
@@ -87,12 +95,12 @@ COUNT = "num_batches_tracked"
 
 
 def collection(leaf: str | int, verbatim: bool = False) -> str:
-    """The collection of `flax.linen` in which an array of this name is."""
+    """Returns the collection of `flax.linen` that holds an array of this name."""
     return "batch_stats" if leaf in ("mean", "var") and not verbatim else "params"
 
 
-def kind_of_torch(arrays: Arrays) -> str | None:
-    """The kind of layer whose state this is, in PyTorch's names; None where it may be several."""
+def kind_of_torch(arrays: Arrays) -> LayerKind | None:
+    """Returns the kind of layer that has this state, in PyTorch's names; None where several kinds may have it."""
     weight, bias = arrays.get("weight"), arrays.get("bias")
     if "running_mean" in arrays or "running_var" in arrays:
         return "batch_norm"
@@ -103,20 +111,21 @@ def kind_of_torch(arrays: Arrays) -> str | None:
     return "linear" if weight.ndim == 2 and bias is not None else None
 
 
-def kind_of_flax(arrays: Arrays) -> str | None:
-    """The kind of layer whose state this is, in Flax's names; None where it may be several."""
+def kind_of_flax(arrays: Arrays) -> LayerKind | None:
+    """Returns the kind of layer that has this state, in Flax's names; None where several kinds may have it."""
     if "mean" in arrays or "var" in arrays:
         return "batch_norm"
     if "kernel" in arrays:
-        return {2: "linear", 3: "conv", 4: "conv", 5: "conv"}.get(arrays["kernel"].ndim)
+        kinds: dict[int, LayerKind] = {2: "linear", 3: "conv", 4: "conv", 5: "conv"}
+        return kinds.get(arrays["kernel"].ndim)
     return "embedding" if "embedding" in arrays else None
 
 
-def layer_to_flax(arrays: Arrays, kind: str, flattened: tuple[int, ...] | None, where: str) -> Arrays:
-    """One layer's arrays by Flax's names, in Flax's layout.
+def layer_to_flax(arrays: Arrays, kind: LayerKind, flattened: tuple[int, ...] | None, where: str) -> Arrays:
+    """Returns one layer's arrays by Flax's names, in Flax's layout.
 
     Args:
-      arrays: by PyTorch's names, without `num_batches_tracked`.
+      arrays: the arrays by PyTorch's names, without `num_batches_tracked`.
       kind: a key of `KINDS`.
       flattened: (channels, *space) of the feature map whose flattening the features are, or None.
       where: begins an error's message.
@@ -130,13 +139,13 @@ def layer_to_flax(arrays: Arrays, kind: str, flattened: tuple[int, ...] | None, 
         arrays = _reordered(arrays, rule, _channels_last(flattened), where)
     turned = {rule.entries[name]: rule.to_flax(a) if name == "weight" else a for name, a in arrays.items()}
     if kind == "untracked_batch_norm":
-        # PyTorch has none; Flax's module has them and does not read them.
+        # PyTorch has no statistics; Flax's module has them and does not read them.
         turned |= {"mean": np.zeros_like(turned["scale"]), "var": np.ones_like(turned["scale"])}
     return turned
 
 
-def layer_to_torch(arrays: Arrays, kind: str, flattened: tuple[int, ...] | None, where: str) -> Arrays:
-    """The reverse of `layer_to_flax`."""
+def layer_to_torch(arrays: Arrays, kind: LayerKind, flattened: tuple[int, ...] | None, where: str) -> Arrays:
+    """Returns one layer's arrays by PyTorch's names, in PyTorch's layout: reverses `layer_to_flax`."""
     rule = KINDS[kind]
     if rule.verbatim:
         return _carried(arrays, flattened, where)
@@ -153,7 +162,7 @@ def layer_to_torch(arrays: Arrays, kind: str, flattened: tuple[int, ...] | None,
 
 
 def _carried(arrays: Arrays, flattened: tuple[int, ...] | None, where: str) -> Arrays:
-    """Checks that arrays can be carried as they are, among the parameters."""
+    """Returns arrays that can be carried as they are, among the parameters, and raises a ValueError for others."""
     if flattened is not None:
         raise ValueError(f"{where} is carried as it is, with no features of a flattened map: leave `flattened` out")
     if not {"running_mean", "running_var"}.isdisjoint(arrays):
@@ -169,7 +178,8 @@ def _carried(arrays: Arrays, flattened: tuple[int, ...] | None, where: str) -> A
     return arrays
 
 
-def _check_names(arrays: Arrays, known: set[str], required: set[str], kind: str, where: str) -> None:
+def _check_names(arrays: Arrays, known: set[str], required: set[str], kind: LayerKind, where: str) -> None:
+    """Checks that a layer has the arrays of its kind, and no others."""
     if not required <= set(arrays) <= known:
         raise ValueError(
             f"{where} has the arrays {sorted(arrays)}; a layer of kind {kind!r} has {sorted(required)}, may have "
@@ -182,7 +192,8 @@ def _check_names(arrays: Arrays, known: set[str], required: set[str], kind: str,
         )
 
 
-def _check_shapes(arrays: Arrays, rule: Kind, kind: str, where: str) -> None:
+def _check_shapes(arrays: Arrays, rule: Kind, kind: LayerKind, where: str) -> None:
+    """Checks that a layer's arrays have the ranks of its kind, and agree with each other."""
     shapes = {name: a.shape for name, a in arrays.items()}
     ranks = {name: rule.ranks if name == "weight" else (1,) for name in arrays}
     even = len(set(shapes.values())) <= 1 or rule.ranks != (1,)
@@ -210,11 +221,12 @@ def _check_shapes(arrays: Arrays, rule: Kind, kind: str, where: str) -> None:
 
 
 def _channels_last(shape: tuple[int, ...]) -> np.ndarray:
-    """Where each feature of a map that was flattened with channels last is in one flattened with channels first."""
+    """Returns, for each feature of a map flattened with channels last, its index in one flattened channels first."""
     return np.moveaxis(np.arange(math.prod(shape)).reshape(shape), 0, -1).ravel()
 
 
 def _reordered(arrays: Arrays, rule: Kind, order: np.ndarray, where: str) -> Arrays:
+    """Returns the arrays with their features in another order, where they have features of a flattened map."""
     axis = rule.feature_axis
     if axis is None:
         raise ValueError(f"{where} has no features of a flattened map: leave `flattened` out")
@@ -229,25 +241,25 @@ def _reordered(arrays: Arrays, rule: Kind, order: np.ndarray, where: str) -> Arr
 
 
 def as_numpy(value: Any) -> np.ndarray:
-    """A copy of a PyTorch, NumPy or JAX array or a Flax variable as a NumPy array, bit for bit."""
+    """Copies a PyTorch, NumPy or JAX array or a Flax variable to a NumPy array, bit for bit."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         if str(value.dtype) == "torch.bfloat16":
-            # NumPy has no such type of its own: it takes the bits.
+            # NumPy has no bfloat16 of its own: copy the bits.
             return value.view(value.new_empty(0).short().dtype).numpy().view(jnp.bfloat16).copy()
         value = value.numpy()
     return np.array(value)
 
 
 def as_jax(array: np.ndarray) -> Any:
-    """The same array in JAX; as it is where JAX would round it, as it does float64 while x64 is not enabled."""
-    # Not np.ascontiguousarray, which makes a scalar an array of one number.
+    """Returns the array in JAX, or as it is where JAX would round it, as it does float64 while x64 is not enabled."""
+    # Not np.ascontiguousarray, which turns a scalar into an array of one number.
     array = np.asarray(array, order="C")
     return jnp.asarray(array) if jax.dtypes.canonicalize_dtype(array.dtype) == array.dtype else array
 
 
 def as_torch(array: np.ndarray, as_tensor: Callable[[np.ndarray], Any] | None) -> Any:
-    """The same array, made a tensor by `as_tensor` if there is one."""
+    """Returns a copy of the array, made a tensor by `as_tensor` if it is given."""
     array = np.array(array, order="C")
     if as_tensor is None:
         return array

@@ -3,17 +3,23 @@
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
-from batchnorm_jax.torch_interop._layers import KINDS, collection
+from batchnorm_jax.torch_interop._layers import KINDS, LayerKind, collection
 
 Path = tuple[str | int, ...]
-APIS = ("linen", "nnx")
+"""The names and indices that lead to a module or an array of a Flax model."""
+
+Modules = dict[str, dict[str, Any]]
+"""The arrays of each PyTorch module, by the module's name and by their names in the module."""
+
+Api = Literal["linen", "nnx"]
+"""An interface of Flax."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """Where a PyTorch layer is in the Flax model, and what its arrays alone do not say.
+    """The place of a PyTorch layer in the Flax model, and the facts that its arrays alone do not show.
 
     | kind | in PyTorch | in Flax |
     |---|---|---|
@@ -29,26 +35,26 @@ their own names |
 
     "as_is" carries every array that a module itself holds, in PyTorch's layout, as parameters. Named instead of the
     module, one array is carried alone, under any name: {"stem.conv": "stem/conv", "stem.conv.gain":
-    Layer("stem/conv/scale", kind="as_is")}. Its floating-point buffers come too, since a state dictionary does not say
-    which they are; arrays of integers, such as a `relative_position_index`, are refused, since they are never
-    parameters.
+    Layer("stem/conv/scale", kind="as_is")}. The module's floating-point buffers are carried too, because a state
+    dictionary does not tell them from parameters; arrays of integers, such as a `relative_position_index`, are refused,
+    because they are never parameters.
 
-    A grouped ConvTranspose is one layer per group here, as Flax has no other. Without a bias nothing in its arrays
-    says how many groups it has; `like` of `from_torch` does.
+    A grouped ConvTranspose is one layer per group here, because Flax has no grouped one. Without a bias its arrays do
+    not show how many groups it has; the argument `like` of `from_torch` does.
 
     Attributes:
-      path: of the module in the Flax model, "stage1/block0/norm" or ("stage1", "block0", "norm"), and of an array that
-        is carried alone; "" is the model itself. For nnx the numbers in a string are indices: "blocks/0/norm" is
-        `model.blocks[0].norm`.
-      kind: of the layer, a row of the table. None: what its arrays look like. Where they could be several layers' (a
-        linear layer without bias or an embedding; one-dimensional norms) it is asked for. A transposed convolution
-        looks like a convolution, so always say which it is.
+      path: the path of the module in the Flax model, "stage1/block0/norm" or ("stage1", "block0", "norm"), or of an
+        array that is carried alone; "" is the model itself. For nnx the numbers in a string are indices:
+        "blocks/0/norm" is `model.blocks[0].norm`.
+      kind: the kind of layer, a row of the table. None: the kind that its arrays show. Where several kinds have such
+        arrays (a linear layer without bias or an embedding; one-dimensional norms) an error asks for it. A transposed
+        convolution looks like a convolution, so always state it.
       flattened: the shape (channels, height, width), or (channels, *any), of the feature map that is flattened before
-        the layer: PyTorch flattens channels first and Flax channels last, and the layer's input features are put in
-        the other's order. (Or transpose the map before it is flattened in Flax, and leave this out.)
+        the layer. PyTorch flattens channels first and Flax channels last, so the layer's input features are put in the
+        other order. (Or transpose the map before it is flattened in Flax, and leave this out.)
 
     Raises:
-      ValueError: the kind is not in the table, or the path is no path.
+      ValueError: the kind is not in the table, or the path is not a path.
 
     Example:
       >>> Layer("head", kind="linear", flattened=(64, 7, 7)).kind
@@ -58,7 +64,7 @@ their own names |
     """
 
     path: str | Path = ""
-    kind: str | None = None
+    kind: LayerKind | None = None
     flattened: tuple[int, ...] | None = None
 
     def __post_init__(self):
@@ -72,15 +78,16 @@ their own names |
 
     @property
     def verbatim(self) -> bool:
-        """Whether the kind carries arrays as they are."""
+        """True if the kind carries arrays as they are."""
         return self.kind is not None and KINDS[self.kind].verbatim
 
 
 Names = Mapping[str, str | Path | Layer]
+"""PyTorch's name of each module with arrays of its own -> its path in the Flax model, or a `Layer`."""
 
 
-def parse_names(names: Names | None, api: str, caller: str) -> dict[str, tuple[Path, Layer]]:
-    """PyTorch's name of each layer -> its path, no two the same, and the layer."""
+def parse_names(names: Names | None, api: Api, caller: str) -> dict[str, tuple[Path, Layer]]:
+    """Returns for PyTorch's name of each layer its path, no two the same, and its `Layer`."""
     check_api(api, caller)
     if names is not None and (not isinstance(names, Mapping) or not names):
         raise ValueError(
@@ -111,51 +118,51 @@ def parse_names(names: Names | None, api: str, caller: str) -> dict[str, tuple[P
     return layers
 
 
-def check_api(api: str, caller: str) -> None:
-    """Refuses an interface of Flax that there is not."""
-    _check_choice(f"{caller}: api", api, APIS)
+def check_api(api: Api, caller: str) -> None:
+    """Raises a ValueError for an unknown interface of Flax."""
+    _check_choice(f"{caller}: api", api, get_args(Api))
 
 
-def parse_path(path: str | Path, api: str) -> Path:
-    """A path as a tuple: a number in a string is an index for nnx, and a name for linen."""
+def parse_path(path: str | Path, api: Api) -> Path:
+    """Returns a path as a tuple: a number in a string is an index for nnx, and a name for linen."""
     if not isinstance(path, str):
         return path
     return tuple(int(part) if api == "nnx" and part.isdecimal() else part for part in path.split("/") if part)
 
 
 def key(name: str, entry: str) -> str:
-    """PyTorch's name of an array."""
+    """Returns PyTorch's name of an array, given that of its module and the name in the module."""
     return f"{name}.{entry}" if name else entry
 
 
-def modules_of(state_dict: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The arrays of each PyTorch module, by their names in the module."""
-    groups: dict[str, dict[str, Any]] = {}
+def modules_of(state_dict: Mapping[str, Any]) -> Modules:
+    """Returns the arrays of each PyTorch module, by their names in the module."""
+    groups: Modules = {}
     for full, value in state_dict.items():
         name, _, entry = full.rpartition(".")
         groups.setdefault(name, {})[entry] = value
     return groups
 
 
-def place(path: Path, leaf: str | int, api: str, verbatim: bool = False) -> Path:
-    """The keys that lead to an array in Flax's variables."""
+def place(path: Path, leaf: str | int, api: Api, verbatim: bool = False) -> Path:
+    """Returns the keys that lead to an array in Flax's variables."""
     return (collection(leaf, verbatim), *path, leaf) if api == "linen" else (*path, leaf)
 
 
 def text(path: Path) -> str:
-    """A path as it is written in messages."""
+    """Returns a path as it is written in messages."""
     return "/".join(map(str, path))
 
 
 def flat(tree: Any) -> dict[Path, Any]:
-    """The leaves of nested mappings by the keys that lead to them."""
+    """Returns the leaves of nested mappings by the keys that lead to them."""
     if not isinstance(tree, Mapping):
         return {} if tree is None else {(): tree}
     return {(name, *path): leaf for name, branch in tree.items() for path, leaf in flat(branch).items()}
 
 
 def nested(leaves: Mapping[Path, Any]) -> dict[Any, Any]:
-    """The reverse of `flat`."""
+    """Returns nested dictionaries of leaves by the keys that lead to them: reverses `flat`."""
     tree: dict[Any, Any] = {}
     for (*branch, last), leaf in leaves.items():
         node = tree
@@ -166,6 +173,7 @@ def nested(leaves: Mapping[Path, Any]) -> dict[Any, Any]:
 
 
 def _check_path(path: Any, what: str) -> None:
+    """Checks that a path is a string without dots, or a tuple of names and indices."""
     if isinstance(path, str):
         if "." in path:
             raise ValueError(
@@ -178,6 +186,7 @@ def _check_path(path: Any, what: str) -> None:
 
 
 def _check_choice(what: str, given: str, choices: Iterable[str]) -> None:
+    """Checks that a choice is known; the error names the closest one."""
     choices = list(choices)
     if given not in choices:
         closest = difflib.get_close_matches(str(given), choices, 1)

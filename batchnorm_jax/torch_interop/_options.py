@@ -1,12 +1,46 @@
-"""The options of a batch norm in PyTorch and in the modules here."""
+"""Converts the options of a batch norm between PyTorch and the modules here."""
 
 import math
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypedDict
 
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
+
+class FlaxOptions(TypedDict, total=False):
+    """Keyword arguments of `linen.BatchNorm` and `nnx.BatchNorm` that PyTorch's norm has, too."""
+
+    momentum: float
+    epsilon: float
+    use_scale: bool
+    use_bias: bool
+    unbiased_running_var: bool
+    use_running_average: bool
+    update_stats: bool
+
+
+class TorchOptions(TypedDict, total=False):
+    """Keyword arguments of `torch.nn.BatchNorm1d`, 2d and 3d."""
+
+    eps: float
+    momentum: float
+    affine: bool
+    track_running_stats: bool
+    bias: bool
+
+
+class _Mode(TypedDict, total=False):
+    """The options that decide which statistics a norm uses and updates."""
+
+    use_running_average: bool
+    update_stats: bool
+
+
+# Options of either library by name, whose values are still to be checked.
+_Values = dict[str, Any]
+# PyTorch's options with its defaults, and the options here with theirs.
 _TORCH = {"eps": 1e-5, "momentum": 0.1, "affine": True, "bias": True, "track_running_stats": True}
 _FLAX = {
     "epsilon": 1e-5,
@@ -19,17 +53,17 @@ _FLAX = {
 _FLAGS = ("affine", "bias", "track_running_stats", "use_scale", "use_bias")
 
 
-def options_from_torch(layer: Any = None, *, num_batches_tracked: Any = None) -> dict[str, Any]:
-    """Returns the options with which `linen.BatchNorm` or `nnx.BatchNorm` is what a PyTorch batch norm is.
+def options_from_torch(layer: Any = None, *, num_batches_tracked: ArrayLike | None = None) -> FlaxOptions:
+    """Returns the options with which `linen.BatchNorm` or `nnx.BatchNorm` computes what a PyTorch batch norm does.
 
         momentum = 1 - PyTorch's,   epsilon = eps,   use_scale = use_bias = affine,   unbiased_running_var = True
 
     PyTorch's `momentum` is the share of the new batch, and Flax's that of the old average. The difference is taken in
     decimals, 0.1 <-> 0.9, so that momenta of up to 15 decimals come back exactly. PyTorch's `momentum=None` is the
-    plain average of all batches so far: after n batches its share is 1 / (n + 1), so momentum = n / (n + 1), one for
-    each step.
+    plain average of all batches so far: after n batches the share of the next is 1 / (n + 1), so momentum =
+    n / (n + 1), another one at each step.
 
-    Of a layer, the arrays that it holds decide, as they do in PyTorch, and not the flags that it was made with:
+    The arrays that a layer holds decide, as they do in PyTorch, not the flags that it was made with:
 
     | PyTorch's layer | in training | in evaluation | options here |
     |---|---|---|---|
@@ -40,16 +74,17 @@ def options_from_torch(layer: Any = None, *, num_batches_tracked: Any = None) ->
     | `FrozenBatchNorm2d` | the running ones | the running ones | `use_running_average=True, update_stats=False` |
 
     Args:
-      layer: a PyTorch batch norm or a dict of its options, of which those left out are PyTorch's defaults.
-      num_batches_tracked: how many batches came before, read where `momentum=None`. None: the layer's own number.
+      layer: a PyTorch batch norm or a dict of its options; an option that is left out has PyTorch's default.
+      num_batches_tracked: the number of batches before, needed where `momentum=None`. None: the layer's own number.
 
     Returns:
       Keyword arguments of the modules. Where they hold `use_running_average`, do not give it in the call of a linen
       module too, and do give it in the calls of an nnx model: `model.train()` and `model.eval()` overwrite it.
 
     Raises:
-      ValueError: not a batch norm; an option that is not one of eps, momentum, affine, bias, track_running_stats, or
-        has a value that PyTorch's has not; `momentum=None` in a dict without `num_batches_tracked`.
+      ValueError: the layer is not a batch norm; an option is not one of eps, momentum, affine, bias,
+        track_running_stats, or has a value that PyTorch does not accept; `momentum=None` in a dict without
+        `num_batches_tracked`.
 
     Example:
       >>> options_from_torch({"momentum": 0.1})
@@ -63,11 +98,11 @@ def options_from_torch(layer: Any = None, *, num_batches_tracked: Any = None) ->
     if layer is None or isinstance(layer, Mapping):
         given = _options(layer or {}, _TORCH, caller)
         given["bias"] = given["affine"] and given["bias"]
-        mode = {} if given["track_running_stats"] else {"use_running_average": False, "update_stats": False}
+        mode: _Mode = {} if given["track_running_stats"] else {"use_running_average": False, "update_stats": False}
     else:
         given = _layer(layer, caller)
         mode = _mode(layer)
-    options = {
+    options: FlaxOptions = {
         "epsilon": given["eps"],
         "use_scale": given["affine"],
         "use_bias": given["bias"],
@@ -85,29 +120,31 @@ def options_from_torch(layer: Any = None, *, num_batches_tracked: Any = None) ->
             f"{caller}: momentum=None averages all batches alike, with another momentum at every step; give "
             "num_batches_tracked=n, the number of batches before the step, or a momentum"
         )
-    count = int(num_batches_tracked) if hasattr(num_batches_tracked, "detach") else num_batches_tracked
-    # The count may be traced, which keeps one program for all steps.
+    tracked: Any = num_batches_tracked
+    count = int(tracked) if hasattr(tracked, "detach") else tracked
+    # The count may be traced, so that one program serves all steps.
     if not isinstance(count, Tracer) and not 0 <= _number(count) < math.inf:
         raise ValueError(f"{caller}: num_batches_tracked={count!r} must be a number of batches, 0 or more")
-    return {"momentum": count / (count + 1), **options}
+    momentum: Any = count / (count + 1)
+    return {"momentum": momentum, **options}
 
 
-def options_to_torch(norm: Any = None) -> dict[str, Any]:
-    """Returns the options of `torch.nn.BatchNorm1d`, 2d, 3d that make of it what a batch norm here or in Flax is.
+def options_to_torch(norm: Any = None) -> TorchOptions:
+    """Returns the options with which `torch.nn.BatchNorm1d`, 2d or 3d computes what a batch norm here or in Flax does.
 
-    The reverse of `options_from_torch`. One thing is no option there: PyTorch always averages the variance that is
+    It reverses `options_from_torch`. One difference is no option in PyTorch: it always averages the variance that is
     divided by n - 1, as the modules here do only with `unbiased_running_var=True`.
 
     Args:
-      norm: a module, or a dict of its options, of which those left out are the module's defaults.
+      norm: a module, or a dict of its options; an option that is left out has the module's default.
 
     Returns:
-      eps, momentum, affine and track_running_stats; and bias=False, which PyTorch has since 2.13, for a norm with a
-      scale alone.
+      eps, momentum, affine and track_running_stats; and bias=False, which PyTorch has since 2.13, for a norm with only
+      a scale.
 
     Raises:
-      ValueError: not a batch norm; a bias without a scale, which PyTorch does not have; an option that PyTorch does
-        not have, or a value of one.
+      ValueError: the norm is not a batch norm; it has a bias without a scale, which PyTorch does not have; or an option
+        or a value that PyTorch does not have.
 
     Example:
       >>> options_to_torch({"momentum": 0.9})
@@ -123,7 +160,7 @@ def options_to_torch(norm: Any = None) -> dict[str, Any]:
             raise _no_batch_norm(norm, caller)
         if not hasattr(norm, "epsilon"):
             raise ValueError(f"{caller}: {type(norm).__name__} has no epsilon; PyTorch's goes to options_from_torch")
-        # A module of Flax's own has no update_stats.
+        # Flax's own module has no update_stats.
         given = _checked({name: getattr(norm, name, default) for name, default in _FLAX.items()}, caller)
     if given["momentum"] is None:
         raise ValueError(f"{caller}: momentum=None is no momentum of Flax's; give the share of the old average")
@@ -138,17 +175,19 @@ def options_to_torch(norm: Any = None) -> dict[str, Any]:
             f"{caller}: update_stats=False and no use_running_average; PyTorch makes no such norm. Leave update_stats "
             "out, and set track_running_stats = False on PyTorch's layer once it is made"
         )
-    options = {
+    options: TorchOptions = {
         "eps": given["epsilon"],
         "momentum": _complement(given["momentum"]),
         "affine": given["use_scale"],
         "track_running_stats": not (untracked and given["use_running_average"] is False),
     }
-    return options | ({"bias": False} if given["use_scale"] and not given["use_bias"] else {})
+    if given["use_scale"] and not given["use_bias"]:
+        options["bias"] = False
+    return options
 
 
-def _layer(layer: Any, caller: str) -> dict[str, Any]:
-    """The options of a PyTorch layer, of which the arrays decide whether it has a scale and a bias."""
+def _layer(layer: Any, caller: str) -> _Values:
+    """Returns the options of a PyTorch layer; its arrays decide whether it has a scale and a bias."""
     name = type(layer).__name__
     if "InstanceNorm" in name:
         raise ValueError(f"{caller}: {name} normalises each example by itself and is no batch norm")
@@ -168,30 +207,33 @@ def _layer(layer: Any, caller: str) -> dict[str, Any]:
 
 
 def _is_frozen(layer: Any) -> bool:
+    """Returns whether a PyTorch layer has running statistics that it never updates."""
     return hasattr(layer, "running_mean") and hasattr(layer, "running_var") and not hasattr(layer, "momentum")
 
 
-def _mode(layer: Any) -> dict[str, bool]:
-    """Returns the options that say which statistics a PyTorch layer uses and updates."""
+def _mode(layer: Any) -> _Mode:
+    """Returns the options that decide which statistics a PyTorch layer uses and updates."""
     if getattr(layer, "running_mean", None) is None and getattr(layer, "running_var", None) is None:
         return {"use_running_average": False, "update_stats": False}
     if _is_frozen(layer):
         return {"use_running_average": True, "update_stats": False}
     if getattr(layer, "track_running_stats", True):
         return {}
-    # In training a call of the module says which statistics it uses, as it does for every other norm.
-    evaluates = {} if getattr(layer, "training", True) else {"use_running_average": True}
-    return {**evaluates, "update_stats": False}
+    # In training the call of the module decides which statistics it uses, as for every other norm.
+    if getattr(layer, "training", True):
+        return {"update_stats": False}
+    return {"use_running_average": True, "update_stats": False}
 
 
-def _options(given: Mapping[str, Any], defaults: Mapping[str, Any], caller: str, *ignored: str) -> dict[str, Any]:
+def _options(given: Mapping[str, Any], defaults: Mapping[str, Any], caller: str, *ignored: str) -> _Values:
+    """Returns the given options, checked, and the defaults of those that are left out."""
     if unknown := sorted(map(str, set(given) - set(defaults) - set(ignored))):
         raise ValueError(f"{caller}: {unknown} are not options that both have; those are {[*defaults, *ignored]}")
     return _checked({name: given.get(name, default) for name, default in defaults.items()}, caller)
 
 
-def _checked(options: dict[str, Any], caller: str) -> dict[str, Any]:
-    """Refuses a value that no batch norm has."""
+def _checked(options: _Values, caller: str) -> _Values:
+    """Returns the options, and raises a ValueError for a value that no batch norm has."""
     for name, value in options.items():
         if name in _FLAGS and _number(value) not in (0, 1):
             raise ValueError(f"{caller}: {name}={value!r} must be True or False")
@@ -203,7 +245,7 @@ def _checked(options: dict[str, Any], caller: str) -> dict[str, Any]:
 
 
 def _number(value: Any) -> float:
-    """The value as a float, NaN where it is none."""
+    """Returns the value as a float, or NaN where it is not a number."""
     try:
         return math.nan if isinstance(value, str) else float(value)
     except (TypeError, ValueError):
@@ -211,9 +253,10 @@ def _number(value: Any) -> float:
 
 
 def _no_batch_norm(given: Any, caller: str) -> ValueError:
+    """Returns the error for a layer that is not a batch norm."""
     return ValueError(f"{caller}: a batch norm or a dict of its options is wanted, not {type(given).__name__}")
 
 
 def _complement(momentum: float) -> float:
-    """1 - momentum without the rounding of binary fractions: 0.1 for 0.9."""
+    """Returns 1 - momentum without the rounding of binary fractions: 0.1 for 0.9."""
     return float(1 - Decimal(repr(float(momentum))))

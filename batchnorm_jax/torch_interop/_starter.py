@@ -1,4 +1,4 @@
-"""A first map from the names of a PyTorch model to the paths of a Flax model, to be edited."""
+"""Guesses a first map from the names of a PyTorch model to the paths of a Flax model, to be edited."""
 
 import difflib
 import re
@@ -8,40 +8,55 @@ from typing import Any
 import numpy as np
 
 from batchnorm_jax.torch_interop._hints import check_derived, check_state
-from batchnorm_jax.torch_interop._layers import COUNT, KINDS, Arrays, kind_of_torch, layer_to_flax
-from batchnorm_jax.torch_interop._names import Layer, Path, check_api, key, modules_of, parse_path, place, text
+from batchnorm_jax.torch_interop._layers import COUNT, KINDS, Arrays, LayerKind, kind_of_torch, layer_to_flax
+from batchnorm_jax.torch_interop._names import (
+    Api,
+    Layer,
+    Path,
+    check_api,
+    key,
+    modules_of,
+    parse_path,
+    place,
+    text,
+)
+from batchnorm_jax.typing import Variables
 
 Shapes = dict[Path, tuple[int, ...]]
-# Kinds by the number of axes of the weight, the likeliest first, where the arrays do not say which it is.
-_GUESSES = {1: ("norm", "untracked_batch_norm"), 2: ("linear", "embedding")} | dict.fromkeys(
-    (3, 4, 5), ("conv", "conv_transpose")
-)
+# The kinds by the number of axes of the weight, the likeliest first, where the arrays do not decide.
+_GUESSES: dict[int, tuple[LayerKind, ...]] = {
+    1: ("norm", "untracked_batch_norm"),
+    2: ("linear", "embedding"),
+    **dict.fromkeys((3, 4, 5), ("conv", "conv_transpose")),
+}
 _OF_LAYERS = {entry for rule in KINDS.values() for entry in rule.entries}
 
 
-def names_from_torch(state_dict: Mapping[str, Any], like: Any = None, *, api: str = "linen") -> dict[str, str | Layer]:
+def names_from_torch(
+    state_dict: Mapping[str, Any], like: Variables | None = None, *, api: Api = "linen"
+) -> dict[str, str | Layer]:
     """Guesses the names that `from_torch` needs, as a first map for you to edit.
 
     Without `like` the paths are PyTorch's names as a Flax model would write them, "layer1.0.bn1" as "layer1_0/bn1" for
-    linen and "layer1/0/bn1" for nnx. With it they are those of the Flax model: a layer goes to one that has arrays of
-    the same kinds and shapes, by the same name if there is one, and otherwise in the order in which both models have
-    such layers. What has no counterpart keeps the path that it has without `like`.
+    linen and "layer1/0/bn1" for nnx. With `like` they are paths of the Flax model: a layer goes to one that has arrays
+    of the same kinds and shapes, by the same name if there is one, and otherwise in the order in which both models have
+    such layers. A layer without a counterpart keeps the path that it has without `like`.
 
-    Shapes and order do not prove anything: read the map, and compare the outputs of the two models. What the arrays do
-    not say at all, you add: the `flattened` of a `Layer` behind a flattened map.
+    Shapes and order prove nothing: read the map, and compare the outputs of the two models. Add the facts that the
+    arrays do not show at all: the `flattened` of a `Layer` behind a flattened map.
 
     Args:
-      state_dict: as for `from_torch`.
-      like: variables of the Flax model, as for `from_torch`.
-      api: "linen", or "nnx".
+      state_dict: as in `from_torch`.
+      like: variables of the Flax model, as in `from_torch`.
+      api: the interface of Flax.
 
     Returns:
-      PyTorch's name of each module -> its path, or a `Layer` where the kind has to be said, and is a guess without
-      `like`. Parameters that are no layer's have a line each, of the kind "as_is". Left out are arrays of integers,
-      which `from_torch` does not take.
+      PyTorch's name of each module -> its path, or a `Layer` where the kind must be stated, which is a guess without
+      `like`. Parameters that belong to no layer have one line each, of the kind "as_is". Arrays of integers, which
+      `from_torch` does not take, are left out.
 
     Raises:
-      ValueError: as `from_torch` for a dictionary that is inside the one that is given, or has a weight in parts.
+      ValueError: as `from_torch`, for a dictionary that is inside the given one, or that has a weight in parts.
 
     Example:
       >>> import numpy as np
@@ -84,21 +99,22 @@ def names_from_torch(state_dict: Mapping[str, Any], like: Any = None, *, api: st
 
 
 def _stand_in(value: Any) -> np.ndarray:
-    """An array of the value's shape without its memory."""
+    """Returns an array of the value's shape that takes no memory."""
     return np.broadcast_to(np.zeros((), np.float32), tuple(np.shape(value)))
 
 
 def _is_parameter(entry: str, value: Any) -> bool:
+    """Returns whether an array of a state dictionary can be a parameter or a statistic."""
     return entry != COUNT and not any(word in str(getattr(value, "dtype", type(value))) for word in ("int", "bool"))
 
 
-def _kinds(name: str, arrays: Arrays, api: str) -> dict[str, Shapes]:
-    """The kinds of layer that may have these arrays, the likeliest first, and what each would be in Flax."""
+def _kinds(name: str, arrays: Arrays, api: Api) -> dict[LayerKind, Shapes]:
+    """Returns the kinds of layer that may have these arrays, the likeliest first, with the shapes of each in Flax."""
     certain = kind_of_torch(arrays)
     guesses = _GUESSES.get(arrays["weight"].ndim, ()) if "weight" in arrays and certain != "batch_norm" else ()
     if "emb" in name.rpartition(".")[2].lower():
         guesses = tuple(reversed(guesses))
-    found: dict[str, Shapes] = {}
+    found: dict[LayerKind, Shapes] = {}
     for kind in (certain, *guesses):
         if kind is not None:
             try:
@@ -109,28 +125,28 @@ def _kinds(name: str, arrays: Arrays, api: str) -> dict[str, Shapes]:
     return found
 
 
-def _path(name: str, api: str) -> Path:
-    """A PyTorch name as a path: a number is an index for nnx, and for linen a part of the name before it."""
+def _path(name: str, api: Api) -> Path:
+    """Returns a PyTorch name as a path: a number is an index for nnx, and for linen a part of the name before it."""
     if api == "nnx":
         return tuple(int(part) if part.isdecimal() else part for part in name.split(".")) if name else ()
     return tuple(part for part in re.sub(r"\.(?=\d+(\.|$))", "_", name).split(".") if part)
 
 
-def _written(path: Path, kind: str | None, api: str) -> str | Layer:
-    """A path as it is given among names: as a string, unless that would be read as another path."""
+def _written(path: Path, kind: LayerKind | None, api: Api) -> str | Layer:
+    """Returns a path as it is given among names: as a string, unless the string would be read as another path."""
     plain = text(path)
     simple = "." not in plain and parse_path(plain, api) == path and path[:1] not in (("params",), ("batch_stats",))
     return plain if simple and kind is None else Layer(plain if simple else path, kind)
 
 
 def _leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, tuple[int, ...]]]:
-    """The shapes of the variables, in the order of the model's definition as far as it can be seen."""
+    """Yields the shapes of the variables, in the order of the model's definition as far as the names show it."""
     if not isinstance(tree, Mapping):
         if tree is not None:
             yield path, tuple(np.shape(tree))
         return
     keys = list(tree)
-    # JAX sorts the keys of what passes through it: Conv_10 before Conv_2.
+    # JAX sorts the keys of dictionaries that pass through it: Conv_10 before Conv_2.
     if keys == sorted(keys, key=str):
         keys.sort(key=lambda name: [(len(part), part) if part.isdecimal() else (0, part) for part in _parts(str(name))])
     for name in keys:
@@ -138,11 +154,12 @@ def _leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, tuple[int, ...]]
 
 
 def _parts(name: str) -> list[str]:
+    """Splits a name into its numbers and the text between them."""
     return re.findall(r"\d+|\D+", name)
 
 
-def _branches(like: Any, api: str) -> dict[Path, Shapes]:
-    """The arrays of each Flax module."""
+def _branches(like: Variables, api: Api) -> dict[Path, Shapes]:
+    """Returns the shapes of the arrays of each Flax module."""
     branches: dict[Path, Shapes] = {}
     for path, shape in _leaves(like):
         top = 1 if api == "linen" else 0
@@ -151,23 +168,27 @@ def _branches(like: Any, api: str) -> dict[Path, Shapes]:
 
 
 def _plain(path: Path) -> str:
+    """Returns a path in small letters and digits, to compare names of the two libraries."""
     return re.sub(r"[\W_]", "", text(path)).lower()
 
 
 def _closest(path: Path, candidates: list[Path]) -> Path:
+    """Returns the candidate whose name is most like that of the path."""
     return max(candidates, key=lambda other: difflib.SequenceMatcher(None, _plain(path), _plain(other)).ratio())
 
 
 def _matched(
-    kinds: dict[str, dict[str, Shapes]], branches: dict[Path, Shapes], api: str
-) -> dict[str, tuple[Path, str]]:
-    """The path of each PyTorch module that has a counterpart, and its kind there."""
-    chosen: dict[str, tuple[Path, str]] = {}
+    kinds: dict[str, dict[LayerKind, Shapes]], branches: dict[Path, Shapes], api: Api
+) -> dict[str, tuple[Path, LayerKind]]:
+    """Returns the path of each PyTorch module that has a counterpart, and its kind there."""
+    chosen: dict[str, tuple[Path, LayerKind]] = {}
     free = dict(branches)
     by_name = {_plain(path): path for path in free}
     for name, options in kinds.items():
         path = by_name.get(_plain(_path(name, api)))
-        same = [kind for kind, shapes in options.items() if path is not None and free.get(path) == shapes]
+        same: list[LayerKind] = [
+            kind for kind, shapes in options.items() if path is not None and free.get(path) == shapes
+        ]
         if same and path is not None:
             chosen[name] = path, same[0]
             del free[path]
@@ -184,9 +205,9 @@ def _matched(
 
 
 def _matched_alone(
-    bare: dict[str, tuple[int, ...]], chosen: dict[str, tuple[Path, str]], like: Any, api: str
+    bare: dict[str, tuple[int, ...]], chosen: dict[str, tuple[Path, LayerKind]], like: Variables, api: Api
 ) -> dict[str, str | Layer]:
-    """The line of each bare parameter that has a counterpart of its shape outside of the layers that are matched."""
+    """Returns the line of each bare parameter that has a counterpart of its shape outside of the matched layers."""
     top = 1 if api == "linen" else 0
     taken = {path for path, _ in chosen.values()}
     of_layers = {leaf for rule in KINDS.values() for leaf in rule.entries.values()}

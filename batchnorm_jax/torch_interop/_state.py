@@ -1,9 +1,10 @@
-"""The state dictionary of a PyTorch model as variables of a Flax model, and the reverse."""
+"""Converts the state dictionary of a PyTorch model to variables of a Flax model, and back."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
 
 from batchnorm_jax.torch_interop._hints import (
     as_is,
@@ -29,6 +30,7 @@ from batchnorm_jax.torch_interop._layers import (
     listed,
 )
 from batchnorm_jax.torch_interop._names import (
+    Api,
     Layer,
     Names,
     Path,
@@ -40,26 +42,27 @@ from batchnorm_jax.torch_interop._names import (
     place,
     text,
 )
+from batchnorm_jax.typing import Variables
 
 
 def from_torch(
-    state_dict: Mapping[str, Any], names: Names | None = None, *, api: str = "linen", like: Any = None
+    state_dict: Mapping[str, Any], names: Names | None = None, *, api: Api = "linen", like: Variables | None = None
 ) -> tuple[dict[Any, Any], dict[str, np.ndarray]]:
-    """Makes Flax variables of a PyTorch state dictionary.
+    """Converts a PyTorch state dictionary to Flax variables.
 
     Every number stays as it is. That includes the running variance, which PyTorch averages over batch variances that
-    are divided by n - 1: with the options of `options_from_torch` a norm goes on doing so.
+    are divided by n - 1: with the options of `options_from_torch` a norm continues to do so.
 
     Args:
       state_dict: PyTorch's name of each array -> a PyTorch tensor on any device, or a NumPy array.
       names: PyTorch's name of each module with arrays of its own, "layer1.0.bn1" -> its path in the Flax model,
         "layer1/block0/norm", or a `Layer`, which says more. None: the dictionary is that of one layer.
-        `names_from_torch` makes names to begin with. Parameters that are no layer's (a class token, a LayerScale's
-        gamma) are carried as they are by `Layer(path, kind="as_is")`.
-      api: "linen", or "nnx".
-      like: variables of the Flax model, to check that the result has their paths and shapes: for linen what
-        `model.init` gives, or `jax.eval_shape` of it; for nnx `nnx.state(model, (nnx.Param, nnx.BatchStat))`, since
-        `nnx.update` checks no shapes and leaves what it is not given as it was. None: no check.
+        `names_from_torch` makes a first map. Parameters that belong to no layer (a class token, a LayerScale's gamma)
+        are carried as they are by `Layer(path, kind="as_is")`.
+      api: the interface of Flax.
+      like: variables of the Flax model, to check that the result has their paths and shapes: for linen the result of
+        `model.init`, or `jax.eval_shape` of it; for nnx `nnx.state(model, (nnx.Param, nnx.BatchStat))`, because
+        `nnx.update` checks no shapes and leaves variables that it is not given as they were. None: no check.
 
     Returns:
       Two things:
@@ -71,11 +74,12 @@ def from_torch(
         Keep them for `to_torch`.
 
     Raises:
-      ValueError: a name is not in the dictionary, or an entry of it not in the names; it is not clear of what kind a
-        layer is; a layer's arrays have names or shapes that its kind has not; two layers have one path; the result is
-        not like `like`. The dictionary is inside the one that is given, or has a weight in parts, as `weight_norm` and
-        `spectral_norm` keep it; the message says how to get at the weight. A module has bare parameters, or a buffer
-        of integers, which is no parameter; the message has the line of names that carries it, or says to take it out.
+      ValueError: a name is not in the dictionary, or an entry of it not in the names; the kind of a layer is not clear;
+        a layer's arrays have names or shapes that its kind does not have; two layers have one path; the result is
+        not like `like`. The dictionary is inside the given one, or has a weight in parts, as `weight_norm` and
+        `spectral_norm` keep it; the message gives the call that restores the weight. A module has bare parameters, or a
+        buffer of integers, which is no parameter; the message gives the line of names that carries it, or says to take
+        it out.
 
     Example:
       >>> import numpy as np
@@ -88,7 +92,7 @@ def from_torch(
       >>> counts
       {'bn.num_batches_tracked': array(7)}
 
-      For nnx, and of one layer:
+      For nnx, and the state of one layer:
 
       >>> variables, _ = from_torch({"weight": np.zeros((3, 2)), "bias": np.zeros(3)}, api="nnx")
       >>> variables["kernel"].shape
@@ -99,7 +103,7 @@ def from_torch(
     caller = "from_torch"
     layers = parse_names(names, api, caller)
     check_state(state_dict, layers, caller)
-    # Names of one array and no module.
+    # Names of one array, not of a module.
     alone = (set(layers) & set(state_dict)) - set(modules_of(state_dict))
     groups = modules_of({name: value for name, value in state_dict.items() if name not in alone})
     for name in sorted(alone):
@@ -133,36 +137,36 @@ def from_torch(
     return nested(leaves), counts
 
 
-def _leaf(entry: str, layer: Layer, api: str) -> str | int:
-    """The key of an array: of one that is carried as it is, a number is an index of a list in nnx."""
+def _leaf(entry: str, layer: Layer, api: Api) -> str | int:
+    """Returns the key of an array; in nnx a number is the index of a list if the array is carried as it is."""
     return int(entry) if api == "nnx" and layer.verbatim and entry.isdecimal() else entry
 
 
 def to_torch(
     variables: Mapping[Any, Any],
     names: Names | None = None,
-    num_batches_tracked: Mapping[str, Any] | int | None = None,
+    num_batches_tracked: Mapping[str, ArrayLike] | int | None = None,
     *,
-    api: str = "linen",
+    api: Api = "linen",
     as_tensor: Callable[[np.ndarray], Any] | None = None,
 ) -> dict[str, Any]:
-    """Makes a PyTorch state dictionary of Flax variables: the reverse of `from_torch`, with the same names.
+    """Converts Flax variables to a PyTorch state dictionary: reverses `from_torch`, with the same names.
 
     Args:
       variables: for linen, "params" and "batch_stats"; for nnx a nested dict, or
         `nnx.state(model, (nnx.Param, nnx.BatchStat))`.
-      names: as for `from_torch`.
+      names: as in `from_torch`.
       num_batches_tracked: the counts that `from_torch` gave, with the steps since then added; or one number for every
         batch norm. None: the dictionary has none, and `load_state_dict` leaves those of the PyTorch model as they are.
-      api: "linen", or "nnx".
+      api: the interface of Flax.
       as_tensor: `torch.as_tensor`, for a dictionary that `load_state_dict` takes. None: NumPy arrays.
 
     Returns:
-      PyTorch's name of each array -> the array in the variable's dtype. It shares nothing with the variables.
+      PyTorch's name of each array -> the array in the variable's dtype. It shares no memory with the variables.
 
     Raises:
       ValueError: a named layer is not in the variables, or a variable not in the names; a layer's arrays have names or
-        shapes that its kind has not; a count is that of no batch norm.
+        shapes that its kind does not have; a count belongs to no batch norm.
 
     Example:
       >>> import jax.numpy as jnp
@@ -188,7 +192,7 @@ def to_torch(
         whole, branch, leaf = path[depth:], path[depth:-1], path[-1]
         name = by_path.get(whole)
         if name is not None and whole:
-            # The path of a name is that of one array.
+            # The path leads to one array, not to a module.
             if not layers[name][1].verbatim:
                 raise ValueError(
                     f"{caller}: the path of {name!r}, {text(whole)!r}, is that of an array; give its module's, "

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from batchnorm_jax import recalibrate
 from batchnorm_jax.linen import moments_fn
+from batchnorm_jax.typing import RecalibrationMode
 from experiments import data as datasets
 from experiments._errors import UsageError
 from experiments.data.domains import to_domain
@@ -37,7 +38,7 @@ def population_statistics(
     state: TrainState,
     train: datasets.Split,
     *,
-    mode: str,
+    mode: RecalibrationMode,
     span: int | None = None,
     domain: str | None = None,
     examples: int = POPULATION_EXAMPLES,

@@ -1,13 +1,14 @@
 """Running statistics that are averages of batches only: their initial values have no weight."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from batchnorm_jax import Moments, update_running
 from batchnorm_jax.linen import BatchNorm
 
 # At first, when parameters move fast, statistics average over the last updates / 10, as long as the
@@ -50,9 +51,21 @@ class Momentum(NamedTuple):
         return 1 - jnp.where(updates == 0, 1.0, share)
 
 
-def average(old: jax.Array, new: jax.Array, momentum: jax.Array) -> jax.Array:
-    """Returns the running value after a batch whose value is `new`; equal values stay the same to the bit."""
-    return jnp.where(new == old, old, momentum * old + (1 - momentum) * new).astype(new.dtype)
+def average(
+    running: Mapping[str, jax.Array], batch: Mapping[str, jax.Array], momentum: jax.Array
+) -> dict[str, jax.Array]:
+    """Returns a norm's running mean and variance after a batch; where the batch left both as they were, to the bit.
+
+    Args:
+      running: the "mean" and "var" before the batch.
+      batch: the "mean" and "var" of the batch.
+      momentum: the share of the running statistics that is kept.
+    """
+    # A feature for which the batch had no position has its running statistics for those of the batch.
+    counted = (batch["mean"] != running["mean"]) | (batch["var"] != running["var"])
+    moments = Moments(batch["mean"], batch["var"], counted.astype(jnp.int32))
+    mean, var = update_running(running["mean"], running["var"], moments, momentum=momentum)
+    return {"mean": mean, "var": var}
 
 
 @contextlib.contextmanager
@@ -79,10 +92,10 @@ def averaged(momentum: jax.Array | None) -> Iterator[None]:
             y = next_function(*args, **kwargs)
         finally:
             running.pop()
-        for name, old in before.items():
-            new = scope.get_variable("batch_stats", name)
-            if momentum is not None and new is not old:
-                scope.put_variable("batch_stats", name, average(old, new, momentum))
+        batch = {name: scope.get_variable("batch_stats", name) for name in before}
+        if momentum is not None and any(batch[name] is not before[name] for name in before):
+            for name, value in average(before, batch, momentum).items():
+                scope.put_variable("batch_stats", name, value)
         return y
 
     with nn.intercept_methods(interceptor):

@@ -151,6 +151,6 @@ def running_average(running: Any, moments: Any, momentum: jax.Array) -> Any:
     def average_norm(old, new):
         if not _is_norm(old):
             return new
-        return jax.tree.map(lambda a, b: average(a, b, momentum), old, new)
+        return average(old, new, momentum)
 
     return jax.tree.map(average_norm, running, moments, is_leaf=_is_norm)
