@@ -49,6 +49,20 @@ def test_so_it_does_with_torch(page):
     run(page, blocks(page))
 
 
+def test_contributing_names_files_that_exist():
+    named = re.findall(r"`([\w./]+\.(?:py|md|toml|yml|txt))`", (ROOT / "CONTRIBUTING.md").read_text())
+    # In the table of folders a file is named without its folder, and NAME stands for any name.
+    tracked = [
+        str(path.relative_to(ROOT))
+        for folder in ("batchnorm_jax", "experiments", "tests", "docs", ".ci")
+        for path in (ROOT / folder).rglob("*.*")
+    ] + [path.name for path in ROOT.iterdir()]
+    missing = [
+        name for name in named if "NAME" not in name and not any(t == name or t.endswith(f"/{name}") for t in tracked)
+    ]
+    assert len(named) > 40 and not missing
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_within_the_repository_lead_somewhere(document):
     links = re.findall(r"\]\(([^)\s]+)\)", document.read_text())
