@@ -1,4 +1,4 @@
-"""Which statistics to normalise by: `python -m experiments.norm_study`.
+"""Compares the statistics to normalise by: `python -m experiments.norm_study`.
 
 Local, synchronised, spans, renormalized, group and frozen, over per-device batch sizes. Training runs are kept as they
 end, and a study that is stopped goes on with the same command.

@@ -155,7 +155,7 @@ def test_what_does_not_go_together_is_refused(options, message):
 
 
 def test_a_batch_without_room_to_grow_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="at least 8 updates an epoch, and 64 of 256 examples"):
+    with pytest.raises(UsageError, match="at least 8 updates per epoch, and 64 of 256 examples"):
         session.train(TrainConfig(**{**OPTIONS, "batch_size": 32}, workdir=str(tmp_path)))
     with pytest.raises(UsageError, match="--batch_ramp=auto needs at least two shards of 64"):
         session.train(TrainConfig(**{**OPTIONS, "dataset": "tests.own:dataset"}, workdir=str(tmp_path)))

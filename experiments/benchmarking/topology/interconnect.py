@@ -1,4 +1,4 @@
-"""How long an all-reduce takes over the links of an accelerator, by published latencies and bandwidths.
+"""The time of an all-reduce over the links of an accelerator, from published latencies and bandwidths.
 
 Sources:
   TPUs: Austin et al., "How to Scale Your Model", https://jax-ml.github.io/scaling-book, 2025; part 2 for the links and
@@ -17,11 +17,11 @@ class Torus:
     """Chips on a grid, each linked to its neighbours.
 
     Attributes:
-      axes: of the grid, 2 or 3.
-      largest: chips that these links connect.
-      wraps: whether an axis of a grid is closed to a ring.
-      link_bytes_per_second: of one link in one direction.
-      hop_seconds: from one chip to the next, at least.
+      axes: the number of axes of the grid, 2 or 3.
+      largest: the number of chips that these links connect.
+      wraps: (size of an axis, grid) -> whether that axis is closed to a ring.
+      link_bytes_per_second: bandwidth of one link in one direction.
+      hop_seconds: the least time from one chip to the next.
     """
 
     axes: int
@@ -31,11 +31,11 @@ class Torus:
     hop_seconds: float = 1e-6
 
     def all_reduce_seconds(self, devices: int, size: float) -> float:
-        """The time of an all-reduce: that of a reduce-scatter and an all-gather, along one axis after another.
+        """Returns the time of an all-reduce as a reduce-scatter and an all-gather, along one axis after another.
 
         Args:
-          devices: a power of two.
-          size: bytes that each device gives.
+          devices: the number of devices, a power of two.
+          size: bytes that each device contributes.
         """
         grid = self.grid(devices)
         hops, links = 0, 0
@@ -48,7 +48,7 @@ class Torus:
         return 2 * max(hops * self.hop_seconds, size / (links * self.link_bytes_per_second))
 
     def grid(self, devices: int) -> tuple[int, ...]:
-        """The grid of so many chips whose sides are most alike."""
+        """Returns the grid of a number of chips whose sides differ least."""
         doublings = devices.bit_length() - 1
         if devices < 1 or 2**doublings != devices or devices > self.largest:
             raise ValueError(f"devices must be a power of two up to {self.largest}; got {devices}")
@@ -60,12 +60,12 @@ class Nodes:
     """GPUs in nodes, joined by NVLink within a node and by InfiniBand or Ethernet between nodes.
 
     Attributes:
-      per_node: GPUs of a node.
-      largest: the number of GPUs up to which times are computed.
-      base_seconds: of any all-reduce.
-      link_seconds: of a step within a node.
-      network_seconds: of a step between nodes.
-      bytes_per_second: of small messages, within a node and between nodes.
+      per_node: GPUs per node.
+      largest: the largest number of GPUs for which times are computed.
+      base_seconds: fixed time of every all-reduce.
+      link_seconds: time per step within a node.
+      network_seconds: time per step between nodes.
+      bytes_per_second: bandwidth for small messages, within a node and between nodes.
     """
 
     per_node: int = 8
@@ -76,11 +76,11 @@ class Nodes:
     bytes_per_second: tuple[float, float] = (141e9, 35e9)
 
     def all_reduce_seconds(self, devices: int, size: float) -> float:
-        """The time of an all-reduce as a tree, which for small messages is as fast as a ring or faster.
+        """Returns the time of an all-reduce as a tree, which for small messages is as fast as a ring or faster.
 
         Args:
-          devices: a node's or fewer, or as many as several nodes have.
-          size: bytes that each device gives.
+          devices: the number of devices: at most those of one node, or all those of several nodes.
+          size: bytes that each device contributes.
         """
         if devices == 1:
             return 0.0
@@ -97,7 +97,7 @@ def _full_axis(n: int, _: tuple[int, ...]) -> bool:
 
 
 def _whole_cubes(n: int, grid: tuple[int, ...]) -> bool:
-    """Optical switches close the axes of whole 4x4x4 cubes."""
+    """Returns whether an axis is a ring: optical switches close the axes of whole 4x4x4 cubes."""
     return n > 1 and all(side % 4 == 0 for side in grid)
 
 

@@ -1,4 +1,4 @@
-"""Reads what an optimised program does in main memory, and the compiler's estimate of its cycles, from its text."""
+"""The main-memory traffic of an optimised program and the compiler's estimate of its cycles, read from its text."""
 
 import functools
 import re
@@ -13,9 +13,9 @@ _INSTRUCTION = re.compile(
 )
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-# They name an array that is there already.
+# These instructions only name an array that exists already.
 _FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all", "opt-barrier", "partition-id"}
-# They run other computations, whose instructions are counted in their place.
+# These instructions run other computations, whose instructions are counted instead.
 _RUN_OTHERS = {"call", "while", "conditional"}
 # Memory space 0, which goes unnamed, is the main memory. On a TPU 1 is the vector memory on the chip.
 _ELSEWHERE = re.compile(r"S\([1-9]")
@@ -25,10 +25,10 @@ class Instruction(NamedTuple):
     """One instruction of a computation.
 
     Attributes:
-      opcode: what it does, "fusion" for instance.
-      reads: the types of its operands.
-      result: the types of what it returns, those of a tuple in their order.
-      line: its text, attributes included.
+      opcode: the name of the operation, such as "fusion".
+      reads: the types of the operands.
+      result: the types of the results, those of a tuple in order.
+      line: the text of the instruction, attributes included.
     """
 
     opcode: str
@@ -37,7 +37,7 @@ class Instruction(NamedTuple):
     line: str
 
     def writes(self) -> list[hlo.Array]:
-        """The types of what it writes: the result, without the operands that an asynchronous start returns, too."""
+        """Returns the types of the written arrays: the results without the operands that an async start returns."""
         if self.opcode == "copy-start":
             return self.result[:1]
         if self.opcode.endswith("-start") and self.opcode != "all-reduce-start":
@@ -48,15 +48,15 @@ class Instruction(NamedTuple):
 class Program:
     """The computations of an optimised program.
 
-    The entry computation is what runs. A loop's body counts as often as it is known to run, else once; of the branches
-    of a conditional one counts. A fusion is one instruction, which reads its operands and writes its result.
+    The entry computation runs. A loop's body counts as often as it is known to run, otherwise once; one branch of a
+    conditional counts. A fusion is one instruction, which reads its operands and writes its result.
     """
 
     def __init__(self, text: str):
         """Parses a program.
 
         Args:
-          text: of `compiled.as_text()`.
+          text: the result of `compiled.as_text()`.
 
         Raises:
           ValueError: the text has no entry computation.
@@ -79,7 +79,7 @@ class Program:
             )
 
     def cycles(self, branch: Callable[[Sequence[int]], int] = max) -> int:
-        """The TPU compiler's estimate of the cycles, without collectives and copies between memories; 0 for a GPU.
+        """Returns the TPU compiler's estimate of the cycles without collectives and memory copies; 0 for a GPU.
 
         Args:
           branch: chooses among the cycles of a conditional's branches: `max` or `min`.
@@ -92,10 +92,10 @@ class Program:
         return self._sum(self._entry, estimated, branch)
 
     def bytes(self, at_least: int = 0) -> int:
-        """Bytes that instructions read from the main memory and write to it; of a conditional, its largest branch.
+        """Returns the bytes read from main memory and written to it; a conditional counts by its largest branch.
 
         Args:
-          at_least: leave out arrays of fewer elements.
+          at_least: arrays with fewer elements are left out.
         """
 
         def moved(instruction: Instruction) -> int:
@@ -107,11 +107,11 @@ class Program:
         return self._sum(self._entry, moved, max)
 
     def passes(self, elements: int, bits: int) -> float:
-        """How often an array's worth of bytes is read or written, in arrays that are at least as large.
+        """Returns the number of passes over an array: bytes moved in arrays at least as large, over its bytes.
 
         Args:
-          elements: of the array.
-          bits: of each of them.
+          elements: the number of elements of the array.
+          bits: bits per element.
         """
         return self.bytes(at_least=elements) / (elements * bits / 8)
 
@@ -144,7 +144,7 @@ def _instructions(block: list[re.Match[str]]) -> list[Instruction]:
 
 
 def _operands(rest: str) -> list[str]:
-    """The names between an instruction's brackets; its attributes, which name computations, follow these."""
+    """Returns the names between an instruction's brackets; the attributes that follow name computations."""
     depth = 1
     for i, character in enumerate(rest):
         depth += (character == "(") - (character == ")")
@@ -154,7 +154,7 @@ def _operands(rest: str) -> list[str]:
 
 
 def _called(instruction: Instruction) -> list[str]:
-    """The computations that a call, a loop (body and condition) or a conditional (its branches) runs."""
+    """Returns the computations that a call, a loop (body and condition) or a conditional (its branches) runs."""
     named = re.findall(r"(?:to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)", instruction.line)
     branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.line)
     return named + (re.findall(r"%?([\w.\-]+)", branches[1]) if branches else [])

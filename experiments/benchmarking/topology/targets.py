@@ -1,4 +1,4 @@
-"""The accelerators that programs are compiled for: what each is called, what it holds and what compiles for it."""
+"""The accelerators that programs are compiled for: their names, their memory and their compilers."""
 
 import importlib.util
 import re
@@ -12,8 +12,8 @@ from experiments._errors import UsageError, unknown_name
 EXTRA = "pip install -e '.[topology]'"
 # The host's backend is the CPU: the accelerator is a compiler here and nothing else.
 _HOST = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
-# libtpu asks a metadata server which host this is, unless it is told; any kind of TPU will do, as the topology names
-# the one that is compiled for. Several processes may load it, since none of them holds a device.
+# libtpu asks a metadata server for the host's kind unless a variable gives one. Any kind will do: the topology names
+# the one to compile for. Several processes may load libtpu, since none of them holds a device.
 _TPU = {
     **_HOST,
     "TPU_SKIP_MDS_QUERY": "1",
@@ -30,11 +30,11 @@ class Chip:
     """An accelerator.
 
     Attributes:
-      title: its full name.
+      title: the full name.
       platform: "tpu" or "cuda".
-      memory_bytes: for programs on one device.
-      memory_source: where that figure is from.
-      options: for `get_topology_desc`, besides the platform and the shape.
+      memory_bytes: memory for programs on one device.
+      memory_source: the source of that figure.
+      options: arguments of `get_topology_desc` beside the platform and the shape.
     """
 
     title: str
@@ -56,7 +56,7 @@ CHIPS: dict[str, Chip] = {
     "v6e": Chip("TPU v6e", "tpu", _gib(31.25), _LIBTPU),
     # Two devices per chip.
     "tpu7x": Chip("TPU7x, each device half a chip", "tpu", _gib(94.75), _LIBTPU),
-    # By default JAX takes three quarters of it.
+    # By default JAX takes three quarters of this memory.
     "h100": Chip("NVIDIA H100 80GB HBM3", "cuda", 84_942_979_072, "device_memory_size in h100.txtpb: all of it"),
 }
 
@@ -66,7 +66,7 @@ class Target:
     """Devices to compile for.
 
     Attributes:
-      name: as given: "v5e:2x2", "h100:4".
+      name: the name that was given, such as "v5e:2x2" or "h100:4".
       chip: a key of `CHIPS`.
       shape: chips along each axis of a TPU's torus; the number of GPUs.
     """
@@ -77,12 +77,12 @@ class Target:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables that a process needs before it imports jax."""
+        """The environment variables that a process needs before it imports jax."""
         return dict(_TPU if CHIPS[self.chip].platform == "tpu" else _HOST)
 
 
 def parse(name: str) -> Target:
-    """The devices of a name.
+    """Returns the devices with a name.
 
     Args:
       name: "v5e:4x4" and the like for TPUs; "h100" or "h100:16" for NVIDIA H100s, eight per host.
@@ -128,13 +128,13 @@ def _is_installed(name: str) -> bool:
 
 
 def mesh(target: Target, axis_name: str) -> Any:
-    """A mesh over all devices of a target, in a process whose environment is the target's.
+    """Returns a mesh over all devices of a target, in a process that has the target's environment.
 
     Args:
-      target: whose compiler is installed.
-      axis_name: of the mesh's one axis.
+      target: a target whose compiler is installed.
+      axis_name: the name of the mesh's only axis.
     """
-    # Not before the environment is set.
+    # Imported here, after the environment is set.
     import numpy as np
     from jax.experimental import topologies
     from jax.sharding import AxisType, Mesh

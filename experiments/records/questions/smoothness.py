@@ -32,7 +32,7 @@ class NoiseRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class SizeSwing(Record, frozen=True, kw_only=True):
-    """How much the loss swings at one batch size.
+    """The swing of the loss at one batch size.
 
     Attributes:
       batch_size: examples per update.

@@ -1,1 +1,1 @@
-"""What decides a run: options, presets, sizes, what its workdir stores of them, and what is said before it starts."""
+"""Configuration of a run: its options, presets, sizes, stored form and the lines printed before it starts."""

@@ -227,7 +227,7 @@ def _largest_of_ramp(config: TrainConfig, examples: int, devices: int) -> int:
         size *= RAMP_FACTOR
     if size == config.batch_size:
         raise UsageError(
-            f"--batch_ramp=auto keeps at least {MIN_UPDATES_PER_EPOCH} updates an epoch"
+            f"--batch_ramp=auto keeps at least {MIN_UPDATES_PER_EPOCH} updates per epoch"
             + ("" if config.span is None else f" and whole spans of {config.span}")
             + f", and {RAMP_FACTOR * size} of {examples} examples is too large a batch for that; start from a smaller "
             f"--batch_size than {size}"

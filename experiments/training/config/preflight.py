@@ -65,7 +65,7 @@ def describe(
             "running statistics are averaged by --norm_momentum"
         )
     lines += [
-        f"ramp      batch {p.batch_size} from epoch {p.first_epoch}: {p.steps_per_epoch:,} updates an epoch"
+        f"ramp      batch {p.batch_size} from epoch {p.first_epoch}: {p.steps_per_epoch:,} updates per epoch"
         for p in plan.phases[1:]
     ]
     if plan.largest is not None:
@@ -96,7 +96,7 @@ def _rate(config: TrainConfig, plan: Plan) -> str:
     if plan.boundaries:
         text += " (" + ", ".join(f"x {scale:g} at {step}" for step, scale in plan.boundaries.items()) + ")"
     if config.backwards_per_forward > 1:
-        text += f"; {config.backwards_per_forward} updates a forward pass"
+        text += f"; {config.backwards_per_forward} updates per forward pass"
     return text
 
 
