@@ -50,7 +50,7 @@ _DARK = "<style>@media (prefers-color-scheme: dark) { #figure_1 { filter: invert
 
 
 def document(title: str, parts: Iterable[str]) -> str:
-    """A page of HTML from its parts."""
+    """Returns a page of HTML from its parts."""
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -59,12 +59,12 @@ def document(title: str, parts: Iterable[str]) -> str:
 
 
 def commands(text: str) -> str:
-    """Commands to copy, one a line, which a narrow page breaks between words, and not at the dashes of a flag."""
+    """Returns commands to copy, one per line, which a narrow page breaks between words, not at the dashes of a flag."""
     return "<pre>" + re.sub(r"\S+", lambda word: f"<span>{html.escape(word[0])}</span>", text) + "</pre>"
 
 
 def figure(drawing: Figure | Sequence[Figure], caption: str) -> str:
-    """Drawings inside the page, with what they show; several stand side by side, or below each other on a phone."""
+    """Returns drawings inside the page with a caption; several stand side by side, or below each other on a phone."""
     drawings = [drawing] if isinstance(drawing, Figure) else list(drawing)
     # Not much larger than they were drawn, however wide the page.
     most = f"{1.4 * sum(one.get_figwidth() for one in drawings):.1f}in"
@@ -84,7 +84,7 @@ def write_svg(drawing: Figure, path: str | Path) -> Path:
 
 
 def _svg(drawing: Figure, names: str, *, transparent: bool) -> str:
-    """A drawing as SVG. Without date and random names: of the same files it is the same."""
+    """Returns a drawing as SVG, without date and random names: the same files give the same text."""
     text = io.StringIO()
     _write_out_formulas(drawing)
     # Numbers of files may be too large for a logarithmic axis; what NumPy warns of is of no use to the reader.
@@ -111,7 +111,7 @@ def _write_out_formulas(drawing: Figure) -> None:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = True, wrap: bool = False) -> str:
-    """A table whose first column is text, and whose others are numbers or text too; long cells may `wrap`."""
+    """Returns a table whose first column is text, and whose others are numbers or text; long cells may `wrap`."""
     kind = ' class="n"' if numbers else ""
 
     def row(cells, tag):
@@ -124,7 +124,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool =
 
 
 def made_on(seconds: Iterable[float]) -> str:
-    """A line of the day, or the days, of some moments in seconds since 1970; nothing if there are none.
+    """Returns a line of the days of some moments in seconds since 1970; nothing if there are none.
 
     Example:
       >>> made_on([1795298150.0, 1795340928.0])

@@ -13,7 +13,7 @@ from matplotlib.transforms import blended_transform_factory
 # In inches and points: a phone shows a figure of that width at 1.2 pixels a point.
 WIDTH = 4.2
 TEXT = 9
-# Letters of a label of which two stand beside each other in that width.
+# The most letters of a label that has room for another beside it in that width.
 SHORT = 20
 FEWEST_TICKS, MOST_TICKS = 3, 7
 COLOUR, SECOND, GREY = "#1764c0", "#c0561a", "#727c8b"
@@ -26,7 +26,7 @@ OPTIMIZERS = {"sgd": "SGD", "nesterov": "Nesterov", "lars": "LARS", "lamb": "LAM
 
 
 def canvas(height: float = 3.4, panels: int = 1) -> tuple[Figure, list[Axes]]:
-    """A figure of panels below each other, each of that height in inches."""
+    """Returns a figure of panels below each other, each of that height in inches."""
     drawing = Figure(figsize=(WIDTH, height * panels), layout="constrained")
     axes = list(drawing.subplots(panels, 1, squeeze=False)[:, 0])
     for one in axes:
@@ -35,7 +35,7 @@ def canvas(height: float = 3.4, panels: int = 1) -> tuple[Figure, list[Axes]]:
 
 
 def dress(axes: Axes) -> None:
-    """Gives a panel the looks of all."""
+    """Gives a panel the looks that all panels have."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.tick_params(labelsize=TEXT)
@@ -49,7 +49,7 @@ def legend(axes: Axes, title: str = "", columns: int | None = None) -> None:
     Args:
       axes: the panel.
       title: its title.
-      columns: of the legend; None: two if the labels are short.
+      columns: the number of columns; None: two if the labels are short.
     """
     handles, labels = axes.get_legend_handles_labels()
     if not handles:
@@ -80,7 +80,7 @@ def legend(axes: Axes, title: str = "", columns: int | None = None) -> None:
 
 
 def sizes_axis(axes: Axes, sizes: Sequence[float]) -> None:
-    """A logarithmic axis of batch sizes: each is a tick, or with many of them the powers of ten are."""
+    """Makes a logarithmic axis of batch sizes: each is a tick, or with many of them the powers of ten are."""
     axes.set(xscale="log", xlabel="global batch size")
     if not sizes:
         axes.text(0.5, 0.5, "nothing to show", ha="center", transform=axes.transAxes, color=GREY)
@@ -96,7 +96,7 @@ def sizes_axis(axes: Axes, sizes: Sequence[float]) -> None:
 
 
 class _Decades(LogLocator):
-    """1, 2, 5 and 10; powers of ten alone where the numbers between would lie over each other, more if few are left."""
+    """Ticks at 1, 2, 5 and 10; at powers of ten alone where others would overlap, at more numbers if few are left."""
 
     def tick_values(self, vmin: float, vmax: float):
         low, high = sorted((vmin, vmax))
@@ -108,12 +108,12 @@ class _Decades(LogLocator):
             ticks = [part * 10.0**e for e in exponents if e % every == 0 for part in parts]
             if sum(low <= tick <= high for tick in ticks) >= FEWEST_TICKS:
                 return np.array(ticks)
-        # Less than what these tell apart: as on a linear axis.
+        # The range is narrower than these tell apart: as on a linear axis.
         return MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high)
 
 
 def logarithmic(axes: Axes, label: str) -> None:
-    """A logarithmic axis upward, with plain numbers."""
+    """Makes the upward axis logarithmic, with plain numbers."""
     axes.set(yscale="log", ylabel=label)
     axes.yaxis.set_major_locator(_Decades())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
@@ -121,7 +121,7 @@ def logarithmic(axes: Axes, label: str) -> None:
 
 
 def number(value: float) -> str:
-    """A number to three digits, as people write it.
+    """Returns a number to three digits, as people write it.
 
     Example:
       >>> number(12345.6), number(0.01234), number(float("inf"))

@@ -9,14 +9,14 @@ import numpy as np
 from scipy import special
 from scipy.optimize import elementwise
 
-# A constant that is this much smaller than the rest at every point counts as none, and likewise the other part.
+# A part of the curve that is this many times smaller than the other at every point counts as none.
 _REACH = 1e6
-# The least noise, relative. Measurements on the curve to the last digit would have an infinite likelihood.
+# The least relative noise. Measurements on the curve to the last digit would have an infinite likelihood.
 _FLOOR = 1e-6
 
 
 def fit_curves(log_x: np.ndarray, log_y: np.ndarray, censored: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The logs of a and c, and sigma, by maximum likelihood.
+    """Returns the logs of a and c, and sigma, by maximum likelihood.
 
     With c / a held fixed, only the location of log y and its noise are left to find; the best c / a is looked for from
     one end, where the curve is a constant, to the other, where it is a line through 0.
@@ -24,7 +24,7 @@ def fit_curves(log_x: np.ndarray, log_y: np.ndarray, censored: np.ndarray) -> tu
     Args:
       log_x: shape (points,).
       log_y: shape (sets, points).
-      censored: of the same shape, True where y is known to be larger than it is.
+      censored: shape (sets, points), True where y is only known to be larger than `log_y` says.
 
     Returns:
       Three arrays of shape (sets,); the log of a constant or slope that is none is -inf.
@@ -57,7 +57,7 @@ def fit_curves(log_x: np.ndarray, log_y: np.ndarray, censored: np.ndarray) -> tu
 
 
 def _location(residual: np.ndarray, censored: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The mean, sigma and loss, shape (sets,), of normal numbers, some of which are known to be larger than they are.
+    """Returns mean, sigma and loss, shape (sets,), of normal numbers, some of which are lower bounds.
 
     In g = 1 / sigma and d = mean / sigma the log-likelihood is concave (Olsen, "Note on the uniqueness of the maximum
     likelihood estimator for the Tobit model", Econometrica, 1978):

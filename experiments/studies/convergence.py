@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from experiments._errors import UsageError
+from experiments.records.fields import Options
 from experiments.records.runs import EvaluationRow
 from experiments.records.studies import StudyRow
 from experiments.studies.jobs import Job, Runner
@@ -78,7 +79,7 @@ class Setting(Base):
         return self.tuned_sizes
 
 
-def job_options(data: Data, setting: Setting, batch_size: int, seed: int, **changes: Any) -> dict[str, Any]:
+def job_options(data: Data, setting: Setting, batch_size: int, seed: int, **changes: Any) -> Options:
     """Returns the options of a run to the target.
 
     Args:

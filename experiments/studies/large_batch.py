@@ -2,13 +2,15 @@
 
 from typing import Any
 
+from experiments.records.fields import Options
+
 EPOCHS = 12
 SEEDS = (0, 1, 2)
 # The fewest updates of an epoch that tell anything.
 FEWEST_UPDATES = 7
 
 
-def fixed_epochs(dataset: dict[str, Any], batch_size: int, **changes: Any) -> dict[str, Any]:
+def fixed_epochs(dataset: Options, batch_size: int, **changes: Any) -> Options:
     """Returns the options of a run of 12 epochs.
 
     Args:

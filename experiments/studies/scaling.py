@@ -1,4 +1,4 @@
-"""How the updates to a target, and the time of an update, depend on the batch size.
+"""Fits of the updates to a target, and of the time of an update, by batch size.
 
 Both are a constant and a part in proportion, with noise that is relative to the value:
 
@@ -17,9 +17,9 @@ from numpy.typing import ArrayLike
 from experiments._errors import UsageError
 from experiments.studies.censored_fit import fit_curves
 
-# Of the bootstrap. One less than a round number: the bounds of 95% are then the 25th from either end.
+# Draws of the bootstrap. One less than a round number: the bounds of 95% are then the 25th from either end.
 DRAWS = 999
-# The curve has two parameters; the noise needs what is left.
+# The fewest points: the curve has two parameters, and the noise needs one more.
 _LEAST = 3
 
 
@@ -31,7 +31,7 @@ class ScalingFit(NamedTuple):
       min_examples: E_min, the examples that no batch size gets below; 0 if it can't be told from none.
       critical_batch_size: E_min / S_min, where both are twice their least; infinite if `min_steps` is 0.
       intervals: (low, high) of each of the three by name. A bound may be 0 or infinite.
-      draws: what the draws of the bootstrap gave, by the same names, shape (draws,), for intervals of what follows.
+      draws: results of the draws of the bootstrap, by the same names, shape (draws,), for intervals of what follows.
     """
 
     min_steps: float
@@ -46,7 +46,7 @@ class StepTimeFit(NamedTuple):
 
     Attributes:
       overhead: t0, in seconds; 0 if it can't be told from none.
-      throughput: R, in examples a second; infinite if the time does not grow with the batch.
+      throughput: R, in examples per second; infinite if the time does not grow with the batch.
       knee: R t0, the batch size at which half of the time is overhead.
       intervals: (low, high) of each of the three by name. A bound may be 0 or infinite.
       draws: as in `ScalingFit`.
@@ -67,7 +67,7 @@ def fit_steps_to_target(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> ScalingFit:
-    """Fits the updates to a target, by batch size; runs that did not reach it count as what they are.
+    """Fits the updates to a target by batch size; runs that did not reach it are censored, not left out.
 
         S(B) = S_min (1 + B_crit / B),   E(B) = S B,   E_min = S_min B_crit
 
@@ -122,7 +122,7 @@ def fit_steps_to_target(
 
 
 def predict_steps(fit: ScalingFit, batch_size: float) -> float:
-    """The updates to the target at a batch size, S_min + E_min / B.
+    """Returns the updates to the target at a batch size, S_min + E_min / B.
 
     Example:
       >>> fit = fit_steps_to_target([100, 200, 400], [3000, 2000, 1500])
@@ -133,7 +133,7 @@ def predict_steps(fit: ScalingFit, batch_size: float) -> float:
 
 
 def predict_steps_interval(fit: ScalingFit, batch_size: float, *, confidence: float = 0.95) -> tuple[float, float]:
-    """The interval of `predict_steps`: of the curve, not of a run to come, which has noise of its own.
+    """Returns the interval of `predict_steps`: of the curve, not of a run to come, which has noise of its own.
 
     Raises:
       UsageError: the batch size is not positive and finite, or `confidence` is out of range.
@@ -183,7 +183,7 @@ def fit_step_time(
 
 
 def best_batch_size(critical_batch_size: float, knee: float) -> float:
-    """The batch size with the least time to the target, sqrt(B_crit B_knee).
+    """Returns the batch size with the least time to the target, sqrt(B_crit B_knee).
 
         T(B) = S(B) t(B) = S_min (1 + B_crit / B) (t0 + B / R) = S_min (t0 + B_crit / R + B / R + B_crit t0 / B)
 
@@ -234,14 +234,14 @@ def _checked(call: str, confidence: float, draws: int) -> float:
 
 
 def _enough(sizes: np.ndarray, censored: np.ndarray) -> np.ndarray:
-    """Whether the runs that are not censored, along the last axis, determine a curve and its noise."""
+    """Says whether the runs that are not censored, along the last axis, determine a curve and its noise."""
     least = np.where(censored, np.inf, sizes).min(-1, initial=np.inf)
     most = np.where(censored, -np.inf, sizes).max(-1, initial=-np.inf)
     return (np.sum(~censored, -1) >= _LEAST) & (least < most)
 
 
 def _summary(confidence: float, **logs: np.ndarray) -> tuple:
-    """The fields of a fit from the logs of its numbers, each of shape (1 + draws,), the fit first."""
+    """Returns the fields of a fit from the logs of its numbers, each of shape (1 + draws,), the fit first."""
     with np.errstate(over="ignore"):
         values = {name: np.exp(log) for name, log in logs.items()}
     intervals = {name: interval_of(value[1:], confidence) for name, value in values.items()}
@@ -249,7 +249,7 @@ def _summary(confidence: float, **logs: np.ndarray) -> tuple:
 
 
 def interval_of(values: np.ndarray, confidence: float) -> tuple[float, float]:
-    """The ends of the middle share of draws: two of them, not interpolated, since some may be infinite.
+    """Returns the ends of the middle share of draws: two draws, not interpolated, since some may be infinite.
 
     Example:
       >>> interval_of(np.arange(999.0), 0.95)
@@ -263,7 +263,7 @@ def interval_of(values: np.ndarray, confidence: float) -> tuple[float, float]:
 def _bootstrap(
     call: str, log_x: np.ndarray, log_y: np.ndarray, censored: np.ndarray, confidence: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The logs of a and c, shape (1 + DRAWS,): the fit to the measurements, then those to the draws."""
+    """Returns the logs of a and c, shape (1 + DRAWS,): the fit to the measurements, then those to the draws."""
     _checked(call, confidence, DRAWS)
     constant, slope, noise = fit_curves(log_x, log_y[None], censored[None])
     curve = np.logaddexp(constant, slope + log_x)

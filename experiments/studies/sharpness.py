@@ -1,4 +1,4 @@
-"""How sharp a minimum is: the largest eigenvalue of the Hessian, and the rise of the loss in a small box."""
+"""Measures of how sharp a minimum is: the largest eigenvalue of the Hessian, and the rise of the loss in a box."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -57,7 +57,7 @@ def largest_eigenvalue(
     iterations: int = 50,
     tolerance: float = 1e-4,
 ) -> Eigenvalues:
-    """The largest eigenvalue of the Hessian of a loss, by Lanczos on Hessian-vector products.
+    """Finds the largest eigenvalue of the Hessian of a loss, by Lanczos on Hessian-vector products.
 
     H v is the derivative of the gradient along v, the mean over the batches. Every new vector is orthogonalised against
     all before it, in float64. How a norm takes its statistics is up to `loss_fn`, and is another function for each way:
@@ -69,7 +69,7 @@ def largest_eigenvalue(
       params: a tree of float32 or float64.
       batches: the data, read several times; the loss is the mean over them.
       key: of the start.
-      iterations: at most so many products. So many vectors are kept, of 8 bytes a parameter.
+      iterations: at most so many products. So many vectors are kept, of 8 bytes per parameter.
       tolerance: stop once the residual is less than this share of the eigenvalue. The error of the eigenvalue is
         smaller still: at most residual^2 / gap, the gap being the distance to the next one.
 
@@ -141,7 +141,7 @@ def epsilon_sharpness(
     starts: int = 2,
     seed: int = 0,
 ) -> Sharpness:
-    """How much a loss f rises in a small box about the parameters x.
+    """Measures how much a loss f rises in a small box about the parameters x.
 
         100 (max f(x + y) - f(x)) / (1 + f(x)),   over |y_i| <= epsilon (|x_i| + 1)
 
@@ -186,7 +186,7 @@ def epsilon_sharpness(
     box = epsilon * (np.abs(middle) + 1)
 
     def loss_and_slope(u: np.ndarray) -> tuple[float, np.ndarray]:
-        """At x + box u: the loss, and its gradient by u."""
+        """Returns the loss at x + box u, and its gradient by u."""
         point = unravel(jnp.asarray(middle + box * u, flat.dtype))
         value, slope = 0.0, np.zeros_like(box)
         for one in args:
@@ -217,7 +217,7 @@ def epsilon_sharpness(
 
 
 def _ascend(loss_and_slope: Callable, u: np.ndarray, iterations: int) -> tuple[float, np.ndarray, int]:
-    """L-BFGS-B from `u` in the box of -1 to 1: the greatest loss, where it is, and the iterations taken."""
+    """Climbs by L-BFGS-B from `u` in the box of -1 to 1; returns the greatest loss, its place, and the iterations."""
     first, slope = loss_and_slope(u)
     # Its first step is the gradient, cut at the box, and its tolerances are absolute where the loss is less than 1: in
     # the units of the loss it would stop where a network that is trained well starts. In these the step reaches the
@@ -247,7 +247,7 @@ def _value_and_gradient(loss_fn, params, *batch):
 
 
 def _host(a: jax.Array) -> np.ndarray:
-    """In float64, waited for: collectives of fake devices that are dispatched ahead can wait for each other."""
+    """Returns an array in float64, waited for: collectives of fake devices dispatched ahead can block each other."""
     return np.asarray(a, np.float64)
 
 
@@ -263,7 +263,7 @@ def _flatten(params: Any, caller: str) -> tuple[jax.Array, Callable[[jax.Array],
 
 
 def _arguments(batches: Iterable[Any] | None, caller: str) -> list[tuple]:
-    """What the loss is called with after the parameters, for every batch."""
+    """Returns the arguments of the loss after the parameters, for every batch."""
     args = [()] if batches is None else [(batch,) for batch in batches]
     if not args:
         raise UsageError(f"{caller}: there are no batches; give at least one, or None for a loss that takes none")

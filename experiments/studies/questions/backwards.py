@@ -1,8 +1,9 @@
 """Several updates per forward pass, against as many times the rate."""
 
 import dataclasses
-from typing import Any, Self
+from typing import Self
 
+from experiments.records.fields import Options
 from experiments.records.studies import Analysis
 from experiments.studies.jobs import Job
 from experiments.studies.large_batch import EPOCHS, FEWEST_UPDATES, SEEDS, fixed_epochs
@@ -42,10 +43,10 @@ class Setting(Base):
         return dataclasses.replace(self, batch_size=min(self.batch_size, max(unit, largest)))
 
 
-def jobs(dataset: dict[str, Any], setting: Setting) -> list[Job]:
+def jobs(dataset: Options, setting: Setting) -> list[Job]:
     """Returns, with each seed: one forward pass with k updates, k times the rate, and the rate as it is."""
     k = setting.k
-    recipes: dict[str, dict[str, Any]] = {
+    recipes: dict[str, Options] = {
         "SGD": {"optimizer": "sgd", "momentum": 0.0, "schedule": "constant", "warmup_epochs": 0, "weight_decay": 0.0},
         "Nesterov": {"optimizer": "nesterov", "warmup_epochs": setting.epochs / 6},
     }

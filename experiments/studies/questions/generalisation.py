@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.records.fields import Options
 from experiments.records.questions.generalisation import Analysis, Minimum, MinimumRow, SizeMinima
 from experiments.records.studies import StudyRow
 from experiments.studies import convergence
@@ -64,7 +65,7 @@ class Setting(Base):
         return self.batch_sizes
 
 
-def jobs(options: dict[str, Any], setting: Setting, rate: Callable[[int], float]) -> list[Job]:
+def jobs(options: Options, setting: Setting, rate: Callable[[int], float]) -> list[Job]:
     """Returns a run at every batch size with both budgets, the rate falling to 0 as a cosine.
 
     Args:

@@ -2,8 +2,9 @@
 
 import dataclasses
 import itertools
-from typing import Any, Self
+from typing import Self
 
+from experiments.records.fields import Options
 from experiments.records.studies import Analysis
 from experiments.studies.jobs import Job
 from experiments.studies.large_batch import EPOCHS, FEWEST_UPDATES, SEEDS, fixed_epochs
@@ -49,12 +50,12 @@ class Setting(Base):
         return dataclasses.replace(self, batch_size=min(self.batch_size, max(4, largest)))
 
 
-def rungs(setting: Setting) -> list[tuple[str, dict[str, Any]]]:
+def rungs(setting: Setting) -> list[tuple[str, Options]]:
     """Returns the rungs: a name, and what it changes of the rung before."""
     size, epochs = setting.batch_size, setting.epochs
     span = min(128, max(2, size // 8))
     linear = 0.0125 * size / 64
-    named: list[tuple[str, dict[str, Any]]] = [
+    named: list[tuple[str, Options]] = [
         ("the rate of batch 64, constant", {}),
         ("linear rate", {"learning_rate": linear}),
         (f"+ warmup, {epochs / 6:.2g} of {epochs} epochs", {"warmup_epochs": epochs / 6}),
@@ -77,7 +78,7 @@ def rungs(setting: Setting) -> list[tuple[str, dict[str, Any]]]:
     return [*named, ("Nesterov again, twice the epochs", {**back, "epochs": 2 * epochs})]
 
 
-def jobs(dataset: dict[str, Any], setting: Setting) -> list[Job]:
+def jobs(dataset: Options, setting: Setting) -> list[Job]:
     """Returns a run of each rung with each seed."""
     named = rungs(setting)
     recipes = list(itertools.accumulate((changes for _, changes in named), lambda a, b: {**a, **b}, initial=NAIVE))[1:]

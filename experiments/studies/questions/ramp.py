@@ -2,8 +2,9 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
+from experiments.records.fields import Options
 from experiments.records.runs import RampRow
 from experiments.records.studies import Analysis
 from experiments.studies.convergence import evaluations
@@ -47,7 +48,7 @@ class Setting(Base):
         return dataclasses.replace(self, batch_size=min(self.batch_size, most))
 
 
-WAYS: dict[str, dict[str, Any]] = {
+WAYS: dict[str, Options] = {
     "fixed": {},
     "step": {"schedule": "step"},
     "auto": {"batch_ramp": AUTO},

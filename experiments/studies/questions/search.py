@@ -6,8 +6,8 @@ that are held out. Then that recipe on all training images, with three seeds, on
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
+from experiments.records.fields import Options
 from experiments.records.studies import Analysis, StudyRow
 from experiments.studies.jobs import Job
 from experiments.studies.large_batch import SEEDS, fixed_epochs
@@ -35,7 +35,7 @@ class Setting(Base):
     """The search, which is the same in every study."""
 
 
-def search_jobs(dataset: dict[str, Any]) -> list[Job]:
+def search_jobs(dataset: Options) -> list[Job]:
     """Returns a run at every batch size, optimizer and rate, with one seed, scored on held-out training images."""
     return [
         Job(
@@ -62,7 +62,7 @@ def best(rows: Sequence[StudyRow], batch_size: int) -> StudyRow | None:
     return max(found, key=lambda row: row.ended.result.accuracy, default=None)
 
 
-def final_jobs(dataset: dict[str, Any], searched: Sequence[StudyRow]) -> list[Job]:
+def final_jobs(dataset: Options, searched: Sequence[StudyRow]) -> list[Job]:
     """Returns the best recipe of the search at each batch size, on all training images, with each seed."""
     jobs = []
     for batch_size in RATES:

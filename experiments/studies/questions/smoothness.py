@@ -3,10 +3,11 @@
 import dataclasses
 import statistics
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 
+from experiments.records.fields import Options
 from experiments.records.questions.smoothness import Analysis, NoiseRow, SizeSwing, SwingRow
 from experiments.records.studies import StudyRow
 from experiments.studies.jobs import Job
@@ -44,7 +45,7 @@ class Setting(Base):
         )
 
 
-def swing_jobs(options: dict[str, Any], setting: Setting, rate: float = 0.02, momentum: float = 0.5) -> list[Job]:
+def swing_jobs(options: Options, setting: Setting, rate: float = 0.02, momentum: float = 0.5) -> list[Job]:
     """Returns a run at every batch size, all at one rate."""
     recipe = {"optimizer": "sgd", "learning_rate": rate, "momentum": momentum}
     return [
@@ -53,7 +54,7 @@ def swing_jobs(options: dict[str, Any], setting: Setting, rate: float = 0.02, mo
     ]
 
 
-def noise_job(options: dict[str, Any], setting: Setting) -> Job:
+def noise_job(options: Options, setting: Setting) -> Job:
     """Returns the run whose noise scale is measured."""
     recipe = {
         "optimizer": "nesterov",

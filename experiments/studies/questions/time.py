@@ -8,9 +8,10 @@ import dataclasses
 import statistics
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from experiments._errors import UsageError
+from experiments.records.fields import Options
 from experiments.records.questions.time import Analysis, Kind, Neighbour, SizeTime, TimeFit, TimeIntervals
 from experiments.records.studies import StudyRow
 from experiments.studies.jobs import Job
@@ -54,7 +55,7 @@ class _Time(NamedTuple):
 _Times = Mapping[int, Mapping[int, _Time]]
 
 
-def jobs(options: dict[str, Any], setting: Setting) -> list[Job]:
+def jobs(options: Options, setting: Setting) -> list[Job]:
     """Returns a run at every batch size in every round."""
     return [
         Job(
