@@ -20,7 +20,7 @@ class Section(NamedTuple):
     """A question of the report.
 
     Attributes:
-      number: of the question, from 1.
+      number: the number of the question, from 1.
       title: the question, as text.
       answer: a plain sentence or two, as text.
       parts: figures and tables, as HTML.
@@ -69,7 +69,7 @@ def write_report(folder: str | Path, page: Callable[[], tuple[str, list[str]]]) 
     """Writes `report.html` into a folder.
 
     Args:
-      folder: of results.
+      folder: the folder of results.
       page: makes the title and the body, from the files in the folder.
 
     Returns:

@@ -89,7 +89,7 @@ def seeds_table(title: str, groups: Groups) -> str:
     """Returns a table of accuracies, updates and seconds, one row per group.
 
     Args:
-      title: of the first column, the names of the groups.
+      title: the title of the first column, the names of the groups.
       groups: the runs.
     """
     # The mean, least and greatest of one seed are the same number.

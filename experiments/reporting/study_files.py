@@ -16,7 +16,7 @@ class StudyFiles:
     """Rows and analyses of a study, read when they are first asked for.
 
     Attributes:
-      folder: of the study.
+      folder: the folder of the study.
     """
 
     def __init__(self, folder: str | Path):

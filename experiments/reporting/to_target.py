@@ -19,9 +19,9 @@ class Way(NamedTuple):
     """A way to choose the rate of a run.
 
     Attributes:
-      kind: of the rows.
-      colour: of the marks.
-      marker: of the runs that reached the target.
+      kind: the kind of the rows.
+      colour: the colour of the marks.
+      marker: the marker of the runs that reached the target.
       label: in a legend.
     """
 

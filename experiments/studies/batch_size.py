@@ -25,7 +25,7 @@ def run(study: Study, parts: Sequence[str], folder: Path) -> list[str]:
     Args:
       study: the settings.
       parts: names of questions.
-      folder: of the study.
+      folder: the folder of the study.
 
     Returns:
       The keys of the runs that failed; the same command tries them again.

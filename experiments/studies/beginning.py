@@ -1,4 +1,4 @@
-"""Whether a run can begin: everything that training does before it compiles, in the process that trains."""
+"""Checks that a run can begin: everything that training does before it compiles, in the process that trains."""
 
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ def begins(folder: Path, options: dict[str, Any]) -> str:
     """Prepares a run as training does, and writes nothing.
 
     Args:
-      folder: that the run would have.
-      options: of `TrainConfig`.
+      folder: the folder that the run would have.
+      options: the options of `TrainConfig`.
 
     Returns:
       The platform of its devices.

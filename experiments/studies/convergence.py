@@ -32,7 +32,7 @@ CONFIDENCE = 0.95
 
 @dataclasses.dataclass(frozen=True)
 class Setting(Base):
-    """How far to train, and at which batch sizes.
+    """The settings of runs to a target: batch sizes, rates, limits and seeds.
 
     Attributes:
       target: accuracy.
@@ -41,7 +41,7 @@ class Setting(Base):
       rates: where the search starts at the smallest of `tuned_sizes`, rising; at each other size it starts in the same
         steps about the best rate of the size below.
       max_epochs: epochs after which a run counts as not having reached the target, as it does after 300,000 updates.
-      seeds: of the runs at one rate, and at the best rates.
+      seeds: the seeds of the runs at one rate, and at the best rates.
     """
 
     target: float
@@ -86,7 +86,7 @@ def job_options(data: Data, setting: Setting, batch_size: int, seed: int, **chan
       data: to train on.
       setting: target and length.
       batch_size: examples per update.
-      seed: of the run.
+      seed: the seed of the run.
       **changes: other options, such as the optimizer.
     """
     every = max(1, round(RESOLUTION * data.examples / batch_size))
@@ -163,7 +163,7 @@ class Tuned(NamedTuple):
     """The outcome of the search at one batch size.
 
     Attributes:
-      batch_size: of the search.
+      batch_size: the batch size of the search.
       rate: the rate that reached the target first; if none did, that with the best accuracy at its end; None: no run
         ended with a finite loss.
       reached: whether the target was reached.
@@ -186,7 +186,7 @@ def search(data: Data, setting: Setting, batch_size: int, rates: Sequence[float]
 
     Args:
       data: to train on.
-      setting: of the runs.
+      setting: the settings of the runs.
       batch_size: to tune at.
       rates: to begin with.
       run: returns the outcome of a job.
@@ -241,7 +241,7 @@ def run_tuned(data: Data, setting: Setting, run: Callable[[Job], Trial]) -> list
 
     Args:
       data: to train on.
-      setting: of the runs.
+      setting: the settings of the runs.
       run: returns the outcome of a job.
 
     Returns:

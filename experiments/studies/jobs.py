@@ -32,7 +32,7 @@ class Job(NamedTuple):
 
     Attributes:
       key: names the run; a job whose key has a row is not run again.
-      options: of `TrainConfig`, without its workdir.
+      options: the options of `TrainConfig`, without its workdir.
       label: the name of the run in a report.
     """
 
@@ -99,7 +99,7 @@ class Runner:
         """Opens a study.
 
         Args:
-          folder: of the study, made if need be; rows are appended to `results.jsonl` in it.
+          folder: the folder of the study, made if need be; rows are appended to `results.jsonl` in it.
         """
         self._folder = folder
         self._rows: dict[str, StudyRow] = {row.key: row for row in read(folder / FILE) if row.is_result}
@@ -147,7 +147,7 @@ class Runner:
 
         Args:
           job: to run.
-          place: of the job among others, to be printed.
+          place: the place of the job among others, to be printed.
         """
         if not self.is_done(job):
             started = time.monotonic()
@@ -183,9 +183,9 @@ class Runner:
         """Adds what a function finds out from the folder of a run to its row, once; not if there is no summary.
 
         Args:
-          job: that was run.
+          job: a job that was run.
           name: the field of the row's type, which is None until then.
-          function: of a module, called in the process that trains; what it returns must be what JSON can hold.
+          function: a function of a module, called in the process that trains; JSON must be able to hold its result.
           named: options of the job that the function takes by their names beside the folder; those that the job has
             are given.
         """

@@ -17,7 +17,7 @@ class Changes(NamedTuple):
       max_epochs: epochs after which such a run counts as not having reached it.
       batch_sizes: batch sizes to compare, rising.
       rates: learning rates to begin a search with, at the smallest batch size, rising.
-      seeds: of every run that has several, rising.
+      seeds: the seeds of every run that has several, rising.
     """
 
     target: float | None = None

@@ -49,7 +49,7 @@ class StepTimeFit(NamedTuple):
       throughput: R, in examples per second; infinite if the time does not grow with the batch.
       knee: R t0, the batch size at which half of the time is overhead.
       intervals: (low, high) of each of the three by name. A bound may be 0 or infinite.
-      draws: as in `ScalingFit`.
+      draws: see `ScalingFit`.
     """
 
     overhead: float
@@ -83,8 +83,8 @@ def fit_steps_to_target(
       batch_sizes: shape (runs,), in examples; several runs, such as seeds, may share one.
       steps: shape (runs,), updates until the target was reached, or made in vain.
       censored: shape (runs,), True where the target was not reached. By default all were.
-      confidence: of each interval.
-      seed: of the bootstrap.
+      confidence: the confidence level of each interval.
+      seed: the seed of the bootstrap.
 
     Returns:
       A `ScalingFit`. Where all batches are small, `min_examples` is well determined, and the critical batch size has no
@@ -155,8 +155,8 @@ def fit_step_time(
     Args:
       batch_sizes: shape (measurements,), in examples.
       seconds: shape (measurements,), of an update.
-      confidence: of each interval.
-      seed: of the bootstrap.
+      confidence: the confidence level of each interval.
+      seed: the seed of the bootstrap.
 
     Returns:
       A `StepTimeFit`.

@@ -1,4 +1,4 @@
-"""How large the batch-size study is: presets, what a user changes of them, and what fits the data."""
+"""The extent of the batch-size study: its presets, the changes that a user makes to them, and the limits of the data."""
 
 import dataclasses
 import math
@@ -66,7 +66,7 @@ def changed(
       max_epochs: epochs after which such a run counts as not having reached it.
       batch_sizes: where the rate is tuned and minima are compared; a ramp begins at the smallest.
       rates: where the search begins at the smallest batch size; a ramp has the least of them.
-      seeds: of every run that has several.
+      seeds: the seeds of every run that has several.
 
     Raises:
       UsageError: a value is out of range, or some do not rise.

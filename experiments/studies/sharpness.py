@@ -37,7 +37,7 @@ class Sharpness(NamedTuple):
       sharpness: 100 (maximum - start) / (1 + start).
       maximum: the greatest loss found.
       start: the loss at the middle of the box.
-      iterations: of L-BFGS-B, of all its starts.
+      iterations: the total iterations of L-BFGS-B over all starts.
       at: the parameters of the maximum.
     """
 
@@ -68,7 +68,7 @@ def largest_eigenvalue(
         and kept: let it take data as batches of equal size rather than hold it.
       params: a tree of float32 or float64.
       batches: the data, read several times; the loss is the mean over them.
-      key: of the start.
+      key: the random key of the start.
       iterations: at most so many products. So many vectors are kept, of 8 bytes per parameter.
       tolerance: stop once the residual is less than this share of the eigenvalue. The error of the eigenvalue is
         smaller still: at most residual^2 / gap, the gap being the distance to the next one.
@@ -156,9 +156,9 @@ def epsilon_sharpness(
       params: a tree of float32 or float64.
       batches: the data, read several times; the loss is the mean over them.
       epsilon: half the width of the box, relative to |x_i| + 1; the paper has 1e-3 and 5e-4.
-      iterations: of L-BFGS-B, at most, from every start.
+      iterations: the most iterations of L-BFGS-B per start.
       starts: how often to start.
-      seed: of the random starts.
+      seed: the seed of the random starts.
 
     Returns:
       The sharpness, and where it was found.

@@ -18,10 +18,10 @@ class Setting(Base):
     """The runs that are compared.
 
     Attributes:
-      batch_size: of the forward pass.
+      batch_size: the batch size of the forward pass.
       k: updates per forward pass.
-      epochs: of every run.
-      seeds: of every run.
+      epochs: the epochs of every run.
+      seeds: the seeds of every run.
       optimizers: "SGD" and "Nesterov", or one of them.
     """
 

@@ -1,4 +1,4 @@
-"""How many updates a target accuracy takes by batch size: at one rate for all, and with the rate tuned at each."""
+"""Updates to a target accuracy by batch size, at one rate and at tuned rates."""
 
 from collections.abc import Sequence
 

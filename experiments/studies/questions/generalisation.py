@@ -1,4 +1,4 @@
-"""Whether large batches generalise worse, and their minima are sharper: at equal epochs and at equal updates."""
+"""Test accuracy and sharpness of minima by batch size, at equal epochs and at equal updates."""
 
 import dataclasses
 from collections import defaultdict
@@ -39,9 +39,9 @@ class Setting(Base):
 
     Attributes:
       batch_sizes: to compare.
-      epochs: of every run, at equal epochs.
+      epochs: the epochs of every run, at equal epochs.
       steps: updates of every run, at equal updates.
-      seeds: of every run.
+      seeds: the seeds of every run.
     """
 
     batch_sizes: tuple[int, ...]
@@ -118,9 +118,9 @@ def minimum(workdir: Path, model: str | None = None, dataset: str | None = None)
     norms use their running statistics, as in evaluation.
 
     Args:
-      workdir: of the run.
-      model: of the run, which must be given if it is a function of the user's own.
-      dataset: of the run, which must be given if it is a function of the user's own.
+      workdir: the folder of the run.
+      model: the model of the run, which must be given if it is a function of the user's own.
+      dataset: the data set of the run, which must be given if it is a function of the user's own.
 
     Returns:
       `train`: accuracy and loss of 10,000 training images. `eigenvalue` of the Hessian, the largest, and its

@@ -1,4 +1,4 @@
-"""Which parts of a recipe repair a very large batch: from a naive recipe on, one thing more in each rung."""
+"""Repairs of a very large batch: each rung adds one part to a naive recipe."""
 
 import dataclasses
 import itertools
@@ -28,9 +28,9 @@ class Setting(Base):
     """The runs of the ladder.
 
     Attributes:
-      batch_size: of every rung; the first one has the rate of a batch of 64.
-      epochs: of every rung but the last.
-      seeds: of every rung.
+      batch_size: the batch size of every rung; the first one has the rate of a batch of 64.
+      epochs: the epochs of every rung but the last.
+      seeds: the seeds of every rung.
       drop_remainder: leave out what an epoch has after its last full batch, which takes a program of its own.
     """
 

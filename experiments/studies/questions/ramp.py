@@ -24,8 +24,8 @@ class Setting(Base):
     Attributes:
       batch_size: at the start of all runs.
       learning_rate: at the start of all runs.
-      epochs: of every run.
-      seeds: of every run.
+      epochs: the epochs of every run.
+      seeds: the seeds of every run.
     """
 
     batch_size: int = 64

@@ -1,4 +1,4 @@
-"""How well a very large batch does at a fixed number of epochs with the best recipe of a search.
+"""Accuracy of a very large batch in a fixed number of epochs, with the best recipe of a search.
 
 For each batch size the best of Nesterov, LARS and LAMB and its rate, 12 epochs, with one seed, on 5,000 training images
 that are held out. Then that recipe on all training images, with three seeds, on the test images.

@@ -1,4 +1,4 @@
-"""How much the loss swings from update to update, by batch size, and the gradient noise scale as training goes on."""
+"""Swing of the loss between updates by batch size, and the gradient noise scale as training proceeds."""
 
 import dataclasses
 import statistics
@@ -21,9 +21,9 @@ class Setting(Base):
     """The runs whose losses and noise are measured.
 
     Attributes:
-      batch_sizes: of the runs whose losses are looked at.
+      batch_sizes: the batch sizes of the runs whose losses are looked at.
       steps: updates of each, the first of a training.
-      noise_batch_size: of the run whose noise scale is measured.
+      noise_batch_size: the batch size of the run whose noise scale is measured.
       noise_rate: its peak rate.
       noise_steps: its updates.
       noise_every: updates between two measurements.

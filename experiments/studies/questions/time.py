@@ -1,4 +1,4 @@
-"""How long an update and an epoch take, by batch size, and whether sizes that are powers of two are faster.
+"""Seconds per update and per epoch by batch size, and whether powers of two are faster.
 
 Short runs, in turn over the batch sizes, several rounds: a machine that is slow for a while is so for all sizes.
 """
@@ -31,7 +31,7 @@ class Setting(Base):
 
     Attributes:
       batch_sizes: to time; those near a power of two are compared with it.
-      examples: of a run, about.
+      examples: the approximate number of examples of a run.
       rounds: how often each size is timed.
     """
 
