@@ -1,4 +1,4 @@
-"""The extent of the batch-size study: its presets, the changes that a user makes to them, and the limits of the data."""
+"""The extent of the batch-size study: its presets, a user's changes to them, and the limits that the data set."""
 
 import dataclasses
 import math
