@@ -1,7 +1,7 @@
 """Compares the statistics to normalise by: `python -m experiments.norm_study`.
 
-Local, synchronised, spans, renormalized, group and frozen, over per-device batch sizes. Training runs are kept as they
-end, and a study that is stopped goes on with the same command.
+The norms are local, synchronised, spans, renormalized, group and frozen, over per-device batch sizes. Each result is
+stored as soon as its run ends; the same command resumes a study that was stopped.
 """
 
 import shlex
@@ -21,7 +21,7 @@ def define_flags() -> None:
 
 
 def main() -> int:
-    """Parses the flags, runs what has not been run, writes the report, and returns the exit status."""
+    """Parses the flags, makes the runs that are not done, writes the report, and returns the exit status."""
     request = _flags.made(norm.Request)
     planned, folder = norm.plan(request), request.folder
     _workdirs.check(folder, _workdirs.NORM_STUDY)
