@@ -1,6 +1,6 @@
-"""Measures the effects of the batch size on training: `python -m experiments.batch_size_study --preset=quick`.
+"""Measures what the batch size does: `python -m experiments.batch_size_study --preset=quick`.
 
-Each result is stored as soon as its run ends; the same command resumes a study that was stopped.
+Training runs are kept as they end, and a study that is stopped goes on with the same command.
 """
 
 import sys
