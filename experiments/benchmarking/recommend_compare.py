@@ -78,8 +78,8 @@ def compare(
 ) -> tuple[ComparedSetting, ComparedSetting | None, Ratio | None]:
     """Compares the recommended setting with the best of a grid, by runs of both with fresh seeds.
 
-    The ratio is that of geometric means; its interval is Welch's, for the logarithms of the times. The time per update
-    is the median of the compared runs, because the machine may have been faster or slower when the grid ran.
+    The ratio is that of geometric means; its interval is Welch's, for the logarithms of the updates. The time per
+    update is the median over the compared runs, because the machine may have been faster or slower when the grid ran.
 
     Args:
       best: the best setting of the grid.

@@ -21,8 +21,8 @@ from experiments.training.step.run import Run, prepare
 
 OURS, TORCH = "batchnorm_jax", "torch"
 PEERS = (TORCH,)
-# The smallest batch size whose overhead is measured: the steps of smaller batches are so short that the share of the
-# work around them says nothing about the trainer.
+# The smallest batch size whose overhead is measured: steps of smaller batches are so short that the work around them
+# takes a large share of the time.
 MIN_OVERHEAD_BATCH_SIZE = 600
 
 

@@ -124,7 +124,7 @@ class Evidence(Record, frozen=True, kw_only=True):
         the test split.
       devices: the number of devices that share a batch.
       kind: the kind of the devices, such as "cpu".
-      unit: a number that times a power of two gives each batch size.
+      unit: the smallest batch size; every batch size is this number times a power of two.
       target: the accuracy to reach; None: none was given.
       optimizer: the optimizer of all runs.
       step_time: one entry per run that was timed.
