@@ -74,7 +74,7 @@ def define_flags() -> None:
 
 
 def main() -> int:
-    """Parses the flags, runs what has not been run and writes the report. Returns the exit status."""
+    """Parses the flags, makes the runs that are not done, writes the report, and returns the exit status."""
     if FLAGS.list_presets:
         for name, study in settings.PRESETS.items():
             say(f"{name:<10}{study.options['dataset']}: {', '.join(study.parts)}")
@@ -104,7 +104,7 @@ def main() -> int:
 
 
 def note_command(folder: Path, command: str) -> None:
-    """Adds a command to those that made a study, whose parts may be asked for one after the other."""
+    """Adds a command to the list of those that made a study, since several commands may each add parts to it."""
     made = folder / "command.txt"
     commands = _files.read_lines(made)
     _files.write(made, "".join(f"{line}\n" for line in dict.fromkeys([*commands, command])))

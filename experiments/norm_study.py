@@ -21,7 +21,7 @@ def define_flags() -> None:
 
 
 def main() -> int:
-    """Parses the flags, runs what has not been run, writes the report, and returns the exit status."""
+    """Parses the flags, makes the runs that are not done, writes the report, and returns the exit status."""
     request = _flags.made(norm.Request)
     planned, folder = norm.plan(request), request.folder
     _workdirs.check(folder, _workdirs.NORM_STUDY)

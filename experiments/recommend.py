@@ -45,11 +45,11 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    """Parses the flags, measures, prints the recommendation."""
+    """Parses the flags, measures, writes the report and prints the recommendation."""
     options = {name: FLAGS[name].value for name in OPTIONS if FLAGS[name].value is not None}
-    # A user's own function is named with colons, which not all systems take in a file name.
+    # The name of a user's own function has a colon, which not all systems allow in a file name.
     name = f"{options['dataset']}-{options['model']}".replace(":", "_")
-    # Messages of the runs are no part of the result.
+    # With --json, standard output holds the result alone; messages of the runs go to standard error.
     with contextlib.redirect_stdout(sys.stderr if FLAGS.json else sys.stdout):
         folder = Path(FLAGS.workdir or f"runs/recommend-{name}")
         result = recommend(

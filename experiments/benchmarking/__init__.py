@@ -1,1 +1,1 @@
-"""Measuring speed beside peers: everything in one process, in turn, reported as ratios with their spread."""
+"""Benchmarks beside other libraries: variants take turns in one process, and ratios are reported with their spread."""

@@ -1,4 +1,4 @@
-"""Inference before and after the norms of a model are folded into its convolutions."""
+"""The fold suite: inference before and after the norms of a model are folded into its convolutions."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,12 +16,12 @@ from experiments.records.benchmarks.fold import FoldFile, FoldRow
 from experiments.training.machine import devices
 
 BEFORE, AFTER = "before", "after"
-# Examples that the running statistics are made of.
-EXAMPLES = 16
+# The number of drawn examples that the running statistics are computed from.
+STATISTICS_EXAMPLES = 16
 
 
 class Case(NamedTuple):
-    """A model, and the shape of the batch of images that it is given."""
+    """A model, and the shape of the batch of images that it classifies."""
 
     model: str
     images: tuple[int, ...]
@@ -39,10 +39,10 @@ PARTS = tuple(dict.fromkeys(case.model for case in CASES))
 
 
 def run(chosen: Chosen) -> list[FoldRow]:
-    """Measures the cases of the chosen models, before and after in turn.
+    """Measures the cases of the chosen models; the times before and after folding alternate.
 
     Args:
-      chosen: names from `PARTS`, and the timing.
+      chosen: the models, names from `PARTS`, and the timing.
 
     Returns:
       One row per case.
@@ -90,18 +90,19 @@ SUITE = Suite(
 def folded_model(name: str, images: jax.Array) -> dict[str, Callable[[jax.Array], jax.Array]]:
     """Returns jitted functions from images to logits, one for the model before folding and one for it after."""
     model = models.create(name, num_classes=10, norm=partial(linen.BatchNorm, momentum=0.0), zero_last_scale=False)
-    drawn = jnp.asarray(np.random.default_rng(1).normal(size=(EXAMPLES, *images.shape[1:])), jnp.float32)
+    drawn = jnp.asarray(np.random.default_rng(1).normal(size=(STATISTICS_EXAMPLES, *images.shape[1:])), jnp.float32)
     variables: Any = jax.jit(partial(model.init, train=False))(jax.random.key(0), images)
     updates: Any = jax.jit(partial(model.apply, train=True, mutable=["batch_stats"]))(variables, drawn)[1]
     variables = {**variables, **updates}
     if models.MODELS[name].pools_before_norm:
-        # Its convolutions end with a max-pool, which a positive scale passes unchanged, and add their bias behind it:
-        # the same model without norms reads what the function gives. (`linen.fold` cannot know the scales' signs.)
+        # A max-pool stands between each convolution and its norm. It commutes with a positive scale, and the bias is
+        # added after it, so the folded kernels fit this model without norms. `linen.fold` cannot know that all scales
+        # are positive.
         apply, folded = models.create(name, num_classes=10, norm=None).apply, {"params": _without_norms(variables)}
     else:
         apply, folded = linen.fold(model, variables, None, images, train=False)
     evaluations = {BEFORE: (model.apply, variables), AFTER: (apply, folded)}
-    # The variables are an argument, as in a server: XLA would compute what it can of constants while it compiles.
+    # The variables are arguments, as in a server: XLA would evaluate constants while it compiles.
     return {kind: partial(jax.jit(partial(f, train=False)), v) for kind, (f, v) in evaluations.items()}
 
 

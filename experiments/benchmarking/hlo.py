@@ -18,9 +18,9 @@ class Array(NamedTuple):
     """The type of one array in a program's text.
 
     Attributes:
-      elements: the number of its elements.
-      bits: bits of each element.
-      layout: the order of its axes, tiles and memory space as the text has them; empty where it has none.
+      elements: the number of elements.
+      bits: the bits of each element.
+      layout: the order of the axes, the tiles and the memory space, as in the text; empty if the text names no layout.
     """
 
     elements: int
@@ -29,12 +29,12 @@ class Array(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Bytes of all elements, without the padding of tiles."""
+        """The bytes of all elements, without the padding of tiles."""
         return self.elements * self.bits // 8
 
 
 def arrays(text: str) -> list[Array]:
-    """Returns the arrays of a type in a program's text, those of a tuple in their order.
+    """Parses a type in a program's text and returns its arrays, those of a tuple in order.
 
     Example:
       >>> [(a.elements, a.bytes) for a in arrays("(bf16[8,64]{1,0:T(8,128)(2,1)}, pred[3]{0}, f32[])")]
@@ -47,16 +47,16 @@ def arrays(text: str) -> list[Array]:
 
 
 def _bits(dtype: str) -> int:
-    """Returns the bits of an element: the first number in the name, as in bf16 and f8e4m3fn; a pred takes a byte."""
+    """Returns the bits of an element: the first number in the dtype, as in bf16 and f8e4m3fn; a pred takes a byte."""
     digits = re.search(r"\d+", dtype)
     return int(digits[0]) if digits else 8
 
 
 def collectives(compiled: Any) -> list[Collective]:
-    """Returns the collectives of a compiled program, in its order.
+    """Returns the collectives of a compiled program, in the order of the program.
 
     Args:
-      compiled: what `jax.jit(f).lower(...).compile()` returns.
+      compiled: the result of `jax.jit(f).lower(...).compile()`.
     """
     return [
         Collective(kind=kind, elements=sum(a.elements for a in parts), backward="transpose(" in line)
@@ -74,7 +74,8 @@ def _collective_results(compiled: Any) -> Iterator[tuple[str, str, list[Array]]]
     for line in compiled.as_text().splitlines():
         if match := _COLLECTIVE.search(line):
             parts = arrays(match["shape"])
-            # The start of an asynchronous one also returns what goes in; only an all-reduce is in its own place.
+            # The start of an asynchronous collective returns its operands before its results; an all-reduce does not,
+            # because it works in place.
             half = match["start"] and match["kind"] != "all-reduce"
             yield line, match["kind"], parts[len(parts) // 2 :] if half else parts
 

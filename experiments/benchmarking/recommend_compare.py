@@ -1,4 +1,4 @@
-"""Comparison of a recommendation with the rows of an exhaustive grid: ratio of times, and predictions checked."""
+"""Comparison of a recommendation with an exhaustive grid: the ratio of times to the target, and checked predictions."""
 
 import math
 import statistics
@@ -38,17 +38,17 @@ def cell_of(row: StudyRow) -> Cell:
 
 
 def recommended_cell(advice: Advice | None) -> Cell | None:
-    """Returns the setting that is recommended; None: none is."""
+    """Returns the recommended setting; None: there is no advice."""
     return None if advice is None else Cell(advice.batch_size, advice.learning_rate)
 
 
 def cost(grid: Sequence[StudyRow]) -> float:
-    """Returns the seconds of all runs, with compilation and evaluation."""
+    """Returns the wall-clock seconds of all runs, including compilation and evaluation."""
     return sum(row.summary.seconds["in all"] for row in grid if row.summary is not None)
 
 
 def cells(grid: Sequence[StudyRow]) -> dict[Cell, list[float]]:
-    """Returns the updates to the target of every cell, one per seed; infinite where the target was not reached."""
+    """Returns the updates to the target by cell, one number per seed; infinite if the run did not reach the target."""
     found: dict[Cell, list[float]] = defaultdict(list)
     for row in grid:
         reached = updates_to_target(row)
@@ -57,7 +57,7 @@ def cells(grid: Sequence[StudyRow]) -> dict[Cell, list[float]]:
 
 
 def median_step_seconds(rows: Sequence[StudyRow]) -> dict[int, float]:
-    """Returns seconds of computing per update by batch size: the median of the runs, so that no moment decides."""
+    """Returns the compute time per update by batch size: the median over the runs, so that no single moment decides."""
     seconds = defaultdict(list)
     for row in rows:
         if row.summary is not None:
@@ -78,13 +78,13 @@ def compare(
 ) -> tuple[ComparedSetting, ComparedSetting | None, Ratio | None]:
     """Compares the recommended setting with the best of a grid, by runs of both with fresh seeds.
 
-    The ratio is that of geometric means; its interval is Welch's, of the logarithms of the updates. The time per update
-    is the median of the runs that are compared, because those of the grid may be of another hour.
+    The ratio is that of geometric means; its interval is Welch's, for the logarithms of the updates. The time per
+    update is the median over the compared runs, because the machine may have been faster or slower when the grid ran.
 
     Args:
       best: the best setting of the grid.
-      recommended: None: none is.
-      again: runs, of which those of these settings count.
+      recommended: the recommended setting; None: nothing is recommended.
+      again: the runs with fresh seeds; runs at other settings are ignored.
 
     Returns:
       Both settings with their updates and times to the target, and the ratio of recommended to best with its interval.
@@ -99,7 +99,7 @@ def compare(
 
 
 def _setting(cell: Cell, rows: Sequence[StudyRow], step: float | None) -> ComparedSetting:
-    """Returns a setting with the outcome of its runs."""
+    """Returns a setting with the results of its runs."""
     updates = [updates_to_target(row) for row in rows]
     setting = ComparedSetting(**cell._asdict(), updates=updates, step_seconds=step, seconds=None)
     logs = _log_seconds(setting)
@@ -107,7 +107,7 @@ def _setting(cell: Cell, rows: Sequence[StudyRow], step: float | None) -> Compar
 
 
 def _log_seconds(setting: ComparedSetting) -> np.ndarray | None:
-    """Returns the logarithms of the seconds to the target, one per seed; None: some seed did not reach it."""
+    """Returns the logarithms of the times to the target, one per seed; None: a run did not reach the target."""
     if setting.step_seconds is None or not setting.updates or None in setting.updates:
         return None
     return np.log(np.array(setting.updates, float) * setting.step_seconds)
@@ -122,16 +122,16 @@ def _ratio(recommended: np.ndarray | None, best: np.ndarray | None, *, is_same: 
     test: Any = stats.ttest_ind(recommended, best, equal_var=False)
     low, high = test.confidence_interval(CONFIDENCE)
     ratio = recommended.mean() - best.mean()
-    # Without any spread there is no interval.
+    # Without any spread, Welch's interval is not defined.
     ends = (low, high) if np.isfinite(low) else (ratio, ratio)
     return float(np.exp(ratio)), float(np.exp(ends[0])), float(np.exp(ends[1]))
 
 
 def check_predictions(result: Recommendation, grid: Sequence[StudyRow]) -> list[CheckedPrediction]:
-    """Compares the updates that a recommendation predicts at batch sizes that it has not tried with those of the grid.
+    """Compares predicted updates with the grid's, at batch sizes that the recommendation has not tried.
 
-    Updates of the grid are those of one seed, at the rate that is best there by all other seeds; and the mean of these
-    over the seeds. (At the rate that is best by all seeds the least of some noisy numbers would be taken.)
+    The grid's number of updates is a mean over seeds. Each seed contributes its updates at the rate that is best by all
+    other seeds. (At the rate that is best by all seeds, the mean would be the least of several noisy numbers.)
     """
     if result.advice is None:
         return []
@@ -151,7 +151,11 @@ def check_predictions(result: Recommendation, grid: Sequence[StudyRow]) -> list[
 
 
 def _at_the_best_rate(rates: list[list[float]]) -> float:
-    """Returns the updates at the best of some rates, given by rate and seed."""
+    """Returns the updates at the best rate, averaged over seeds, each with the rate that is best by the others.
+
+    Args:
+      rates: the updates of each seed, one list per rate.
+    """
     seeds = range(min(map(len, rates)))
     if len(seeds) == 1:
         return min(updates[0] for updates in rates)

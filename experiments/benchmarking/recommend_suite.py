@@ -1,8 +1,8 @@
-"""Recommendations beside exhaustive grids: how near the best they come, at what cost, and how well they predict.
+"""The recommend suite: the quality, the cost and the predictions of recommendations beside exhaustive grids.
 
-Each problem has a grid of batch sizes and rates, each cell a run to the target; a recommendation with a tenth of the
-grid's time; and the best cell and the recommended setting again, with seeds that neither has seen. All results are kept
-as runs end, and the rows of the table follow from what is kept.
+Each problem has three steps: a grid of batch sizes and rates, whose cells are runs to the target; a recommendation with
+a tenth of the grid's time; and further runs at the best cell and at the recommended setting, with fresh seeds. Each
+result is stored as soon as its run ends, and the rows of the table follow from the stored results.
 """
 
 import contextlib
@@ -41,24 +41,25 @@ from experiments.studies.settings import with_held_out
 
 PEERS = ()
 GRID, RECOMMENDATION, AGAIN = "grid", "recommendation", "again"
-# A recommendation may take this share of the time of the grid.
+# The time limit of a recommendation, as a share of the grid's time: useful only if far cheaper than the grid.
 BUDGET_SHARE = 0.1
 FRESH_SEEDS = (11, 12, 13, 14, 15, 16)
-# A run with a fresh seed may take so many times the most epochs of a cell of the grid.
+# The epoch limit of a run with a fresh seed, in multiples of the grid's limit: a slow seed should still reach the
+# target, since one seed that does not leaves the comparison without a ratio.
 PATIENCE_FACTOR = 2
 
 
 class Problem(NamedTuple):
-    """A target, and the grid.
+    """A target and the grid that searches for the fastest way to it.
 
     Attributes:
-      name: of its folder.
-      options: options of `TrainConfig`: data set, model, norm.
+      name: the name of the problem and of its folder.
+      options: the options of `TrainConfig`: data set, model, norm.
       target: the accuracy to reach.
-      batch_sizes: of the grid.
-      rates: of the grid.
-      max_epochs: the epochs after which a cell counts as not having reached the target.
-      seeds: of every cell.
+      batch_sizes: the batch sizes of the grid.
+      rates: the learning rates of the grid.
+      max_epochs: the number of epochs after which a run counts as not having reached the target.
+      seeds: the seeds of every cell.
     """
 
     name: str
@@ -70,7 +71,7 @@ class Problem(NamedTuple):
     seeds: tuple[int, ...] = (0, 1)
 
     def setting(self, epochs_factor: int = 1) -> Setting:
-        """Returns the grid as the batch-size study describes its runs, with so many times the most epochs."""
+        """Returns the grid as a setting of the batch-size study, with the epoch limit multiplied by a factor."""
         return Setting(
             target=self.target,
             fixed_sizes=(),
@@ -95,7 +96,7 @@ PARTS = tuple(PROBLEMS)
 
 
 def run(parts: Sequence[str], *, folder: Path, data_dir: str | None = None) -> list[Comparison]:
-    """Measures problems; runs that the folder holds are not made again, and a problem that is done needs no data.
+    """Measures problems; stored runs are reused, and a finished problem needs no data.
 
     Args:
       parts: names from `PARTS`.
@@ -118,8 +119,8 @@ def run(parts: Sequence[str], *, folder: Path, data_dir: str | None = None) -> l
 
 
 def measure(problem: Problem, folder: Path, data_dir: str | None = None) -> None:
-    """Runs what a problem lacks: its grid, then the recommendation, then both settings with fresh seeds."""
-    # A recommendation of another problem is refused before a row is added.
+    """Makes the missing runs of a problem: the grid, then the recommendation, then both settings with fresh seeds."""
+    # Read first: a recommendation of another problem must be refused before a row is added.
     result = _result(problem, folder)
     options = problem.options | ({"data_dir": data_dir} if data_dir else {})
     data = with_held_out(options)
@@ -127,7 +128,7 @@ def measure(problem: Problem, folder: Path, data_dir: str | None = None) -> None
         grid = runner.run_all(grid_jobs(data, problem.setting()))
     place = folder / RECOMMENDATION
     if result is None:
-        # From nothing, in one go and with all of its compilation, so that its cost is all there.
+        # Start from an empty folder and an empty compilation cache, so that the measured cost is complete.
         shutil.rmtree(place, ignore_errors=True)
         with (
             tempfile.TemporaryDirectory() as compiled,
@@ -142,7 +143,7 @@ def measure(problem: Problem, folder: Path, data_dir: str | None = None) -> None
 
 @contextlib.contextmanager
 def _environment(**values: str) -> Iterator[None]:
-    """Sets environment variables, for processes that are started inside."""
+    """Sets environment variables for the processes that are started inside this context."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -156,7 +157,7 @@ def _environment(**values: str) -> Iterator[None]:
 
 
 def tabulate(problem: Problem, folder: Path) -> Comparison:
-    """Returns the row of a problem, from the files of its folder.
+    """Reads the files of a problem's folder and returns its row of the table.
 
     Raises:
       UsageError: the folder holds no recommendation, or a damaged one.
@@ -205,22 +206,22 @@ def _seeds(rows: Sequence[StudyRow]) -> set[tuple[Cell, int]]:
 
 
 def _compared(grid: Sequence[StudyRow], advice: Advice | None) -> list[Cell]:
-    """Returns the best cell of the grid, and the setting that is recommended if there is one."""
+    """Returns the best cell of the grid, and the recommended setting if there is one."""
     return [cell for cell in (best_cell(grid), recommended_cell(advice)) if cell is not None]
 
 
 def _rows(problem: Problem, folder: Path) -> list[ComparedRow]:
-    """Returns the problem's runs of a folder that ended or diverged."""
+    """Returns the runs in a folder that belong to the problem and have ended or diverged."""
     asked = {**problem.options, "target_accuracy": problem.target}.items()
     rows = {row.key: row for row in _files.read_rows(folder / jobs.FILE, ComparedRow)[0]}
     return [row for row in rows.values() if row.is_result and asked <= row.options.items()]
 
 
 def _result(problem: Problem, folder: Path) -> Recommendation | None:
-    """Returns the recommendation that a folder holds; None: there is none yet.
+    """Returns the recommendation in a folder; None: there is none yet.
 
     Raises:
-      UsageError: it is of another problem, or damaged.
+      UsageError: the recommendation belongs to another problem, or its file is damaged.
     """
     path = folder / RECOMMENDATION / FILE
     if not os.path.lexists(path):

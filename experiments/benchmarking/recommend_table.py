@@ -1,4 +1,4 @@
-"""Recommendations beside exhaustive grids, as tables in Markdown, from the rows of `recommend_suite`."""
+"""Markdown tables that compare recommendations with exhaustive grids, from the rows of `recommend_suite`."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ _PREDICTIONS = ("problem", "batch size, not tried", "updates predicted (95%)", "
 
 
 def table(rows: Sequence[Comparison]) -> list[str]:
-    """Returns the rows as two tables in Markdown: settings with their times to the target, and predictions."""
+    """Returns two tables in Markdown: settings with their times to the target, and predictions."""
     predicted = [
         (
             row.problem,

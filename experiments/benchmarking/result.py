@@ -1,4 +1,4 @@
-"""Writes the file of a suite: its rows, and the command and versions that made them."""
+"""Writes the file of a suite: its rows, and the command and the versions that made them."""
 
 import platform
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ PACKAGES = ("jax", "jaxlib", "flax", "torch", "dm-haiku", "equinox", "libtpu", "
 
 
 def write(rows: object, path: Path, arguments: Sequence[str]) -> Path:
-    """Writes rows and the command and versions that made them.
+    """Writes rows, and the command and the versions that made them.
 
     Args:
       rows: the rows of the suite.
-      path: the path of the file; its folder is made if need be.
+      path: the path of the file, whose folder is made if it does not exist.
       arguments: the arguments of `experiments.benchmark`.
 
     Returns:

@@ -1,4 +1,4 @@
-"""A suite of benchmarks: what declares it, and the options that it is run with."""
+"""A suite of benchmarks: the record that declares it, and the options of a run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ def _check_topology(flag: str, text: str) -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """The options of the suites; `FIELD.metadata["help"]` documents each, and the entry point makes a flag of it."""
+    """The options of all suites; the entry point makes one flag per field, documented by `FIELD.metadata["help"]`."""
 
     batch_sizes: tuple[int, ...] = option(
         (6, 60, 600, 6000), "Of the train suite: global batch sizes.", least=1, example="6,60,600"
@@ -58,13 +58,13 @@ class Options:
 
 
 class Chosen(NamedTuple):
-    """The part of a suite that is measured, and the timing.
+    """The chosen parts and peers of a suite, and the timing.
 
     Attributes:
       parts: names of parts of the suite.
-      peers: names of its peers.
+      peers: names of peers of the suite.
       rounds: the number of timings of each variant.
-      seconds: about how long one timing takes.
+      seconds: the approximate duration of one timing.
     """
 
     parts: tuple[str, ...]
@@ -79,15 +79,15 @@ class Suite:
 
     Attributes:
       name: the name in `--suite`.
-      help: a phrase that says what is measured.
-      parts: the names of its parts.
-      measure: measures what is chosen and prints each row as it is done.
+      help: a phrase for the measured quantity.
+      parts: the names of the parts.
+      measure: a function that measures the chosen parts and prints each row when it is done.
       file: the type of the file that holds the rows, a `records.benchmarks.result.ResultFile`.
-      peers: the names of what it can be measured beside.
-      seconds: by default, about how long one timing takes.
-      file_name: makes the name of the file without its ending; None: it is the name of the suite.
-      draw: draws the file; None: there is no picture.
-      compiled: the suite that `--topology` chooses in its place; None: there is none.
+      peers: the names of the libraries or variants that the suite can compare with.
+      seconds: the default for the approximate duration of one timing.
+      file_name: a function that returns the name of the file without its ending; None: the name of the suite is used.
+      draw: a function that draws the picture of a file; None: there is no picture.
+      compiled: the suite that replaces this one if `--topology` is given; None: `--topology` is refused.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The register of all suites of `experiments.benchmark`, and how one of them is run."""
+"""The register of all suites of `experiments.benchmark`, and the function that runs one of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ _PARTS_HELP = "; ".join(f"{suite.name}: {', '.join(suite.parts)}" for suite in _
 
 @dataclass(frozen=True)
 class Request(Options):
-    """A suite and its options."""
+    """The choice of a suite, and its options."""
 
     suite: str = option(
         train_suite.SUITE.name,
@@ -47,10 +47,10 @@ def run(request: Request, arguments: Sequence[str]) -> None:
 
     Args:
       request: the suite and its options.
-      arguments: the command line, which the file keeps.
+      arguments: the command line, which the file records.
 
     Raises:
-      UsageError: the suite has no such part or peer, or cannot be compiled for a topology.
+      UsageError: the suite lacks a chosen part or peer, or cannot be compiled for a topology.
     """
     suite = _suite(request)
     chosen = Chosen(
@@ -66,7 +66,7 @@ def run(request: Request, arguments: Sequence[str]) -> None:
 
 
 def measure(suite: Suite, chosen: Chosen, options: Options) -> Any:
-    """Returns the rows of a suite, each printed as it is done."""
+    """Measures and returns the rows of a suite, and prints each when it is done."""
     return suite.measure(chosen, options)
 
 

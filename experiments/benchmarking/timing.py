@@ -1,4 +1,4 @@
-"""Times several ways of doing the same work in turn, so that a noisy machine is noisy for all of them."""
+"""Times several variants of the same work in turn, so that the noise of a machine affects all of them alike."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,16 +10,16 @@ from experiments.records.benchmarks.result import PositiveSpread, Spread, Spread
 
 AnySpread = TypeVar("AnySpread", bound=Spread)
 
-# A pause between two timings: idle threads of the one before spin for a while, and would slow the next.
+# The pause between two timings. Idle threads spin for a while after a timing, and would slow down the next one.
 PAUSE_SECONDS = 0.02
 
 
 def spread(values: Iterable[float], kind: type[AnySpread] = PositiveSpread) -> AnySpread:
-    """Returns the spread of some measurements.
+    """Returns the median, the least and the greatest of some measurements.
 
     Args:
       values: one or more measurements.
-      kind: the type of the spread; by default that of times and ratios of times.
+      kind: the type of the spread; the default is for times and ratios of times.
 
     Example:
       >>> print(spread([3.0, 1.0, 2.0]))
@@ -30,12 +30,12 @@ def spread(values: Iterable[float], kind: type[AnySpread] = PositiveSpread) -> A
 
 
 def ratios(measured: Mapping[str, Sequence[float]], over: str, under: str) -> PositiveSpread:
-    """Returns the spread of the ratio of one variant's times to another's, taken round by round.
+    """Returns the spread over the rounds of the ratio of two variants' times.
 
     Args:
-      measured: the times of `in_turn`.
-      over: the variant whose times are divided.
-      under: the variant by whose times they are divided.
+      measured: the times, from `in_turn`.
+      over: the variant in the numerator.
+      under: the variant in the denominator.
     """
     return spread(a / b for a, b in zip(measured[over], measured[under], strict=True))
 
@@ -49,12 +49,12 @@ def in_turn(variants: Mapping[str, Callable[[int], None]], *, rounds: int, secon
     """Times every variant once per round, in an order that rotates from round to round.
 
     Args:
-      variants: by name, functions that do a given number of steps and return when these are done.
-      rounds: the number of timings of each.
-      seconds: about how long one timing takes; it decides the number of steps.
+      variants: functions by name, each of which makes a given number of steps and returns when they are done.
+      rounds: the number of timings of each variant.
+      seconds: the approximate duration of one timing, which decides its number of steps.
 
     Returns:
-      For each variant the seconds per step, one number per round. Two steps of warm-up are left out.
+      The seconds per step by variant, one number per round. Two warm-up steps are left out.
     """
     counts = {}
     for name, steps in variants.items():

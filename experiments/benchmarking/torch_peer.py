@@ -1,6 +1,6 @@
-"""A plain PyTorch loop with the model, the batches and the recipe of ours, to measure the training step beside."""
+"""A plain PyTorch loop with the same model, batches and recipe, as a peer of the training step."""
 
-# PyTorch is an extra of the benchmark; the checks run where it is not installed, too.
+# PyTorch is an optional extra: the type checker also runs where it is not installed.
 # pyright: reportMissingImports=false
 
 import os
@@ -12,9 +12,9 @@ from experiments.training.config.options import TrainConfig
 
 
 def available() -> bool:
-    """Returns whether PyTorch can be imported, after its idle threads are told to sleep.
+    """Returns whether PyTorch can be imported, and asks its idle threads to sleep.
 
-    They heed that only before PyTorch is imported.
+    PyTorch reads that setting when it is imported, so this function sets it before the import.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
@@ -25,7 +25,7 @@ def available() -> bool:
 
 
 def simple_cnn(num_classes: int, channels: int = 1):
-    """Returns `simple_cnn` without norm as a `torch.nn.Module`, from NCHW images to logits."""
+    """Returns `simple_cnn` without norms as a `torch.nn.Module`, from NCHW images to logits."""
     from torch import nn
 
     blocks: list = []
@@ -41,10 +41,10 @@ def training_steps(
     """Returns a function that takes a number of training steps: gather, standardise, forward, backward, update.
 
     Args:
-      config: batch size, rate, momentum and weight decay; the optimizer is heavy-ball SGD.
-      images: uint8, shape (n, height, width, channels).
-      labels: int32, shape (n,).
-      order: indices, shape (steps, batch size), walked through over and over.
+      config: the configuration: batch size, rate, momentum and weight decay. The optimizer is heavy-ball SGD.
+      images: the images, uint8, shape (n, height, width, channels).
+      labels: the labels, int32, shape (n,).
+      order: the indices of each step's batch, shape (steps, batch size); after the last step the first follows.
       num_classes: the number of classes.
       threads: the number of threads that PyTorch may use.
     """

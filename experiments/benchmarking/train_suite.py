@@ -1,4 +1,4 @@
-"""The train suite: seconds of computing per epoch, of the trainer's own step and of a plain PyTorch loop beside it."""
+"""The train suite: the compute time per epoch of the trainer's own step, beside that of a plain PyTorch loop."""
 
 import itertools
 import math
@@ -21,16 +21,16 @@ from experiments.training.step.run import Run, prepare
 
 OURS, TORCH = "batchnorm_jax", "torch"
 PEERS = (TORCH,)
-# The smallest batch size whose overhead is measured: smaller batches make steps so short that what surrounds them is no
-# small share.
-OVERHEAD_FROM = 600
+# The smallest batch size whose overhead is measured: steps of smaller batches are so short that the work around them
+# takes a large share of the time.
+MIN_OVERHEAD_BATCH_SIZE = 600
 
 
 class Data(NamedTuple):
     """A data set.
 
     Attributes:
-      dataset: its name.
+      dataset: the name of the data set.
       data_dir: the TFDS data directory; None: TFDS's own.
     """
 
@@ -39,7 +39,7 @@ class Data(NamedTuple):
 
 
 def recipe(batch_size: int, dataset: str, data_dir: str | None) -> TrainConfig:
-    """Returns the recipe: `simple_cnn` without norm, heavy-ball SGD at rate 0.02 and momentum 0.5."""
+    """Returns the recipe of the suite: `simple_cnn` without norms, heavy-ball SGD at rate 0.02 and momentum 0.5."""
     return TrainConfig(
         dataset=dataset,
         data_dir=data_dir,
@@ -52,7 +52,7 @@ def recipe(batch_size: int, dataset: str, data_dir: str | None) -> TrainConfig:
         label_smoothing=0.0,
         schedule="constant",
         warmup_epochs=0,
-        # More epochs than any number of rounds takes.
+        # More epochs than any number of rounds needs.
         epochs=10_000,
     )
 
@@ -60,7 +60,7 @@ def recipe(batch_size: int, dataset: str, data_dir: str | None) -> TrainConfig:
 def measure(chosen: Chosen, options: Options) -> TrainRows:
     """Measures parts of the suite: the first step, the trainer's overhead, and the step beside its peers."""
     data = Data(options.dataset, options.data_dir)
-    # Processes of their own come first: afterwards this one has JAX and PyTorch in memory.
+    # Parts in separate processes come first: the other parts load JAX and PyTorch into this process's memory.
     return TrainRows(**{name: PARTS[name](chosen, options.batch_sizes, data) for name in PARTS if name in chosen.parts})
 
 
@@ -70,17 +70,17 @@ def _start(chosen: Chosen, batch_sizes: Sequence[int], data: Data) -> Start:
 
 
 def _overhead(chosen: Chosen, batch_sizes: Sequence[int], data: Data) -> list[OverheadRow]:
-    large = [batch_size for batch_size in batch_sizes if batch_size >= OVERHEAD_FROM]
+    large = [batch_size for batch_size in batch_sizes if batch_size >= MIN_OVERHEAD_BATCH_SIZE]
     return trainer.overhead(large, **data._asdict(), rounds=chosen.rounds)
 
 
 def run(chosen: Chosen, batch_sizes: Sequence[int], data: Data) -> list[StepRow]:
-    """Measures the training step at every batch size, ours and the peers in turn.
+    """Measures the training step at every batch size; this trainer and its peers take turns.
 
     Args:
       chosen: the peers, names from `PEERS`, and the timing.
-      batch_sizes: global batch sizes.
-      data: the data set, whose images decide the shapes and nothing else that matters here.
+      batch_sizes: the global batch sizes.
+      data: the data set, of which only the shapes of the images matter here.
 
     Returns:
       One row per batch size.
@@ -154,7 +154,7 @@ def _our_steps(config: TrainConfig, dataset, chosen) -> Callable[[int], None]:
 
 
 def _updates(run: Run, feed: Feed) -> Iterator[list[Source]]:
-    """Yields the sources of update after update, epoch after epoch."""
+    """Yields the sources of each update, without end."""
     step = 0
     while True:
         position = run.plan.locate(step)

@@ -1,4 +1,4 @@
-"""Measures the trainer as a user runs it: the time that it adds to its compiled step, and that to its first step."""
+"""Measures the trainer as a user runs it: the time outside its compiled step, and the time to its first step."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ class _Ended(NamedTuple):
 
     Attributes:
       overhead: the share of the training time outside the compiled step.
-      first_step_ended: when its first step ended, in seconds since 1970.
+      first_step_ended: the moment at which the first step ended, in seconds since 1970.
     """
 
     overhead: float
@@ -34,9 +34,11 @@ class _Ended(NamedTuple):
 def overhead(batch_sizes: Sequence[int], *, dataset: str, data_dir: str | None, rounds: int) -> list[OverheadRow]:
     """Measures the share of training outside the compiled step, without start, compilation, evaluation, checkpoints.
 
+    Each run trains `simple_cnn` with norms for one epoch.
+
     Args:
-      batch_sizes: global batch sizes.
-      dataset: to train `simple_cnn` with norm on, for one epoch.
+      batch_sizes: the global batch sizes.
+      dataset: the name of the data set.
       data_dir: the TFDS data directory.
       rounds: the number of runs at each batch size.
 
@@ -57,8 +59,8 @@ def overhead(batch_sizes: Sequence[int], *, dataset: str, data_dir: str | None, 
 def start(rounds: int) -> Start:
     """Measures the seconds from the command to the end of its first step, at the default settings.
 
-    Each round runs the command with nothing in the project's cache, so that the data set is made and all is compiled,
-    and then once more.
+    Each round runs the command twice: with an empty cache, so that the run makes the data set and compiles everything,
+    and with the filled cache.
     """
     cold, warm = [], []
     for _ in range(rounds):
@@ -73,7 +75,7 @@ def start(rounds: int) -> Start:
 
 
 def _train(flags: Options, environment: dict[str, str] | None = None) -> _Ended:
-    """Runs the training command, and returns what its summary says."""
+    """Runs the training command, and returns two figures of its summary."""
     with tempfile.TemporaryDirectory() as workdir:
         given = {**flags, "workdir": workdir}
         arguments = [f"--{name}={value}" for name, value in given.items() if value is not None]

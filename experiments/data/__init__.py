@@ -1,4 +1,4 @@
-"""The data sets, in memory or streamed; those that are made here are each one declared record of `DATASETS`."""
+"""The data sets, in memory or streamed. Those that need no TFDS are each declared once, as a record of `DATASETS`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,12 +33,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class DataSource:
-    """A data set that is made here, with no network and no TFDS.
+    """A data set that this package makes itself, without a network or TFDS.
 
     Attributes:
       name: the value of `--dataset`.
       help: a phrase for the help of the flag.
-      load: makes the data set, or reads it from the cache.
+      load: a function that makes the data set, or reads it from the cache.
     """
 
     name: str
@@ -56,19 +56,20 @@ DATASETS = Register(
 def load(
     name: str, data_dir: str | None = None, *, image_size: int | None = None, validation_examples: int = 0
 ) -> Dataset:
-    """Returns the data set of that name.
+    """Loads the data set with a name.
 
     Args:
-      name: a name in `DATASETS`, which need no network; any prepared TFDS data set, such as "mnist"; or a function of
-        the user's own, "package.module:function", that takes nothing and returns a `Dataset`.
-      data_dir: the TFDS data directory; not used by the others.
-      image_size: the height and width to which the images of a TFDS data set are brought as they are read; None: as
-        they are.
+      name: a name in `DATASETS`, which needs no network; any prepared TFDS data set, such as "mnist"; or a function of
+        the user's own, "package.module:function", that takes no arguments and returns a `Dataset`.
+      data_dir: the TFDS data directory; other data sets ignore it.
+      image_size: the height and the width to which the images of a TFDS data set are resized when they are read; None:
+        images keep their sizes.
       validation_examples: the number of training examples, a fixed random choice, that are held out and become the
-        only split to evaluate on, for choosing a recipe; 0: none.
+        only split to evaluate on, for choosing a recipe; 0: no example is held out.
 
     Raises:
-      UsageError: there is no such data set; the message says where it looked and what prepares it.
+      UsageError: the data set is not known or not prepared; the message names the folder that was searched and the
+        command that prepares the data set.
     """
     own = name in DATASETS or _users.is_users_own(name)
     if own and image_size is not None:

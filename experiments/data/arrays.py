@@ -1,4 +1,4 @@
-"""Data sets as splits of images and labels, in memory or streamed; and a cache of arrays on disk."""
+"""Data sets as splits of images and labels, in memory or streamed, and a cache of arrays on disk."""
 
 import json
 import os
@@ -13,13 +13,13 @@ from experiments import _files
 from experiments._errors import StorageError, UsageError
 
 CACHE_VARIABLE = "BATCHNORM_JAX_CACHE"
-# The entry of a cached file that lists its other entries. Checksums guard only the bytes of arrays, not their names and
-# shapes.
+# The entry of a cached file that lists its other entries. It is needed because checksums guard only the bytes of
+# arrays, not their names and shapes.
 CONTENTS = "contents"
 
 
 class Split(Protocol):
-    """Some examples that can be read by their numbers: `Examples` in memory, or a `Stream`."""
+    """A set of examples that can be read by number: `Examples` in memory, or a `Stream`."""
 
     @property
     def size(self) -> int:
@@ -32,7 +32,7 @@ class Split(Protocol):
         ...
 
     def read(self, indices: np.ndarray, epoch: int = 0) -> "Examples":
-        """Returns the examples of these numbers; the epoch decides a random crop, where there is one."""
+        """Returns the examples with these numbers; the epoch decides their random crops, if the split has crops."""
         ...
 
 
@@ -40,8 +40,8 @@ class Examples(NamedTuple):
     """A split in memory.
 
     Attributes:
-      images: shape (n, height, width, channels), uint8.
-      labels: int32, shape (n,); or (n, height, width), one class per pixel.
+      images: the images, uint8, shape (n, height, width, channels).
+      labels: the classes, int32, shape (n,); or one class per pixel, shape (n, height, width).
     """
 
     images: np.ndarray
@@ -58,21 +58,21 @@ class Examples(NamedTuple):
         return self.images.shape[1:]
 
     def read(self, indices: np.ndarray, epoch: int = 0) -> "Examples":
-        """Returns the examples of these numbers."""
+        """Returns the examples with these numbers; the epoch has no effect."""
         del epoch
         return Examples(self.images[indices], self.labels[indices])
 
 
 class Dataset(NamedTuple):
-    """A training split and the splits to evaluate on; the first of those decides whether a target is reached.
+    """A training split and the splits to evaluate on.
 
     Attributes:
-      name: as given to `data.load`.
+      name: the name of the data set, as given to `data.load`.
       train: the split to train on.
-      test: the splits to evaluate on, by name.
-      num_classes: labels are 0 to num_classes - 1.
-      note: a caveat to show wherever a number from this data set is shown, or nothing.
-      independent: no two training examples were made from the same original, so that some can be held out.
+      test: the splits to evaluate on, by name; the first one decides whether a target accuracy is reached.
+      num_classes: the number of classes; labels are 0 to num_classes - 1.
+      note: a caveat to show wherever a number from this data set is shown; "": there is none.
+      independent: whether all training examples come from different originals, so that some can be held out.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Dataset(NamedTuple):
 
 
 def cache_dir() -> Path:
-    """Returns the folder of made and decoded data sets: $BATCHNORM_JAX_CACHE, else the user's cache folder."""
+    """Returns the cache folder for data sets: $BATCHNORM_JAX_CACHE, or a folder in the user's cache folder."""
     if given := os.environ.get(CACHE_VARIABLE):
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "batchnorm_jax"
@@ -93,13 +93,18 @@ def cache_dir() -> Path:
 def cached(key: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Returns the arrays that `make` returns, from disk if they were made before.
 
-    A file that cannot be read is named and made again; where the folder cannot be written, nothing is cached.
+    A warning names a cached file that cannot be read, and the file is made again. If the folder cannot be written,
+    nothing is cached, and a warning says so.
+
+    Args:
+      key: the name of the cached file, without its ending.
+      make: a function that makes the arrays, by name.
     """
     path = cache_dir() / f"{key}.npz"
     if path.exists():
         try:
             return _read(path)
-        # zip and NumPy raise errors of many kinds for a damaged file; whichever it is, the arrays can be made again.
+        # zip and NumPy raise many kinds of errors for a damaged file; after any of them the arrays can be made again.
         except Exception as error:
             why = _files.reason(error) or type(error).__name__
             logging.warning("The cached data set %s cannot be read (%s); it is made again.", path, why)
@@ -116,10 +121,10 @@ def cached(key: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    """Returns the arrays of a cached file.
+    """Reads the arrays of a cached file.
 
     Raises:
-      ValueError: they are not those that were written; a damaged file may raise other errors, too.
+      ValueError: the arrays are not those that were written. A damaged file may raise other errors too.
     """
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
         if CONTENTS not in stored.files:
@@ -132,5 +137,5 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 
 def _contents(arrays: dict[str, np.ndarray]) -> bytes:
-    """Returns the name, type and shape of every array, as text."""
+    """Returns the name, the dtype and the shape of every array, as JSON."""
     return json.dumps([[name, str(a.dtype), list(a.shape)] for name, a in sorted(arrays.items())]).encode()

@@ -10,7 +10,7 @@ class Segment(NamedTuple):
 
     Attributes:
       indices: the numbers of the examples, int32, shape (batches, batch size).
-      mask: True where an example counts, of the same shape; None: all count.
+      mask: True where an example counts, shape (batches, batch size); None: all examples count.
     """
 
     indices: np.ndarray
@@ -22,18 +22,18 @@ def epoch_segments(
 ) -> list[Segment]:
     """Returns a random order of the examples, cut into batches.
 
-    The order is a function of the arguments alone, so a run that resumes reads what an uninterrupted run reads.
+    The order is a function of the arguments alone, so a resumed run reads the same batches as an uninterrupted run.
 
     Args:
       examples: the number of examples.
       batch_size: examples per batch.
       seed: the seed of the run.
-      epoch: counted from 0.
-      drop_remainder: leave out the examples after the last full batch; else they make a smaller one.
-      multiple_of: the smaller batch is padded to a multiple of this, and the padding masked.
+      epoch: the number of the epoch, counted from 0.
+      drop_remainder: whether the examples after the last full batch are left out; otherwise they make a smaller batch.
+      multiple_of: the number to a multiple of which the smaller batch is padded, with the padding masked.
 
     Returns:
-      The full batches, and the smaller one if there is one.
+      One segment with the full batches, and one with the smaller batch; an empty segment is left out.
 
     Example:
       >>> full, rest = epoch_segments(23, 8, seed=0, epoch=0, drop_remainder=False, multiple_of=4)
@@ -51,7 +51,11 @@ def epoch_segments(
 
 
 def padded_batches(order: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts indices into batches, the last one padded with index 0 and masked.
+    """Cuts indices into batches, the last of which is padded with index 0 and masked.
+
+    Args:
+      order: the indices, shape (n,).
+      batch_size: indices per batch.
 
     Returns:
       Indices and mask, both of shape (batches, batch_size).

@@ -1,4 +1,4 @@
-"""Digests of the splits of a data set, so that a run resumes only with the data that it began with."""
+"""Digests of the splits of a data set, which make sure that a run resumes only with the data that it began with."""
 
 import hashlib
 from collections.abc import Iterable
@@ -8,17 +8,19 @@ import numpy as np
 
 from experiments.data.arrays import Dataset, Examples, Split
 
-# Above this total size only evenly spaced blocks of the files are read, in seconds, where decoding takes minutes.
+# Above this total size only evenly spaced blocks of the files are read. That takes seconds, which is little beside the
+# minutes that decoding takes.
 READ_WHOLE_BYTES = 256 * 2**20
 BLOCK_BYTES, BLOCKS = 2**16, 1024
-# Evenly spaced examples that are read from a split that is not in memory.
+# The number of evenly spaced examples that are read from a split that is not in memory.
 SAMPLED_EXAMPLES = 64
 
 
 def digests(dataset: Dataset) -> dict[str, str]:
-    """Returns a digest of the images and labels of each split, by its name, "train" first.
+    """Returns a digest of the images and labels of each split, by the name of the split, "train" first.
 
-    For a split in memory every byte counts; for a streamed split the number of examples and some of the examples.
+    The digest of a split in memory covers every byte; that of a streamed split covers the number of examples and some
+    of the examples.
     """
     return {name: _digest(split) for name, split in {"train": dataset.train, **dataset.test}.items()}
 
@@ -34,12 +36,13 @@ def _digest(split: Split) -> str:
 
 
 def of_files(paths: Iterable[Path]) -> str:
-    """Returns a digest of the names, sizes and bytes of files; the folder that holds them does not count.
+    """Returns a digest of the names, sizes and bytes of files, but not of their folder.
 
-    Above 256 MiB in all, the digest covers 64 MiB in evenly spaced blocks, and the times of the files' last changes.
+    Above a total of 256 MiB, the digest covers 64 MiB in evenly spaced blocks, and the times of the files' last
+    changes.
 
     Raises:
-      OSError: a file is not there or cannot be read.
+      OSError: a file is missing or cannot be read.
     """
     sizes = {path: path.stat().st_size for path in paths}
     size_of_all = sum(sizes.values())

@@ -1,11 +1,11 @@
-"""`digits`: real handwritten digits that need no network, as 28x28 images like MNIST's.
+"""The data set `digits`: real handwritten digits as 28x28 images like MNIST's, which need no network.
 
 scikit-learn ships 1,797 digits of 43 people (UCI "Optical Recognition of Handwritten Digits", 8x8, 17 grey
-levels). The last 360 are held out; no image has views on both sides.
+levels). The last 360 are held out, and no original has views in both `train` and `test`.
 
-- train: 60,000 random views of the first 1,437;
-- test: 10,000 random views of the held-out 360;
-- originals: the held-out 360 themselves, enlarged and otherwise unchanged.
+- train: 60,000 random views of the first 1,437 originals;
+- test: 10,000 random views of the 360 held-out originals;
+- originals: the 360 held-out originals themselves, enlarged and otherwise unchanged.
 """
 
 import numpy as np
@@ -15,22 +15,24 @@ from experiments.data.arrays import Dataset, Examples, cached
 
 HELD_OUT = 360
 SIZE, SOURCE_SIZE = 28, 8
-# From 8x8 to 24x24: the remaining margin of 2 pixels holds the shifts, so that no view cuts a digit.
-ENLARGE = 3
+# Originals are enlarged from 8x8 to 24x24. The remaining margin of 2 pixels holds the shifts, so that no view cuts a
+# digit.
+ENLARGE_FACTOR = 3
 TRAIN_VIEWS, TEST_VIEWS = 60_000, 10_000
 MAX_ROTATION = np.deg2rad(6.0)
 MAX_SCALING = 0.06
 MAX_SHIFT = 0.06 * SIZE
-# A displacement of about half a pixel in a field that is smooth over a quarter of the image.
+# The elastic field has this number of points per side, so that it is smooth over a quarter of the image, and
+# displacements with this standard deviation in pixels.
 ELASTIC_POINTS, ELASTIC_STD = 4, 0.5
-# Views that one thread makes at once; the views do not depend on it.
+# The number of views that one thread makes at once; the views do not depend on it.
 BLOCK = 256
-# Names the cache: raise it whenever the images that this file makes change.
+# A part of the name of the cached file: raise it whenever the images that this module makes change.
 VERSION = 2
 
 
 def load() -> Dataset:
-    """Returns the data set; the first call makes the views, in about two seconds, and caches them on disk."""
+    """Loads the data set; the first call makes the views, in about two seconds, and caches them on disk."""
     arrays = cached(f"digits-v{VERSION}", _make)
     splits = {
         name: Examples(arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in ("train", "test", "originals")
@@ -46,7 +48,7 @@ def originals() -> tuple[np.ndarray, np.ndarray]:
 
     pixels, target = load_digits(return_X_y=True)
     small = np.asarray(pixels).reshape(-1, SOURCE_SIZE, SOURCE_SIZE) / 16
-    images = warping.smooth(small, warping.smooth_basis(SOURCE_SIZE, ENLARGE * SOURCE_SIZE, "grid-constant"))
+    images = warping.smooth(small, warping.smooth_basis(SOURCE_SIZE, ENLARGE_FACTOR * SOURCE_SIZE, "grid-constant"))
     margin = (SIZE - images.shape[1]) // 2
     images = np.pad(images.clip(0, 1), ((0, 0), (margin, margin), (margin, margin)))
     return images, np.asarray(target).astype(np.int32)
@@ -68,16 +70,16 @@ def _make() -> dict[str, np.ndarray]:
 
 
 def views(images: np.ndarray, labels: np.ndarray, number: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns random affine and elastic views in random order, about equally many of each image.
+    """Returns random affine and elastic views in random order, about the same number of each image.
 
     A view is rotated by up to 6 degrees, scaled by up to 6% in each direction, shifted by up to 6% of the width, and
     displaced by a smooth random field.
 
     Args:
-      images: shape (n, size, size), in [0, 1].
-      labels: shape (n,).
+      images: the originals, shape (n, size, size), in [0, 1].
+      labels: the labels of the originals, shape (n,).
       number: the number of views.
-      seed: decides the random numbers; the same seed gives the same views.
+      seed: the seed of the random numbers; the same seed gives the same views.
 
     Returns:
       Images of shape (number, size, size, 1) as uint8, and their labels.

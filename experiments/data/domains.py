@@ -1,4 +1,4 @@
-"""Other domains for the same images, which a trained model meets without having seen them, as records of `DOMAINS`."""
+"""The domains: changes of images that a model has not seen in training, each one declared record of `DOMAINS`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,21 +11,22 @@ from experiments._variants import Register
 from experiments.data.arrays import Examples
 
 ROTATION_DEGREES = 25.0
-# The side of an image over the deviation of a blur: 1.4 pixels in an image of 28.
+# The side of an image divided by the standard deviation of the blur, which is 1.4 pixels in an image of 28 pixels.
 BLUR_DIVISOR = 20
-# The deviation of the noise, on the scale of 0 to 255.
+# The standard deviation of the noise, on the scale from 0 to 255.
 NOISE_STD = 60.0
 
 
 @dataclass(frozen=True)
 class Domain:
-    """A domain.
+    """A domain: a change of images, with the matching change of labels per pixel.
 
     Attributes:
       name: the value of `--domain`.
       help: a phrase for the help of the flag.
-      change: maps images of shape (n, height, width, channels), floating point numbers from 0 to 255, to the same kind.
-      move: does to labels of pixels what `change` does to the places of pixels; None: pixels stay in their places.
+      change: a function that maps images to images, both floating point numbers from 0 to 255 of shape (n, height,
+        width, channels).
+      move: a function that moves labels of pixels as `change` moves the pixels; None: `change` moves no pixels.
     """
 
     name: str
@@ -48,7 +49,7 @@ def _rotated(images: np.ndarray, order: int) -> np.ndarray:
 
 
 def _coloured(images: np.ndarray) -> np.ndarray:
-    """Returns each channel in another ink on another paper; one channel: light grey ink on dark grey paper."""
+    """Changes the ink and the paper of each channel; a single channel becomes light grey ink on dark grey paper."""
     channels = images.shape[-1]
     paper, ink = np.linspace(90, 20, channels), np.linspace(150, 230, channels)
     return paper + images / 255 * (ink - paper)
@@ -62,7 +63,7 @@ DOMAINS = Register(
     "domain",
     Domain("inverted", "light for dark", _inverted),
     Domain("blurred", "by a Gaussian of a twentieth of the size", _blurred),
-    # Labels of pixels take the nearest one: a class between two classes would be a third one.
+    # Labels are not interpolated (order 0), because a value between two classes would be a third class.
     Domain("rotated", "by 25 degrees", partial(_rotated, order=1), move=partial(_rotated, order=0)),
     Domain("coloured", "other inks on other papers; light grey on dark grey for one channel", _coloured),
     Domain("noisy", "Gaussian noise of deviation 60 of 255, the same at each call", _noisy),
@@ -70,15 +71,15 @@ DOMAINS = Register(
 
 
 def to_domain(name: str, examples: Examples) -> Examples:
-    """Returns the examples as a domain shows them, with the same labels.
+    """Returns examples changed to a domain; their labels stay, or move with the pixels.
 
     Args:
       name: a name in `DOMAINS`.
-      examples: with one label per image or per pixel; labels of pixels move with the pixels, and are 0 where there was
-        no pixel.
+      examples: examples with one label per image or per pixel. Labels of pixels move with the pixels, and are 0 where
+        there was no pixel.
 
     Raises:
-      UsageError: there is no such domain.
+      UsageError: the domain is not known.
 
     Example:
       >>> zeros = Examples(np.zeros((1, 28, 28, 1), np.uint8), np.zeros(1, np.int32))

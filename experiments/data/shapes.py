@@ -1,11 +1,12 @@
-"""`shapes`: real handwritten digits on cluttered canvases, with one class per pixel; needs no network.
+"""The data set `shapes`: real handwritten digits on cluttered canvases, with one class per pixel; needs no network.
 
-A canvas of 48x48 holds two to four of scikit-learn's digits, the same as in `digits`, at sizes of 14 to 24 pixels.
-Beneath the digits lie small pieces cut out of other digits, drawn with the same pen and labelled as background, so that
-only its shape tells a digit from a piece; noise lies over everything. No digit, whole or in pieces, is in both splits.
+A canvas of 48x48 pixels holds two to four of scikit-learn's digits, as in `digits`, at sizes of 14 to 24 pixels.
+Beneath the digits lie small pieces cut out of other digits. They are drawn with the same pen and labelled as
+background, so that only the shape tells a digit from a piece. Noise lies over everything. No digit, whole or in pieces,
+is in both splits.
 
 - train: 6,000 canvases from the first 1,437 digits;
-- test: 1,000 canvases from the held-out 360.
+- test: 1,000 canvases from the 360 held-out digits.
 """
 
 from typing import NamedTuple
@@ -23,27 +24,28 @@ SMALLEST_DIGIT, LARGEST_DIGIT = 14, 24
 MAX_ROTATION = np.deg2rad(10.0)
 # Two digits share at most this fraction of the smaller one's square. Ink fills about a third of a square.
 MAX_OVERLAP = 0.15
-# Random places that are tried for each digit.
+# The number of random places that are tried for each digit.
 CANDIDATES = 32
 FRAGMENTS = 8
 FRAGMENT_RADIUS = (2.5, 5.0)
 INK = (0.55, 1.0)
 BACKGROUND = (0.05, 0.3)
 SHADING_POINTS, SHADING_STD, NOISE_STD = 4, 0.08, 0.06
-# A pixel belongs to a digit that covers at least this fraction of it.
-COVERED = 0.5
-# The sides of the squares in which a digit and a fragment are drawn: a rotated digit of 24 pixels fits.
+# A pixel belongs to a digit that covers at least this fraction of the pixel.
+MIN_COVERAGE = 0.5
+# The sides, in pixels, of the squares in which a digit and a fragment are drawn: a rotated digit of 24 pixels fits.
 DIGIT_PATCH, FRAGMENT_PATCH = 28, 12
-# Each block has one generator of random numbers, so this number, like all others above, decides the canvases.
+# The number of canvases per block. Each block has one generator of random numbers, so this number decides the canvases,
+# like all numbers above.
 BLOCK = 256
-# Names the cache: raise it whenever the canvases that this file makes change.
+# A part of the name of the cached file: raise it whenever the canvases that this module makes change.
 VERSION = 1
 
 
 def load() -> Dataset:
-    """Returns the data set, made once and kept; labels are 0 for background and d + 1 for the digit d."""
+    """Loads the data set, which is made once and cached; labels are 0 for background and d + 1 for the digit d."""
     arrays = cached(f"shapes-v{VERSION}", _make)
-    # The cache keeps labels as bytes, a quarter of the size.
+    # The cache stores labels as uint8, a quarter of the size.
     train, test = (
         Examples(arrays[f"{side}_images"], arrays[f"{side}_labels"].astype(np.int32)) for side in ("train", "test")
     )
@@ -63,13 +65,13 @@ def _make() -> dict[str, np.ndarray]:
 
 
 def canvases(images: np.ndarray, labels: np.ndarray, number: int, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws canvases.
+    """Draws random canvases and the class of each pixel.
 
     Args:
-      images: digits, shape (n, 28, 28), in [0, 1].
-      labels: 0 to 9, shape (n,).
+      images: the digits, shape (n, 28, 28), in [0, 1].
+      labels: the labels of the digits, 0 to 9, shape (n,).
       number: the number of canvases.
-      seed: decides the random numbers; the same seed gives the same canvases.
+      seed: the seed of the random numbers; the same seed gives the same canvases.
 
     Returns:
       Images of shape (number, 48, 48, 1) and classes of shape (number, 48, 48), both uint8.
@@ -91,9 +93,9 @@ class Places(NamedTuple):
     """The places of the digits of several canvases.
 
     Attributes:
-      centres: rows and columns, whole numbers, shape (number, 4, 2).
-      sizes: the sides of their squares in pixels, shape (number, 4).
-      present: True for those of the four digits that are drawn, shape (number, 4).
+      centres: the rows and columns of the digits' centres, whole numbers, shape (number, 4, 2).
+      sizes: the sides of the digits' squares in pixels, shape (number, 4).
+      present: True for each of the four digits that is drawn, shape (number, 4).
     """
 
     centres: np.ndarray
@@ -102,10 +104,10 @@ class Places(NamedTuple):
 
 
 def places(r: np.random.Generator, number: int) -> Places:
-    """Returns random sizes and places of two to four digits per canvas, which lie inside it and overlap little.
+    """Returns random sizes and places of two to four digits per canvas, which lie inside the canvas and overlap little.
 
-    A third or fourth digit for which there is no room is left out; without room for a second, the whole canvas is drawn
-    anew.
+    A third or fourth digit without room is left out. If a second digit has no room, all places of that canvas are drawn
+    again.
     """
     drawn = _tried_places(r, number)
     while (again := np.flatnonzero(drawn.present.sum(axis=1) < FEWEST_DIGITS)).size:
@@ -124,7 +126,7 @@ def _tried_places(r, number):
         margin = np.ceil(sizes[:, k, None, None] / 2)
         tried = np.floor(margin + r.random((number, CANDIDATES, 2)) * (SIZE + 1 - 2 * margin)).astype(int)
         overlap = _overlap(tried, sizes[:, k], centres[:, :k], sizes[:, :k], present[:, :k])
-        # The first of the best places, which is a random one of those without overlap, if there are any.
+        # The first of the best places: a random place without overlap, if any was tried.
         best = overlap.argmin(axis=1)
         centres[:, k] = tried[rows, best]
         present[:, k] = (k < wanted) & (overlap[rows, best] <= MAX_OVERLAP)
@@ -132,7 +134,7 @@ def _tried_places(r, number):
 
 
 def _overlap(tried, size, centres, sizes, present):
-    """Returns, for each tried place, the largest fraction of the smaller square that it shares with a square there."""
+    """Returns the largest overlap of each tried place with an earlier square, as a fraction of the smaller square."""
     largest = np.zeros(tried.shape[:2])
     for j in range(sizes.shape[1]):
         apart = np.abs(tried - centres[:, j, None])
@@ -152,7 +154,7 @@ class _Pens(NamedTuple):
 
 def _draw_canvases(pens: _Pens, shading, r: np.random.Generator, number: int):
     """Returns images and classes, uint8, of shape (number, 48, 48)."""
-    # A margin, so that no patch ends outside.
+    # The margin makes room for patches that extend beyond the canvas.
     margin = DIGIT_PATCH // 2
     padded = SIZE + 2 * margin
     canvas, classes = np.zeros((number, padded, padded), np.float32), np.zeros((number, padded, padded), np.uint8)
@@ -173,13 +175,13 @@ def _draw_canvases(pens: _Pens, shading, r: np.random.Generator, number: int):
         )
         coverage *= where.present[:, k, None, None]
         patch = _blend(canvas, coverage, where.centres[:, k] + margin, r.uniform(*INK, number))
-        classes[patch] = np.where(coverage >= COVERED, pens.labels[which, None, None] + 1, classes[patch])
+        classes[patch] = np.where(coverage >= MIN_COVERAGE, pens.labels[which, None, None] + 1, classes[patch])
     canvas[inside] += NOISE_STD * r.standard_normal((number, SIZE, SIZE), np.float32)
     return warping.as_bytes(canvas[inside].clip(0, 1)), classes[inside]
 
 
 def _fragments(pens: _Pens, r: np.random.Generator, number: int) -> np.ndarray:
-    """Returns discs cut out of digits of any size and direction, each too small to hold a digit."""
+    """Returns discs cut out of digits of any size and direction, each too small to hold a whole digit."""
     which = r.integers(0, len(pens.labels), number)
     sizes = r.uniform(SMALLEST_DIGIT, LARGEST_DIGIT, number)
     turned = warping.rotations(r.uniform(-np.pi, np.pi, number), _scaling(sizes))
@@ -192,13 +194,13 @@ def _fragments(pens: _Pens, r: np.random.Generator, number: int) -> np.ndarray:
 
 
 def _scaling(sizes: np.ndarray) -> np.ndarray:
-    """Returns the pixels of an image per pixel of the canvas, in both directions, for digits of these sizes."""
-    whole = digits.SOURCE_SIZE * digits.ENLARGE
+    """Returns the pixels of an original per pixel of the canvas, in both directions, for digits of these sizes."""
+    whole = digits.SOURCE_SIZE * digits.ENLARGE_FACTOR
     return np.repeat((whole / sizes)[:, None], 2, axis=1)
 
 
 def _blend(canvas, coverage, centres, ink):
-    """Draws one patch on each canvas, with ink of one brightness; returns the index of the drawn pixels."""
+    """Draws one patch on each canvas, with ink of one brightness, and returns the index of the drawn pixels."""
     side = np.arange(coverage.shape[1]) - coverage.shape[1] // 2
     rows, columns = centres[:, 0, None] + side, centres[:, 1, None] + side
     patch = (np.arange(len(canvas))[:, None, None], rows[:, :, None], columns[:, None, :])

@@ -1,4 +1,4 @@
-"""A split that does not fit in memory: examples are decoded, cropped and resized as they are read."""
+"""A split that does not fit in memory: examples are decoded, cropped and resized when they are read."""
 
 import os
 from collections.abc import Sequence
@@ -9,24 +9,24 @@ import numpy as np
 
 from experiments.data.arrays import Examples
 
-# The ranges of the area of a random crop, as a fraction of the image's, and of its aspect ratio.
-CROP_AREA, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+# The ranges of a random crop's area, as a fraction of the image's area, and of its aspect ratio.
+CROP_AREA_SHARES, CROP_ASPECT_RATIOS = (0.08, 1.0), (3 / 4, 4 / 3)
 # The fraction of the shorter side that a central crop keeps.
 CENTRAL_FRACTION = 0.875
 
 
 class Stream:
-    """Examples read by their numbers from a source with random access, in parallel.
+    """A split that reads examples by number, in parallel, from a source with random access.
 
-    If a size is given, images are cropped and resized to a square of it. Training takes a random crop of each image
-    (area 8% to 100%, aspect ratio 3/4 to 4/3), which is a function of seed, epoch and number alone, so that a run that
-    resumes reads the same crops. Evaluation takes the central part.
+    If a size is given, images are cropped and resized to a square of that size. Training takes a random crop of each
+    image (area 8% to 100%, aspect ratio 3/4 to 4/3), which is a function of the seed, the epoch and the number of the
+    example alone, so that a resumed run reads the same crops. Evaluation takes the central part.
 
     Args:
-      source: `source[i]` gives {"image": uint8 of (height, width, channels), "label": an integer}.
-      image_size: height and width of the resized images; None: all images have the same size, and keep it.
-      random_crops: take training's crops rather than evaluation's.
-      seed: decides the random crops.
+      source: the source: `source[i]` gives {"image": uint8 of (height, width, channels), "label": an integer}.
+      image_size: the height and the width of the resized images; None: all images have the same size, and keep it.
+      random_crops: whether to take the random crops of training or the central crops of evaluation.
+      seed: the seed of the random crops.
 
     Source: Szegedy et al., "Going Deeper with Convolutions", arXiv 1409.4842, 2014, section 6 (random crops).
     """
@@ -48,7 +48,7 @@ class Stream:
         return self._shape
 
     def read(self, indices: np.ndarray, epoch: int = 0) -> Examples:
-        """Returns the examples of these numbers, with the crops of an epoch."""
+        """Returns the examples with these numbers, cropped as in this epoch."""
         pairs = list(self._pool.map(lambda i: self._example(int(i), epoch), np.asarray(indices).ravel()))
         images = np.stack([image for image, _ in pairs])
         return Examples(images, np.array([label for _, label in pairs], np.int32))
@@ -68,8 +68,8 @@ class Stream:
 def _random_box(shape, r: np.random.Generator) -> tuple[int, int, int, int]:
     height, width = shape[:2]
     for _ in range(10):
-        area = r.uniform(*CROP_AREA) * height * width
-        ratio = np.exp(r.uniform(*np.log(CROP_RATIO)))
+        area = r.uniform(*CROP_AREA_SHARES) * height * width
+        ratio = np.exp(r.uniform(*np.log(CROP_ASPECT_RATIOS)))
         w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             left, top = r.integers(width - w + 1), r.integers(height - h + 1)
@@ -85,7 +85,7 @@ def _central_box(shape) -> tuple[int, int, int, int]:
 
 
 def _resized(image: np.ndarray, box: tuple[int, int, int, int], size: int) -> np.ndarray:
-    # Slow to import, and data sets in memory do without it.
+    # PIL is slow to import, and data sets in memory do not need it.
     from PIL import Image
 
     flat = image[..., 0] if image.shape[-1] == 1 else image

@@ -1,6 +1,6 @@
 """Data sets of TensorFlow Datasets, read without TensorFlow: decoded once into memory, or streamed if too large.
 
-A data set is prepared once by TFDS itself, which needs TensorFlow (`pip install .[prepare]`); reading does not.
+TFDS itself prepares a data set once, which needs TensorFlow (`pip install .[prepare]`); reading does not need it.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from experiments.data import contents
 from experiments.data.arrays import Dataset, Examples, Split, cached
 from experiments.data.stream import Stream
 
-# A set whose decoded images take more bytes than this is streamed.
+# A split whose decoded images take more bytes than this is streamed.
 MAX_IN_MEMORY_BYTES = 4 * 2**30
 
 # Caveats to show wherever a number from this version of a data set is shown.
@@ -26,29 +26,29 @@ NOTES = {("cifar10", "3.0.2"): "CIFAR-10 as stored by TFDS 3.0.2; a prepared cop
 
 
 def load(name: str, data_dir: str | None, image_size: int | None = None, known: tuple[str, ...] = ()) -> Dataset:
-    """Returns the splits `train` and `test` (or `validation`) of a prepared TFDS classification data set.
+    """Loads the splits `train` and `test` (or `validation`) of a prepared TFDS classification data set.
 
     Args:
       name: the name of the data set, with or without a version: "mnist", "cifar10:3.0.2".
       data_dir: the TFDS data directory; None: TFDS's own default.
-      image_size: the height and width to which images are cropped and resized as they are read, at random places in
-        training; None: as they are stored.
+      image_size: the height and the width to which images are cropped and resized when they are read, with random crops
+        in training; None: images are read as they are stored.
       known: names of data sets that need no TFDS, which errors list.
 
     Returns:
       The data set. Images of one size that fit in memory are decoded once, in parallel, and then read from the cache;
-      others are streamed.
+      other images are streamed.
 
     Raises:
-      UsageError: it is not prepared in `data_dir`, its files are damaged, it is not one of labelled images, or has
-        images of several sizes and no `image_size` was given.
+      UsageError: the data set is not prepared in `data_dir`, its files are damaged, it has no labelled images, or it
+        has images of several sizes and no `image_size` was given.
     """
     directory = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets").expanduser()
     base = name.partition(":")[0]
     if not (directory / base).is_dir():
         raise _not_prepared(base, directory, known)
     try:
-        # Slow to import, and the default data set does without it.
+        # TFDS is slow to import, and the default data set does not need it.
         import tensorflow_datasets as tfds
         from tensorflow_datasets.core.registered import DatasetNotFoundError
     except ImportError as error:
@@ -87,7 +87,7 @@ def load(name: str, data_dir: str | None, image_size: int | None = None, known: 
 
 
 def _split(name: str, builder: Any, which: str, image_size: int | None, *, place: Path) -> Split:
-    """Returns a split of a prepared data set: in memory if it fits, else streamed."""
+    """Loads a split of a prepared data set: into memory if it fits, else as a stream."""
     _check_shards(builder, which)
     try:
         source = _Source(builder.as_data_source(split=which), name, place, builder.info.features["label"].num_classes)
@@ -97,7 +97,7 @@ def _split(name: str, builder: Any, which: str, image_size: int | None, *, place
         return Stream(source, image_size, random_crops=which == "train")
     if not _fits(name, builder, which):
         return Stream(source, None, random_crops=False)
-    # The key follows from the contents of the files: other files in the same place are other data.
+    # The key of the cache follows from the contents of the files, so that changed files do not find the old arrays.
     described = [Path(builder.data_path) / file for file in ("dataset_info.json", "features.json")]
     held = contents.of_files([*described, *_shards(builder, which)])
     shape = tuple(builder.info.features["image"].shape)
@@ -110,10 +110,10 @@ def _shards(builder: Any, which: str) -> list[Path]:
 
 
 def _check_shards(builder: Any, which: str) -> None:
-    """Checks that each shard of a split holds as many examples as `dataset_info.json` says.
+    """Checks that each shard of a split holds the number of examples that `dataset_info.json` states.
 
     Raises:
-      ValueError: a shard is not there or holds another number of examples.
+      ValueError: a shard is missing or holds another number of examples.
     """
     from array_record.python.array_record_module import ArrayRecordReader
 
@@ -131,7 +131,7 @@ def _check_shards(builder: Any, which: str) -> None:
 
 
 class _Source:
-    """The examples of a split as TFDS decodes them; the error for an unreadable example names the data set."""
+    """The decoded examples of a split; the error for an unreadable example names the data set."""
 
     def __init__(self, source: Any, name: str, place: Path, num_classes: int):
         self._source, self._name, self._place, self._num_classes = source, name, place, num_classes
@@ -151,12 +151,12 @@ class _Source:
 
 @contextlib.contextmanager
 def _reading(name: str, place: Path) -> Iterator[None]:
-    """Turns errors that TFDS raises for damaged files into one that names the data set and says how to mend it."""
+    """Turns errors that TFDS raises for damaged files into a `UsageError` that names the data set and the remedy."""
     try:
         yield
     except UsageError:
         raise
-    # Parsers, decoders and readers raise errors of many kinds of their own.
+    # Parsers, decoders and readers raise many kinds of errors.
     except Exception as error:
         why = _broken_description(place) or _files.reason(error)[:200].rstrip(".") or type(error).__name__
         raise UsageError(
@@ -167,7 +167,7 @@ def _reading(name: str, place: Path) -> Iterator[None]:
 
 
 def _broken_description(place: Path) -> str:
-    """Names a file that should describe the data set and is not JSON, which TFDS does not say; "" if there is none."""
+    """Returns an error that names a damaged JSON file of the data set, whose name TFDS omits; "": none is damaged."""
     for path in sorted(place.glob("**/*.json")):
         try:
             _files.read_json(path, dict)
@@ -177,7 +177,11 @@ def _broken_description(place: Path) -> str:
 
 
 def _fits(name: str, builder: Any, split: str) -> bool:
-    """Returns whether the decoded images fit in memory; refuses images of several sizes."""
+    """Returns whether the decoded images fit in memory.
+
+    Raises:
+      UsageError: the images have several sizes.
+    """
     shape = builder.info.features["image"].shape
     if None in shape[:2]:
         raise UsageError(
@@ -188,7 +192,7 @@ def _fits(name: str, builder: Any, split: str) -> bool:
 
 
 def prepared(data_dir: str | None) -> list[str]:
-    """Returns the names of the data sets that `data_dir` holds."""
+    """Returns the names of the data sets in `data_dir`; None: in TFDS's own directory."""
     directory = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets").expanduser()
     return sorted(p.name for p in directory.iterdir() if p.is_dir()) if directory.is_dir() else []
 

@@ -1,4 +1,4 @@
-"""A data set from a function of the user's own, checked as a whole before training uses it."""
+"""Data sets from a user's own function, checked before training uses them."""
 
 import re
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ RESERVED = ("noise", "ramp", "train")
 
 
 class Checked:
-    """A split of the user's own class; all examples are checked as they are read.
+    """A split of the user's own class, whose examples are checked when they are read.
 
     Args:
       split: the user's object.
@@ -39,10 +39,10 @@ class Checked:
         return tuple(int(n) for n in self.split.image_shape)
 
     def read(self, indices: np.ndarray, epoch: int = 0) -> Examples:
-        """Returns the examples of these numbers.
+        """Reads and checks the examples with these numbers.
 
         Raises:
-          UsageError: the user's method fails, or returns other examples than were asked for.
+          UsageError: the user's method fails, or returns something other than the requested examples.
         """
         with _users.running("dataset", self._dataset, f"reading {self._name}"):
             images, labels = self.split.read(indices, epoch)
@@ -58,13 +58,16 @@ class Checked:
 
 
 def dataset(name: str) -> Dataset:
-    """Returns the data set that the user's function returns.
+    """Calls the user's function, and checks and returns its data set.
 
-    Splits in memory are checked as a whole. Of other splits the first and the last examples are checked here, and all
-    others as they are read.
+    Splits in memory are checked completely. The first and the last examples of other splits are checked here, and all
+    other examples when they are read.
+
+    Args:
+      name: the value of `--dataset`, "package.module:function".
 
     Raises:
-      UsageError: the function fails, or what it returns cannot be trained and evaluated on; the message says what was
+      UsageError: the function fails, or its result cannot be trained and evaluated on; the message names what was
         required and what came.
     """
     function = _users.function("dataset", name)
@@ -108,7 +111,7 @@ def dataset(name: str) -> Dataset:
 
 
 def is_streamed(split: Split) -> bool:
-    """Returns whether a split is read from disk as training goes on, as one that does not fit in memory."""
+    """Returns whether a split is read from disk during training because it does not fit in memory."""
     return isinstance(split.split if isinstance(split, Checked) else split, Stream)
 
 
@@ -136,7 +139,7 @@ def _checked(name: str, split: str, examples: Any, num_classes: int) -> Split:
 
 
 def _checked_arrays(where: str, images: Any, labels: Any, num_classes: int, *, nonempty: bool = False) -> Examples:
-    """Checks that images and labels go together, and returns them with the labels as int32."""
+    """Checks images and labels, and returns them with the labels as int32."""
     for what, array in (("images", images), ("labels", labels)):
         if not isinstance(array, np.ndarray):
             raise UsageError(

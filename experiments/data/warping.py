@@ -1,7 +1,7 @@
 """Warps many images at once by smooth maps of their coordinates, with the same result on every machine.
 
-Every result is made of elementwise sums and products in a fixed order. A matrix product is avoided: its last digit
-depends on the library and on the number of its threads.
+Every result is computed by elementwise sums and products in a fixed order. Matrix products are avoided, because their
+last digits depend on the library and on its number of threads.
 """
 
 import os
@@ -10,29 +10,29 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-# Above this, threads lose more time to the interpreter's lock than they save.
+# More threads lose more time to the interpreter's lock than they save.
 MAX_THREADS = 4
 
 
 def in_blocks(make: Callable[[int, int], None], number: int, block: int) -> None:
-    """Calls `make(start, stop)` for blocks that cover `range(number)`, in threads: NumPy lets them run at once.
+    """Calls `make(start, stop)` for blocks that cover `range(number)`, in parallel threads, which NumPy allows.
 
-    The blocks are the same everywhere, so what `make` writes need not depend on how many threads there are.
+    The blocks are the same on every machine, so the results do not depend on the number of threads.
 
     Args:
-      make: writes its results to places that no other call writes to.
+      make: a function that writes its results to memory that no other call writes to.
       number: the end of the range.
-      block: the size of a block; small enough for its arrays to stay in a core's cache.
+      block: the size of a block, which should be small enough for its arrays to stay in a core's cache.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with ThreadPoolExecutor(min(cores, MAX_THREADS)) as pool:
-        # The list waits for every block, and raises the error of a block that failed.
+        # Making a list waits for every block, and raises the error of a block that failed.
         list(pool.map(lambda start: make(start, min(start + block, number)), range(0, number, block)))
 
 
 def framed(images: np.ndarray) -> np.ndarray:
-    """Returns images of shape (n, height, width) as `sample` takes them: float32, in a frame of zeros."""
-    # One pixel in front and two behind, so that a point on the frame's outer edge has neighbours, too.
+    """Prepares images of shape (n, height, width) for `sample`: as float32, in a frame of zeros."""
+    # The frame has one pixel in front and two behind, so that a point on its outer edge has neighbours too.
     return np.pad(images.astype(np.float32), ((0, 0), (1, 2), (1, 2)))
 
 
@@ -40,9 +40,9 @@ def sample(images: np.ndarray, which: np.ndarray, at: np.ndarray) -> np.ndarray:
     """Interpolates bilinearly between the pixels of images that are zero beyond their edges.
 
     Args:
-      images: as `framed` returns them.
-      which: shape (k,), the image that each result is read from.
-      at: shape (k, 2, height, width), the rows and the columns to read, where (0, 0) is the centre of the first pixel.
+      images: the result of `framed`.
+      which: the number of the image to read for each result, shape (k,).
+      at: the rows and the columns to read, shape (k, 2, height, width); (0, 0) is the centre of the first pixel.
 
     Returns:
       float32, of shape (k, height, width): `scipy.ndimage.map_coordinates(order=1, mode="grid-constant")` to rounding.
@@ -60,7 +60,7 @@ def sample(images: np.ndarray, which: np.ndarray, at: np.ndarray) -> np.ndarray:
         for axis, size in enumerate((height, width))
     )
     i, j = y.astype(np.int32), x.astype(np.int32)
-    # In place from here on: moving arrays takes most of the time.
+    # Arrays are changed in place from here on, because moving them takes most of the time.
     y -= i
     x -= j
     i *= width
@@ -87,8 +87,8 @@ def affine(matrices: np.ndarray, offsets: np.ndarray, size: int) -> np.ndarray:
     """Returns coordinates for `sample`: matrix (p - centre) + offset, for every pixel p of a square.
 
     Args:
-      matrices: shape (k, 2, 2), of rows and columns.
-      offsets: shape (k, 2), the point that the centre of the square shows.
+      matrices: the matrices, which act on (row, column), shape (k, 2, 2).
+      offsets: the points that the centre of the square is mapped to, shape (k, 2).
       size: the side of the square.
 
     Returns:
@@ -105,8 +105,8 @@ def rotations(angles: np.ndarray, scaling: np.ndarray) -> np.ndarray:
     """Returns matrices for `affine`: rotations, followed by a scaling of rows and columns.
 
     Args:
-      angles: shape (k,), in radians.
-      scaling: shape (k, 2).
+      angles: the angles in radians, shape (k,).
+      scaling: the factors for rows and columns, shape (k, 2).
 
     Returns:
       An array of shape (k, 2, 2).
@@ -116,7 +116,7 @@ def rotations(angles: np.ndarray, scaling: np.ndarray) -> np.ndarray:
 
 
 def smooth_basis(points: int, size: int, beyond: str = "nearest") -> np.ndarray:
-    """Returns cubic interpolation from `points` numbers to `size` numbers, a linear map, as a matrix of that shape.
+    """Returns cubic interpolation from `points` to `size` values, a linear map, as a matrix of shape (points, size).
 
     Args:
       points: the number of given values.
@@ -132,8 +132,8 @@ def smooth(values: np.ndarray, basis: np.ndarray) -> np.ndarray:
     """Returns smooth fields from their values at a few points: basis^T values basis.
 
     Args:
-      values: shape (..., points, points).
-      basis: shape (points, size), as `smooth_basis` returns it.
+      values: the values at the points, shape (..., points, points).
+      basis: the result of `smooth_basis`, shape (points, size).
 
     Returns:
       float32, of shape (..., size, size).

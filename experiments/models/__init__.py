@@ -1,4 +1,4 @@
-"""The models that the experiments train, each one declared record of `MODELS`. Each takes its norm as an argument."""
+"""The models that the experiments train, each declared once, as a record of `MODELS`; the norm is an argument."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ from experiments.models.simple_cnn import SimpleCNN
 
 @dataclass(frozen=True)
 class Model:
-    """A model, and what other code must know of it.
+    """A model, and the properties that other code needs to know.
 
     Attributes:
       name: the value of `--model`.
       help: a phrase for the help of the flag.
-      make: makes the module from `num_classes`, `norm` and `dtype`.
-      residual: has residual blocks, so that `make` takes `zero_last_scale`, too.
-      per_pixel: gives one class per pixel (segmentation); else one class per image.
-      pools_before_norm: the norms follow a max-pool, and convolutions add their bias after it, so that a norm with
-        positive scale can be folded into the convolution before the pool.
+      make: a function that makes the module from `num_classes`, `norm` and `dtype`.
+      residual: whether the model has residual blocks, so that `make` also takes `zero_last_scale`.
+      per_pixel: whether the model gives one class per pixel (segmentation) or one class per image.
+      pools_before_norm: whether the norms follow a max-pool, after which convolutions add their bias, so that a norm
+        with positive scale can be folded into the convolution before the pool.
     """
 
     name: str
@@ -48,35 +48,39 @@ MODELS = Register(
 
 
 def check_name(flag: str, name: str) -> None:
-    """Checks that a name is in `MODELS` or of the form `package.module:factory`; imports nothing.
+    """Checks, without an import, that a name is in `MODELS` or has the form `package.module:factory`.
+
+    Args:
+      flag: the name of the flag, for the message.
+      name: the value of the flag.
 
     Raises:
-      UsageError: it is neither; the message names the flag and lists the models.
+      UsageError: the name is neither; the message names the flag and lists the models.
     """
     if name not in MODELS and not _users.is_users_own(name):
         raise MODELS.unknown(name, hint=f" Or name a factory of your own: --{flag}=package.module:factory.")
 
 
 def is_residual(name: str) -> bool:
-    """Returns whether a model has residual blocks that `zero_last_scale` applies to; never a user's own."""
+    """Returns whether a model has residual blocks that `zero_last_scale` applies to; False for a user's own model."""
     return name in MODELS and MODELS[name].residual
 
 
 def create(name: str, *, zero_last_scale: bool = True, **arguments) -> nn.Module:
-    """Returns the model of that name.
+    """Makes the model with a name.
 
     Args:
-      name: a name in `MODELS`; or a factory of the user's own, "package.module:factory", which is given those of
-        the arguments that its signature has.
-      zero_last_scale: start residual blocks as the identity, in the models that have them.
-      **arguments: `num_classes`, `norm` (as `models.normalised.NormFactory`, or None) and `dtype`, of the computation.
+      name: a name in `MODELS`; or a factory of the user's own, "package.module:factory", which receives the arguments
+        that its signature takes.
+      zero_last_scale: whether residual blocks start as the identity; models without residual blocks ignore it.
+      **arguments: `num_classes`, `norm` (a `models.normalised.NormFactory`, or None) and `dtype`, the compute dtype.
 
     Returns:
       A module called as `module(images, train=..., mask=...)`, with images of shape (N, H, W, channels) and a mask of
       shape (N,). Its logits are float32, of shape (N, num_classes), or (N, H, W, num_classes) for segmentation.
 
     Raises:
-      UsageError: there is no such model; the message lists those there are. Or the user's factory does not make one.
+      UsageError: the name is not known, and the message lists the models; or the user's factory does not make a model.
     """
     if _users.is_users_own(name):
         return users.model(name, **{"norm": None, "dtype": jnp.dtype("float32"), **arguments})

@@ -7,10 +7,10 @@ from flax import linen as nn
 from experiments._errors import UsageError
 from experiments.models.normalised import NormFactory, normalised
 
-# The smallest image, in pixels, in which each of the three pools finds a 3x3 window.
+# The smallest side of an image, in pixels, with which each of the three pools finds a 3x3 window.
 MIN_IMAGE_SIZE = 63
 POOL, POOL_STRIDE = (3, 3), (2, 2)
-# For each convolution: features, size, stride, padding, and whether a pool follows.
+# The features, size, stride and padding of each convolution, and whether a pool follows it.
 CONVOLUTIONS = (
     (96, 11, 4, 2, True),
     (256, 5, 1, 2, True),
@@ -22,15 +22,16 @@ HIDDEN = (4096, 4096)
 
 
 class AlexNetBN(nn.Module):
-    """Five convolutions and three dense layers; each but the last is followed by a norm and a ReLU.
+    """AlexNet: five convolutions and three dense layers; a norm and a ReLU follow each layer except the last.
 
-    The convolutions are not split into groups, as the original's were for two GPUs. The first convolution is padded by
-    2, unlike the original's: images of 227 get one more row before the pool, and images of 64 are large enough.
+    Two details differ from the original. Its convolutions were split into two groups, one per GPU; these are not. Its
+    first convolution was not padded; this one is padded by 2. With the padding, images of 227 pixels get one more row
+    before the pool, and images of 64 pixels are large enough.
 
     Attributes:
       num_classes: the number of outputs.
-      norm: makes the norms, a `models.normalised.NormFactory`; None: biases in their place.
-      dtype: the type of the computation; parameters and outputs are float32.
+      norm: the factory of the norms, a `models.normalised.NormFactory`; None: biases in place of norms.
+      dtype: the compute dtype; parameters and outputs are float32.
 
     Source: Krizhevsky et al., "ImageNet classification with deep convolutional neural networks", 2012; the norm in
     place of local response normalization as in You et al., arXiv 1708.03888, 2017, section 3.
@@ -45,9 +46,9 @@ class AlexNetBN(nn.Module):
         """Returns logits of shape (N, num_classes), for images of shape (N, H, W, channels), H and W at least 63.
 
         Args:
-          images: floating point numbers of about unit size.
-          train: normalise by the batch's statistics and update the running ones.
-          mask: shape (N,), True where an example counts towards the statistics.
+          images: the images, standardised to about unit size.
+          train: True: normalise by the batch's statistics and update the running ones; False: use the running ones.
+          mask: True where an example counts towards the statistics, shape (N,); None: all examples count.
 
         Raises:
           UsageError: the images are smaller.

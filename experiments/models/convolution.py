@@ -1,4 +1,4 @@
-"""A convolution followed by a max-pool, fast on each kind of device."""
+"""A convolution followed by a max-pool, with a fast implementation for each kind of device."""
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,16 @@ POOL_SIZE = 2
 
 
 class ConvMaxPool(nn.Module):
-    """A convolution without padding, then the maximum over blocks of 2 x 2, then a bias.
+    """A convolution without padding, then a max-pool over blocks of 2 x 2, then a bias.
 
-    The bias follows the pooling, which is the same function as adding it before, for a quarter of the additions.
+    The bias is added after the pooling, which gives the same result as before it, with a quarter of the additions.
 
     Attributes:
       features: the number of output features.
-      kernel_size: the height and width of the kernel.
+      kernel_size: the height and the width of the kernel.
       layout: the order of the axes of the input and the output.
-      use_bias: add a bias; of no use before a norm.
-      dtype: the type of the computation.
+      use_bias: whether to add a bias, which has no effect before a norm.
+      dtype: the compute dtype.
     """
 
     features: int
@@ -42,19 +42,20 @@ class ConvMaxPool(nn.Module):
 
 
 def conv_max_pool(x: jax.Array, kernel: jax.Array, layout: Layout) -> jax.Array:
-    """Returns `lax.conv_general_dilated` without padding, then the maximum over blocks of 2 x 2.
+    """Computes a convolution without padding, then the maximum over blocks of 2 x 2.
 
     Args:
-      x: activations, their axes in the order of `layout`.
-      kernel: shape (height, width, input features, output features).
-      layout: NHWC runs the two operations of `lax`, which suits a GPU or a TPU. CHWN runs as one matrix product,
-        several times faster on a CPU, where XLA's convolutions are slow (jax issue 12868).
+      x: the activations, whose axes are in the order of `layout`.
+      kernel: the kernel, shape (height, width, input features, output features).
+      layout: the layout, which chooses the implementation. NHWC runs the two operations of `lax`, which suits a GPU or
+        a TPU. CHWN runs one matrix product, which is several times faster on a CPU, where XLA's convolutions are slow
+        (jax issue 12868).
 
     Returns:
-      Activations in the same layout; a last odd row or column of the convolution is dropped.
+      The activations in the same layout; an odd last row or column of the convolution is dropped.
 
     Raises:
-      ValueError: the layout is neither.
+      ValueError: the layout is neither NHWC nor CHWN.
 
     Example:
       >>> import jax.numpy as jnp
@@ -70,10 +71,11 @@ def conv_max_pool(x: jax.Array, kernel: jax.Array, layout: Layout) -> jax.Array:
 
 
 def _conv_max_pool_chwn(x, kernel):
-    """Makes the 2 x 2 outputs of each pool from the patch of input that they share, all in one matrix product.
+    """Computes the 2 x 2 outputs of each pool from the patch of input that they share, all in one matrix product.
 
-    The patch of k + 1 rows and columns holds (k + 1)^2 numbers, and the four patches of a plain im2col hold 4 k^2: less
-    is copied, for (k + 1)^2 / k^2 as much arithmetic. The pool becomes the maximum of four slices.
+    The shared patch of k + 1 rows and columns holds (k + 1)^2 numbers, while the four patches of a plain im2col hold
+    4 k^2. So less is copied, at the price of (k + 1)^2 / k^2 times the arithmetic. The pool becomes the maximum of four
+    slices.
     """
     channels, height, width, examples = x.shape
     kh, kw, _, features = kernel.shape
@@ -86,7 +88,7 @@ def _conv_max_pool_chwn(x, kernel):
 
     patches = jnp.stack([jnp.stack([every_patch(i, j) for j in range(pw)], axis=1) for i in range(ph)], axis=1)
     patches = patches.reshape(channels * ph * pw, rows * columns * examples)
-    # The kernel at each of its four places in a patch.
+    # The kernel, padded with zeros, at each of its four places in a patch.
     places = jnp.stack(
         [
             jnp.pad(kernel, ((i, POOL_SIZE - 1 - i), (j, POOL_SIZE - 1 - j), (0, 0), (0, 0)))
@@ -96,5 +98,5 @@ def _conv_max_pool_chwn(x, kernel):
     )
     weights = places.transpose(0, 4, 3, 1, 2).reshape(POOL_SIZE * POOL_SIZE * features, channels * ph * pw)
     y = (weights @ patches).reshape(POOL_SIZE * POOL_SIZE, features, rows, columns, examples)
-    # Nested maxima: the gradient of jnp.max over an axis is slow on a CPU (comparisons and a count).
+    # Maxima are nested because the gradient of jnp.max over an axis is slow on a CPU (comparisons and a count).
     return jnp.maximum(jnp.maximum(y[0], y[1]), jnp.maximum(y[2], y[3]))

@@ -13,17 +13,18 @@ POOL = (2, 2)
 
 
 class FCN(nn.Module):
-    """An encoder whose levels halve the size one after the other, and a decoder that adds them up again.
+    """A fully convolutional network: an encoder whose levels halve the size, and a decoder that sums the levels.
 
-    A level of the encoder is two convolutions of 3x3, each with norm and ReLU. In the decoder a 1x1 convolution brings
-    a level to the features of the level above; the result is enlarged, normalised, and added to the encoder's output of
-    that level.
+    A level of the encoder has two 3x3 convolutions, each with a norm and a ReLU. In the decoder, a 1x1 convolution maps
+    a level to the number of features of the level above; the result is enlarged, normalised, and added to the encoder's
+    output at that level.
 
     Attributes:
       num_classes: the number of classes.
-      norm: makes the norms, a `models.normalised.NormFactory`; None: biases in their place.
-      dtype: the type of the computation; parameters and outputs are float32.
-      features: the number per level. With three levels the logits of a pixel depend on a square of about 32 pixels.
+      norm: the factory of the norms, a `models.normalised.NormFactory`; None: biases in place of norms.
+      dtype: the compute dtype; parameters and outputs are float32.
+      features: the number of features of each level. With three levels, the logits of a pixel depend on a square of
+        about 32 pixels.
 
     Source: Long et al., "Fully Convolutional Networks for Semantic Segmentation", arXiv 1411.4038, 2014.
     """
@@ -38,9 +39,10 @@ class FCN(nn.Module):
         """Returns logits of shape (N, H, W, num_classes).
 
         Args:
-          images: shape (N, H, W, channels), of about unit size; H and W are divisible by 4 (by 2 for each pool).
-          train: normalise by the batch's statistics and update the running ones.
-          mask: shape (N,), True where an example counts towards the statistics.
+          images: the images, standardised to about unit size, shape (N, H, W, channels). H and W must be divisible by
+            2 per pool, which is 4 with three levels.
+          train: True: normalise by the batch's statistics and update the running ones; False: use the running ones.
+          mask: True where an example counts towards the statistics, shape (N,); None: all examples count.
 
         Raises:
           UsageError: the height or the width is not divisible.

@@ -1,6 +1,6 @@
-"""The order of activations in memory, chosen here for each kind of device.
+"""The order of activations in memory, chosen for each kind of device.
 
-On every device a model takes images as NHWC, and its parameters have the same shapes.
+The layout is internal to a model: on every device the model takes NHWC images, and its parameters have the same shapes.
 """
 
 from typing import NamedTuple
@@ -28,17 +28,17 @@ class Layout(NamedTuple):
         return self.name.index("N")
 
     def from_nhwc(self, x: jax.Array) -> jax.Array:
-        """Returns NHWC activations in this layout."""
+        """Converts NHWC activations to this layout."""
         return x.transpose([("NHWC").index(axis) for axis in self.name])
 
     def to_nhwc(self, x: jax.Array) -> jax.Array:
-        """Returns activations of this layout as NHWC."""
+        """Converts activations in this layout to NHWC."""
         return x.transpose([self.name.index(axis) for axis in "NHWC"])
 
 
 NHWC = Layout("NHWC")
-# With the examples innermost, a convolution on a CPU is made of contiguous slices, a reduction over all axes but the
-# features runs along memory, and as few as ten channels do not leave vector registers half empty.
+# With the examples innermost, a convolution on a CPU consists of contiguous slices, a reduction over all axes except
+# the features runs along memory, and vector registers are full even with as few as ten channels.
 CHWN = Layout("CHWN")
 
 

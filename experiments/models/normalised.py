@@ -1,4 +1,4 @@
-"""The norm after a convolution or a dense layer, as every model in this package applies it."""
+"""Applies the norm after a convolution or a dense layer, in the same way for every model of this package."""
 
 from collections.abc import Callable
 
@@ -7,10 +7,10 @@ import jax.numpy as jnp
 
 from experiments.models.layout import NHWC, Layout
 
-# `norm(**options)` returns a norm; the options are among `axis`, `activation` and `scale_init`. The norm is called as
-# `module(x, use_running_average=..., mask=..., residual=...)`, without a mask or a residual where there is none, and
-# returns `activation(norm(x) + residual)`. `batchnorm_jax.linen.BatchNorm` is such a factory; `resnet.plain` makes one
-# from a norm of Flax.
+# A factory: `norm(**options)` returns a norm module; the options are among `axis`, `activation` and `scale_init`. The
+# module is called as `module(x, use_running_average=..., mask=..., residual=...)`, where an absent mask or residual is
+# left out, and returns `activation(norm(x) + residual)`. `batchnorm_jax.linen.BatchNorm` is such a factory;
+# `resnet.plain` makes one from a norm of Flax.
 NormFactory = Callable[..., Callable[..., jax.Array]]
 
 
@@ -25,17 +25,17 @@ def normalised(
     layout: Layout = NHWC,
     **options,
 ) -> jax.Array:
-    """Returns `activation(norm(x) + residual)`; call it inside a compact method, since it makes a submodule.
+    """Returns `activation(norm(x) + residual)`; must be called in a compact method, because it makes a submodule.
 
     Args:
-      norm: makes the norm; None: no norm, only the residual and the activation.
-      x: activations in `layout`, or of shape (N, features) with the default one.
-      train: normalise by the batch's statistics and update the running ones.
-      mask: shape (N,), True where an example counts towards the statistics.
-      residual: an array of the shape of `x`.
-      activation: an elementwise function.
+      norm: the factory of the norm; None: only the residual and the activation are applied.
+      x: the activations in `layout`; with the default layout, also of shape (N, features).
+      train: True: normalise by the batch's statistics and update the running ones; False: use the running ones.
+      mask: True where an example counts towards the statistics, shape (N,); None: all examples count.
+      residual: the array to add to the normalised one, of the shape of `x`; None: nothing is added.
+      activation: an elementwise function; None: the identity.
       layout: the order of the axes of `x` and the result.
-      **options: for the factory, besides the axis and the activation.
+      **options: further options for the factory, besides the axis and the activation.
 
     Returns:
       An array of the shape and dtype of `x`.
@@ -56,10 +56,10 @@ def normalised(
     if layout == NHWC or span is None or not train:
         return module(x, **arrays, use_running_average=not train).astype(x.dtype)
 
-    # A norm cuts spans from axis 0, and the examples are on another axis. So the examples are divided into groups that
-    # no span cuts, and axis 0 becomes the axis of the groups, each like one example with one more axis: moving the axis
-    # of the examples itself would take several times as long as all else. The clone is the same submodule, for that
-    # view.
+    # A norm cuts spans from axis 0, but here the examples are on another axis. So the examples are divided into groups
+    # that no span cuts, and the axis of the groups becomes axis 0; to the norm, each group looks like one example with
+    # one more axis. Moving the axis of the examples itself would take several times as long as all the rest. The clone
+    # is the same submodule, with the options for this view.
     axis, examples = layout.example_axis, x.shape[layout.example_axis]
     group = _group(span, examples)
     module = module.clone(parent=module.scope, axis=layout.feature_axis + 1, span=span // group)
@@ -73,7 +73,10 @@ def normalised(
 
 
 def _group(span: int, examples: int) -> int:
-    """Returns the size of the largest groups of examples that no span cuts; 1 if there are none: the norm refuses."""
+    """Returns the size of the largest groups of examples that no span cuts; 1 if there are none.
+
+    In that case the norm itself refuses the span.
+    """
     if span > 0 and examples % span == 0:
         return span
     return examples if span > 0 and span % examples == 0 else 1

@@ -1,4 +1,4 @@
-"""Residual networks: ResNet-18 and ResNet-50, each convolution followed by a norm that its factory makes."""
+"""Residual networks: ResNet-18 and ResNet-50, with a norm from a factory after each convolution."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,18 +12,19 @@ from flax import linen as nn
 
 from experiments.models.normalised import NormFactory, normalised
 
-# Below this height or width, in pixels, the usual first layers, which divide both by four, would leave too little.
+# Images with a shorter side, in pixels, get a small stem: the usual first layers divide both sides by four, which would
+# leave too little of these images.
 SMALL_IMAGE_SIZE = 64
-# The most blocks of one part that is recomputed. A longer part's chain of sums takes memory; with shorter parts more
-# convolutions run again.
+# The most blocks of a part that is recomputed as a whole. In longer parts the chain of sums takes more memory; with
+# shorter parts more convolutions run again.
 MAX_BLOCKS_PER_PART = 4
 
 
 def plain(norm: Callable[..., Callable[..., jax.Array]]) -> NormFactory:
-    """Returns a norm factory for these models, made from a norm without activations and residuals such as Flax's.
+    """Makes a norm factory for these models from a norm that takes no activations and residuals, such as Flax's.
 
     Args:
-      norm: `norm(**options)`, called as `module(x, use_running_average=...)`.
+      norm: a function such that `norm(**options)` returns a module called as `module(x, use_running_average=...)`.
     """
 
     def make(activation=None, **options):
@@ -44,15 +45,17 @@ class ResNet(nn.Module):
 
     Attributes:
       stage_sizes: the number of blocks of each stage.
-      bottleneck: blocks are 1x1, 3x3 and 1x1 convolutions, the last four times as wide; else two of 3x3.
+      bottleneck: whether a block has 1x1, 3x3 and 1x1 convolutions, the last four times as wide, or two 3x3
+        convolutions.
       num_classes: the number of outputs.
-      norm: makes the norms, a `models.normalised.NormFactory`; `plain` makes one from a norm without activations and
-        residuals. None: biases in their place.
-      width: features of the first stage.
-      small_images: begin with a 3x3 convolution and no pool; None: where an image side is shorter than 64 pixels.
-      zero_last_scale: each block starts as the identity, by a zero scale of its last norm (with no norm, a zero kernel
-        of its last convolution).
-      dtype: the type of the computation; parameters and outputs are float32.
+      norm: the factory of the norms, a `models.normalised.NormFactory`; `plain` makes one from a norm without
+        activations and residuals. None: biases in place of norms.
+      width: the number of features of the first stage.
+      small_images: whether the network begins with a 3x3 convolution and no pool; None: it does if a side of the images
+        is shorter than 64 pixels.
+      zero_last_scale: whether each block starts as the identity, by a zero scale of its last norm (without norms, by a
+        zero kernel of its last convolution).
+      dtype: the compute dtype; parameters and outputs are float32.
       part_policy: a policy of `jax.checkpoint`. Each stage is cut into equal parts of at most four blocks, and the
         first part includes the layers before it; the backward pass recomputes each part, except the values that the
         policy saves. The last norm of a part, whose output is kept as the input of the next part, and the norms of
@@ -78,9 +81,9 @@ class ResNet(nn.Module):
         """Returns logits of shape (N, num_classes).
 
         Args:
-          images: shape (N, H, W, channels), of about unit size.
-          train: normalise by the batch's statistics and update the running ones.
-          mask: shape (N,), True where an example counts towards the statistics.
+          images: the images, standardised to about unit size, shape (N, H, W, channels).
+          train: True: normalise by the batch's statistics and update the running ones; False: use the running ones.
+          mask: True where an example counts towards the statistics, shape (N,); None: all examples count.
         """
         he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
         zeros = nn.initializers.zeros
@@ -126,7 +129,7 @@ class ResNet(nn.Module):
             if small:
                 return norm(conv(x, self.width, 3))
             x = norm(conv(x, self.width, 7, 2))
-            padding: Any = ((1, 1), (1, 1))  # Flax takes it, its annotation does not.
+            padding: Any = ((1, 1), (1, 1))  # Flax accepts this padding, but its type annotation does not.
             return nn.max_pool(x, (3, 3), (2, 2), padding=padding)
 
         def part(x, stage, first, length):
@@ -150,10 +153,10 @@ class ResNet(nn.Module):
 
 
 def resnet50(**arguments) -> ResNet:
-    """Returns ResNet-50: 53 convolutions, each with a norm."""
+    """Makes ResNet-50, which has 53 convolutions, each with a norm."""
     return ResNet(stage_sizes=(3, 4, 6, 3), bottleneck=True, **arguments)
 
 
 def resnet18(**arguments) -> ResNet:
-    """Returns ResNet-18: 20 convolutions, each with a norm."""
+    """Makes ResNet-18, which has 20 convolutions, each with a norm."""
     return ResNet(stage_sizes=(2, 2, 2, 2), bottleneck=False, **arguments)

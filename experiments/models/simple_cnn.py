@@ -1,4 +1,4 @@
-"""A small convolutional network for images of digits: trained on two cores in minutes."""
+"""A small convolutional network for images of digits, which trains on two CPU cores in minutes."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from experiments.models import layout as layouts
 from experiments.models.convolution import ConvMaxPool
 from experiments.models.normalised import NormFactory, normalised
 
-# The smallest image, in pixels, of which the third pool leaves something.
+# The smallest side of an image, in pixels, with which the third pool has an output.
 MIN_IMAGE_SIZE = 28
 WIDTHS_AND_KERNELS = ((10, 5), (20, 5), (40, 3))
 
@@ -19,9 +19,9 @@ class SimpleCNN(nn.Module):
 
     Attributes:
       num_classes: the number of outputs.
-      norm: makes the norms, a `models.normalised.NormFactory`; None: biases in their place.
-      dtype: the type of the computation; parameters and outputs are float32.
-      layout: the order of the activations' axes; None: the faster one on this machine.
+      norm: the factory of the norms, a `models.normalised.NormFactory`; None: biases in place of norms.
+      dtype: the compute dtype; parameters and outputs are float32.
+      layout: the order of the activations' axes; None: the faster layout on the default backend.
     """
 
     num_classes: int
@@ -34,9 +34,9 @@ class SimpleCNN(nn.Module):
         """Returns logits of shape (N, num_classes), for images of shape (N, H, W, C) with H and W of at least 28.
 
         Args:
-          images: floating point numbers of about unit size.
-          train: normalise by the batch's statistics and update the running ones.
-          mask: shape (N,), True where an example counts towards the statistics.
+          images: the images, standardised to about unit size.
+          train: True: normalise by the batch's statistics and update the running ones; False: use the running ones.
+          mask: True where an example counts towards the statistics, shape (N,); None: all examples count.
 
         Raises:
           UsageError: the images are smaller.
@@ -51,6 +51,6 @@ class SimpleCNN(nn.Module):
         for width, size in WIDTHS_AND_KERNELS:
             x = ConvMaxPool(width, (size, size), layout, use_bias=self.norm is None, dtype=self.dtype)(x)
             x = normalised(self.norm, x, train=train, mask=mask, activation=nn.relu, layout=layout)
-        # NHWC order, so that the dense layer's rows mean the same in every layout.
+        # Back to NHWC, so that the rows of the dense layer's kernel have the same meaning in every layout.
         x = layout.to_nhwc(x).reshape(images.shape[0], -1)
         return nn.Dense(self.num_classes, dtype=self.dtype)(x).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""A model from a factory of the user's own, adapted to the call that all models take."""
+"""Models from a user's own factory, adapted to the call signature of all models."""
 
 import inspect
 from collections.abc import Callable
@@ -10,29 +10,30 @@ from flax import linen as nn
 from experiments import _users
 from experiments._errors import UsageError
 
-# Common names of the arguments of a factory, and of a model's call.
+# The names that are recognised for the arguments of a factory (`CLASSES`) and of a model's call (`TRAIN`, or
+# `EVALUATE`, which means the opposite).
 CLASSES = ("num_classes", "n_classes", "classes", "num_outputs")
 TRAIN = ("train", "training", "is_training")
 EVALUATE = ("deterministic", "use_running_average", "inference")
 
 
 def model(name: str, num_classes: int, norm: Any, dtype: Any) -> nn.Module:
-    """Returns the model that the user's factory makes.
+    """Calls the user's factory, and adapts the model that it returns.
 
-    The factory, or class, is given those of `num_classes`, `norm` and `dtype` that its signature takes.
+    The factory, which may be a class, receives those of `num_classes`, `norm` and `dtype` that its signature takes.
 
     Args:
-      name: "package.module:factory".
+      name: the value of `--model`, "package.module:factory".
       num_classes: the number of classes of the labels.
-      norm: a `models.normalised.NormFactory`, or None.
-      dtype: the type of the computation.
+      norm: the factory of the norms, a `models.normalised.NormFactory`, or None.
+      dtype: the compute dtype.
 
     Returns:
-      A module called as `module(images, train=..., mask=...)`, with its parameters where the user's module has
-      them.
+      A module called as `module(images, train=..., mask=...)`, whose parameters have the paths of the user's module.
 
     Raises:
-      UsageError: the factory fails, asks for more, or makes no linen module; or its call takes other arguments.
+      UsageError: the factory fails, requires other arguments, or returns something other than a linen module; or the
+        call of that module requires other arguments.
     """
     factory = _users.function("model", name)
     values = {**dict.fromkeys(CLASSES, num_classes), "norm": norm, "dtype": dtype}
@@ -54,7 +55,7 @@ def model(name: str, num_classes: int, norm: Any, dtype: Any) -> nn.Module:
         try:
             made = factory(**given)
         except TypeError as error:
-            # A wrapper without a signature of its own hides the signature of what it wraps.
+            # A wrapper that takes *args hides the signature of the function that it wraps.
             if given or not taken.any_by_place:
                 raise
             raise _by_place(name, ["*args"], f" ({error})") from error
@@ -74,11 +75,11 @@ class _Taken:
     """The arguments that a function takes.
 
     Attributes:
-      required: arguments without a default.
-      optional: arguments with a default.
-      others: any other name is taken, too, as in `**kwargs`.
-      by_place: positional-only arguments without a default.
-      any_by_place: any number of positional arguments is taken, as in `*args`.
+      required: the names of arguments without a default.
+      optional: the names of arguments with a default.
+      others: whether the function takes any other name too, by `**kwargs`.
+      by_place: the names of positional-only arguments without a default.
+      any_by_place: whether the function takes any number of positional arguments, by `*args`.
     """
 
     def __init__(self, parameters: list[inspect.Parameter]):
@@ -94,7 +95,7 @@ class _Taken:
 
 
 def _taken(function: Callable, *, skip: int = 0) -> _Taken:
-    """Returns the arguments that a function takes after its first ones; anything if its signature is not known."""
+    """Returns the arguments that a function takes, without the first `skip`; any name if its signature is not known."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
@@ -135,13 +136,13 @@ def _adapted(name: str, module: nn.Module) -> nn.Module:
 
 
 class Adapted(nn.Module):
-    """A module with another signature; its variables stay in the places where it has them by itself.
+    """A wrapper that gives the user's module the common call signature, and keeps the paths of its variables.
 
     Attributes:
-      inner: the module.
+      inner: the user's module.
       model: the value of `--model`.
-      flag: the module's name for `train` or for its opposite; None: the module takes neither.
-      takes_mask: the module takes `mask`.
+      flag: the user's name for the argument `train` or for its opposite; None: the module takes neither.
+      takes_mask: whether the module takes `mask`.
     """
 
     inner: nn.Module
@@ -154,15 +155,15 @@ class Adapted(nn.Module):
         nn.share_scope(self, self.inner)
 
     def __call__(self, images: jax.Array, *, train: bool, mask: jax.Array | None = None) -> Any:
-        """Returns the logits of the module.
+        """Returns the logits of the user's module.
 
         Args:
-          images: those of the batch.
-          train: normalise by the batch's statistics and update the running ones.
-          mask: shape (N,), True where an example counts.
+          images: the images of the batch.
+          train: True: normalise by the batch's statistics and update the running ones; False: use the running ones.
+          mask: True where an example counts, shape (N,); None: all examples count.
 
         Raises:
-          UsageError: there is a mask, and the module takes none.
+          UsageError: a mask is given, and the module does not take one.
         """
         options: dict[str, Any] = {}
         if self.flag is not None:

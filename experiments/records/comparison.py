@@ -1,4 +1,4 @@
-"""Records of the recommend suite: the rows of its runs, and a row of its table per problem."""
+"""Records of the recommend suite: the rows of its runs, and one row of its table per problem."""
 
 from experiments.records.fields import Bounded, Count, Finite, NonNegative, Positive, Size
 from experiments.records.record import Record
@@ -6,7 +6,7 @@ from experiments.records.studies import StudyRow
 
 
 class ComparedRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):
-    """A run of a grid, or of a setting that is compared, to the target of the problem."""
+    """A run to the target of the problem, for the grid or for a setting that is compared."""
 
     NEEDED = ("batch_size", "learning_rate", "seed")
     TIMED = True
@@ -22,9 +22,9 @@ class GridCost(Record, frozen=True, kw_only=True):
     """The size and the cost of a grid.
 
     Attributes:
-      cells: settings.
-      runs: runs of all seeds.
-      seconds: of all runs, with compilation and evaluation.
+      cells: the number of settings.
+      runs: the number of runs, over all settings and seeds.
+      seconds: the wall-clock time of all runs, including compilation and evaluation.
     """
 
     cells: Count
@@ -33,11 +33,11 @@ class GridCost(Record, frozen=True, kw_only=True):
 
 
 class RecommendationCost(Record, frozen=True, kw_only=True):
-    """The cost of a recommendation, and what it lacks.
+    """The cost of a recommendation, and the measurements that it lacks.
 
     Attributes:
-      seconds: that measuring took.
-      not_measured: what is missing, and why: one text each.
+      seconds: the wall-clock time of measuring.
+      not_measured: one text per missing measurement, with the reason.
     """
 
     seconds: Finite
@@ -45,15 +45,15 @@ class RecommendationCost(Record, frozen=True, kw_only=True):
 
 
 class ComparedSetting(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """A setting, run with seeds that neither the grid nor the recommendation has seen.
+    """A setting, run with seeds that neither the grid nor the recommendation has used.
 
     Attributes:
       batch_size: examples per update.
       rate: the constant learning rate.
-      updates: updates to the target, one per seed; None: not reached.
-      step_seconds: the median seconds of computing per update; None: all runs diverged.
-      seconds: the geometric mean of the seconds of computing to the target; None: some seed did not reach it.
-      predicted: the prediction of these seconds, where the setting is recommended; None: there is none.
+      updates: updates to the target, one entry per seed; None: the run did not reach it.
+      step_seconds: the median compute time per update, in seconds; None: all runs diverged.
+      seconds: the geometric mean of the compute time to the target, in seconds; None: a run did not reach the target.
+      predicted: the prediction of `seconds` if the setting is the recommended one; None: there is no prediction.
     """
 
     batch_size: Size
@@ -65,12 +65,12 @@ class ComparedSetting(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class CheckedPrediction(Record, frozen=True, kw_only=True):
-    """Predicted updates at a batch size that the recommendation has not tried, beside those of the grid.
+    """The updates predicted at a batch size that the recommendation has not tried, and those that the grid measured.
 
     Attributes:
       batch_size: examples per update.
-      predicted: updates to the target.
-      measured: updates to the target in the grid, at the best rate.
+      predicted: the predicted updates to the target.
+      measured: the updates to the target in the grid, at the best rate.
       off: the relative deviation of the prediction.
     """
 
@@ -81,16 +81,17 @@ class CheckedPrediction(Record, frozen=True, kw_only=True):
 
 
 class Comparison(Record, frozen=True, kw_only=True):
-    """A recommendation beside the grid of its problem.
+    """A recommendation compared with the grid of its problem.
 
     Attributes:
-      problem: its name.
+      problem: the name of the problem.
       target: the accuracy to reach.
-      grid: size and cost of the grid.
-      recommendation: cost of the recommendation.
+      grid: the size and the cost of the grid.
+      recommendation: the cost of the recommendation.
       best: the best setting of the grid.
       recommended: the recommended setting; None: there is none.
-      ratio: time at the recommended setting over that at the best, with its interval; None: not measured.
+      ratio: the time to the target at the recommended setting divided by the time at the best one, and the ends of the
+        interval; None: not measured.
       predictions: one entry per batch size that can be checked.
     """
 

@@ -1,4 +1,4 @@
-"""Records of what a recommendation measures."""
+"""Records of the measurements that a recommendation makes."""
 
 from typing import NamedTuple
 
@@ -9,11 +9,11 @@ from experiments.records.record import Record
 
 
 class TimedUpdate(NamedTuple):
-    """The time of an update, measured by one run; a list of two numbers in the file.
+    """The time of an update, measured in one run; a list of two numbers in the file.
 
     Attributes:
       batch_size: examples per update.
-      seconds: of computing, per update.
+      seconds: compute time per update.
     """
 
     batch_size: Size
@@ -21,12 +21,12 @@ class TimedUpdate(NamedTuple):
 
 
 class RaceEntry(NamedTuple):
-    """The outcome of one of several short runs of equal time; a list of three numbers in the file.
+    """The outcome of one short run of the race between settings; a list of three numbers in the file.
 
     Attributes:
       batch_size: examples per update.
       rate: the learning rate.
-      loss: mean loss over the last evaluations of the run.
+      loss: the mean loss over the last evaluations of the run.
     """
 
     batch_size: Size
@@ -35,11 +35,11 @@ class RaceEntry(NamedTuple):
 
 
 class TriedBatch(Record, frozen=True, kw_only=True):
-    """A run near the limit of the memory.
+    """A trial run with a batch that nearly fills the memory.
 
     Attributes:
       batch_size: examples per update.
-      error: why it failed; None: it ran.
+      error: the reason why the run failed; None: the run succeeded.
     """
 
     batch_size: Size
@@ -47,15 +47,15 @@ class TriedBatch(Record, frozen=True, kw_only=True):
 
 
 class Memory(Record, frozen=True, kw_only=True):
-    """Device memory of a training step, fixed + per_example B bytes, and the largest batch that fits.
+    """The device memory of a training step, fixed + per_example B bytes, and the largest batch that fits.
 
     Attributes:
       fixed: bytes of parameters, optimizer state and resident data.
       per_example: bytes per example of a batch.
-      error: the largest relative deviation of a compiled program from the line.
-      limit: bytes that the device has; None: not known.
+      error: the largest relative deviation of a compiled program's memory from this line.
+      limit: the memory of the device in bytes; None: not known.
       largest: examples of the largest batch that fits; None: not known.
-      tried: the run near the limit; None: none was made.
+      tried: the trial run near the limit; None: there was no such run.
     """
 
     fixed: Finite
@@ -70,8 +70,8 @@ class Noise(Record, frozen=True, kw_only=True):
     """The gradient noise scale along a run.
 
     Attributes:
-      scale: the median of the measurements, in examples; None: it is not finite.
-      interval: of the median, at 95%; None for an end that the measurements do not bound.
+      scale: the median of the measurements, in examples; None: the median is not finite.
+      interval: the 95% interval of the median; None for an end that the measurements do not bound.
       measurements: the number of measurements.
     """
 
@@ -84,15 +84,15 @@ class MeasuredRun(Record, frozen=True, kw_only=True):
     """A run to the target.
 
     Attributes:
-      key: the key of its row.
+      key: the key of the run's row.
       batch_size: examples per update.
       rate: the learning rate, which is constant.
       seed: the seed of the run.
-      updates: updates made; 0 if the run diverged.
-      reached: whether the target was reached.
+      updates: the number of updates made; 0 if the run diverged.
+      reached: whether the run reached the target.
       diverged: whether the run ended with a loss that is not finite.
-      step_seconds: seconds of computing per update; None: the run diverged.
-      evaluate_every: updates between two evaluations; 0: an earlier version did not write it.
+      step_seconds: compute time per update, in seconds; None: the run diverged.
+      evaluate_every: updates between two evaluations; 0: an earlier version wrote the row, without this field.
     """
 
     key: str = ""
@@ -107,7 +107,7 @@ class MeasuredRun(Record, frozen=True, kw_only=True):
 
 
 class _Shown(Record, frozen=True, kw_only=True):
-    """Types of the options that a report shows."""
+    """The types of the options that a report shows."""
 
     dataset: str
     model: str = ""
@@ -118,20 +118,21 @@ class Evidence(Record, frozen=True, kw_only=True):
     """The measurements that a recommendation rests on.
 
     Attributes:
-      options: options of `TrainConfig` that all runs share.
-      examples: training examples, without those held out.
-      held_out: training examples that the target is measured on; 0: it is measured on the test split.
-      devices: devices that share a batch.
+      options: the options of `TrainConfig` that all runs share.
+      examples: the number of training examples, without those held out.
+      held_out: the number of training examples that are held out to measure the target; 0: the target is measured on
+        the test split.
+      devices: the number of devices that share a batch.
       kind: the kind of the devices, such as "cpu".
-      unit: batch sizes are this number times a power of two.
+      unit: the smallest batch size; every batch size is this number times a power of two.
       target: the accuracy to reach; None: none was given.
       optimizer: the optimizer of all runs.
       step_time: one entry per run that was timed.
-      memory: None: not known.
+      memory: the memory of a training step; None: not known.
       race: one entry per short run that did not diverge.
-      noise: None: not measured.
+      noise: the gradient noise scale; None: not measured.
       runs: the runs to the target, in the order in which they were made.
-      not_measured: what is missing, and why: one text each.
+      not_measured: one text per missing measurement, with the reason.
     """
 
     options: Options
@@ -153,5 +154,5 @@ class Evidence(Record, frozen=True, kw_only=True):
         try:
             msgspec.convert(self.options, _Shown)
         except msgspec.ValidationError as error:
-            # The path of the error begins at the options.
+            # msgspec writes "$" for the value that was converted, which is the field `options` of this record.
             raise ValueError(str(error).replace("$", "options")) from error

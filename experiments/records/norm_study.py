@@ -11,8 +11,8 @@ class Norm(NamedTuple):
 
     Attributes:
       name: the name in `--norms` and in reports.
-      options: the options of `TrainConfig` that choose it.
-      statistics: its statistics in the words of the part on learning rates; "": it is not in that part.
+      options: the options of `TrainConfig` that choose the norm.
+      statistics: the words for the norm's statistics in the part on learning rates; "": that part leaves the norm out.
     """
 
     name: str
@@ -21,18 +21,18 @@ class Norm(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The name as the keys of rows have it."""
+        """The name in the keys of rows: without spaces."""
         return self.name.replace(" ", "")
 
     @property
     def span(self) -> int | None:
-        """The number of examples that are normalised together; None: it follows from the devices and their batches."""
+        """The number of examples normalised together; None: the devices and their batch sizes decide it."""
         span = self.options.get("span")
         return span if isinstance(span, int) else None
 
     @property
     def rate_key(self) -> str:
-        """The norm as the keys of rows of the part on learning rates have it: the option of `TrainConfig`."""
+        """The norm in the keys of rows of the part on learning rates: its option of `TrainConfig`."""
         return str(self.options["norm"])
 
 
@@ -65,18 +65,18 @@ NORMS = _by_name(
         FROZEN,
     ]
 )
-# The norms of the part on learning rates.
+# The norms of the part on learning rates, which compares batch statistics with fixed ones.
 FIXED_OR_NOT = tuple(norm for norm in NORMS.values() if norm.statistics)
 
 
 class Task(NamedTuple):
-    """A task that the grid is run for.
+    """A task of the norm study, for which the grid is run once.
 
     Attributes:
       name: the name in `--tasks`, in keys and in reports.
-      options: options of `TrainConfig`.
-      metric: the label of the score, in percent.
-      remark: why local statistics lose little, where they do; "": nothing is known.
+      options: the options of `TrainConfig` that choose the task.
+      metric: the label of the score, which is in percent.
+      remark: the reason why local statistics lose little on this task; "": no reason is known.
     """
 
     name: str
@@ -85,7 +85,7 @@ class Task(NamedTuple):
     remark: str = ""
 
 
-# The running statistics are averages over some 20 updates at every batch size, because runs are short.
+# Runs are short, so the momentum is low: running statistics average over some 20 updates at every batch size.
 _COMMON: Options = {"warmup_epochs": 0, "weight_decay": 0.0, "label_smoothing": 0.0, "norm_momentum": 0.95}
 CLASSIFICATION = Task(
     "classification",

@@ -1,4 +1,4 @@
-"""Records of what a recommendation says, and of the file that also holds what it measured."""
+"""Records of a recommendation: its predictions, its advice, and the file that holds these and the measurements."""
 
 from typing import Annotated, Literal
 
@@ -8,9 +8,8 @@ from experiments.records.evidence import Evidence
 from experiments.records.fields import Bounded, Count, Finite, NonNegative, OpenInterval, Options, Positive, Share, Size
 from experiments.records.record import FileRecord, Record
 
-# The measurements that predicted updates rest on: "runs" to the target at two batch sizes or more; the gradient
-# "noise", with runs at one batch size if there are any; or runs at one batch size and the "usual" curve of other
-# models.
+# The basis of the predicted updates: "runs" to the target at two or more batch sizes; the gradient "noise", with runs
+# at one batch size if any were made; or runs at one batch size and the "usual" curve, known from other models.
 Source = Literal["runs", "noise", "usual"]
 
 
@@ -18,8 +17,8 @@ class Estimate(Record, frozen=True, kw_only=True):
     """A batch size that was estimated.
 
     Attributes:
-      value: the most likely value, in examples; None: it is not finite.
-      interval: at 95%; None for an end without a bound.
+      value: the most likely value, in examples; None: the value is not finite.
+      interval: the 95% interval; None for an end without a bound.
     """
 
     value: Finite | None
@@ -27,17 +26,17 @@ class Estimate(Record, frozen=True, kw_only=True):
 
 
 class Prediction(Record, frozen=True, kw_only=True):
-    """The prediction for one batch size; intervals hold 19 of 20 runs.
+    """The prediction for one batch size; each interval should contain 19 of 20 runs.
 
     Attributes:
       batch_size: examples per update.
-      step_seconds: seconds of computing per update.
-      updates_per_epoch: updates in an epoch that leaves out the last, smaller batch.
-      dropped: the share of the examples that such an epoch leaves out.
+      step_seconds: compute time per update, in seconds.
+      updates_per_epoch: updates in an epoch, which leaves out the last batch if it is smaller.
+      dropped: the share of the examples that an epoch leaves out.
       memory: bytes of a step on one device; None: not known.
-      updates: updates to the target; None: no run reached it.
-      epochs: epochs to the target; None likewise.
-      seconds: seconds of computing to the target; None likewise.
+      updates: updates to the target; None: no run reached the target.
+      epochs: epochs to the target; None: no run reached the target.
+      seconds: compute time to the target, in seconds; None: no run reached the target.
     """
 
     batch_size: Size
@@ -55,21 +54,21 @@ class Advice(Record, frozen=True, kw_only=True):
 
     Attributes:
       batch_size: examples per update.
-      per_device: examples of a micro-batch on each device.
+      per_device: examples per micro-batch and device.
       accumulation_steps: micro-batches per update.
       learning_rate: the constant learning rate.
       optimizer: the optimizer of all runs.
       warmup_epochs: epochs of warmup.
-      span: examples that are normalised together; None: all of a micro-batch.
-      source: the measurements that predicted updates rest on.
-      predictions: at half, one and two times the batch size, as far as the data allow.
-      candidates: of every batch size that was considered.
+      span: examples that are normalised together; None: all examples of a micro-batch.
+      source: the basis of the predicted updates.
+      predictions: the predictions at half, one and two times the batch size, as far as the data allow.
+      candidates: one prediction per batch size that was considered.
       critical_batch_size: the batch size at which updates and examples to the target are both twice their least.
       knee: the batch size at which half of an update's time is overhead.
-      binds: the constraint that keeps a larger batch from being better, in a word.
-      loosen: a remedy for it, as text.
+      binds: the constraint that keeps a larger batch from being better, in one word.
+      loosen: a remedy for that constraint, as text.
       certainty: the probability that no other batch size is more than a tenth faster.
-      options: options of `experiments.train`.
+      options: the options of `experiments.train` for this setting.
     """
 
     batch_size: Size
@@ -99,13 +98,13 @@ class Advice(Record, frozen=True, kw_only=True):
 
 
 class Recommendation(FileRecord, frozen=True, kw_only=True):
-    """`recommendation.json`: measurements, and the setting that follows from them.
+    """The contents of `recommendation.json`: measurements, and the setting that follows from them.
 
     Attributes:
-      minutes: that measuring was given.
-      seconds: that measuring took.
+      minutes: the time limit for measuring.
+      seconds: the time that measuring took.
       evidence: the measurements.
-      advice: what follows; None: the measurements do not decide it.
+      advice: the setting that follows from the measurements; None: the measurements do not decide it.
     """
 
     minutes: Finite

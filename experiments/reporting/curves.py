@@ -1,4 +1,4 @@
-"""The learning curves of a run."""
+"""The learning curves of a run: loss, accuracy and learning rate."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -17,10 +17,10 @@ TRAIN_COLOUR, TEST_COLOURS = "#8a93a6", ("#0072b2", "#d55e00", "#009e73")
 
 
 def read_rows(path: Path) -> tuple[list[MetricsRow], int]:
-    """Returns the rows of a run's metrics, and how many lines were left out.
+    """Returns the rows of a run's metrics, and the number of lines that were left out.
 
     Raises:
-      UsageError: there is no such file.
+      UsageError: the file does not exist.
     """
     if not path.exists():
         raise UsageError(f"{path} is not there")
@@ -28,7 +28,7 @@ def read_rows(path: Path) -> tuple[list[MetricsRow], int]:
 
 
 def training_curves(workdir: str | Path) -> Figure:
-    """Draws loss, accuracy and learning rate of a run against its updates.
+    """Draws the loss, the accuracy and the learning rate of a run against its updates.
 
     Args:
       workdir: the folder of the run, which holds `metrics.jsonl`.
@@ -44,7 +44,7 @@ def training_curves(workdir: str | Path) -> Figure:
 
 
 def curve_panels(workdir: str | Path) -> list[Figure]:
-    """Returns the panels of `training_curves`, each a figure of its own, which a page arranges by its width."""
+    """Returns each panel of `training_curves` as a separate figure, so that a page can arrange them by its width."""
     figures, series = [], _series(workdir)
     for draw in _PANELS:
         drawing, (axes,) = canvas()
@@ -54,12 +54,12 @@ def curve_panels(workdir: str | Path) -> list[Figure]:
 
 
 class _Series(NamedTuple):
-    """The rows of a run's metrics by their type; those of the gradient noise are for a study's page.
+    """The rows of a run's metrics by their type, without the rows on gradient noise, which only a study's page shows.
 
     Attributes:
-      train: metrics of training batches.
-      ramp: where the batch grows.
-      evaluations: rows by the name of the split.
+      train: one row per logged training batch.
+      ramp: one row per growth of the batch.
+      evaluations: one list of rows per evaluated split, by the name of the split.
     """
 
     train: list[TrainRow]
@@ -67,7 +67,7 @@ class _Series(NamedTuple):
     evaluations: dict[str, list[EvaluationRow]]
 
     def coloured(self) -> list[tuple[str, list[EvaluationRow], str]]:
-        """Returns name, rows and colour of each evaluated split."""
+        """Returns the name, the rows and the colour of each evaluated split."""
         splits = self.evaluations.items()
         return [(name, rows, colour) for (name, rows), colour in zip(splits, TEST_COLOURS, strict=False)]
 
@@ -111,7 +111,7 @@ def _accuracy(axes: Axes, series: _Series) -> None:
 
 def _rate(axes: Axes, series: _Series) -> None:
     rates = [row.learning_rate for row in series.train]
-    # Alone, it is what the title says.
+    # Without a ramp the line needs no label, because the title of the panel names it.
     label = "rate" if series.ramp else None
     axes.plot([row.step for row in series.train], rates, color="black", linewidth=1.2, label=label)
     for number, row in enumerate(series.ramp):
@@ -136,6 +136,6 @@ _PANELS = (_loss, _accuracy, _rate)
 
 
 def _floor(series: _Series) -> float:
-    """Returns where the accuracy axis starts: low enough to show the second half of training."""
+    """Returns the lower end of the accuracy axis, low enough to show the second half of training."""
     ends = [100 * row.accuracy for _, split, _ in series.coloured() for row in split[len(split) // 2 :]]
     return min(ends) - 5 if ends else 0

@@ -1,4 +1,4 @@
-"""The norm beside its peers, in one picture."""
+"""The figure of the norm suite: the norm's time, memory and exactness beside its peers."""
 
 import math
 from pathlib import Path
@@ -17,13 +17,13 @@ LABELS = {"torch": "PyTorch", "torch_nchw": "PyTorch, NCHW", "flax": "Flax", "fl
 
 
 class ErrorLine(NamedTuple):
-    """The line of the errors of one way to compute.
+    """The look of the line that shows the errors of one way to compute.
 
     Attributes:
-      colour: of the line.
-      style: of the line and its markers.
-      label: in the legend.
-      of_first_step: whether it shows the first step of training, which has no running mean; else any later step.
+      colour: the colour of the line.
+      style: the style of the line and its markers.
+      label: the label in the legend.
+      of_first_step: whether the line shows the first step of training, which has no running mean, or any later step.
     """
 
     colour: str
@@ -32,7 +32,7 @@ class ErrorLine(NamedTuple):
     of_first_step: bool = True
 
 
-# By the name of the way to compute.
+# The looks of the lines, by the name of the way to compute.
 ERROR_LINES = {
     "default": ErrorLine(OUR_COLOUR, "o-", "batchnorm_jax, the default: running mean 1 std off", of_first_step=False),
     "all_gather": ErrorLine("#009e73", "v-", "batchnorm_jax, all_gather"),
@@ -43,13 +43,13 @@ ERROR_LINES = {
 
 
 def norm_figure(path: str | Path) -> Figure:
-    """Draws time, memory and exactness of the norm, one panel for each part that was measured.
+    """Draws the norm's time, memory and exactness, one panel per part that was measured.
 
     Args:
       path: the `norm.json` of `experiments.benchmark --suite=norm`.
 
     Raises:
-      UsageError: the file is not there, or is damaged.
+      UsageError: the file is missing or damaged.
     """
     with fitting(path):
         return _drawn(_files.read_json(Path(path), NormFile).rows)
@@ -73,7 +73,7 @@ def _drawn(results: NormRows) -> Figure:
 
 
 def _speed(axes: Axes, result: Speed) -> None:
-    """Draws the time of ours as a share of each peer's: a dot per case, a bar for their geometric mean."""
+    """Draws this library's time divided by each peer's: one dot per case, and a bar for their geometric mean."""
     peers = list(result.rows[0].ratio)[::-1]
     labels, dots = [], []
     for i, peer in enumerate(peers):

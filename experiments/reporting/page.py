@@ -1,4 +1,4 @@
-"""A run's report: one HTML file that needs nothing beside it."""
+"""The report of a run: one self-contained HTML file."""
 
 import html
 from pathlib import Path
@@ -12,7 +12,7 @@ from experiments.reporting.section import write_report
 
 
 def write_page(workdir: str | Path) -> Path:
-    """Writes `report.html` into the folder of a run, from the result files there.
+    """Writes `report.html` into the folder of a run, from the result files in that folder.
 
     Args:
       workdir: the folder of a run that has ended.
@@ -72,7 +72,7 @@ def _page(workdir: Path, summary: Summary, stored: StoredRun, broken: int) -> tu
 
 
 def _score(result: Result) -> str:
-    """Returns the score of a split as a sentence has it."""
+    """Returns the score of a split as words in a sentence."""
     return f"{result.accuracy:.2%}" if result.mean_iou is None else f"mean IoU {result.mean_iou:.2%}"
 
 

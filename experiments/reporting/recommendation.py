@@ -1,4 +1,4 @@
-"""The recommendation of a batch size, from its files alone: lines for a terminal, a figure and a page."""
+"""The report of a recommendation, from its files alone: lines for a terminal, a figure and a page."""
 
 import html
 from collections.abc import Callable, Sequence
@@ -37,15 +37,15 @@ from experiments.reporting.style import (
 
 FILE = "recommendation.json"
 EXPECT = "What to expect at half, one and two times this size; in brackets, where 19 of 20 runs should lie"
-# A band without a bound, or a wider one, would hide the rest: it ends at this factor above the middle.
+# The band ends at this factor above the middle: a wider band, or one without a bound, would squeeze the rest.
 MAX_BAND_FACTOR = 10
 
 
 def recommendation_lines(result: Recommendation) -> list[str]:
-    """Returns the recommendation, then why, then the numbers, as lines of text.
+    """Returns the recommendation, the reasons for it and the measured numbers, as lines of text.
 
     Args:
-      result: from `experiments.studies.recommending.run.recommend`.
+      result: the recommendation, from `experiments.studies.recommending.run.recommend`.
     """
     evidence, advice = result.evidence, result.advice
     lines = [headline(result), ""]
@@ -66,13 +66,13 @@ def recommendation_lines(result: Recommendation) -> list[str]:
 
 
 class _Points(NamedTuple):
-    """Measured points of a figure.
+    """One group of measured points in a figure.
 
     Attributes:
-      label: in the legend.
-      marker: of the points.
+      label: the label in the legend.
+      marker: the marker of the points.
       filled: whether the markers are filled.
-      points: batch size and seconds of each.
+      points: the batch size and the seconds of each point.
     """
 
     label: str
@@ -85,10 +85,10 @@ class _Quantity(NamedTuple):
     """A time that the figure shows against the batch size.
 
     Attributes:
-      label: of the axis.
-      caption: of the figure on the page.
-      predicted: the prediction of the time; None: there is none.
-      measured: the points beside it.
+      label: the label of the axis.
+      caption: the caption of the figure on the page.
+      predicted: a function that returns the predicted time and its interval; None: there is no prediction.
+      measured: a function that returns the measured points to show beside the prediction.
     """
 
     label: str
@@ -123,18 +123,18 @@ PER_UPDATE = _Quantity(
 
 
 def _quantity(result: Recommendation) -> _Quantity:
-    """Returns the time to the target, or the time per update where no run reached the target."""
+    """Returns the quantity to draw: the time to the target, or the time per update if no run reached the target."""
     has_target = result.advice is not None and TO_TARGET.predicted(result.advice.candidates[0]) is not None
     return TO_TARGET if has_target else PER_UPDATE
 
 
 def recommendation_figure(folder: str | Path) -> Figure:
-    """Draws predicted time to the target against batch size, with its interval, and the runs that were made.
+    """Draws the predicted time to the target against the batch size, with its interval and the measured runs.
 
-    Without a run that reached the target: the time per update.
+    If no run reached the target, the figure shows the time per update instead.
 
     Raises:
-      UsageError: there is no recommendation in the folder.
+      UsageError: there is no recommendation in the folder, or it is damaged.
     """
     result = _read(folder)
     quantity, advice = _quantity(result), result.advice
@@ -154,7 +154,7 @@ def recommendation_figure(folder: str | Path) -> Figure:
 
 
 def _predicted(axes: Axes, quantity: _Quantity, candidates: Sequence[Prediction]) -> list[int]:
-    """Draws the predictions with their band; returns their batch sizes."""
+    """Draws the predictions with their band, and returns their batch sizes."""
     known = [(c.batch_size, values) for c in candidates if (values := quantity.predicted(c)) is not None]
     sizes = [size for size, _ in known]
     middle, low, high = zip(*(values for _, values in known), strict=True)

@@ -1,4 +1,4 @@
-"""The words of a recommendation, for readers of none of the papers."""
+"""The words of a recommendation, for readers who know none of the papers."""
 
 import math
 import shlex
@@ -16,15 +16,15 @@ from experiments.records.recommendation import (
 from experiments.reporting.section import interval
 from experiments.reporting.style import number
 
-# The norm whose statistics a span divides: the default, whose name evidence leaves out.
+# The norm that a span applies to. It is also the default norm, which evidence does not name.
 SPANNED_NORM = "batch"
-# A number beyond this says nothing, and is shown as no bound.
+# Larger numbers carry no information, and are shown as "no bound".
 MAX_SHOWN = 1e7
-# Units that are said once, where all three numbers of a cell have the same.
+# Units that a cell names only once if its three numbers share them.
 UNITS = (" ms", " s", " min")
-# Options that the command shows even where they are 0, which is not their default.
-ZERO = ("warmup_epochs", "weight_decay", "label_smoothing")
-# Why a larger batch is not recommended, and what would change that, by the constraint that binds.
+# Options that the command shows even if they are 0, because their default is not 0.
+SHOWN_AT_ZERO = ("warmup_epochs", "weight_decay", "label_smoothing")
+# The reason why a larger batch is not recommended, and a remedy, by the constraint that binds.
 WHY_NOT_LARGER = {
     "knee": "A larger batch would need fewer updates, but on this hardware each update would take longer in almost the "
     "same proportion. With faster hardware or more devices a larger batch would pay.",
@@ -46,7 +46,7 @@ SHORT_OF_TIME = "too little time is left"
 
 
 def headline(result: Recommendation) -> str:
-    """Returns the recommendation in a sentence, or that there is none and what to do."""
+    """Returns the recommendation in a sentence, or a sentence that there is none, with a remedy."""
     advice = result.advice
     if advice is None:
         if any(SHORT_OF_TIME in text for text in result.evidence.not_measured):
@@ -74,7 +74,7 @@ def headline(result: Recommendation) -> str:
 
 
 def reasons(advice: Advice) -> list[str]:
-    """Returns why that batch size, and how sure it is: a sentence or two each."""
+    """Returns the reasons for the batch size and their certainty, each in one to three sentences."""
     critical, knee = advice.critical_batch_size, advice.knee
     fallback = f"What limits the batch size: {advice.binds}. What would help: {advice.loosen}."
     return [
@@ -89,7 +89,7 @@ def reasons(advice: Advice) -> list[str]:
 
 
 def _examples(found: Estimate) -> str:
-    """Returns a batch size that was estimated, and its 95% interval, to two digits."""
+    """Returns an estimated batch size and its 95% interval as text, to two digits."""
     low, high = (None if end is None else _rough(end) for end in found.interval)
     return f"about {_count(None if found.value is None else _rough(found.value))} examples ({_bounds((low, high))})"
 
@@ -99,13 +99,13 @@ def _rough(value: float) -> float:
 
 
 def command(advice: Advice) -> str:
-    """Returns the training command of an advice."""
-    options = {name: value for name, value in advice.options.items() if value not in (None, 0) or name in ZERO}
+    """Returns the training command for the recommended setting."""
+    options = {name: value for name, value in advice.options.items() if value not in (None, 0) or name in SHOWN_AT_ZERO}
     return shlex.join(["python", "-m", "experiments.train", *(f"--{name}={value}" for name, value in options.items())])
 
 
 def settings(advice: Advice, evidence: Evidence) -> list[tuple[str, str]]:
-    """Returns the settings of the training command by name."""
+    """Returns the recommended settings, as pairs of name and text."""
     parts = advice.accumulation_steps
     norm = evidence.options.get("norm") or SPANNED_NORM
     micro = advice.batch_size // parts
@@ -121,7 +121,7 @@ def settings(advice: Advice, evidence: Evidence) -> list[tuple[str, str]]:
 
 
 def measured(evidence: Evidence) -> list[str]:
-    """Returns one line for each thing that was measured."""
+    """Returns one line of text per measurement."""
     held_out = evidence.held_out
     goal = f"{held_out:,} held out for the target" if held_out else "none held out: the target is of the test split"
     texts = [f"data: {evidence.examples:,} examples to train on, {goal}"]
@@ -163,7 +163,7 @@ def _updates_per_epoch(prediction: Prediction) -> str:
     return f"{prediction.updates_per_epoch:,}{left_out}"
 
 
-# The rows of the table of predictions: a heading, and the text of a prediction.
+# The rows of the table of predictions: a heading, and a function that returns the text for a prediction.
 _ROWS: tuple[tuple[str, Callable[[Prediction], str]], ...] = (
     ("batch size", lambda p: f"{p.batch_size:,}"),
     ("time per update", lambda p: _with_bounds(p.step_seconds, _seconds)),
@@ -176,12 +176,12 @@ _ROWS: tuple[tuple[str, Callable[[Prediction], str]], ...] = (
 
 
 def predictions(advice: Advice) -> list[tuple[str, ...]]:
-    """Returns the rows of a table with one column per prediction, first the batch sizes themselves."""
+    """Returns the rows of the table of predictions, which has one column per batch size and begins with their row."""
     return [(heading, *map(say, advice.predictions)) for heading, say in _ROWS]
 
 
 def spent(result: Recommendation) -> str:
-    """Returns the minutes that measuring took, of those that it was given."""
+    """Returns the minutes that measuring took and the time limit, as text."""
     return f"{result.seconds / 60:.1f} of {number(result.minutes)} minutes"
 
 

@@ -1,4 +1,4 @@
-"""The norm as compiled for accelerators that were not there, beside Flax's, in one picture."""
+"""The figure of the norm compiled for accelerators that the machine lacks, beside Flax's norm."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ from experiments.records.benchmarks.topology import (
 from experiments.reporting.section import fitting
 from experiments.reporting.style import legend
 
-# By the variant of the norm.
+# The colours of bars, by the variant of the norm.
 COLOURS = {
     FLAX: "#7b8494",
     "plain": "#1764c0",
@@ -34,21 +34,22 @@ COLOURS = {
     "none": "#d5dae2",
 }
 WHOLE_BATCH_COLOUR, SPAN_COLOUR = COLOURS["plain"], COLOURS["span"]
-BAR_HEIGHT = 0.8
-# The height of a bar of a layer in inches, which leaves room for the number beside it.
+# The height of a group of bars, as a share of the distance between two groups.
+GROUP_HEIGHT_SHARE = 0.8
+# The height of a layer's bar in inches, which leaves room for the number beside the bar.
 BAR_INCHES = 0.16
 
 
 def topology_figure(path: str | Path) -> Figure:
-    """Draws layers and networks as ratios to Flax's, the networks' memory, and pooling by the number of devices.
+    """Draws the work and the memory of layers and networks relative to Flax's, and the cost of pooling by devices.
 
-    Each part that the file has is a panel.
+    Each part of the file has one or two panels.
 
     Args:
-      path: the result of `experiments.benchmark --suite=norm --topology=...`.
+      path: the path of the file that `experiments.benchmark --suite=norm --topology=...` has written.
 
     Raises:
-      UsageError: the file is not there, or is damaged.
+      UsageError: the file is missing or damaged.
     """
     with fitting(path):
         return _drawn(_files.read_json(Path(path), TopologyFile).rows)
@@ -90,13 +91,13 @@ def _compiled(rows: Sequence[Row[AnyJob]] | None) -> list[_Compiled]:
 
 
 class _Metric(NamedTuple):
-    """The figure that tells the work of a program.
+    """The figure that measures the work of a program.
 
     Attributes:
-      name: in words.
-      value: reads the figure.
-      ratio: reads its ratio to Flax's.
-      scale: the unit of a network's figure, and the unit's name.
+      name: the name of the figure, in words.
+      value: a function that reads the figure.
+      ratio: a function that reads the ratio to Flax's figure.
+      scale: the unit of a network's figure, and the name of the unit.
     """
 
     name: str
@@ -120,12 +121,12 @@ _BYTES = _Metric(
 
 
 def _metric(rows: Sequence[_Compiled]) -> _Metric:
-    """Returns cycles where the compiler estimates them, and bytes elsewhere."""
+    """Returns the metric of the rows: cycles if the compiler estimates them for all rows, else bytes."""
     return _CYCLES if all(figures.cycles is not None for _, figures in rows) else _BYTES
 
 
 def _layers(axes: Axes, rows: Sequence[_Compiled]) -> None:
-    """Draws a group of bars for each shape and fusion, one bar per variant."""
+    """Draws one group of bars per shape and fusion, and one bar per variant in it."""
     metric = _metric(rows)
     groups: dict[str, list[_Compiled]] = {}
     for row in rows:
@@ -133,12 +134,12 @@ def _layers(axes: Axes, rows: Sequence[_Compiled]) -> None:
         groups.setdefault(f"{FUSIONS[job.fusion]}\n{','.join(map(str, job.shape))}", []).append(row)
     named: set[str] = set()
     for i, group in enumerate(groups.values()):
-        height = BAR_HEIGHT / len(group)
+        height = GROUP_HEIGHT_SHARE / len(group)
         for j, one in enumerate(group):
             value = metric.ratio(one.row)
             if value is None:
                 continue
-            y, variant = i - BAR_HEIGHT / 2 + (j + 0.5) * height, one.row.job.variant
+            y, variant = i - GROUP_HEIGHT_SHARE / 2 + (j + 0.5) * height, one.row.job.variant
             label = None if variant in named else one.row.title
             named.add(variant)
             axes.barh(y, value, height=0.9 * height, color=one.colour, label=label)
@@ -169,7 +170,7 @@ def _memory(axes: Axes, rows: Sequence[_Compiled]) -> None:
 
 
 def _pods(axes: Axes, rows: Sequence[PoolingCost]) -> None:
-    """Draws the time that pooling adds to a step by the number of devices, for the whole batch and for spans."""
+    """Draws the time that pooling adds to a step, by the number of devices, for the whole batch and for spans."""
     devices = [row.devices for row in rows]
     for seconds, title, colour in (
         ([row.whole_seconds for row in rows], "the whole batch", WHOLE_BATCH_COLOUR),
@@ -191,7 +192,7 @@ def _bars(
     ratio: Callable[[Row], float | None],
     notes: dict[str, str] | None = None,
 ) -> None:
-    """Draws one bar per network, with its value, its ratio to Flax's and a note by its title."""
+    """Draws one bar per network, with its value, its ratio to Flax's and a note, which is looked up by its title."""
     axes.barh(range(len(rows)), values, color=[row.colour for row in rows], height=0.6)
     for i, (value, (row, _)) in enumerate(zip(values, rows, strict=True)):
         of_flax = ratio(row)

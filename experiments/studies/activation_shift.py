@@ -1,4 +1,4 @@
-"""The distance between a trained model's activations and the statistics that normalise them."""
+"""Measures the distance between the statistics of a model's activations and those that normalise them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +12,8 @@ from batchnorm_jax.linen import moments_fn
 from experiments.training.evaluation.checkpoint import restore
 from experiments.training.step.single import standardised
 
-# Training images whose activations are looked at.
-EXAMPLES = 1_000
+# The number of training images whose activations are measured.
+SHIFT_EXAMPLES = 1_000
 
 
 def shift_of(workdir: Path) -> dict[str, float]:
@@ -28,7 +28,7 @@ def shift_of(workdir: Path) -> dict[str, float]:
     """
     restored = restore(workdir, num_devices=1)
     train, state = restored.data.train, restored.state
-    images = train.read(np.random.default_rng(0).permutation(train.size)[:EXAMPLES]).images
+    images = train.read(np.random.default_rng(0).permutation(train.size)[:SHIFT_EXAMPLES]).images
     fixed = jax.tree.leaves(state.batch_stats, is_leaf=_is_norm)
     moments = moments_fn(restored.model, mode="layerwise", train=False)
     variables = {"params": state.params, "batch_stats": state.batch_stats}

@@ -1,10 +1,10 @@
-"""The norm study: which statistics to normalise by, over per-device batch sizes.
+"""The norm study: a comparison of the statistics to normalise by, over per-device batch sizes.
 
-Two sets of training runs, on as many devices as are given:
+The study makes two sets of training runs, all on the same number of devices:
 
-- the grid: every norm at every per-device batch size, for classification (`simple_cnn`) and for segmentation (`fcn`),
-  the same number of updates each;
-- the rates: batch statistics and statistics that are frozen before the first update, at peak rates a factor of about
+- the grid: every norm at every per-device batch size, for classification (`simple_cnn`) and for segmentation (`fcn`);
+  runs of one task and batch size make the same number of updates;
+- the rates: batch statistics, and statistics that are frozen before the first update, at peak rates a factor of about
   three apart.
 """
 
@@ -32,14 +32,14 @@ from experiments.studies.jobs import Job
 from experiments.training.config.options import TrainConfig
 
 # The per-device batch size of the runs at several rates.
-RATES_PER_DEVICE = 8
+RATES_BATCH_SIZE_PER_DEVICE = 8
 
 
 class Budget(NamedTuple):
-    """The number of updates of a run: as many as make `examples`, within limits.
+    """The budget of a run: the updates that a number of examples needs, within limits.
 
     Attributes:
-      examples: the number of examples to see.
+      examples: the number of examples to train on.
       least: the smallest number of updates.
       most: the largest number of updates.
     """
@@ -59,8 +59,8 @@ class Size(NamedTuple):
     Attributes:
       budgets: the budget of a run, by the name of the task.
       seeds: the seeds of every run, by the name of the task.
-      per_device_batch_sizes: those of the grid.
-      rates: the peak rates of the second part.
+      per_device_batch_sizes: the per-device batch sizes of the grid.
+      rates: the peak rates of the runs at several rates.
       norms: the names of the norms of the grid.
     """
 
@@ -72,7 +72,7 @@ class Size(NamedTuple):
 
 
 PRESETS = {
-    # A segmentation of 48x48 pixels takes as long as thirty classifications, so it has fewer seeds.
+    # Segmenting 48x48 pixels takes as long as thirty classifications, so segmentation has fewer seeds.
     "full": Size(
         {CLASSIFICATION.name: Budget(76_800, 300, 300), SEGMENTATION.name: Budget(5_760, 30, 200)},
         seeds={CLASSIFICATION.name: (0, 1, 2), SEGMENTATION.name: (0, 1)},
@@ -82,7 +82,7 @@ PRESETS = {
         seeds={CLASSIFICATION.name: (0,), SEGMENTATION.name: (0,)},
         per_device_batch_sizes=(1, 4),
         rates=(0.015, 0.15),
-        # Most of a short run is compiling: three norms make the point.
+        # A short run spends most of its time compiling, and three norms suffice to show the effect.
         norms=("local", "synchronised", "frozen"),
     ),
 }
@@ -90,7 +90,7 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Request:
-    """The options of a study; `FIELD.metadata["help"]` documents each field, and the entry point makes a flag of it."""
+    """The options of a study; the entry point makes one flag per field, documented by `FIELD.metadata["help"]`."""
 
     preset: str = option(
         "full", "'full', an hour on two cores, or 'quick', three minutes and three norms.", among=tuple(PRESETS)
@@ -122,7 +122,7 @@ class Request:
 
     @property
     def size(self) -> Size:
-        """The size of the preset with what is given in its place."""
+        """The size of the preset, changed by the options that were given."""
         size = PRESETS[self.preset]
         if self.norms is not None:
             size = size._replace(norms=self.norms)
@@ -135,7 +135,7 @@ class Plan(NamedTuple):
     """The jobs of a study.
 
     Attributes:
-      rates: the runs at several rates; none unless the study has all the norms that are compared there.
+      rates: the runs at several rates; empty unless the study includes all norms that these runs compare.
       grid: the runs of the grid.
     """
 
@@ -149,10 +149,10 @@ class Plan(NamedTuple):
 
 
 def plan(request: Request) -> Plan:
-    """Plans a study.
+    """Plans the jobs of a study.
 
     Raises:
-      UsageError: none of its runs can begin.
+      UsageError: none of the runs can begin.
     """
     size, devices = request.size, request.num_devices
     has_rates = {norm.name for norm in FIXED_OR_NOT} <= set(size.norms)
@@ -165,7 +165,7 @@ def plan(request: Request) -> Plan:
 
 
 def waiting_commands(planned: Plan, folder: Path) -> list[list[str]]:
-    """Returns the commands of the runs that are not done, after one of them was tried, and changes nothing."""
+    """Returns the commands of the runs that are not done, after trying whether one of them can begin; runs nothing."""
     with jobs.Runner(folder) as runner:
         waiting = [job for job in planned.jobs if not runner.is_done(job)]
     jobs.try_out(waiting)
@@ -173,7 +173,7 @@ def waiting_commands(planned: Plan, folder: Path) -> list[list[str]]:
 
 
 def run(planned: Plan, folder: Path) -> list[str]:
-    """Runs what is not done, and returns the keys of the runs that failed.
+    """Makes the runs that are not done, and returns the keys of the runs that failed.
 
     Raises:
       UsageError: none of the runs can begin.
@@ -188,7 +188,7 @@ def run(planned: Plan, folder: Path) -> list[str]:
 
 
 def same_as(norm: Norm, per_device: int, num_devices: int) -> Norm | None:
-    """Returns the norm that computes the same at this size, and is run in place of this one; None: there is none.
+    """Returns the norm that computes the same result at this size and is run instead; None: there is no such norm.
 
     Example:
       >>> same_as(NORMS["span 32"], 4, 8).name, same_as(NORMS["span 16"], 4, 8)
@@ -198,7 +198,7 @@ def same_as(norm: Norm, per_device: int, num_devices: int) -> Norm | None:
 
 
 def is_run(norm: Norm, per_device: int, num_devices: int) -> bool:
-    """Returns whether a norm has runs at this size: its span fits the batch, and no other norm computes the same.
+    """Returns whether a norm is run at this size: its span fits the batch, and no other norm computes the same result.
 
     Example:
       >>> is_run(NORMS["span 16"], 4, 8), is_run(NORMS["span 16"], 1, 8), is_run(NORMS["span 32"], 4, 8)
@@ -209,9 +209,9 @@ def is_run(norm: Norm, per_device: int, num_devices: int) -> bool:
 
 
 def grid_jobs(size: Size, tasks: Sequence[Task], num_devices: int) -> list[Job]:
-    """Returns the jobs of every norm of `size` at every per-device batch size that it is run at.
+    """Returns the jobs of the grid: each norm of `size` at each per-device batch size at which it is run.
 
-    Norms are innermost, so that runs whose times are compared stand next to each other.
+    Norms vary fastest, so that runs whose times are compared follow each other.
     """
     norms = [NORMS[name] for name in size.norms]
     return [
@@ -230,15 +230,15 @@ def grid_jobs(size: Size, tasks: Sequence[Task], num_devices: int) -> list[Job]:
 
 
 def rate_jobs(size: Size, num_devices: int) -> list[Job]:
-    """Returns the jobs of batch statistics and frozen ones at every rate."""
+    """Returns the jobs of the runs at several rates, with batch statistics and with frozen ones."""
     task = CLASSIFICATION
     return [
         Job(
             f"rate-{norm.rate_key}-{rate:g}-seed{seed}",
             {
-                **_options(task, RATES_PER_DEVICE, num_devices, seed),
+                **_options(task, RATES_BATCH_SIZE_PER_DEVICE, num_devices, seed),
                 **norm.options,
-                "steps": size.budgets[task.name].updates(num_devices * RATES_PER_DEVICE),
+                "steps": size.budgets[task.name].updates(num_devices * RATES_BATCH_SIZE_PER_DEVICE),
                 "learning_rate": rate,
             },
         )

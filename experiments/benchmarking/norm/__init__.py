@@ -1,1 +1,1 @@
-"""The norm layer beside its peers: speed, exactness, collectives and memory."""
+"""Benchmarks of the norm layer beside its peers: speed, exactness, collectives and memory."""

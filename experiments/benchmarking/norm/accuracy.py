@@ -1,4 +1,4 @@
-"""The digits that a layer keeps where the mean is far from zero, and where it is far from the shift."""
+"""Measures the exactness of a layer where the mean is far from zero, and where the shift is far from the mean."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,8 +21,12 @@ DISTANCES = (0, 1, 3, 5, 10)
 def run(features: int = 256, positions: int = 4096) -> list[AccuracyRow]:
     """Measures normwise errors against float64 NumPy, the greatest over the features.
 
+    Args:
+      features: the number of features.
+      positions: the number of positions that the statistics are computed from.
+
     Returns:
-      One row per way to compute and place of the mean.
+      One row per way to compute and position of the mean.
     """
     rows = []
     for ratio in RATIOS:
@@ -36,7 +40,7 @@ def run(features: int = 256, positions: int = 4096) -> list[AccuracyRow]:
                 "flax_stable": lambda x: flax_layer(x, use_fast_variance=False),
             }.items()
         ]
-        # The default, once there is a running mean: the shift.
+        # The default after the first update: the running mean is the shift.
         rows.append(
             AccuracyRow(what=f"mean/std {ratio:g}, shift 1 std off", name="default", **errors(x, _shifted(x, 1)))
         )
@@ -49,7 +53,7 @@ def run(features: int = 256, positions: int = 4096) -> list[AccuracyRow]:
 
 
 def _shifted(x: np.ndarray, distance: float) -> Callable[[jax.Array], Any]:
-    """Returns the layer with a shift at a distance from the mean of x."""
+    """Returns the layer whose shift lies at a distance from the mean of x."""
     shift = jnp.asarray(x.mean(0, dtype=np.float64) + distance, jnp.float32)
     return lambda x: batch_norm(x, epsilon=EPSILON, shift=shift)
 
@@ -59,7 +63,7 @@ def _draw(ratio: float, features: int, positions: int) -> np.ndarray:
 
 
 def errors(x: np.ndarray, layer) -> dict[str, float]:
-    """Returns the normwise errors, against float64, of the variance and of y of a layer without parameters."""
+    """Returns the normwise errors against float64 of a layer without parameters: of the variance and of y."""
     y, moments = jax.jit(layer)(jnp.asarray(x))
     exact = x.astype(np.float64)
     mean, var = exact.mean(0), exact.var(0)
@@ -72,7 +76,7 @@ def errors(x: np.ndarray, layer) -> dict[str, float]:
 
 
 def flax_layer(x: jax.Array, *, use_fast_variance: bool):
-    """Returns y and the `Moments` of Flax's layer without parameters."""
+    """Applies Flax's layer without parameters, and returns y and its `Moments`."""
     norm = nn.BatchNorm(
         use_running_average=False,
         momentum=0.0,

@@ -1,4 +1,4 @@
-"""The number and the cost of the collectives of a train step on eight devices, of one layer and of a ResNet-50."""
+"""Counts and times the collectives of a train step on eight devices, for one layer and for a ResNet-50."""
 
 import multiprocessing
 import os
@@ -25,17 +25,18 @@ from experiments.records.benchmarks.norm import (
 DEVICES = 8
 FEATURES = 64
 AXIS = "batch"
-# The norms of one layer: ours, which synchronises once; the one that does it twice; and ours with each device alone.
+# The norms of one layer: this library's, which synchronises once; a norm that synchronises the mean and then the
+# variance; and this library's without synchronisation.
 ONCE, TWICE, ALONE = OURS, "mean then variance", "each device alone"
 
 
 def run(image_size: int = 64, *, rounds: int = 9, seconds: float = 0.5) -> Collectives:
-    """Counts and measures in a process of its own, whose CPU shows eight devices.
+    """Counts and times collectives in a separate process, whose CPU is split into eight devices.
 
     Args:
-      image_size: image size of the ResNet-50; the collectives do not depend on it, but the time to compile does.
+      image_size: the image size of the ResNet-50; the collectives do not depend on it, but the compilation time does.
       rounds: the number of timings of each norm.
-      seconds: about how long one timing takes.
+      seconds: the approximate duration of one timing.
     """
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _eight_devices) as pool:
         return pool.submit(_run, image_size, rounds, seconds).result()
@@ -45,7 +46,7 @@ def _eight_devices() -> None:
     os.environ["NPROC"] = str(2 * DEVICES)
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES)
-    # Steps in flight can make such devices wait for each other forever.
+    # Steps that are dispatched ahead can make the devices of one CPU wait for each other forever.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
@@ -65,7 +66,7 @@ def _run(image_size: int, rounds: int, seconds: float) -> Collectives:
 
 
 def synchronising_time(*, rounds: int, seconds: float) -> SynchronisingTime:
-    """Measures a layer's train step under `shard_map` with each norm, and the ratio of the others to ours."""
+    """Times a layer's train step under `shard_map` with each norm, and compares each with synchronising once."""
     variants = {norm: partial(_steps, *layer_step("shard_map", norm)) for norm in (ONCE, TWICE, ALONE)}
     measured = timing.in_turn(variants, rounds=rounds, seconds=seconds)
     return SynchronisingTime(
@@ -80,7 +81,7 @@ def _steps(compiled, arguments, number: int) -> None:
 
 
 def layer_step(transform: str, norm: str) -> tuple[Any, tuple[jax.Array, ...]]:
-    """Returns the compiled train step of one layer, to gradients of x, scale and bias, and its arguments."""
+    """Returns the compiled train step of one layer, which gives gradients of x, scale and bias, and its arguments."""
     layer = {ONCE: _pooled, TWICE: _mean_then_variance, ALONE: _alone}[norm]
     x = jnp.ones((DEVICES, 4, 8, 8, FEATURES))
     scale = jnp.ones(FEATURES)
@@ -114,7 +115,7 @@ def layer_step(transform: str, norm: str) -> tuple[Any, tuple[jax.Array, ...]]:
 
 
 def resnet50_step(name: str, image_size: int, *, reduce_gradients: bool):
-    """Returns a lowered ResNet-50 train step over eight devices under `shard_map`, with two images per device."""
+    """Returns a lowered ResNet-50 train step under `shard_map` on eight devices, with two images per device."""
     step, (state, images, labels) = train_step(name, 2, image_size, axis_name=AXIS, reduce_gradients=reduce_gradients)
     mesh = jax.make_mesh((DEVICES,), (AXIS,), axis_types=(AxisType.Auto,))
     batch, same = PartitionSpec(AXIS), PartitionSpec()
@@ -139,7 +140,7 @@ def _alone(x, scale, bias, axis_name):
 
 
 def _mean_then_variance(x, scale, bias, axis_name):
-    """Synchronises twice, first the mean and then the variance about it, and leaves the derivative to JAX."""
+    """Normalises with two synchronisations, of the mean and of the variance about it, and JAX's own derivative."""
 
     def pooled(values):
         mean = jnp.mean(values, axis=tuple(range(values.ndim - 1)), keepdims=True)

@@ -1,6 +1,6 @@
 """One norm layer's train step, forward and backward, in each library on the same arrays."""
 
-# The peers are extras of the benchmark; the checks run where they are not installed, too.
+# The peers are optional extras: the type checker also runs where they are not installed.
 # pyright: reportMissingImports=false
 
 import importlib.util
@@ -17,7 +17,7 @@ from batchnorm_jax.linen import BatchNorm
 from experiments.benchmarking import torch_peer
 from experiments.records.benchmarks.norm import OURS
 
-# What else is computed in the layer: nothing, a ReLU, or a ReLU of the sum with a residual.
+# The operations after the norm in the layer: none, a ReLU, or a ReLU of the sum with a residual.
 FUSIONS = ("", "relu", "residual")
 
 
@@ -25,9 +25,9 @@ class Case(NamedTuple):
     """A layer to measure.
 
     Attributes:
-      shape: shape of the input, NHWC.
-      dtype: dtype of the input and the result; parameters and statistics are float32.
-      fusion: one of `FUSIONS`.
+      shape: the shape of the input, NHWC.
+      dtype: the dtype of the input and the result; parameters and statistics are float32.
+      fusion: the operations after the norm, one of `FUSIONS`.
     """
 
     shape: tuple[int, ...]
@@ -47,7 +47,7 @@ class Arrays(NamedTuple):
 
 
 def draw(case: Case) -> Arrays:
-    """Returns the arrays of a case."""
+    """Draws the arrays of a case."""
     r = np.random.default_rng(0)
     return Arrays(*(r.normal(size=case.shape).astype(np.float32) for _ in range(3)))
 
@@ -56,12 +56,12 @@ def jax_program(name: str, case: Case) -> tuple[Callable, list[Any]]:
     """Returns a layer's train step in JAX and its arguments.
 
     Args:
-      name: a layer of `LAYERS` that is of JAX.
+      name: the name of a `JaxLayer` in `LAYERS`.
       case: the layer's case.
 
     Returns:
-      A function of (x, dy, residuals, parameters, state) -> (y, gradients of x, residuals and parameters, new
-      statistics), and its arguments.
+      A function (x, dy, residuals, parameters, state) -> (y, gradients of x, residuals and parameters, new statistics),
+      and its arguments.
     """
     layer = LAYERS[name]
     if not isinstance(layer, JaxLayer):
@@ -72,7 +72,7 @@ def jax_program(name: str, case: Case) -> tuple[Callable, list[Any]]:
         x, dy, residual = (jnp.moveaxis(a, -1, 1) for a in (x, dy, residual))
     params, state = init(x)
 
-    # Without it where it is not used: its gradient would be zeros that take time to write.
+    # An unused residual is left out: its gradient would be zeros, which take time to write.
     residuals = [residual] if case.fusion == "residual" else []
 
     def step(x, dy, residuals, params, state):
@@ -89,8 +89,8 @@ class Steps(NamedTuple):
     """The train step of a layer.
 
     Attributes:
-      run: runs a number of steps.
-      passes: bytes that one step reads and writes by XLA's count, in inputs; None: not known.
+      run: a function that runs a number of steps.
+      passes: the bytes that one step moves by XLA's count, as multiples of the input's; None: not known.
     """
 
     run: Callable[[int], None]
@@ -114,7 +114,7 @@ def steps(name: str, case: Case, threads: int) -> Steps:
 
     def run(number: int) -> None:
         for _ in range(number):
-            # One at a time on a CPU, where steps in flight would take memory that PyTorch does not.
+            # One step at a time on a CPU: steps dispatched ahead would take memory that PyTorch does not take.
             result = compiled(*arguments)
             if jax.default_backend() == "cpu":
                 jax.block_until_ready(result)
@@ -124,7 +124,7 @@ def steps(name: str, case: Case, threads: int) -> Steps:
 
 
 def torch_steps(case: Case, threads: int, *, channels_last: bool) -> Callable[[int], None]:
-    """Returns a function that runs steps of PyTorch's layer, in which ReLU and the sum are operations of their own."""
+    """Returns a function that runs steps of PyTorch's layer, which does not fuse the ReLU and the sum with the norm."""
     torch_peer.available()
     import torch
 
@@ -230,12 +230,12 @@ def _equinox(case: Case):
 
 
 class JaxLayer(NamedTuple):
-    """A layer of JAX.
+    """A layer of a JAX library.
 
     Attributes:
       module: the module that must be installed.
-      make: makes of a case the functions that initialise and apply the layer.
-      features_first: whether the library's convention has the features first in an example.
+      make: a function from a case to two functions, which initialise and apply the layer.
+      features_first: whether the features are the first axis of an example in the library's convention.
     """
 
     module: str
@@ -247,7 +247,7 @@ class TorchLayer(NamedTuple):
     """PyTorch's layer.
 
     Attributes:
-      channels_last: the layout of its arrays.
+      channels_last: whether arrays are stored in the layout NHWC; otherwise NCHW.
       module: the module that must be installed.
     """
 

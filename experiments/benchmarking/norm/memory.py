@@ -1,4 +1,4 @@
-"""The bytes that the backward pass keeps, and the memory of a ResNet-50 train step, read from compiled programs."""
+"""Measures the bytes that a layer keeps for its backward pass, and the memory of a compiled ResNet-50 train step."""
 
 from collections.abc import Callable
 from functools import partial
@@ -25,12 +25,15 @@ NORMS: dict[str, Callable[..., Any]] = {
 
 
 def kept_bytes(name: str, fusion: str = "", dtype: str = "bfloat16") -> float:
-    """Returns the bytes per element of the input that one layer keeps for its backward pass, y included if it is kept.
+    """Returns the bytes that one layer keeps for its backward pass, per element of the input.
+
+    The result y counts only if the backward pass needs it.
 
     Args:
       name: a key of `NORMS`.
-      fusion: "", "relu", "residual" (a ReLU of the sum), or "output" for `save_for_backward="output"`.
-      dtype: dtype of the input and the result.
+      fusion: the operations after the norm: "" (none), "relu" or "residual" (a ReLU of the sum); or "output" for
+        `save_for_backward="output"`.
+      dtype: the dtype of the input and the result.
     """
     x = jnp.ones((8, 32, 32, 64), dtype)
     extra: dict[str, Any] = {"save_for_backward": "output"} if fusion == "output" else {}
@@ -63,9 +66,9 @@ def train_step(
     Args:
       name: a key of `NORMS`.
       batch_size: examples per device.
-      image_size: height and width of the images.
-      axis_name: the axis to pool statistics over; None: none.
-      reduce_gradients: whether to pool gradients over the axis, too.
+      image_size: the height and the width of the images.
+      axis_name: the axis to reduce statistics over; None: statistics are not reduced.
+      reduce_gradients: whether gradients are averaged over that axis.
     """
     dtype = jnp.dtype("bfloat16")
     model = resnet50(
@@ -102,17 +105,17 @@ def resnet50_bytes(name: str, batch_size: int, image_size: int) -> ProgramMemory
 
 
 def run(batch_size: int = 32, image_size: int = 224, memory_gib: float = 16.0) -> Memory:
-    """Measures the kept bytes of one layer, and the memory of a ResNet-50 step beside Flax's.
+    """Measures the kept bytes of one layer, and the memory of a ResNet-50 step relative to the step with Flax's norm.
 
     Args:
-      batch_size: examples of the ResNet-50 step.
-      image_size: height and width of its images.
-      memory_gib: the memory for which the largest batch is told, from a line through two batch sizes.
+      batch_size: the examples of the ResNet-50 step.
+      image_size: the height and the width of the step's images.
+      memory_gib: the memory that the largest batch should fit into, in GiB; a line through two batch sizes gives it.
     """
     layer = [
         KeptBytes(name=name, fusion=fusion, bytes_an_element=kept_bytes(name, fusion))
         for fusion in ("", "relu", "residual", "output")
-        # Only ours can keep its result in place of its input.
+        # Only this library can keep the result in place of the input.
         for name in ((OURS,) if fusion == "output" else (OURS, FLAX))
     ]
     sizes = {name: resnet50_bytes(name, batch_size, image_size) for name in NORMS}
@@ -130,7 +133,7 @@ def run(batch_size: int = 32, image_size: int = 224, memory_gib: float = 16.0) -
 
 
 def _largest_batch(name: str, batch_size: int, image_size: int, total: int, memory_gib: float) -> int:
-    """Returns the largest batch that fits, by the line through the bytes of a batch and of its half."""
+    """Returns the largest batch that fits, by the line through the bytes of a batch and of half that batch."""
     half = resnet50_bytes(name, batch_size // 2, image_size).total
     per_example = (total - half) / (batch_size - batch_size // 2)
     return int((memory_gib * 2**30 - (total - per_example * batch_size)) / per_example)

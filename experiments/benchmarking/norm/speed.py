@@ -1,4 +1,4 @@
-"""Forward and backward time of one layer beside its peers, and on a GPU beside what the memory allows."""
+"""Times one layer, forward and backward, beside its peers, and on a GPU also relative to the memory bandwidth."""
 
 from collections.abc import Sequence
 
@@ -25,9 +25,9 @@ GPU_CASES = tuple(
     for shape in ((64, 56, 56, 256), (256, 28, 28, 512), (256, 14, 14, 1024))
     for fusion in layers.FUSIONS
 )
-# Passes over the input that a layer cannot do without, by fusion. Forward, it is read for the sums, read and written;
-# backward, two arrays are read for the sums, two read and one written; with a residual, that is read once, and two more
-# arrays are written and read.
+# The least number of passes over arrays of the input's size, by fusion. Forward: one read for the sums, one read and
+# one write for the result. Backward: two reads for the sums, two reads and one write for the gradient. A residual adds
+# one read, and one write and one read of another array.
 PASSES = {"": 8, "relu": 8, "residual": 11}
 
 
@@ -35,7 +35,7 @@ NO_CPU, NO_GPU = "not measured: this is not a CPU", "not measured: no GPU here"
 
 
 def on_cpu(chosen: Chosen) -> Speed:
-    """Measures the cases for a CPU; elsewhere says that they are not measured."""
+    """Measures the cases for a CPU; on another platform, returns a note that they were not measured."""
     if jax.default_backend() != "cpu":
         return _not_measured(CPU_CASES, NO_CPU)
     rows = run(CPU_CASES, chosen, devices.cpu_cores())
@@ -43,7 +43,7 @@ def on_cpu(chosen: Chosen) -> Speed:
 
 
 def on_gpu(chosen: Chosen) -> Speed:
-    """Measures the cases for a GPU; elsewhere says that they are not measured."""
+    """Measures the cases for a GPU; on another platform, returns a note that they were not measured."""
     if jax.default_backend() != "gpu":
         return _not_measured(GPU_CASES, NO_GPU)
     return Speed(rows=run(GPU_CASES, chosen, devices.cpu_cores()))
@@ -54,7 +54,7 @@ def _not_measured(cases: Sequence[Case], note: str) -> Speed:
 
 
 def run(cases: Sequence[Case], chosen: Chosen, threads: int) -> list[SpeedRow]:
-    """Measures every case, ours and the peers in turn.
+    """Measures every case; this library and its peers take turns.
 
     Args:
       cases: the cases to measure.
@@ -86,13 +86,13 @@ def _row(case: Case, names: Sequence[str], chosen: Chosen, threads: int) -> Spee
 
 
 def geometric_means(rows: Sequence[SpeedRow]) -> dict[str, float]:
-    """Returns for each peer the geometric mean over the rows of the median ratio."""
+    """Returns the geometric mean of the median ratio over the rows, by peer."""
     peers = rows[0].ratio if rows else []
     return {peer: float(np.exp(np.mean([np.log(row.ratio[peer].median) for row in rows]))) for peer in peers}
 
 
 def _pass_seconds(case: Case) -> float:
-    """Measures the seconds that it takes to read or write the input once, at the bandwidth of a copy of it."""
+    """Measures the seconds of one read or write of the input, as half the time of a copy."""
     x = jnp.asarray(layers.draw(case).x, case.dtype)
     copy = jax.jit(lambda x: x + jnp.ones((), x.dtype))
 

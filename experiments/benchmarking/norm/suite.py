@@ -15,8 +15,8 @@ class Part(NamedTuple):
     """A part of the suite.
 
     Attributes:
-      measure: returns the field of `NormRows` of the same name.
-      lines: returns the printed table.
+      measure: a function that returns the value for the field of `NormRows` of the same name.
+      lines: a function that returns the lines of the printed table.
     """
 
     measure: Callable[[Chosen], Any]
@@ -35,15 +35,15 @@ PARTS = {
 
 
 def run(chosen: Chosen) -> NormRows:
-    """Measures parts, and prints each as it is done.
+    """Measures parts of the suite, and prints each when it is done.
 
     Args:
-      chosen: names from `PARTS`, and the peers and the timing of the speed.
+      chosen: the parts, names from `PARTS`, and the peers and the timing of the part on speed.
 
     Returns:
-      The parts. On a machine without a GPU, `gpu` has the cases and says that they are not measured.
+      The parts. On a machine without a GPU, `gpu` holds the cases and a note that they were not measured.
     """
-    # Without this, what every library frees would go back to the system, and fresh pages would be what is timed.
+    # Otherwise freed memory would go back to the system, and the timings would be those of fresh pages.
     devices.keep_freed_memory()
     results = {}
     for name in chosen.parts:

@@ -1,1 +1,1 @@
-"""The norm compiled for accelerators that are not on this machine: what the optimised programs say of its cost."""
+"""The cost of the norm on accelerators that this machine lacks, read from optimised programs."""

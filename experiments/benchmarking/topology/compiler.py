@@ -1,4 +1,4 @@
-"""Compiles jobs in another process, so that the environment and the jax of this one stay as they are."""
+"""Compiles jobs in a worker process, so that the environment and the JAX of this process stay unchanged."""
 
 import os
 import re
@@ -15,20 +15,21 @@ from experiments.records.benchmarks.topology import Figures
 
 
 class Compiler:
-    """A process that compiles for one target. Use it as a context.
+    """A worker process that compiles for one target, to be used as a context manager.
 
-    If the compiler ends its process, that job fails, and the next one gets a new process.
+    If a compilation ends the worker process, its job fails, and the next job gets a new process.
     """
 
     def __init__(self, target: targets.Target):
-        """Opens the log of the process, which the first job starts.
+        """Opens the log of the worker process; the first job starts the process.
 
         Args:
-          target: the devices to compile for; without their compiler every job says how to install it.
+          target: the devices to compile for. If their compiler is not installed, every job returns a text that tells
+            how to install it.
         """
         self._target = target
         self._missing = targets.missing(target)
-        self._process: Any = None  # A subprocess.Popen, whose pipes a type checker takes to be missing.
+        self._process: Any = None  # A subprocess.Popen; not typed, because a type checker takes its pipes for None.
         self._log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed by __exit__)
 
     def __enter__(self):
@@ -39,7 +40,7 @@ class Compiler:
         self._log.close()
 
     def figures(self, job: Job) -> Figures | str:
-        """Returns the figures of a job's program, or a sentence that says why there are none."""
+        """Returns the figures of a job's program, or a text that tells why there are none."""
         if self._missing:
             return self._missing
         answer = self._ask(asked(job))

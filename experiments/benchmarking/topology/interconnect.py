@@ -1,10 +1,10 @@
-"""The time of an all-reduce over the links of an accelerator, from published latencies and bandwidths.
+"""Models of the time of an all-reduce over an accelerator's links, from published latencies and bandwidths.
 
 Sources:
   TPUs: Austin et al., "How to Scale Your Model", https://jax-ml.github.io/scaling-book, 2025; part 2 for the links and
-    their bandwidth, part 3 for the time of a collective and the 1 us that each hop takes at least.
+    their bandwidth, part 3 for the time of a collective and the least time per hop, 1 us.
   GPUs: the model by which NCCL chooses its algorithm, `ncclTopoTuneModel` in src/graph/tuning.cc of
-    https://github.com/NVIDIA/nccl, 2026: a tree, with the protocol for small messages, LL.
+    https://github.com/NVIDIA/nccl, 2026: a tree, with LL, the protocol for small messages.
 """
 
 import math
@@ -19,8 +19,8 @@ class Torus:
     Attributes:
       axes: the number of axes of the grid, 2 or 3.
       largest: the number of chips that these links connect.
-      wraps: (size of an axis, grid) -> whether that axis is closed to a ring.
-      link_bytes_per_second: bandwidth of one link in one direction.
+      wraps: a function (size of an axis, grid) -> whether that axis is closed to a ring.
+      link_bytes_per_second: the bandwidth of one link in one direction.
       hop_seconds: the least time from one chip to the next.
     """
 
@@ -35,7 +35,7 @@ class Torus:
 
         Args:
           devices: the number of devices, a power of two.
-          size: bytes that each device contributes.
+          size: the number of bytes that each device contributes.
         """
         grid = self.grid(devices)
         hops, links = 0, 0
@@ -48,7 +48,7 @@ class Torus:
         return 2 * max(hops * self.hop_seconds, size / (links * self.link_bytes_per_second))
 
     def grid(self, devices: int) -> tuple[int, ...]:
-        """Returns the grid of a number of chips whose sides differ least."""
+        """Returns the most nearly square or cubic grid of a number of chips."""
         doublings = devices.bit_length() - 1
         if devices < 1 or 2**doublings != devices or devices > self.largest:
             raise ValueError(f"devices must be a power of two up to {self.largest}; got {devices}")
@@ -60,12 +60,12 @@ class Nodes:
     """GPUs in nodes, joined by NVLink within a node and by InfiniBand or Ethernet between nodes.
 
     Attributes:
-      per_node: GPUs per node.
+      per_node: the number of GPUs per node.
       largest: the largest number of GPUs for which times are computed.
-      base_seconds: fixed time of every all-reduce.
-      link_seconds: time per step within a node.
-      network_seconds: time per step between nodes.
-      bytes_per_second: bandwidth for small messages, within a node and between nodes.
+      base_seconds: the fixed time of every all-reduce.
+      link_seconds: the time per step within a node.
+      network_seconds: the time per step between nodes.
+      bytes_per_second: the bandwidths for small messages, within a node and between nodes.
     """
 
     per_node: int = 8
@@ -76,11 +76,11 @@ class Nodes:
     bytes_per_second: tuple[float, float] = (141e9, 35e9)
 
     def all_reduce_seconds(self, devices: int, size: float) -> float:
-        """Returns the time of an all-reduce as a tree, which for small messages is as fast as a ring or faster.
+        """Returns the time of an all-reduce as a tree, which is at least as fast as a ring for small messages.
 
         Args:
-          devices: the number of devices: at most those of one node, or all those of several nodes.
-          size: bytes that each device contributes.
+          devices: the number of devices: at most one node, or several whole nodes.
+          size: the number of bytes that each device contributes.
         """
         if devices == 1:
             return 0.0
@@ -97,7 +97,7 @@ def _full_axis(n: int, _: tuple[int, ...]) -> bool:
 
 
 def _whole_cubes(n: int, grid: tuple[int, ...]) -> bool:
-    """Returns whether an axis is a ring: optical switches close the axes of whole 4x4x4 cubes."""
+    """Returns whether an axis is a ring: optical switches close the axes of grids made of whole 4x4x4 cubes."""
     return n > 1 and all(side % 4 == 0 for side in grid)
 
 

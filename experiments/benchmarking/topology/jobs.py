@@ -1,4 +1,4 @@
-"""The norms that are compiled, and the figures read from a program."""
+"""The variants of the norm to compile, and the figures read from a compiled program."""
 
 import time
 from collections.abc import Callable
@@ -17,25 +17,25 @@ from experiments.records.benchmarks.topology import FLAX, Figures
 
 AXIS = "batch"
 POLICY = "save_norm_inputs"
-# The span in devices of the variant that has one.
+# The span of the variant with spans, in devices.
 SPAN_DEVICES = 8
-# Choices of what the policy is applied to: parts of the model of some blocks each, or all of it.
+# The choices for the extent of rematerialisation: parts of the model, each of some blocks, or the whole model.
 REMAT = ("parts", "whole")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A norm, and how the model around it is differentiated.
+    """A norm, together with the way in which the model around it is differentiated.
 
     Attributes:
       name: the name in `--peers` and in result files.
       title: the name in a table.
-      norm: its factory, as `models.normalised.NormFactory`.
-      policy: whether the backward pass computes again all but what `batchnorm_jax.save_norm_inputs` saves.
-      pooled: whether statistics are those of all devices' examples, or of a span of them; else of each device's.
-      span_devices: the number of devices whose examples are normalised together; None: all.
-      has_norm: whether it has a norm, which a layer without ReLU can consist of.
-      needs_fusion: whether its layer is another program than that of another variant only where something is fused.
+      norm: the factory of the norm, a `models.normalised.NormFactory`.
+      policy: whether the backward pass recomputes everything that `batchnorm_jax.save_norm_inputs` does not save.
+      pooled: whether statistics are reduced over devices, all of them or spans; otherwise each device has its own.
+      span_devices: the number of devices whose examples are normalised together; None: all devices.
+      has_norm: whether the variant has a norm; without one, a layer without fusion would be empty.
+      needs_fusion: whether the variant's layer differs from another variant's only where operations are fused.
     """
 
     name: str
@@ -48,13 +48,13 @@ class Variant:
     needs_fusion: bool = False
 
     def is_sensible(self, fusion: str) -> bool:
-        """Returns whether a layer of this variant is another program than those of the other variants."""
+        """Returns whether a layer of this variant compiles to a program that no other variant has."""
         if self.policy or self.span_devices or not self.pooled:
             return False
         return bool(fusion) or (self.has_norm and not self.needs_fusion)
 
 
-# The variants that the cost of pooling is computed from.
+# The two variants whose difference is the cost of pooling.
 WHOLE = Variant("plain", "ours, drop-in", plain(BatchNorm))
 LOCAL = Variant("local", "ours, each device alone", plain(BatchNorm), pooled=False)
 VARIANTS = {
@@ -66,14 +66,14 @@ VARIANTS = {
         Variant("policy", "ours, drop-in, with the policy", plain(BatchNorm), policy=True),
         Variant("span", f"ours, spans of {SPAN_DEVICES} devices", plain(BatchNorm), span_devices=SPAN_DEVICES),
         LOCAL,
-        # Without biases either: convolutions, ReLUs and sums alone.
+        # This variant has no biases either: it consists of convolutions, ReLUs and sums.
         Variant("none", "no norm", plain(lambda **_: lambda x, **_: x), has_norm=False),
     )
 }
 
 
 def policy() -> Callable[..., Any] | None:
-    """Returns the rematerialisation policy of the library; None where this version has none."""
+    """Returns the rematerialisation policy of the library; None: this version of the library has none."""
     return getattr(batchnorm_jax, POLICY, None)
 
 
@@ -83,7 +83,7 @@ def read(lowered: Any, elements: int | None = None, bits: int = 16) -> Figures:
     Args:
       lowered: the result of `jax.jit(f).lower(...)`.
       elements: the number of elements of the array whose passes are counted; None: passes are not counted.
-      bits: bits of each element.
+      bits: the bits of each element of that array.
     """
     started = time.monotonic()
     compiled = lowered.compile()

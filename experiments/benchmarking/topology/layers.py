@@ -1,4 +1,4 @@
-"""One layer's train step, lowered for devices that are not here."""
+"""One layer's train step, lowered for devices that this machine lacks."""
 
 import math
 from typing import Any
@@ -25,7 +25,7 @@ class _Layer(nn.Module):
 
 
 def figures(job: LayerJob, mesh: Mesh) -> Figures:
-    """Returns the figures of a layer's train step under `shard_map(check_vma=True)`.
+    """Compiles a layer's train step under `shard_map(check_vma=True)` and returns the figures of the program.
 
     Args:
       job: the layer to compile.
@@ -36,7 +36,7 @@ def figures(job: LayerJob, mesh: Mesh) -> Figures:
 
 
 def lower(job: LayerJob, mesh: Mesh) -> Any:
-    """Returns the lowered step, from variables, x, residual and the cotangent of y to y, statistics and gradients."""
+    """Returns the lowered step: (variables, x, residual, cotangent of y) -> (y, statistics, gradients)."""
     layer = _Layer(job)
 
     def step(variables, x, residual, dy):
@@ -48,10 +48,10 @@ def lower(job: LayerJob, mesh: Mesh) -> Any:
             return y, updates
 
         y, pullback, updates = jax.vjp(forward, params, x, residual, has_aux=True)
-        # As in a network, where the cotangent comes after the result.
+        # The barrier makes y come before its cotangent, as in a network.
         y, dy = lax.optimization_barrier((y, dy))
         d_params, dx, d_residual = pullback(dy)
-        # With no norm they are one array, which would be copied to be returned twice.
+        # Without a norm, dx and d_residual are one array; returning it twice would add a copy to the program.
         return y, updates, (d_params, dx, d_residual if VARIANTS[job.variant].has_norm else None)
 
     replicated, cut = PartitionSpec(), PartitionSpec(AXIS)

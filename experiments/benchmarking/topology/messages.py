@@ -1,4 +1,4 @@
-"""The lines that the compiler and its worker process exchange."""
+"""The messages between the compiler and its worker process: one line per job, and one per answer."""
 
 import msgspec
 
@@ -13,8 +13,8 @@ class Answer(Record, frozen=True, kw_only=True):
     """The worker's answer to a job.
 
     Attributes:
-      figures: of the program; None: it was not compiled.
-      error: why it was not compiled.
+      figures: the figures of the program; None: it was not compiled.
+      error: the reason why the program was not compiled.
     """
 
     figures: Figures | None = None
@@ -27,12 +27,12 @@ class _Asked(Record, frozen=True, kw_only=True):
 
 
 def asked(job: Job) -> str:
-    """Returns the line that asks for a job."""
+    """Encodes a job as the line that requests it."""
     line = _Asked(kind=type(job).__name__, job=msgspec.Raw(msgspec.json.encode(job)))
     return msgspec.json.encode(line).decode()
 
 
 def job_of(line: str) -> Job:
-    """Returns the job that a line asks for."""
+    """Decodes the job that a line requests."""
     read = msgspec.json.decode(line, type=_Asked)
     return msgspec.json.decode(read.job, type=_KINDS[read.kind])

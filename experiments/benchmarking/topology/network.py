@@ -1,4 +1,4 @@
-"""A ResNet-50's train step, lowered for devices that are not here."""
+"""A ResNet-50's train step, lowered for devices that this machine lacks."""
 
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ CLASSES = 1000
 
 
 def figures(job: NetworkJob, mesh: Mesh) -> Figures:
-    """Returns the figures of a ResNet-50's train step under `shard_map(check_vma=True)`.
+    """Compiles a ResNet-50's train step under `shard_map(check_vma=True)` and returns the figures of the program.
 
     Args:
       job: the network to compile.
@@ -28,7 +28,7 @@ def figures(job: NetworkJob, mesh: Mesh) -> Figures:
 
 
 def train_step(job: NetworkJob, mesh: Mesh) -> tuple[Any, tuple[Any, ...]]:
-    """Returns the jitted step, from state (donated), images and labels to new state and loss, and its shapes."""
+    """Returns the jitted step, (state, images, labels) -> (new state, loss), which donates state; and its arguments."""
     variant, dtype = VARIANTS[job.variant], jnp.dtype("bfloat16")
     options: dict[str, Any] = {}
     if variant.policy and job.remat == "parts":
@@ -58,7 +58,7 @@ def train_step(job: NetworkJob, mesh: Mesh) -> tuple[Any, tuple[Any, ...]]:
         def loss(params):
             logits, new_stats = apply(params, stats, images)
             local = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-            # The gradient of a mean over devices is reduced over them by itself.
+            # JAX reduces the gradient over devices, because the loss is a mean over them.
             return lax.pmean(local, AXIS), new_stats
 
         (value, new_stats), gradients = jax.value_and_grad(loss, has_aux=True)(params)
@@ -66,7 +66,7 @@ def train_step(job: NetworkJob, mesh: Mesh) -> tuple[Any, tuple[Any, ...]]:
         return (optax.apply_updates(params, changes), new_stats, momentum), value
 
     replicated, cut = PartitionSpec(), PartitionSpec(AXIS)
-    # Running statistics of each device's own examples differ between devices.
+    # Without pooling, running statistics differ between devices.
     new_state = (replicated, replicated if variant.pooled else cut, replicated)
     mapped = jax.shard_map(
         step, mesh=mesh, in_specs=(replicated, cut, cut), out_specs=(new_state, replicated), check_vma=True

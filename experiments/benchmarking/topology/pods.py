@@ -1,9 +1,9 @@
-"""The cost per step of pooling a norm's statistics, by the number of devices: computed, not measured.
+"""Computes, without measuring, the cost per step of pooling a norm's statistics, by the number of devices.
 
-A ResNet-50 train step is compiled with pooled statistics and with those of each device alone. The all-reduces that the
-first has beyond those of the second, and their bytes, are what pooling adds; each is taken to stop the step for as long
-as `interconnect` says, since the next layer waits for it. The rest of the step takes what the compiler estimates in
-cycles (TPU), or at least the time in which its bytes cross the main memory (GPU).
+A ResNet-50 train step is compiled twice: with pooled statistics, and with statistics of each device alone. Pooling adds
+the difference in all-reduces and in their bytes. Each all-reduce is assumed to stop the step for the time that
+`interconnect` gives, since the next layer waits for its result. The time of the rest of the step is the compiler's
+estimate in cycles (TPU), or at least the time in which the step's bytes cross the main memory (GPU).
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from experiments.benchmarking.topology.interconnect import INTERCONNECTS
 from experiments.benchmarking.topology.jobs import SPAN_DEVICES
 from experiments.records.benchmarks.topology import Figures, PoolingCost
 
-# A span is worth a thought where pooling the whole batch takes more than this part of a step.
-NOTICEABLE = 0.05
+# Smaller spans are worth considering where pooling the whole batch takes more than this share of a step.
+NOTICEABLE_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Speed:
     """The speed of a device.
 
     Attributes:
-      clock_hertz: clock of a TPU: its peak in bfloat16 divided by what its matrix units do per cycle.
-      memory_bytes_per_second: bandwidth of a GPU's main memory.
-      source: where the figure is from.
+      clock_hertz: the clock of a TPU: its peak bfloat16 rate divided by the operations of its matrix units per cycle.
+      memory_bytes_per_second: the bandwidth of a GPU's main memory.
+      source: the source of the figure.
     """
 
     clock_hertz: float | None
@@ -32,22 +32,22 @@ class Speed:
 
 
 _CLOUD = "https://docs.cloud.google.com/tpu/docs"
-# A matrix unit of 128 x 128 multiplies and adds in each cell once per cycle.
-_UNIT = 2 * 128**2
+# A matrix unit has 128 x 128 cells, each of which multiplies and adds once per cycle.
+_UNIT_FLOP_PER_CYCLE = 2 * 128**2
 SPEEDS: dict[str, Speed] = {
-    "v5e": Speed(197e12 / (4 * _UNIT), None, f"197 TFLOP/s, 4 matrix units: {_CLOUD}/v5e"),
-    "v5p": Speed(459e12 / (8 * _UNIT), None, f"459 TFLOP/s, 2 cores of 4 matrix units: {_CLOUD}/v5p"),
+    "v5e": Speed(197e12 / (4 * _UNIT_FLOP_PER_CYCLE), None, f"197 TFLOP/s, 4 matrix units: {_CLOUD}/v5e"),
+    "v5p": Speed(459e12 / (8 * _UNIT_FLOP_PER_CYCLE), None, f"459 TFLOP/s, 2 cores of 4 matrix units: {_CLOUD}/v5p"),
     "h100": Speed(None, 3.35e12, "3.35 TB/s: NVIDIA H100 SXM data sheet"),
 }
 
 
 def costs(chip: str, whole: Figures, local: Figures) -> list[PoolingCost]:
-    """Returns the cost of pooling by powers of two, from one span of devices to all that the links connect.
+    """Returns the cost of pooling for powers of two of devices, from one span to the most that the links connect.
 
     Args:
       chip: a key of `SPEEDS`.
-      whole: figures of a step with pooled statistics.
-      local: figures of the step with each device's own statistics.
+      whole: the figures of a step with pooled statistics.
+      local: the figures of a step with statistics of each device alone.
 
     Example:
       >>> import msgspec
@@ -88,5 +88,5 @@ def _step(chip: str, figures: Figures) -> float:
 
 
 def first_noticeable(found: list[PoolingCost]) -> int | None:
-    """Returns the smallest number of devices where the whole batch takes more than `NOTICEABLE`; None: none does."""
-    return next((cost.devices for cost in found if cost.share > NOTICEABLE), None)
+    """Returns the fewest devices at which pooling the whole batch exceeds `NOTICEABLE_SHARE`; None: none of these."""
+    return next((cost.devices for cost in found if cost.share > NOTICEABLE_SHARE), None)

@@ -1,4 +1,4 @@
-"""The main-memory traffic of an optimised program and the compiler's estimate of its cycles, read from its text."""
+"""Reads the main-memory traffic of an optimised program, and the compiler's estimate of its cycles, from its text."""
 
 import functools
 import re
@@ -17,7 +17,7 @@ _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _FREE = {"parameter", "get-tuple-element", "tuple", "bitcast", "constant", "after-all", "opt-barrier", "partition-id"}
 # These instructions run other computations, whose instructions are counted instead.
 _RUN_OTHERS = {"call", "while", "conditional"}
-# Memory space 0, which goes unnamed, is the main memory. On a TPU 1 is the vector memory on the chip.
+# Memory space 0 is the main memory, and is not named in the text. Space 1 of a TPU is the chip's vector memory.
 _ELSEWHERE = re.compile(r"S\([1-9]")
 
 
@@ -48,8 +48,9 @@ class Instruction(NamedTuple):
 class Program:
     """The computations of an optimised program.
 
-    The entry computation runs. A loop's body counts as often as it is known to run, otherwise once; one branch of a
-    conditional counts. A fusion is one instruction, which reads its operands and writes its result.
+    Counting begins at the entry computation. A loop's body counts once per known iteration, or once if their number is
+    not known; one branch of a conditional counts. A fusion is one instruction, which reads its operands and writes its
+    result.
     """
 
     def __init__(self, text: str):
@@ -82,7 +83,7 @@ class Program:
         """Returns the TPU compiler's estimate of the cycles without collectives and memory copies; 0 for a GPU.
 
         Args:
-          branch: chooses among the cycles of a conditional's branches: `max` or `min`.
+          branch: the function that chooses among the cycles of a conditional's branches: `max` or `min`.
         """
 
         def estimated(instruction: Instruction) -> int:
@@ -92,10 +93,10 @@ class Program:
         return self._sum(self._entry, estimated, branch)
 
     def bytes(self, at_least: int = 0) -> int:
-        """Returns the bytes read from main memory and written to it; a conditional counts by its largest branch.
+        """Returns the bytes read from and written to main memory; of a conditional, the largest branch counts.
 
         Args:
-          at_least: arrays with fewer elements are left out.
+          at_least: the number of elements below which an array is left out.
         """
 
         def moved(instruction: Instruction) -> int:
@@ -107,11 +108,11 @@ class Program:
         return self._sum(self._entry, moved, max)
 
     def passes(self, elements: int, bits: int) -> float:
-        """Returns the number of passes over an array: bytes moved in arrays at least as large, over its bytes.
+        """Returns the number of passes over an array: bytes moved in arrays at least as large, divided by its bytes.
 
         Args:
           elements: the number of elements of the array.
-          bits: bits per element.
+          bits: the bits per element.
         """
         return self.bytes(at_least=elements) / (elements * bits / 8)
 
@@ -144,7 +145,7 @@ def _instructions(block: list[re.Match[str]]) -> list[Instruction]:
 
 
 def _operands(rest: str) -> list[str]:
-    """Returns the names between an instruction's brackets; the attributes that follow name computations."""
+    """Returns the names between an instruction's brackets, without those in the attributes that follow."""
     depth = 1
     for i, character in enumerate(rest):
         depth += (character == "(") - (character == ")")
@@ -154,7 +155,7 @@ def _operands(rest: str) -> list[str]:
 
 
 def _called(instruction: Instruction) -> list[str]:
-    """Returns the computations that a call, a loop (body and condition) or a conditional (its branches) runs."""
+    """Returns the computations that a call, a loop (body and condition) or a conditional (all branches) may run."""
     named = re.findall(r"(?:to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)", instruction.line)
     branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.line)
     return named + (re.findall(r"%?([\w.\-]+)", branches[1]) if branches else [])

@@ -1,13 +1,13 @@
-"""Compares the figures of a program with those of Flax's, and finds the largest batch that fits."""
+"""Compares the figures of a program with those of Flax's program, and estimates the largest batch that fits."""
 
 from experiments.records.benchmarks.topology import Figures, LargestBatch, Ratio
 
-# Flax's temporary memory is compared with where it is at least this part of all its memory: a layer's is next to none.
+# Temporary memory is compared only where Flax's is at least this share of its total: a single layer's is close to zero.
 COMPARABLE_SHARE = 0.01
 
 
 def ratio(figures: Figures, flax: Figures) -> Ratio:
-    """Returns figures divided by Flax's."""
+    """Returns the figures of a program divided by those of Flax's program."""
     comparable = flax.temporary >= COMPARABLE_SHARE * flax.total
     return Ratio(
         cycles=_divided(figures.cycles, flax.cycles),
@@ -26,9 +26,9 @@ def on_line(first: tuple[int, int], second: tuple[int, int], memory: int) -> Lar
     """Returns the largest batch that fits by the line through the memory of two batch sizes.
 
     Args:
-      first: examples and bytes.
-      second: examples and bytes of another batch size.
-      memory: bytes that there are.
+      first: the examples and the bytes of one batch.
+      second: the examples and the bytes of another batch.
+      memory: the bytes of the device's memory.
 
     Example:
       >>> on_line((10, 300), (20, 500), memory=1000)

@@ -1,4 +1,4 @@
-"""Compiles the layers and networks for a topology and compares each with Flax's."""
+"""Compiles layers and networks for a topology, and compares each norm with Flax's."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from experiments.records.benchmarks.topology import (
 from experiments.reporting import topology_figure
 
 LAYERS, NETWORK, LARGEST, PODS = PARTS = ("layers", "resnet50", "largest_batch", "pods")
-# Shapes on one device: an early and a late layer of ResNet-50, with the same number of elements.
+# Input shapes on one device: an early and a late layer of ResNet-50, with equal numbers of elements.
 SHAPES = ((64, 56, 56, 256), (256, 14, 14, 1024))
 
 
@@ -36,8 +36,8 @@ class Networks:
 
     Attributes:
       batch_size: examples per device.
-      image_size: height and width.
-      remat: what the policy is applied to, one of `jobs.REMAT`.
+      image_size: the height and the width of the images.
+      remat: the extent of rematerialisation for variants that have a policy, one of `jobs.REMAT`.
     """
 
     batch_size: int = 128
@@ -52,18 +52,18 @@ def run(
     networks: Networks | None = None,
     shapes: Sequence[tuple[int, ...]] = SHAPES,
 ) -> TopologyRows:
-    """Compiles every row of the parts, and prints each as it is done.
+    """Compiles every row of the parts, and prints each when it is done.
 
     Args:
       topology: a name that `targets.parse` knows.
-      parts: names from `PARTS`; the largest batch includes ResNet-50 and compiles it at a second batch size, and the
-        pods include it and compute from its rows.
+      parts: names from `PARTS`. `LARGEST` and `PODS` include `NETWORK`: `LARGEST` compiles the network at a second
+        batch size, and `PODS` computes from its rows.
       variants: keys of `VARIANTS`.
-      networks: the options of the networks.
-      shapes: shapes of one device's input to a layer, NHWC.
+      networks: the options of the networks; None: the defaults.
+      shapes: the shapes of one device's input to a layer, NHWC.
 
     Returns:
-      The rows by part. If the compiler of the topology is not installed, each row says how to install it.
+      The rows by part. If the compiler of the topology is not installed, each row tells how to install it.
     """
     target = targets.parse(topology)
     chip = targets.CHIPS[target.chip]
@@ -119,7 +119,12 @@ def _network_jobs(topology: str, variants: Sequence[str], options: Networks) -> 
 
 
 def _pods(chip: str, figures: Mapping[str, Figures | None]) -> list[PoolingCost]:
-    """Prints and returns the cost of pooling by the number of devices, from the rows of a network."""
+    """Computes, prints and returns the cost of pooling by the number of devices.
+
+    Args:
+      chip: the key of the chip.
+      figures: the figures of the networks, by variant.
+    """
     whole, local = (figures.get(variant.name) for variant in (jobs.WHOLE, jobs.LOCAL))
     if chip not in pods.SPEEDS or whole is None or local is None:
         needed = f"the rows {jobs.WHOLE.name} and {jobs.LOCAL.name} of one of {', '.join(pods.SPEEDS)}"
@@ -136,13 +141,13 @@ def _rows(
     line: Callable[[Row[AnyJob]], str],
     complete: Callable[[Row[AnyJob]], Row[AnyJob]] | None = None,
 ) -> list[Row[AnyJob]]:
-    """Returns the rows of jobs of one kind, which are compared with Flax's, the first of them.
+    """Compiles jobs of one kind, prints and returns their rows, and compares with Flax's row, which comes first.
 
     Args:
-      compiler: compiles the jobs.
+      compiler: the compiler that compiles the jobs.
       chosen: the jobs.
-      line: returns the printed line of a row.
-      complete: adds to a row that was compiled.
+      line: a function that returns the printed line of a row.
+      complete: a function that completes a row that was compiled; None: nothing is added.
     """
     rows = []
     flax = None
@@ -171,7 +176,10 @@ def _row(compiler: Compiler, job: AnyJob) -> Row[AnyJob]:
 
 
 def _with_largest_batch(compiler: Compiler, row: Row[NetworkJob], memory: int) -> Row[NetworkJob]:
-    """Adds the largest batch, by the line through the job's batch and its double, or its half if that is refused."""
+    """Returns a row with its largest batch, by the line through the memory of the job's batch and of another batch.
+
+    The other batch is twice as large, or half as large if the compiler refuses that one.
+    """
     job, refused = row.job, ""
     if row.figures is None:
         return row

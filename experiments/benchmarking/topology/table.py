@@ -11,13 +11,13 @@ _COLUMNS = f"{'Mcycles':>9}{_RATIO}{'GB moved':>10}{_RATIO}{'temp MiB':>11}{_RAT
 
 
 def layer_head(where: str) -> str:
-    """Returns the lines above layers."""
+    """Returns the heading of the table of layers."""
     title = f"One layer, forward and backward, bfloat16, figures of one device, compiled for {where}"
     return f"{title}\n{'':74}{'passes':>8}{_COLUMNS}"
 
 
 def layer_line(row: Row[LayerJob]) -> str:
-    """Returns the line of a layer."""
+    """Returns the table's line for a layer."""
     name = f"{','.join(map(str, row.job.shape)):18}{FUSIONS[row.job.fusion]}"
     if row.figures is None:
         return f"{name:42}{row.title:32}  {row.note}"
@@ -25,7 +25,7 @@ def layer_line(row: Row[LayerJob]) -> str:
 
 
 def network_head(where: str, batch_size: int, image_size: int) -> str:
-    """Returns the lines above networks."""
+    """Returns the heading of the table of networks."""
     images = f"{batch_size} images of {image_size} px"
     return (
         f"\nResNet-50 train step, bfloat16, {images} per device, figures of one device, compiled for {where}\n"
@@ -34,7 +34,7 @@ def network_head(where: str, batch_size: int, image_size: int) -> str:
 
 
 def network_line(row: Row[NetworkJob]) -> str:
-    """Returns the line of a network."""
+    """Returns the table's line for a network."""
     if row.figures is None:
         return f"{row.title:32}  {row.note}"
     line = f"{row.title:32}{_numbers(row.figures, row.ratio)}"
@@ -58,7 +58,7 @@ def _of(ratio: float | None) -> str:
 
 
 def pods_lines(chip: str, found: Sequence[PoolingCost]) -> list[str]:
-    """Returns the lines of a table of the cost of pooling by the number of devices."""
+    """Returns the table of the cost of pooling by the number of devices, as lines."""
     first = found[0]
     least = "at least " if pods.SPEEDS[chip].clock_hertz is None else ""
     lines = [
@@ -73,4 +73,4 @@ def pods_lines(chip: str, found: Sequence[PoolingCost]) -> list[str]:
         )
     noticeable = pods.first_noticeable(list(found))
     where = f"from {noticeable:,} devices on" if noticeable else "on none of these numbers of devices"
-    return [*lines, f"Pooling the whole batch takes more than {pods.NOTICEABLE:.0%} of a step {where}."]
+    return [*lines, f"Pooling the whole batch takes more than {pods.NOTICEABLE_SHARE:.0%} of a step {where}."]

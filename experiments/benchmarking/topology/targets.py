@@ -10,10 +10,10 @@ from typing import Any
 from experiments._errors import UsageError, unknown_name
 
 EXTRA = "pip install -e '.[topology]'"
-# The host's backend is the CPU: the accelerator is a compiler here and nothing else.
+# The host's backend is the CPU, because only the compiler of the accelerator is used.
 _HOST = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
-# libtpu asks a metadata server for the host's kind unless a variable gives one. Any kind will do: the topology names
-# the one to compile for. Several processes may load libtpu, since none of them holds a device.
+# libtpu asks a metadata server for the host's kind unless a variable gives it. Any kind will do, because the topology
+# names the kind to compile for. Several processes may load libtpu, since none of them holds a device.
 _TPU = {
     **_HOST,
     "TPU_SKIP_MDS_QUERY": "1",
@@ -31,10 +31,10 @@ class Chip:
 
     Attributes:
       title: the full name.
-      platform: "tpu" or "cuda".
-      memory_bytes: memory for programs on one device.
-      memory_source: the source of that figure.
-      options: arguments of `get_topology_desc` beside the platform and the shape.
+      platform: the platform, "tpu" or "cuda".
+      memory_bytes: the memory of one device that programs can use.
+      memory_source: the source of `memory_bytes`.
+      options: the arguments of `get_topology_desc` beside the platform and the shape.
     """
 
     title: str
@@ -49,26 +49,26 @@ def _gib(value: float) -> int:
 
 
 CHIPS: dict[str, Chip] = {
-    # One device per chip, as JAX runs it; without the option there would be one per core.
+    # One device per chip, as on real hosts; without the option there would be one device per core.
     "v4": Chip("TPU v4", "tpu", _gib(30.75), _LIBTPU, {"chip_config_name": "megacore"}),
     "v5e": Chip("TPU v5e", "tpu", _gib(15.75), _LIBTPU),
     "v5p": Chip("TPU v5p", "tpu", _gib(95.74), _LIBTPU),
     "v6e": Chip("TPU v6e", "tpu", _gib(31.25), _LIBTPU),
     # Two devices per chip.
     "tpu7x": Chip("TPU7x, each device half a chip", "tpu", _gib(94.75), _LIBTPU),
-    # By default JAX takes three quarters of this memory.
+    # The whole memory of the GPU; JAX preallocates three quarters of it by default.
     "h100": Chip("NVIDIA H100 80GB HBM3", "cuda", 84_942_979_072, "device_memory_size in h100.txtpb: all of it"),
 }
 
 
 @dataclass(frozen=True)
 class Target:
-    """Devices to compile for.
+    """The devices to compile for.
 
     Attributes:
       name: the name that was given, such as "v5e:2x2" or "h100:4".
       chip: a key of `CHIPS`.
-      shape: chips along each axis of a TPU's torus; the number of GPUs.
+      shape: the numbers of chips along the axes of a TPU's torus; for GPUs, one number: the GPUs.
     """
 
     name: str
@@ -82,13 +82,13 @@ class Target:
 
 
 def parse(name: str) -> Target:
-    """Returns the devices with a name.
+    """Parses the name of a topology.
 
     Args:
-      name: "v5e:4x4" and the like for TPUs; "h100" or "h100:16" for NVIDIA H100s, eight per host.
+      name: a name such as "v5e:4x4" for TPUs; "h100" or "h100:16" for NVIDIA H100s, eight per host.
 
     Raises:
-      UsageError: there is no such chip, or no such number of them.
+      UsageError: the chip is not known, or cannot be used in this number.
 
     Example:
       >>> parse("v5e:2x4").shape, parse("h100").shape
@@ -111,7 +111,7 @@ def parse(name: str) -> Target:
 
 
 def missing(target: Target) -> str | None:
-    """Says how to install the compiler of a target; None where it is installed."""
+    """Returns a text that tells how to install the compiler of a target; None: it is installed."""
     package, modules = "libtpu", ("libtpu",)
     if CHIPS[target.chip].platform == "cuda":
         package, modules = "jax-cuda12-plugin", ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
@@ -134,7 +134,7 @@ def mesh(target: Target, axis_name: str) -> Any:
       target: a target whose compiler is installed.
       axis_name: the name of the mesh's only axis.
     """
-    # Imported here, after the environment is set.
+    # These imports load jax, which must happen after the environment is set.
     import numpy as np
     from jax.experimental import topologies
     from jax.sharding import AxisType, Mesh
@@ -150,7 +150,7 @@ def mesh(target: Target, axis_name: str) -> Any:
     else:
         name = target.name
         if any(n % 2 for n in target.shape[:2]):
-            # Hosts have 2 x 2 chips, unless the shape does not allow it.
+            # By default a host has 2 x 2 chips, which an odd axis does not allow.
             options["chips_per_host_bounds"] = [1, 1, 1]
     described = topologies.get_topology_desc(platform=chip.platform, topology_name=name, **options)
     return Mesh(np.array(described.devices), (axis_name,), axis_types=(AxisType.Auto,))

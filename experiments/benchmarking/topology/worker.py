@@ -1,7 +1,7 @@
-"""A process that compiles one job after another; its environment is set before it imports jax.
+"""A worker process that compiles one job after another, in an environment that is set before it imports jax.
 
-It reads jobs from its standard input, one line of `messages` each, and answers each with a line.
-`experiments.benchmarking.topology.compiler` starts it.
+`experiments.benchmarking.topology.compiler` starts the process, which reads one job per line from its standard input
+and answers each with one line; `messages` declares both formats.
 """
 
 import os
@@ -18,15 +18,15 @@ from experiments.records.benchmarks.topology import Figures, LayerJob
 
 
 def main() -> None:
-    """Answers until there is nothing more to do."""
+    """Answers jobs until the standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
-    # What a compiler prints is not an answer.
+    # Compilers print to the standard output, which must not mix with the answers.
     os.dup2(2, 1)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     for line in sys.stdin:
         try:
             answer = Answer(figures=_figures(job_of(line)))
-        # Whatever it is, the next job may do better.
+        # A compiler may raise any exception, and the next job may still succeed.
         except Exception as error:
             answer = Answer(error=f"{type(error).__name__}: {error}")
         print(msgspec.json.encode(answer).decode(), file=answers, flush=True)
@@ -38,7 +38,7 @@ def _figures(job: Job) -> Figures:
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process when its parent has ended, in the middle of a compilation too."""
+    """Ends this process when its parent has ended, even during a compilation."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

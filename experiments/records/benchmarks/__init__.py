@@ -1,1 +1,1 @@
-"""Records of what `experiments.benchmark` writes: one module per suite."""
+"""Records of the files that `experiments.benchmark` writes: one module per suite."""

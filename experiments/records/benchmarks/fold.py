@@ -10,11 +10,11 @@ class FoldRow(Record, frozen=True, kw_only=True):
 
     Attributes:
       model: the name of the model.
-      images: shape of the batch.
-      platform: such as "cpu".
-      milliseconds: per batch, before and after.
-      ratio: of after to before, taken round by round.
-      difference: normwise difference of the logits.
+      images: the shape of the batch.
+      platform: the platform, such as "cpu".
+      milliseconds: the time per batch, before and after folding.
+      ratio: the time after folding divided by the time before, within each round.
+      difference: the normwise relative difference of the logits.
     """
 
     model: str

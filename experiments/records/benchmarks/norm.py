@@ -9,7 +9,7 @@ from experiments.records.fields import Count, NonNegative, Positive, Size, Unbou
 from experiments.records.record import Record
 
 OURS = "batchnorm_jax"
-# Accuracy rows of the first step of training, which has no running mean, say so.
+# The words in `AccuracyRow.what` that mark the first step of training, which has no running mean to shift by.
 NO_SHIFT = "no shift"
 
 
@@ -18,9 +18,9 @@ class AccuracyRow(Record, frozen=True, kw_only=True):
 
     Attributes:
       what: the distance and the shift, such as "mean/std 100, no shift".
-      name: the way to compute.
-      var: greatest normwise error of the variance over the features.
-      y: greatest normwise error of the result.
+      name: the name of the way to compute.
+      var: the greatest normwise error of the variance over the features.
+      y: the greatest normwise error of the result.
     """
 
     what: str
@@ -35,7 +35,7 @@ class AccuracyRow(Record, frozen=True, kw_only=True):
 
     @property
     def has_no_shift(self) -> bool:
-        """Whether the row is of the first step of training, which has no running mean."""
+        """True for the first step of training, which has no running mean to shift by."""
         return NO_SHIFT in self.what
 
 
@@ -43,9 +43,9 @@ class Collective(Record, frozen=True, kw_only=True):
     """One collective of a compiled program.
 
     Attributes:
-      kind: such as "all-reduce" or "all-gather".
-      elements: the number of elements of its result, in all arrays of a combined one.
-      backward: whether it belongs to the backward pass.
+      kind: the operation, such as "all-reduce" or "all-gather".
+      elements: the number of elements of its result; of a combined collective, the total over its arrays.
+      backward: whether the collective belongs to the backward pass.
     """
 
     kind: str
@@ -57,9 +57,9 @@ class LayerCollectives(Record, frozen=True, kw_only=True):
     """The collectives of one layer's train step.
 
     Attributes:
-      transform: the transformation that runs it on several devices.
-      name: the norm.
-      collectives: in the order of the program.
+      transform: the JAX transformation that runs the step on several devices.
+      name: the name of the norm.
+      collectives: the collectives, in the order of the program.
     """
 
     transform: str
@@ -71,9 +71,9 @@ class NetworkCollectives(Record, frozen=True, kw_only=True):
     """The number of all-reduces of a ResNet-50's train step.
 
     Attributes:
-      name: the norm.
-      of_norms_as_written: those of the norms, before XLA combines any.
-      all_as_compiled: those of the norms and of the gradients, as XLA combined them.
+      name: the name of the norm.
+      of_norms_as_written: the all-reduces of the norms, before XLA combines any.
+      all_as_compiled: the all-reduces of the norms and of the gradients, after XLA has combined some.
     """
 
     name: str
@@ -85,8 +85,8 @@ class SynchronisingTime(Record, frozen=True, kw_only=True):
     """The time of one layer's train step on several devices.
 
     Attributes:
-      milliseconds: by the name of the norm.
-      ratio_to_once: ratio to the norm that synchronises once, by the name of each other norm.
+      milliseconds: the time per step, by the name of the norm.
+      ratio_to_once: the ratio to the norm that synchronises once, by the name of each other norm.
     """
 
     milliseconds: Spreads
@@ -100,7 +100,7 @@ class Collectives(Record, frozen=True, kw_only=True):
       features: the number of features of the layer.
       devices: the number of devices.
       layer: one entry per transformation and norm.
-      time: of the layer.
+      time: the time of the layer's train step.
       resnet50: one entry per norm.
     """
 
@@ -115,8 +115,8 @@ class KeptBytes(Record, frozen=True, kw_only=True):
     """The bytes that one layer keeps for its backward pass.
 
     Attributes:
-      name: the norm.
-      fusion: what is computed in the layer; "": the norm alone.
+      name: the name of the norm.
+      fusion: the operations fused into the layer; "": the norm alone.
       bytes_an_element: bytes per element of the input.
     """
 
@@ -126,14 +126,14 @@ class KeptBytes(Record, frozen=True, kw_only=True):
 
 
 class ProgramMemory(Record, frozen=True, kw_only=True):
-    """Bytes that a compiled program takes on one device.
+    """The bytes that a compiled program takes on one device.
 
     Attributes:
-      temporary: bytes of temporary arrays.
-      arguments: bytes of its arguments.
-      outputs: bytes of its results.
-      aliases: bytes that arguments and results share.
-      total: bytes in all; what is shared counts once.
+      temporary: the bytes of temporary arrays.
+      arguments: the bytes of the arguments.
+      outputs: the bytes of the results.
+      aliases: the bytes that arguments and results share.
+      total: the total bytes; shared bytes count once.
     """
 
     temporary: Count
@@ -147,9 +147,9 @@ class NetworkMemory(ProgramMemory, frozen=True, kw_only=True):
     """The memory of a ResNet-50's train step.
 
     Attributes:
-      name: the norm.
-      largest_batch: the largest batch that fits `Networks.memory_gib`.
-      ratio_to_flax: temporary bytes, relative to Flax's.
+      name: the name of the norm.
+      largest_batch: the largest batch that fits into `Networks.memory_gib`.
+      ratio_to_flax: the temporary bytes divided by those with Flax's norm.
     """
 
     name: str
@@ -158,7 +158,7 @@ class NetworkMemory(ProgramMemory, frozen=True, kw_only=True):
 
     @property
     def is_ours(self) -> bool:
-        """Whether the norm is of this library, fused or not."""
+        """True for a norm of this library, fused or not."""
         return self.name.startswith(OURS)
 
 
@@ -168,7 +168,7 @@ class Networks(Record, frozen=True, kw_only=True):
     Attributes:
       batch_size: examples per step.
       image_size: height and width of the images.
-      memory_gib: the memory that the largest batch is told for.
+      memory_gib: the memory, in GiB, that `NetworkMemory.largest_batch` refers to.
       rows: one entry per norm.
     """
 
@@ -191,14 +191,14 @@ class Memory(Record, frozen=True, kw_only=True):
 
 
 class SpeedRow(Record, frozen=True, kw_only=True, omit_defaults=True):
-    """The time of one layer, forward and backward, beside its peers.
+    """The time of one layer, forward and backward, compared with other libraries.
 
     Attributes:
-      case: shape, dtype and fusion of the layer.
-      milliseconds: by library.
-      ratio: the ratio of ours to each peer, by peer.
-      passes_by_xlas_count: the bytes of a step by XLA's count, in inputs, by library.
-      of_floor: the share of the speed that the memory allows, by library; None: not known.
+      case: the shape, the dtype and the fusion of the layer.
+      milliseconds: the time per step, by library.
+      ratio: the time with this library divided by the time with each peer, by peer.
+      passes_by_xlas_count: the bytes of a step by XLA's count, as multiples of the input's, by library.
+      of_floor: the speed as a share of what the memory bandwidth allows, by library; None: not known.
     """
 
     case: str = ""
@@ -213,8 +213,8 @@ class Speed(Record, frozen=True, kw_only=True, omit_defaults=True):
 
     Attributes:
       rows: one entry per case.
-      geometric_mean_of_ratios: over the cases, of the median ratio to each peer.
-      note: why the cases were not measured; None: they were.
+      geometric_mean_of_ratios: the geometric mean of the median ratio over the cases, by peer.
+      note: the reason why the cases were not measured; None: they were measured.
     """
 
     rows: Annotated[list[SpeedRow], Meta(min_length=1)]
@@ -226,11 +226,11 @@ class NormRows(Record, frozen=True, kw_only=True, omit_defaults=True):
     """The parts of the norm suite; None: not asked for.
 
     Attributes:
-      accuracy: digits that a layer keeps.
-      collectives: collectives, and what they cost.
-      memory: bytes kept for the backward pass, and the memory of a network.
-      speed: time on a CPU.
-      gpu: time on a GPU.
+      accuracy: the errors of a layer's results.
+      collectives: the collectives and their cost.
+      memory: the bytes kept for the backward pass, and the memory of a network.
+      speed: the time on a CPU.
+      gpu: the time on a GPU.
     """
 
     accuracy: list[AccuracyRow] | None = None

@@ -11,10 +11,10 @@ Rows = TypeVar("Rows")
 
 
 class ResultFile(FileRecord, Generic[Rows], frozen=True, kw_only=True):
-    """`SUITE.json`.
+    """The contents of `SUITE.json`.
 
     Attributes:
-      made_by: the command, and the version of each package that it depends on.
+      made_by: the command, and the versions of the packages that the result depends on.
       rows: the rows of the suite.
     """
 
@@ -23,7 +23,7 @@ class ResultFile(FileRecord, Generic[Rows], frozen=True, kw_only=True):
 
 
 class Spread(Record, frozen=True, kw_only=True):
-    """The median of several measurements, and the least and the greatest of them."""
+    """The median, the least and the greatest of several measurements."""
 
     median: Finite
     low: Finite
@@ -41,5 +41,5 @@ class PositiveSpread(Spread, frozen=True, kw_only=True):
     high: Positive
 
 
-# Spreads by the name of what was measured.
+# One spread per quantity, by its name.
 Spreads = dict[str, PositiveSpread]

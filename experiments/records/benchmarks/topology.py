@@ -1,4 +1,4 @@
-"""Records of programs compiled for accelerators that are not here: `norm-TOPOLOGY.json`."""
+"""Records of programs compiled for accelerators that this machine lacks: `norm-TOPOLOGY.json`."""
 
 from typing import Generic, TypeVar
 
@@ -8,7 +8,7 @@ from experiments.records.record import Record
 
 # The variant that the others are compared with.
 FLAX = "flax"
-# What is computed in a layer, in words.
+# The operations of a layer in words, by fusion.
 FUSIONS = {"": "norm", "relu": "norm, ReLU", "residual": "norm + residual, ReLU"}
 
 
@@ -18,9 +18,9 @@ class LayerJob(Record, frozen=True, kw_only=True):
     Attributes:
       topology: the accelerators, such as "v5e:2x2".
       variant: the norm.
-      shape: of one device's input, NHWC.
-      fusion: what follows the norm, a key of `FUSIONS`.
-      dtype: of the input and the result; parameters and statistics are float32.
+      shape: the shape of one device's input, NHWC.
+      fusion: the operations that follow the norm, a key of `FUSIONS`.
+      dtype: the dtype of the input and the result; parameters and statistics are float32.
     """
 
     topology: str
@@ -37,8 +37,8 @@ class NetworkJob(Record, frozen=True, kw_only=True):
       topology: the accelerators, such as "v5e:2x2".
       variant: the norm.
       batch_size: examples per device.
-      image_size: height and width.
-      remat: what a variant with a policy applies it to: "parts" of the model, or the "whole".
+      image_size: the height and the width of the images.
+      remat: the extent of rematerialisation for a variant that has a policy: "parts" of the model, or the "whole".
     """
 
     topology: str
@@ -55,17 +55,17 @@ class Figures(Record, frozen=True, kw_only=True):
     """Figures read from an optimised program.
 
     Attributes:
-      passes: reads and writes of arrays of at least the size of x, in such arrays; None for a network.
-      bytes: read from the main memory and written to it by all instructions.
-      cycles: the compiler's estimate, without collectives and copies between memories; None for a GPU. Of a
-        conditional's branches the dearest counts.
-      cycles_usually: the same estimate with the cheapest branch of a conditional.
-      temporary: bytes of temporary memory of one device.
-      total: bytes of temporaries, arguments and outputs of one device, less what these share.
+      passes: the traffic of arrays at least as large as the input x, in multiples of x; None for a network.
+      bytes: the bytes that all instructions read from and write to main memory.
+      cycles: the compiler's estimate, without collectives and copies between memories, counting the most expensive
+        branch of each conditional; None for a GPU.
+      cycles_usually: the same estimate, counting the cheapest branch of each conditional.
+      temporary: the bytes of temporary memory on one device.
+      total: the bytes of temporaries, arguments and outputs on one device; shared bytes count once.
       collectives: the number of collectives, after the compiler has combined some.
-      collective_elements: the number of elements of their results.
-      collective_bytes: bytes of their results.
-      seconds: of the compilation on this machine.
+      collective_elements: the number of elements of the collectives' results.
+      collective_bytes: the bytes of the collectives' results.
+      seconds: the compilation time on this machine.
     """
 
     passes: NonNegative | None
@@ -81,7 +81,7 @@ class Figures(Record, frozen=True, kw_only=True):
 
 
 class Ratio(Record, frozen=True, kw_only=True):
-    """Figures divided by those of Flax's row; None where either has none, or Flax's are too small to compare with."""
+    """Figures divided by those of Flax's row; None where a figure is missing or Flax's is too small to compare with."""
 
     cycles: NonNegative | None = None
     bytes: NonNegative | None = None
@@ -95,7 +95,7 @@ class LargestBatch(Record, frozen=True, kw_only=True):
 
     Attributes:
       examples: the number of examples; None: not known.
-      how: the way it was found, or why it is not known.
+      how: the method that found the number, or the reason why it is not known.
     """
 
     examples: Count | None
@@ -106,12 +106,12 @@ class Row(Record, Generic[AnyJob], frozen=True, kw_only=True):
     """One program.
 
     Attributes:
-      job: what was compiled.
-      title: of the variant.
-      figures: None: it was not compiled.
-      note: why it was not compiled.
-      ratio: to Flax's row; None: one of the two was not compiled.
-      largest: of a network, where it was asked for.
+      job: the description of the compiled program.
+      title: the title of the variant.
+      figures: the figures of the program; None: it was not compiled.
+      note: the reason why the program was not compiled; None: it was.
+      ratio: the figures relative to those of Flax's row; None: one of the two programs was not compiled.
+      largest: the largest batch of a network; None: not asked for.
     """
 
     job: AnyJob
@@ -123,7 +123,7 @@ class Row(Record, Generic[AnyJob], frozen=True, kw_only=True):
 
     @property
     def is_reference(self) -> bool:
-        """Whether the other rows are compared with this one."""
+        """True for the row that the other rows are compared with."""
         return self.job.variant == FLAX
 
 
@@ -132,11 +132,11 @@ class PoolingCost(Record, frozen=True, kw_only=True):
 
     Attributes:
       devices: the number of devices that train together.
-      all_reduces: all-reduces that pooling adds to a step.
-      bytes: bytes that these reduce, of one device.
-      step_seconds: of a step without pooling.
-      whole_seconds: of the all-reduces, where the whole batch is pooled.
-      span_seconds: of the all-reduces, where spans of some devices are pooled.
+      all_reduces: the number of all-reduces that pooling adds to a step.
+      bytes: the bytes per device that these all-reduces sum.
+      step_seconds: the time of a step without pooling.
+      whole_seconds: the time of the all-reduces if the whole batch is pooled.
+      span_seconds: the time of the all-reduces if spans over groups of devices are pooled.
     """
 
     devices: Size
@@ -148,7 +148,7 @@ class PoolingCost(Record, frozen=True, kw_only=True):
 
     @property
     def share(self) -> float:
-        """The time of pooling the whole batch, as a part of a step without pooling."""
+        """The time of pooling the whole batch, as a share of a step without pooling."""
         return self.whole_seconds / self.step_seconds
 
 
@@ -158,8 +158,8 @@ class TopologyRows(Record, frozen=True, kw_only=True, omit_defaults=True):
     Attributes:
       topology: the accelerators, such as "v5e:2x2".
       title: the full name of the accelerator.
-      memory_bytes: memory of one device for programs.
-      memory_source: where that figure is from.
+      memory_bytes: the memory of one device that programs can use.
+      memory_source: the source of `memory_bytes`.
       layers: one row per layer and norm.
       resnet50: one row per norm.
       pods: the cost of pooling, one entry per number of devices.

@@ -9,8 +9,8 @@ class Start(Record, frozen=True, kw_only=True):
     """Seconds from the command to the end of its first step.
 
     Attributes:
-      cold: with nothing in the project's cache.
-      warm: the same command after that.
+      cold: the time with an empty compilation cache.
+      warm: the time of the same command with the filled cache.
     """
 
     cold: PositiveSpread
@@ -21,8 +21,8 @@ class OverheadRow(Record, frozen=True, kw_only=True):
     """The share of training outside the compiled step.
 
     Attributes:
-      batch_size: global batch size.
-      overhead: the share of the training time.
+      batch_size: the global batch size.
+      overhead: the time outside the step as a share of the training time.
     """
 
     batch_size: Size
@@ -30,15 +30,15 @@ class OverheadRow(Record, frozen=True, kw_only=True):
 
 
 class StepRow(Record, frozen=True, kw_only=True):
-    """The training step at one batch size, beside its peers.
+    """The training step at one batch size, compared with other trainers.
 
     Attributes:
-      batch_size: global batch size.
-      updates_per_epoch: updates of one pass over the training set.
+      batch_size: the global batch size.
+      updates_per_epoch: the number of updates in one pass over the training set.
       devices: the number of devices.
-      platform: such as "cpu".
-      seconds_per_epoch: by the name of the trainer.
-      ratio: of ours to each peer's, taken round by round; None: the peer is not installed.
+      platform: the platform, such as "cpu".
+      seconds_per_epoch: the time per epoch, by the name of the trainer.
+      ratio: this trainer's time divided by each peer's, within each round; None: the peer is not installed.
     """
 
     batch_size: Size

@@ -1,7 +1,7 @@
 """Records of each question of the batch-size study: one module per question, found by its name.
 
 A module declares `ROWS`, the types of its rows by their kind (see `records.studies.kind_of`), and may declare
-`Analysis`, the type of `QUESTION.json`; without it the file holds nothing but the keys of the rows.
+`Analysis`, the type of `QUESTION.json`. Without `Analysis`, the file holds only the keys of the rows.
 """
 
 from collections.abc import Iterable
@@ -15,10 +15,10 @@ ROWS: dict[str, type[StudyRow]] = {kind: row for module in MODULES.values() for 
 
 
 def check(package: str, names: Iterable[str]) -> None:
-    """Checks that the questions of a package have their records here.
+    """Checks that each question of a package has a module of records in this package.
 
     Raises:
-      LookupError: some have none.
+      LookupError: a question lacks its module; the message names each.
     """
     if lacking := sorted(set(names) - MODULES.keys()):
         raise LookupError(

@@ -1,10 +1,10 @@
-"""Records of the question what several updates per forward pass do."""
+"""Records of the question about several updates per forward pass."""
 
 from experiments.records.studies import StudyRow
 
 
 class BackwardsRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):
-    """A run of one way to make several updates, which its label names."""
+    """A run with one way to make several updates; the label names the way."""
 
     NEEDED = ("batch_size",)
     TIMED = True

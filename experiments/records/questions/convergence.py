@@ -1,4 +1,4 @@
-"""Records of the question how many updates a target accuracy takes, and at which learning rate."""
+"""Records of the question about convergence: the updates to a target accuracy, and the learning rate."""
 
 from experiments.records.fields import AboveOne, Count, Interval, Positive, Share, Size, Unbounded
 from experiments.records.record import Record
@@ -15,7 +15,7 @@ class ToTargetRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):
 
     def __post_init__(self):
         super().__post_init__()
-        # A summary without its epochs would be drawn at 0.
+        # A figure would show a run without epochs at 0.
         if self.summary is not None and self.summary.epochs <= 0:
             raise ValueError("Expected the epochs of the run")
 
@@ -27,7 +27,7 @@ class BestRate(Record, frozen=True, kw_only=True):
       batch_size: examples per update.
       rate: the best learning rate; None: no run ended with a finite loss.
       reached: whether the target was reached at that rate.
-      on_edge: the best rate is the least or the greatest that was tried.
+      on_edge: whether the best rate is the least or the greatest that was tried.
     """
 
     batch_size: Size
@@ -37,7 +37,7 @@ class BestRate(Record, frozen=True, kw_only=True):
 
 
 class StepsIntervals(Record, frozen=True, kw_only=True):
-    """Intervals of the numbers of a `StepsFit`, by their names."""
+    """The intervals of a `StepsFit`: each field belongs to the number of the same name."""
 
     min_steps: Interval
     min_examples: Interval
@@ -48,10 +48,10 @@ class StepsFit(Record, frozen=True, kw_only=True):
     """The updates to the target, min_steps + min_examples / batch size.
 
     Attributes:
-      min_steps: updates that no batch size gets below.
-      min_examples: examples that no batch size gets below.
-      critical_batch_size: their ratio; infinite if `min_steps` is 0.
-      intervals: of each, at `Analysis.confidence`.
+      min_steps: the least updates, approached by large batches.
+      min_examples: the least examples, approached by small batches.
+      critical_batch_size: `min_examples` / `min_steps`; infinite if `min_steps` is 0.
+      intervals: the intervals of these three numbers, at `Analysis.confidence`.
     """
 
     min_steps: Unbounded
@@ -61,16 +61,16 @@ class StepsFit(Record, frozen=True, kw_only=True):
 
 
 class Analysis(Base, frozen=True, kw_only=True):
-    """`convergence.json`.
+    """The contents of `convergence.json`.
 
     Attributes:
-      target: accuracy, as a share of 1.
-      seeds: of the runs at the best rates.
-      confidence: of the intervals.
+      target: the accuracy to reach, as a share of 1.
+      seeds: the seeds of the runs at the best rates.
+      confidence: the confidence level of the intervals.
       tuned: one entry per batch size of the search, rising.
-      factor: between neighbouring rates of the search, by which a best rate is known.
-      fit: of the updates to the target at the best rates; None: there is none.
-      no_fit: the reason why there is no fit.
+      factor: the factor between neighbouring rates of the search, which limits how well a best rate is known.
+      fit: the fit to the updates to the target at the best rates; None: there is no fit.
+      no_fit: the reason why there is no fit; None: there is one.
     """
 
     target: Positive

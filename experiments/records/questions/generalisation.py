@@ -1,4 +1,4 @@
-"""Records of the question whether large batches generalise worse and end in sharper minima."""
+"""Records of the question about generalisation, which compares the scores and the minima of large and small batches."""
 
 from typing import Annotated, Literal
 
@@ -14,11 +14,11 @@ Seeds = Annotated[list[Finite], Meta(min_length=1)]
 
 
 class TrainScore(Record, frozen=True, kw_only=True):
-    """The evaluation of training images, in evaluation mode.
+    """The scores on training images, in evaluation mode.
 
     Attributes:
-      accuracy: the share that is classified correctly.
-      loss: mean cross-entropy in nats.
+      accuracy: the share of images that are classified correctly.
+      loss: the mean cross-entropy, in nats.
     """
 
     accuracy: Share
@@ -29,10 +29,11 @@ class Minimum(Record, frozen=True, kw_only=True):
     """The minimum in which a run ended.
 
     Attributes:
-      train: the evaluation of training images.
-      eigenvalue: the largest eigenvalue of the Hessian.
-      residual: the distance within which the Hessian has such an eigenvalue; None: an earlier version did not write it.
-      sharpness: the rise of the loss in a box, by the width of the box.
+      train: the scores on training images.
+      eigenvalue: the estimate of the Hessian's largest eigenvalue.
+      residual: a distance from `eigenvalue` within which the Hessian certainly has an eigenvalue; None: an earlier
+        version wrote the row, without this field.
+      sharpness: the rise of the loss in a box around the minimum, by the width of the box.
     """
 
     train: TrainScore
@@ -42,10 +43,10 @@ class Minimum(Record, frozen=True, kw_only=True):
 
 
 class MinimumRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):
-    """A run whose minimum is looked at; its key says after which budget it stopped.
+    """A run whose minimum is measured; the key names the budget after which the run stopped.
 
     Attributes:
-      minimum: None: not measured yet.
+      minimum: the minimum; None: not measured yet.
     """
 
     NEEDED = ("batch_size", "learning_rate")
@@ -57,18 +58,19 @@ class SizeMinima(Record, frozen=True, kw_only=True):
     """The minima of one batch size after one budget.
 
     Attributes:
-      budget: "epochs": as many epochs at every batch size; "steps": as many updates.
+      budget: "epochs": equal epochs at every batch size; "steps": equal updates.
       batch_size: examples per update.
       rate: the peak learning rate.
-      updates: of a run.
-      epochs: of a run.
-      train: accuracy on training images, one value per seed, as all that follow.
-      test: accuracy on the split that the run is judged by.
-      gap: `train` - `test`.
-      test_loss: mean cross-entropy in nats; None: an earlier version did not write it.
-      eigenvalue: the largest eigenvalue of the Hessian.
-      eigenvalue_times_rate: the eigenvalue times `rate`.
-      sharpness: the rise of the loss in a box, by the width of the box.
+      updates: the number of updates of a run.
+      epochs: the number of epochs of a run.
+      train: the accuracy on training images, one value per seed.
+      test: the accuracy on the split that judges the run, one value per seed.
+      gap: `train` - `test`, one value per seed.
+      test_loss: the mean cross-entropy on that split in nats, one value per seed; None: an earlier version wrote the
+        file, without this field.
+      eigenvalue: the largest eigenvalue of the Hessian, one value per seed.
+      eigenvalue_times_rate: the eigenvalue times `rate`, one value per seed.
+      sharpness: the rise of the loss in a box, by the width of the box, one value per seed.
     """
 
     budget: Literal["epochs", "steps"]
@@ -86,10 +88,10 @@ class SizeMinima(Record, frozen=True, kw_only=True):
 
 
 class Analysis(Base, frozen=True, kw_only=True):
-    """`generalisation.json`.
+    """The contents of `generalisation.json`.
 
     Attributes:
-      runs: one entry per budget and batch size, in the order of `SizeMinima.budget` and rising.
+      runs: one entry per budget and batch size, in the order of `SizeMinima.budget`, then of rising batch size.
     """
 
     runs: list[SizeMinima]

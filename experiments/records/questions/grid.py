@@ -1,3 +1,3 @@
-"""Records of runs to a target at every batch size and rate: their rows are those of `convergence`."""
+"""Records of the grid of runs to a target: none, because `convergence` declares the type of their rows."""
 
 ROWS = {}

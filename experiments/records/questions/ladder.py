@@ -1,10 +1,10 @@
-"""Records of the question which parts of a recipe repair a very large batch."""
+"""Records of the question about the parts of a recipe that repair a very large batch."""
 
 from experiments.records.studies import StudyRow
 
 
 class LadderRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):
-    """A run of one rung of the ladder, which its label names."""
+    """A run of one rung of the ladder; the label names the rung."""
 
     NEEDED = ("batch_size",)
     TIMED = True

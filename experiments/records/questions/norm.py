@@ -22,12 +22,12 @@ class GridRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def task(self) -> str:
-        """The key of the task that the run learns, as `records.norm_study.TASKS` has it."""
+        """The task that the run learns, a key of `records.norm_study.TASKS`."""
         return self._place(1)
 
     @property
     def norm(self) -> str:
-        """The key of the norm, as `records.norm_study.NORMS` has it."""
+        """The norm of the run, the `key` of one of `records.norm_study.NORMS`."""
         return self._place(2)
 
     @property
@@ -42,7 +42,7 @@ class GridRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def steps(self) -> int:
-        """The number of updates that the run was given."""
+        """The number of updates that the run was planned to make."""
         return self._option("steps")
 
     def _place(self, group: int) -> str:
@@ -53,11 +53,11 @@ class GridRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Shift(Record, frozen=True, kw_only=True):
-    """The distance between activations and the statistics that normalise them, as medians over all features.
+    """The distance between the statistics of activations and those that normalise them, as medians over all features.
 
     Attributes:
-      mean: |mean - mean used| in standard deviations.
-      std: the ratio of the standard deviations.
+      mean: |mean - mean used|, in standard deviations.
+      std: the standard deviation divided by the one used.
     """
 
     mean: Finite
@@ -68,7 +68,7 @@ class RateRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):
     """A run of one norm at one peak learning rate.
 
     Attributes:
-      shift: of the activations at the end of the run; None: not measured.
+      shift: the shift of the activations at the end of the run; None: not measured.
     """
 
     NEEDED = ("learning_rate",)
@@ -78,7 +78,7 @@ class RateRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def statistics(self) -> str:
-        """The key of the statistics that the run normalises by, as `records.norm_study.FIXED_OR_NOT` has it."""
+        """The norm of the run, the `rate_key` of one of `records.norm_study.FIXED_OR_NOT`."""
         return self.key.split("-")[1] if "-" in self.key else ""
 
 

@@ -1,4 +1,4 @@
-"""Records of the question whether a batch that grows with the noise does what a falling rate does."""
+"""Records of the question about a growing batch in place of a falling learning rate."""
 
 from typing import Annotated
 
@@ -14,7 +14,7 @@ class Course(Record, frozen=True, kw_only=True):
 
     Attributes:
       evaluations: one entry per evaluation: updates so far, accuracy and loss.
-      batch_sizes: one entry per change of the batch size: updates so far, and examples per update from there on.
+      batch_sizes: one entry per change of the batch size: updates so far, and examples per update after the change.
     """
 
     evaluations: Annotated[list[tuple[Count, Share, Finite]], Meta(min_length=1)]
@@ -22,10 +22,10 @@ class Course(Record, frozen=True, kw_only=True):
 
 
 class RampRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):
-    """A run with one of the ways to let the noise fall, which its label names.
+    """A run with one of the ways to let the gradient noise fall; the label names the way.
 
     Attributes:
-      course: None: not read yet.
+      course: the course of the run; None: not read yet.
     """
 
     NEEDED = ("batch_size",)

@@ -1,4 +1,4 @@
-"""Records of the rows that only a recommendation has; its result is in `records.recommendation`."""
+"""Records of the rows that only a recommendation has; `records.recommendation` declares the file of its result."""
 
 from typing import NamedTuple
 
@@ -8,12 +8,12 @@ from experiments.records.studies import StudyRow
 
 
 class Evaluation(NamedTuple):
-    """An evaluation on the way of a run, of the split that is evaluated first; a list of three numbers in the file.
+    """An evaluation during a run, on the split that is evaluated first; a list of three numbers in the file.
 
     Attributes:
       updates: updates so far.
-      accuracy: a share of 1.
-      loss: mean cross-entropy in nats.
+      accuracy: the accuracy, as a share of 1.
+      loss: the mean cross-entropy, in nats.
     """
 
     updates: Count
@@ -25,7 +25,7 @@ class ShortRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):
     """One of several short runs of equal time.
 
     Attributes:
-      evaluations: the evaluations on the way; None: not read yet.
+      evaluations: the evaluations during the run; None: not read yet.
     """
 
     NEEDED = ("batch_size", "learning_rate")

@@ -1,4 +1,4 @@
-"""Records of the question how much the loss swings from update to update."""
+"""Records of the question about the swing of the loss from update to update."""
 
 from typing import Annotated
 
@@ -11,7 +11,7 @@ from experiments.records.studies import StudyRow
 
 
 class SwingRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):
-    """A run whose losses are looked at.
+    """A run whose losses are recorded.
 
     Attributes:
       losses: the loss of every update; None: not read yet.
@@ -24,8 +24,8 @@ class NoiseRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):
     """A run whose gradient noise is measured.
 
     Attributes:
-      noise: one entry per measurement: the update, the loss there, and the estimates of |G|^2 and tr Sigma; None: not
-        read yet.
+      noise: one entry per measurement: the update, its loss, and the estimates of |G|^2 and tr Sigma; None: not read
+        yet.
     """
 
     noise: list[tuple[Finite, Finite, Finite, Finite]] | None = None
@@ -36,8 +36,8 @@ class SizeSwing(Record, frozen=True, kw_only=True):
 
     Attributes:
       batch_size: examples per update.
-      swing: standard deviation of the loss about its slow trend.
-      loss: mean loss of all updates.
+      swing: the standard deviation of the loss about its slow trend.
+      loss: the mean loss of all updates.
       losses: the loss of every update.
     """
 
@@ -52,9 +52,9 @@ class NoiseWindow(Record, frozen=True, kw_only=True):
 
     Attributes:
       update: the median update of the window.
-      loss: mean loss in the window.
-      scale: gradient noise scale in examples; infinite where the window does not tell the gradient from noise.
-      interval: of the scale, at `Analysis.confidence`.
+      loss: the mean loss in the window.
+      scale: the gradient noise scale in examples; infinite where the window does not tell the gradient from noise.
+      interval: the interval of `scale`, at `Analysis.confidence`.
     """
 
     update: Finite
@@ -64,14 +64,14 @@ class NoiseWindow(Record, frozen=True, kw_only=True):
 
 
 class Analysis(Base, frozen=True, kw_only=True):
-    """`smoothness.json`.
+    """The contents of `smoothness.json`.
 
     Attributes:
       sizes: one entry per batch size, rising.
-      power: power of the batch size in the swing, by least squares of logarithms; None: fewer than two sizes.
+      power: the exponent of the batch size in the swing, by least squares of logarithms; None: fewer than two sizes.
       noise: one entry per window of the run whose noise is measured.
-      noise_batch_size: of that run; None: there is none.
-      confidence: of the intervals.
+      noise_batch_size: the batch size of the run whose noise is measured; None: there is no such run.
+      confidence: the confidence level of the intervals.
     """
 
     sizes: list[SizeSwing]

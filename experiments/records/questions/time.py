@@ -1,4 +1,4 @@
-"""Records of the question how long an update and an epoch take."""
+"""Records of the question about the time of an update and of an epoch."""
 
 from typing import Annotated, Literal
 
@@ -11,7 +11,7 @@ from experiments.records.studies import StudyRow
 
 # One value per round.
 Rounds = Annotated[list[Positive], Meta(min_length=1)]
-# Kinds of batch sizes; memory is laid out in multiples of 8.
+# Kinds of batch sizes. Multiples of 8 are a kind because accelerators lay arrays out in multiples of 8.
 Kind = Literal["power of two", "multiple of 8", "neither"]
 
 
@@ -23,17 +23,17 @@ class TimeRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class SizeTime(Record, frozen=True, kw_only=True):
-    """Times at one batch size.
+    """The times at one batch size.
 
     Attributes:
       batch_size: examples per update.
-      kind: whether the size is a power of two.
-      devices: such as "2 x cpu".
-      computing: seconds of computing per update, one value per round.
-      in_all: seconds per update with the input and logging that computing does not hide, one value per round; None: an
-        earlier version did not write them.
-      epoch_computing: seconds of computing of as many examples as an epoch has; the median of the rounds.
-      epoch_in_all: seconds of as many examples in all; the median of the rounds.
+      kind: the kind of the size.
+      devices: the number and the kind of the devices, such as "2 x cpu".
+      computing: compute time per update in seconds, one value per round.
+      in_all: total time per update in seconds, including input and logging that computing does not hide, one value per
+        round; None: an earlier version wrote the file, without this field.
+      epoch_computing: compute time for the number of examples of an epoch, in seconds; the median over the rounds.
+      epoch_in_all: total time for the number of examples of an epoch, in seconds; the median over the rounds.
     """
 
     batch_size: Size
@@ -46,7 +46,7 @@ class SizeTime(Record, frozen=True, kw_only=True):
 
 
 class TimeIntervals(Record, frozen=True, kw_only=True):
-    """Intervals of the numbers of a `TimeFit`, by their names."""
+    """The intervals of a `TimeFit`: each field belongs to the number of the same name."""
 
     overhead: Interval
     throughput: Interval
@@ -59,8 +59,8 @@ class TimeFit(Record, frozen=True, kw_only=True):
     Attributes:
       overhead: seconds per update.
       throughput: examples per second; infinite if the time does not grow with the batch.
-      knee: the batch size at which half of the time is overhead; infinite likewise.
-      intervals: of each.
+      knee: the batch size at which half of the time is overhead; infinite if `throughput` is.
+      intervals: the intervals of these three numbers.
     """
 
     overhead: NonNegative
@@ -70,13 +70,13 @@ class TimeFit(Record, frozen=True, kw_only=True):
 
 
 class Neighbour(Record, frozen=True, kw_only=True):
-    """A batch size beside the power of two nearby.
+    """A batch size compared with a nearby power of two.
 
     Attributes:
       batch_size: examples per update.
-      kind: of the size.
+      kind: the kind of the size.
       power: the power of two.
-      throughput: examples per second over those of the power, one value per round.
+      throughput: examples per second divided by those at `power`, one value per round.
     """
 
     batch_size: Size
@@ -86,13 +86,13 @@ class Neighbour(Record, frozen=True, kw_only=True):
 
 
 class Analysis(Base, frozen=True, kw_only=True):
-    """`time.json`.
+    """The contents of `time.json`.
 
     Attributes:
-      train_size: the number of training examples, which make an epoch.
-      devices: the devices of most sizes; the fit and the neighbours are of the sizes that ran on these.
+      train_size: the number of training examples, which is one epoch.
+      devices: the devices that most sizes ran on; the fit and the neighbours use only these sizes.
       sizes: one entry per batch size, rising.
-      fit: of the time of an update; None: there are too few sizes.
+      fit: the fit to the time of an update; None: there are too few sizes.
       neighbours: one entry per size near a power of two.
     """
 

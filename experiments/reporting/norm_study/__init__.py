@@ -1,4 +1,4 @@
-"""The report of the norm study: a figure and a page from its rows alone."""
+"""The report of the norm study: a figure and a page, made from the study's rows alone."""
 
 from experiments.reporting.norm_study.figure import norm_study_figure
 from experiments.reporting.norm_study.page import write_norm_study_page

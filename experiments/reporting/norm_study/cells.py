@@ -1,4 +1,4 @@
-"""The results of the norm study: its rows, and the runs of one norm at one size gathered over seeds."""
+"""The results of the norm study: its rows, and cells, which gather the seeds of one norm at one batch size."""
 
 import math
 import statistics
@@ -21,12 +21,12 @@ CONFIDENCE = 0.95
 
 
 class Cell(NamedTuple):
-    """The runs of one norm at one place, over seeds.
+    """The runs of one norm at one batch size or learning rate, over seeds.
 
     Attributes:
-      scores: the scores of the runs that ended, in percent.
+      scores: the scores of the runs that ended with a finite loss, in percent.
       failed: the number of runs with a loss that is not finite.
-      milliseconds: milliseconds of computing per update, of each run that ended.
+      milliseconds: the compute time per update of each run that ended with a finite loss.
     """
 
     scores: tuple[float, ...]
@@ -42,8 +42,8 @@ class Study(NamedTuple):
     """The results of a study.
 
     Attributes:
-      rows: the runs that ended, and those with a loss that is not finite; the last row of each key.
-      lines_left_out: the number of lines of the file that are no whole rows.
+      rows: the runs that ended, with or without a finite loss; the last row of each key.
+      lines_left_out: the number of lines of the file that could not be read as rows.
     """
 
     rows: list[StudyRow]
@@ -54,14 +54,14 @@ class Study(NamedTuple):
         return [row for row in self.rows if isinstance(row, GridRow) and row.task == task.name]
 
     def grid(self, task: Task) -> Grid:
-        """Returns the cells of one task; none if it was not run."""
+        """Returns the cells of one task; an empty mapping if the task was not run."""
         groups: defaultdict[tuple[str, int], list[GridRow]] = defaultdict(list)
         for row in self.grid_rows(task):
             groups[row.norm, row.per_device].append(row)
         return {place: cell(group) for place, group in groups.items()}
 
     def by_rate(self, norm: Norm) -> dict[float, list[RateRow]]:
-        """Returns the runs of one norm at several learning rates, in rising order of these."""
+        """Returns the runs of one norm by learning rate, in rising order of the rates."""
         groups: defaultdict[float, list[RateRow]] = defaultdict(list)
         for row in self.rows:
             if isinstance(row, RateRow) and row.statistics == norm.rate_key:
@@ -84,7 +84,7 @@ def read(folder: str | Path) -> Study:
 
 
 def cell(group: Sequence[StudyRow]) -> Cell:
-    """Returns the cell of the runs of one place."""
+    """Gathers the runs of one norm at one batch size or learning rate into a cell."""
     ended = [row.summary for row in group if row.summary is not None]
     return Cell(
         scores=tuple(_score(summary) for summary in ended),
@@ -94,7 +94,7 @@ def cell(group: Sequence[StudyRow]) -> Cell:
 
 
 def _score(summary: Summary) -> float:
-    """Returns the mean intersection over union of a segmentation, the accuracy of a classification, in percent."""
+    """Returns the score in percent: the mean intersection over union if the run has one, else the accuracy."""
     result = summary.result
     return 100 * (result.accuracy if result.mean_iou is None else result.mean_iou)
 

@@ -13,12 +13,12 @@ from experiments.reporting.style import canvas, dress, legend
 
 
 class Look(NamedTuple):
-    """The line of a norm.
+    """The look of a norm's line.
 
     Attributes:
-      colour: of the line, one of a palette that people who are colour-blind can tell apart.
-      marker: tells it apart without colours.
-      is_bold: whether it is one of the two lines that the study is about.
+      colour: the colour of the line, from a palette that people who are colour-blind can tell apart.
+      marker: the marker, which tells the line apart without colours.
+      is_bold: whether the line is one of the two that the study compares above all.
     """
 
     colour: str
@@ -26,7 +26,7 @@ class Look(NamedTuple):
     is_bold: bool = False
 
 
-# By the key of the norm, in the order of legends and tables. A test asks for one per norm.
+# The looks by the key of the norm, in the order of legends and tables. A test checks that every norm has one.
 LOOKS = {
     SYNCHRONISED.key: Look("#0072b2", "o", is_bold=True),
     LOCAL.key: Look("#d55e00", "s", is_bold=True),
@@ -38,7 +38,7 @@ LOOKS = {
     "frozen": Look("#5a6475", "X"),
 }
 _BY_KEY = {norm.key: norm for norm in NORMS.values()}
-# Norms stand beside each other, so that no bar and no marker hides another's; in units of a step from size to size.
+# Norms are drawn side by side, so that no bar or marker hides another; in units of the distance between two sizes.
 _STEP_BETWEEN_NORMS = 0.05
 
 
@@ -54,10 +54,12 @@ def sizes_of(cells: Grid) -> list[int]:
 
 
 def norm_study_figure(folder: str | Path) -> Figure:
-    """Draws accuracy and mean IoU against the per-device batch size: a line per norm, with every seed and their mean.
+    """Draws accuracy and mean IoU against the per-device batch size.
+
+    Each norm has a line through the means over seeds, with a bar from the worst to the best seed.
 
     Args:
-      folder: of the study.
+      folder: the folder of the study.
 
     Raises:
       UsageError: the folder holds no rows.
@@ -72,7 +74,7 @@ def norm_study_figure(folder: str | Path) -> Figure:
 
 
 def task_figures(study: Study) -> list[Figure]:
-    """Draws the panels of `norm_study_figure`, each a figure of its own, which a page arranges by its width."""
+    """Draws each panel of `norm_study_figure` as a separate figure, so that a page can arrange them by its width."""
     drawings = []
     for task, cells in _grids(study):
         drawing, (axes,) = canvas(4.4)
@@ -104,7 +106,13 @@ def _draw(axes: Axes, cells: Grid, task: Task) -> None:
 
 
 def _draw_norm(axes: Axes, norm: Norm, there: list[tuple[float, tuple[float, ...]]]) -> None:
-    """Draws the line of one norm through places and the scores of its seeds there."""
+    """Draws the line of one norm.
+
+    Args:
+      axes: the axes to draw on.
+      norm: the norm.
+      there: the horizontal positions, each with the scores of its seeds.
+    """
     look = LOOKS[norm.key]
     axes.plot(
         [at for at, _ in there],

@@ -33,7 +33,7 @@ def finding(cells: Grid, task: Task) -> str:
 
 
 def fixed_finding(study: Study) -> str:
-    """Returns a sentence on the greatest rate at which each kind of statistics trains with a finite loss."""
+    """Returns a sentence on the greatest learning rate at which each kind of statistics trains with a finite loss."""
     texts = []
     for norm in FIXED_OR_NOT:
         # Every seed must end with a finite loss.
@@ -49,7 +49,7 @@ def fixed_finding(study: Study) -> str:
 
 
 def cost(cells: Grid) -> str:
-    """Returns a sentence on the time of a synchronised update over that of a local one of the same seed."""
+    """Returns a sentence on the ratio of the times of a synchronised and a local update with the same seed."""
     ratios = []
     for size in sizes_of(cells):
         pooled, local = cells.get((SYNCHRONISED.key, size)), cells.get((LOCAL.key, size))

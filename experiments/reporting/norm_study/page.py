@@ -63,7 +63,7 @@ def _task(study: Study, task: Task, cells: Grid) -> list[str]:
 
 
 def _rates(study: Study) -> list[str]:
-    """Returns the part on learning rates; nothing if it was not run."""
+    """Returns the part on learning rates; an empty list if it was not run."""
     rows = tables.rates(study)
     if not rows:
         return []
@@ -78,7 +78,7 @@ def _rates(study: Study) -> list[str]:
 
 
 def _made_by(study: Study) -> list[str]:
-    """Returns the command of one run that ended; nothing if there is none."""
+    """Returns the part with the command of one run that ended; an empty list if no run did."""
     first = next((row for row in study.rows if row.summary is not None), None)
     if first is None:
         return []

@@ -10,13 +10,13 @@ from experiments.reporting.norm_study.figure import norms_of, sizes_of
 
 
 def updates(rows: Sequence[GridRow], sizes: Sequence[int]) -> tuple[str, ...]:
-    """Returns the row of the numbers of updates by per-device batch size."""
+    """Returns the row with the number of updates of a run, by per-device batch size."""
     given = {row.per_device: row.steps for row in rows}
     return ("updates of a run", *(f"{given[size]}" for size in sizes))
 
 
 def by_size(cells: Grid, devices: int, text: Callable[[Cell], str]) -> list[tuple[str, ...]]:
-    """Returns one row per norm, with the text of one cell per per-device batch size."""
+    """Returns one row per norm, with one text for each per-device batch size."""
     sizes = sizes_of(cells)
     return [
         (
@@ -28,18 +28,21 @@ def by_size(cells: Grid, devices: int, text: Callable[[Cell], str]) -> list[tupl
 
 
 def _absent(norm: Norm, size: int, devices: int) -> str:
-    """Returns the text of a cell without runs: a span may exceed the batch, or be all of it, or be a device's share."""
+    """Returns the text for a cell without runs.
+
+    A dash marks a span longer than the batch, and an equals sign a span that equals the batch or a device's share.
+    """
     if norm.span is None:
         return ""
     return "–" if norm.span > size * devices else "=" if norm.span in (size, size * devices) else ""
 
 
 def score(cell: Cell) -> str:
-    """Returns the mean score of a cell with its interval, and the number of runs that failed."""
+    """Returns the mean score of a cell with its interval, and the number of failed runs."""
     if not cell.scores:
         return "not finite"
     text = f"{statistics.mean(cell.scores):.1f}"
-    # An interval of those that did not fail would be one of a chosen few.
+    # An interval over the surviving runs alone would be biased by their selection.
     if len(cell.scores) > 1 and not cell.failed:
         text += f" ± {half_width(cell.scores):.1f}"
     return text + (f" ({cell.failed} of {cell.failed + len(cell.scores)} not finite)" if cell.failed else "")
@@ -51,7 +54,7 @@ def milliseconds(cell: Cell) -> str:
 
 
 def rates_head() -> tuple[str, ...]:
-    """Returns the head of the table of learning rates."""
+    """Returns the heading of the table of learning rates."""
     return ("peak rate", *(f"{norm.rate_key}: {what}" for norm in FIXED_OR_NOT for what in ("accuracy (%)", "shift")))
 
 

@@ -1,4 +1,4 @@
-"""The setting that follows from the measurements: its predictions, the constraint that binds, and its certainty."""
+"""Chooses the setting that follows from the measurements, with its predictions, binding constraint and certainty."""
 
 import math
 from collections.abc import Sequence
@@ -18,28 +18,29 @@ from experiments.training.config.options import TrainConfig
 from experiments.training.config.plan import MIN_UPDATES_PER_EPOCH
 from experiments.training.recipe.norms import NORMS
 
-# Predictions are made up to this factor beyond the batch sizes that were tried.
+# Predictions reach up to this factor beyond the batch sizes that were tried.
 REACH_FACTOR = 4
-# A batch size is as good as the best if its time is at most this ratio of the best one.
+# A batch size counts as good as the best if its time is at most this multiple of the best time.
 AS_GOOD_TIME_RATIO = 1.1
-# One that was tried is preferred to a better one that was not, up to this ratio of their times.
+# A batch size that was tried is preferred to an untried, faster one up to this ratio of their times.
 PREFERRED_TIME_RATIO = 1.05
-# The seed of the draws of how far a run is from the curve.
+# The seed of the draws for the distance of a run from the curve.
 SCATTER_SEED = 2
-# A recommended run may take so many times the epochs that are predicted.
-EPOCHS_FACTOR = 2
-# The rule for rates needs a number where the critical batch size is infinite.
+# The epoch limit of the recommended run, in multiples of the predicted epochs: a slow seed should still reach the
+# target.
+EPOCH_LIMIT_FACTOR = 2
+# The rule for rates needs a finite critical batch size: a number that stands for infinity.
 MAX_CRITICAL_EXAMPLES = 1e9
 
 
 def advise(evidence: Evidence) -> Advice | None:
-    """Chooses the batch size with the least time to the target, and the setting that goes with it.
+    """Chooses the batch size with the least time to the target, and the other settings that go with it.
 
     Args:
-      evidence: from `measure.measure`.
+      evidence: the measurements, from `measure.measure`.
 
     Returns:
-      None where the measurements do not decide it.
+      The advice; None: the measurements do not decide it.
     """
     curves = curves_of(evidence)
     if curves is None:
@@ -47,7 +48,8 @@ def advise(evidence: Evidence) -> Advice | None:
     problem = _Limits(evidence)
     sizes = problem.candidates()
     times = np.array([_seconds(problem, curves, size) for size in sizes])
-    # Among those that are as good, one that has reached the target: time and rate of the others are less well known.
+    # Among nearly equal sizes, prefer one that has reached the target: the times and rates of the others are less
+    # certain.
     reached = {run.batch_size for run in evidence.runs if run.reached}
     least = times[:, 0].min()
     place = min(
@@ -86,7 +88,7 @@ def advise(evidence: Evidence) -> Advice | None:
 
 
 def _options(evidence: Evidence, curves: Curves, batch_size: int, rate: float, micro: int) -> Options:
-    """Returns the options of the training command: those that the runs had, so that it does what they did."""
+    """Returns the options of the training command, which repeat the options of the measured runs."""
     options: Options = {
         **evidence.options,
         **CONSTANT,
@@ -99,7 +101,7 @@ def _options(evidence: Evidence, curves: Curves, batch_size: int, rate: float, m
     if evidence.target is not None:
         options |= {"target_accuracy": evidence.target, "validation_examples": evidence.held_out}
     if curves.has_target:
-        epochs = EPOCHS_FACTOR * float(curves.updates(batch_size)[0]) * batch_size / evidence.examples
+        epochs = EPOCH_LIMIT_FACTOR * float(curves.updates(batch_size)[0]) * batch_size / evidence.examples
         options["epochs"] = max(1, math.ceil(epochs))
         every = next((run.evaluate_every * run.batch_size for run in evidence.runs), 0)
         options["evaluate_every"] = max(1, round(every / batch_size))
@@ -114,25 +116,26 @@ class _Limits:
         self.largest = None if evidence.memory is None else evidence.memory.largest
         tried = [run.batch_size for run in evidence.runs if not run.diverged]
         self.tried = tried or [point.batch_size for point in evidence.step_time]
-        # Such statistics are corrected by those of the update before, not of the micro-batch before.
+        # A norm that corrects by running statistics uses those of the previous update, not of the previous micro-batch,
+        # and the trainer refuses to accumulate with it.
         norm = NORMS[str(evidence.options.get("norm") or TrainConfig.norm)]
         self.cuts = not norm.corrects_by_running_statistics
         span = evidence.options.get("span")
         self.span = None if span is None else int(span)
 
     def candidates(self) -> list[int]:
-        """Returns powers of two times the unit, about the batch sizes that were tried."""
+        """Returns the batch sizes to consider: powers of two times the unit, near those that were tried."""
         most = max(self.unit, min(self.examples // MIN_UPDATES_PER_EPOCH, REACH_FACTOR * max(self.tried)))
         sizes = [self.unit * 2**k for k in range((most // self.unit).bit_length())]
         about = [size for size in sizes if size >= min(self.tried) / REACH_FACTOR] or sizes[-1:]
         return [size for size in about if self.fits(size) or self.cuts] or sizes[:1]
 
     def fits(self, batch_size: float) -> bool:
-        """Returns whether memory has room for a batch as a whole."""
+        """Returns whether a batch fits in memory without accumulation."""
         return self.largest is None or batch_size <= self.largest
 
     def micro_batches(self, batch_size: int) -> int:
-        """Returns the number of parts into which a batch must be cut for the memory."""
+        """Returns the number of micro-batches that a batch must be cut into to fit in memory."""
         parts = 1
         while not self.fits(batch_size / parts) and batch_size % (2 * parts * self.unit) == 0:
             parts *= 2
@@ -140,8 +143,8 @@ class _Limits:
 
 
 def _seconds(problem: _Limits, curves: Curves, batch_size: int) -> np.ndarray:
-    """Returns seconds of computing to the target: by the most likely curves, then by the draws."""
-    # With accumulation the time of an update has no knee.
+    """Returns the compute time to the target: by the most likely curves, then by each draw; shape (1 + draws,)."""
+    # With accumulation, the time of an update grows in proportion to the number of micro-batches.
     parts = problem.micro_batches(batch_size)
     return curves.updates(batch_size) * parts * curves.update_seconds(batch_size / parts)
 
@@ -151,7 +154,7 @@ def _prediction(evidence: Evidence, problem: _Limits, curves: Curves, batch_size
     parts = problem.micro_batches(batch_size)
     updates = epochs = seconds = None
     if curves.has_target:
-        # A run is about the curve, and its seed decides where.
+        # Runs scatter about the curve, by their seeds.
         scatter = np.exp(np.random.default_rng(SCATTER_SEED).normal(0, RUN_LOG_SD, len(curves.steps)))
         scatter[0] = 1
         drawn = scatter * curves.updates(batch_size)
@@ -160,7 +163,7 @@ def _prediction(evidence: Evidence, problem: _Limits, curves: Curves, batch_size
     return Prediction(
         batch_size=batch_size,
         step_seconds=_bounded(parts * curves.update_seconds(batch_size / parts)),
-        # As the trainer has it without --nodrop_remainder.
+        # The trainer drops an epoch's last, smaller batch by default.
         updates_per_epoch=examples // batch_size,
         dropped=examples % batch_size / examples,
         memory=None if memory is None else memory.fixed + memory.per_example * batch_size / parts,
@@ -171,7 +174,7 @@ def _prediction(evidence: Evidence, problem: _Limits, curves: Curves, batch_size
 
 
 def _rate(evidence: Evidence, batch_size: int, critical: float) -> float:
-    """Returns the best rate at a batch size: interpolated between two that were tuned, else scaled from the nearest."""
+    """Returns the best rate at a batch size: interpolated between two tuned sizes, or scaled from the nearest one."""
     best = {run.batch_size: run.rate for run in best_runs(evidence.runs) if run.reached}
     if not best:
         # A short run does not show whether a rate diverges on the way to the target.
@@ -186,7 +189,7 @@ def _rate(evidence: Evidence, batch_size: int, critical: float) -> float:
         logs = np.interp(math.log(batch_size), np.log(sizes), np.log([best[size] for size in sizes]))
         return rounded(math.exp(logs))
     near = min(sizes, key=lambda size: abs(math.log(size / batch_size)))
-    # Where twice the batch halves the updates, it takes twice the rate.
+    # Where doubling the batch halves the updates, the rate doubles too.
     return scaled_rate(best[near], near, batch_size, min(critical, MAX_CRITICAL_EXAMPLES))
 
 
@@ -194,8 +197,8 @@ class _Binding(NamedTuple):
     """The constraint that keeps a larger batch from being better.
 
     Attributes:
-      name: in a word.
-      loosen: a remedy, as text.
+      name: the name of the constraint, in one word.
+      loosen: a remedy for the constraint, as text.
     """
 
     name: str
@@ -223,7 +226,7 @@ def _binding(evidence: Evidence, problem: _Limits, curves: Curves, batch_size: i
 
 
 def _bounded(values: np.ndarray) -> Bounded:
-    """Returns the most likely value and the interval of the draws that follow it."""
+    """Returns the most likely value, which comes first, and the interval of the draws, which follow it."""
     return float(values[0]), *_interval(interval_of(values[1:], CONFIDENCE))
 
 

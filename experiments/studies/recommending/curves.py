@@ -1,4 +1,4 @@
-"""Updates to the target and time per update by batch size: the most likely curves, and draws of them."""
+"""Infers updates to the target and time per update by batch size: the most likely curves, and draws of them."""
 
 import math
 import statistics
@@ -19,26 +19,27 @@ STEPS_SEED, TIME_SEED = 0, 1
 # The usual ratio of a run's noise scale to its critical batch size: 2 to 8, by the averages that McCandlish et al. give
 # for MNIST, SVHN, CIFAR-10 and ImageNet.
 NOISE_OVER_CRITICAL = 3.5
-# Standard deviations of logarithms. Of the critical batch size about what a well-measured noise scale says, by the same
-# averages; and about the usual one.
+# The standard deviation of the log of the critical batch size: about the value that a well-measured noise scale
+# implies, by the same averages; and about the usual value, where the noise scale is not known.
 NOISE_LOG_SD, USUAL_LOG_SD = math.log(2), math.log(6)
-# Of the updates that a run needs about the curve, by its seed and because its rate was found among few. (The seeds of
-# one setting alone make 0.36, pooled over docs/results/recommend; by problem it is 0.2 to 0.5.)
+# The standard deviation of the log of the updates that a run needs, about the curve. It covers the seed, and the rate,
+# which was chosen among few. (Seeds of one setting alone make 0.36, pooled over docs/results/recommend; it is 0.2 to
+# 0.5 by problem.)
 RUN_LOG_SD = 0.4
-# Added where no run reached the target, because none of the rates may have been a good one.
+# The additional standard deviation at a batch size where no run reached the target: perhaps no rate there was good.
 UNTUNED_LOG_SD = math.log(2)
 USUAL_CRITICAL_EXAMPLES = 300.0
-# The grid of the posterior: values of the critical batch size, values of the least updates at each, and the standard
-# deviations about the middle that it spans.
+# The grid of the posterior: the number of values of the critical batch size, the number of values of the least updates
+# at each, and the half width of the grid in standard deviations.
 CRITICAL_VALUES, STEPS_VALUES, GRID_SDS = 401, 121, 6.0
 
 
 class NoisePrior(NamedTuple):
-    """A gradient noise scale that is known, as the prior of the critical batch size takes it.
+    """A measured gradient noise scale, for the prior of the critical batch size.
 
     Attributes:
       scale: the median of the measurements, in examples.
-      spread: the standard deviation of its logarithm, from its interval.
+      spread: the standard deviation of the logarithm of `scale`, from the interval of the median.
     """
 
     scale: float
@@ -46,14 +47,14 @@ class NoisePrior(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """Updates to a target, min_steps + min_examples / B, and seconds of computing per update, overhead + B / R.
+    """The updates to a target, min_steps + min_examples / B, and the compute time per update, overhead + B / R.
 
     Attributes:
-      steps: min_steps and min_examples: the most likely values, then draws; shape (1 + draws, 2). Without a target only
-        their ratio is known, and min_steps is 1.
-      time: the fit of the time per update.
-      source: the measurements that the updates rest on.
-      has_target: whether updates are known, and not only their ratio.
+      steps: min_steps and min_examples: the most likely values, then draws; shape (1 + draws, 2). If no run reached a
+        target, only the ratio of the two is known, and min_steps is 1.
+      time: the fit to the time per update.
+      source: the basis of the updates.
+      has_target: whether the updates are known, and not only the ratio of min_examples to min_steps.
     """
 
     steps: np.ndarray
@@ -62,11 +63,11 @@ class Curves(NamedTuple):
     has_target: bool
 
     def updates(self, batch_size: float) -> np.ndarray:
-        """Returns updates to the target: the most likely value, then the draws; shape (1 + draws,)."""
+        """Returns the updates to the target: the most likely value, then the draws; shape (1 + draws,)."""
         return self.steps[:, 0] + self.steps[:, 1] / batch_size
 
     def update_seconds(self, batch_size: float) -> np.ndarray:
-        """Returns seconds per update: the most likely value, then the draws; shape (1 + draws,)."""
+        """Returns the seconds per update: the most likely value, then the draws; shape (1 + draws,)."""
         draws = self.time.draws
         overhead = np.append(self.time.overhead, draws["overhead"])
         return overhead + batch_size / np.append(self.time.throughput, draws["throughput"])
@@ -77,7 +78,7 @@ class Curves(NamedTuple):
 
 
 def curves_of(evidence: Evidence) -> Curves | None:
-    """Returns the curves that follow from the measurements; None: neither runs to the target nor the noise is known."""
+    """Returns the curves that follow from the measurements; None: the measurements are too few for curves."""
     points = evidence.step_time
     if len(points) < 3 or len({point.batch_size for point in points}) < 2:
         return None
@@ -94,23 +95,23 @@ def curves_of(evidence: Evidence) -> Curves | None:
 def noise_over(measured: Sequence[Sequence[float]]) -> Noise:
     """Returns the noise scale over a run: the median of its measurements, since the scale grows along the run.
 
-    (The median is of the ratios of single measurements, which lie too high where the scale is far above the examples of
-    one. The ratio of pooled measurements, as of `training.noise.estimate`, would be that of the first, whose gradients
-    are largest.)
+    (The median is taken over ratios of single measurements, which are too high where the scale is far above the number
+    of examples in a measurement. The ratio of pooled measurements, as in `training.noise.estimate`, would be dominated
+    by the first measurements, whose gradients are largest.)
 
     Args:
       measured: one entry per measurement: step, loss, squared norm of the gradient, trace of its covariance.
 
     Returns:
       The scale in examples, the interval of the median, and the number of measurements. An end of the interval is None
-      where the measurements are too few, or too noisy, to bound it.
+      if the measurements are too few, or too noisy, to bound it.
 
     Example:
       >>> found = noise_over([(step, 1.0, 1.0, 100.0 + step) for step in range(9)])
       >>> found.scale, found.interval, found.measurements
       (104.0, (101.0, 107.0), 9)
     """
-    # Where the gradient cannot be told from its noise, no batch is large enough.
+    # Where the gradient cannot be told from its noise, the scale is infinite: no batch is large enough.
     scales = [trace / norm2 if norm2 > 0 else math.inf for _, _, norm2, trace in measured]
     low, high = stats.quantile_test(scales, p=0.5).confidence_interval(CONFIDENCE)
     return Noise(
@@ -119,7 +120,7 @@ def noise_over(measured: Sequence[Sequence[float]]) -> Noise:
 
 
 def prior_of(noise: Noise | None) -> NoisePrior | None:
-    """Returns the noise scale that was measured; None: it was not, or is known no better than the usual value."""
+    """Returns the measured noise scale; None: it was not measured, or is less certain than the usual value."""
     if noise is None:
         return None
     scale, (low, high) = noise.scale, noise.interval
@@ -132,20 +133,21 @@ def prior_of(noise: Noise | None) -> NoisePrior | None:
 def steps_by(prior: NoisePrior | None, runs: Sequence[MeasuredRun], seed: int = STEPS_SEED) -> np.ndarray:
     """Infers least updates and least examples to a target, S(B) = S_min + E_min / B, from few runs and the noise scale.
 
-    By Bayes' rule. Before the runs, log(E_min / S_min) is normal about the usual value, and about a part of the noise
-    scale, as far as that is known; log S_min is flat. For each run, log S is normal about the curve; a run that did not
-    reach the target says that its S is larger than its updates, and less surely so where no rate reached the target.
+    The inference is by Bayes' rule. The prior of log(E_min / S_min) is normal: about the usual value and, if the noise
+    scale is known, also about a fraction of it. The prior of log S_min is flat. The log S of each run is normal about
+    the curve. A run that did not reach the target implies that its S is larger than its updates; that evidence is
+    weaker at a batch size where no rate reached the target.
 
     Args:
       prior: the gradient noise scale; None: not known.
-      runs: runs at a good rate. Where none reached the target, S_min is 1.
-      seed: of the draws.
+      runs: the runs at a good rate of each batch size. If none reached the target, S_min is 1.
+      seed: the seed of the draws.
 
     Returns:
       S_min and E_min: the most likely values, then draws; shape (1 + draws, 2).
 
     Example:
-      >>> # The runs lie on 100 + 10,000 / B. The usual value, and the noise scale, draw the three of them a little.
+      >>> # The runs lie on 100 + 10,000 / B. The usual value and the noise scale pull the result away a little.
       >>> fields = {"rate": 0.1, "seed": 0, "reached": True, "diverged": False, "step_seconds": None}
       >>> points = ((50, 300), (200, 150), (800, 112))
       >>> runs = [MeasuredRun(batch_size=b, updates=s, **fields) for b, s in points]
@@ -154,7 +156,7 @@ def steps_by(prior: NoisePrior | None, runs: Sequence[MeasuredRun], seed: int = 
       (96, 10700.0)
 
     Source: McCandlish et al., "An Empirical Model of Large-Batch Training", arXiv 1812.06162, 2018, section 2, for the
-    curve, whose ratio is the noise scale where all goes as it says, and for how far it does not.
+    curve, for its ratio E_min / S_min, which equals the noise scale in theory, and for the deviation in practice.
     """
     middle, wide = math.log(USUAL_CRITICAL_EXAMPLES), USUAL_LOG_SD
     if prior is not None:
@@ -162,14 +164,15 @@ def steps_by(prior: NoisePrior | None, runs: Sequence[MeasuredRun], seed: int = 
         share = wide**2 / (wide**2 + about_noise**2)
         middle += share * (math.log(prior.scale / NOISE_OVER_CRITICAL) - middle)
         wide = about_noise * math.sqrt(share)
-    # Log of the ratio, shape (values, 1).
+    # The log of the ratio E_min / S_min, shape (values, 1).
     ratio = middle + wide * np.linspace(-GRID_SDS, GRID_SDS, CRITICAL_VALUES)[:, None]
     weight = -((ratio - middle) ** 2) / (2 * wide**2)
     reached = [run for run in runs if run.reached]
     tuned = {run.batch_size for run in reached}
     least = np.zeros_like(ratio)
     if reached:
-        # About the S_min that the runs that reached the target say at each ratio, shape (values, offsets).
+        # The grid of log S_min, centred at each ratio on the mean that the runs that reached the target imply; shape
+        # (values, offsets).
         alone = [math.log(run.updates) - np.log1p(np.exp(ratio) / run.batch_size) for run in reached]
         least = np.mean(alone, axis=0) + RUN_LOG_SD * np.linspace(-GRID_SDS, GRID_SDS, STEPS_VALUES)
         for run in runs:
@@ -185,7 +188,10 @@ def steps_by(prior: NoisePrior | None, runs: Sequence[MeasuredRun], seed: int = 
 
 
 def best_runs(runs: Sequence[MeasuredRun]) -> list[MeasuredRun]:
-    """Returns the runs at each size's best rate, or the one with most updates where none reached the target."""
+    """Returns the runs at the best rate of each batch size.
+
+    At a size where no run reached the target, only the run with the most updates is returned.
+    """
     chosen = []
     ended = [run for run in runs if not run.diverged]
     for size in sorted({run.batch_size for run in ended}):

@@ -1,4 +1,4 @@
-"""The measurements so far, to which the parts of a recommendation add in turn."""
+"""The measurements so far: a record that the parts of a recommendation add to, one after another."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ class Findings:
 
     @property
     def prior(self) -> NoisePrior | None:
-        """The noise scale so far; None: it is not known."""
+        """The noise scale as a prior; None: it is not known well enough."""
         return prior_of(self.noise)
 
     @property
@@ -29,7 +29,7 @@ class Findings:
         return None if self.memory is None else self.memory.largest
 
     def evidence(self, problem: Problem) -> Evidence:
-        """Returns the evidence that the measurements are for a problem."""
+        """Returns the measurements, together with the problem, as evidence."""
         return Evidence(
             options=problem.data.options,
             examples=problem.data.examples,

@@ -1,4 +1,4 @@
-"""The source of the measurements: training runs in another process, within a budget of time."""
+"""The source of the measurements: training runs in another process, within a time budget."""
 
 import math
 import statistics
@@ -17,9 +17,9 @@ from experiments.studies.convergence import Data
 from experiments.studies.jobs import Job, Runner
 from experiments.training.noise.probe import MAX_SHARDS, SHARD_EXAMPLES
 
-# Starting with a compiled program that is cached takes this share of the time that starting with a new one takes.
+# The start time of a run whose compiled program is cached, as a share of the start time with compilation.
 CACHED_START_SHARE = 0.3
-# Spans of a run that come once, by their names in a summary.
+# The spans of time that occur once per run, by their names in a summary.
 START_SPANS = ("start", "compile", "checkpoint")
 
 
@@ -28,8 +28,8 @@ class Problem(NamedTuple):
 
     Attributes:
       data: the data set, the model and their sizes.
-      target: the accuracy to reach; None: there is none, and no run goes on to one.
-      devices: devices that share a batch.
+      target: the accuracy to reach; None: no target was given, and no run trains to one.
+      devices: the number of devices that share a batch.
       kind: the kind of the devices, such as "cpu".
       optimizer: the optimizer of all runs.
     """
@@ -42,7 +42,7 @@ class Problem(NamedTuple):
 
     @property
     def unit(self) -> int:
-        """The number whose multiples by powers of two are batch sizes: the devices, or the examples of their spans."""
+        """The smallest batch size: one example per device, or whole spans; batch sizes are powers of two times it."""
         span = self.data.options.get("span")
         if span is None:
             return self.devices
@@ -51,24 +51,24 @@ class Problem(NamedTuple):
 
     @property
     def shard_size(self) -> int:
-        """Examples per shard, where the noise is measured."""
+        """The number of examples per shard of a noise measurement."""
         return self.data.options.get("span") or SHARD_EXAMPLES
 
     @property
     def can_measure_noise(self) -> bool:
-        """Whether there are enough examples for two shards."""
+        """True if there are enough examples for two shards."""
         return self.data.examples >= 2 * self.shard_size
 
 
 class Costs(NamedTuple):
-    """Seconds of the parts of a run.
+    """The seconds that the parts of a run take.
 
     Attributes:
-      update: seconds of computing per update, by batch size.
-      evaluation: seconds per evaluation of all splits.
-      start: seconds of the spans that come once, with compilation.
-      is_compiled: whether a batch size has been run, so that its program is cached.
-      devices: devices that share an update; the noise is measured on one of them.
+      update: a function from a batch size to the compute time per update.
+      evaluation: the time per evaluation of all splits.
+      start: the time of the spans that occur once per run, including compilation.
+      is_compiled: a function that returns whether a batch size has been run, so that its program is cached.
+      devices: the number of devices that share an update; the noise is measured on one of them.
     """
 
     update: Callable[[float], float]
@@ -85,13 +85,13 @@ class Costs(NamedTuple):
         measurements: float = 0,
         shard_size: int = SHARD_EXAMPLES,
     ) -> float:
-        """Returns the seconds of a run: its start, updates, evaluations and measurements of the noise."""
+        """Returns the seconds of a run: its start, updates, evaluations and noise measurements."""
         noise = measurements * self.measurement(shard_size)
         start = self.start * (CACHED_START_SHARE if self.is_compiled(batch_size) else 1)
         return start + updates * self.update(batch_size) + evaluations * self.evaluation + noise
 
     def measurement(self, shard_size: int) -> float:
-        """Returns the seconds per measurement of the noise: one device takes the gradients of all shards in turn."""
+        """Returns the seconds per noise measurement: one device computes the gradients of all shards in turn."""
         return MAX_SHARDS * self.update(self.devices * shard_size)
 
 
@@ -101,13 +101,13 @@ def costs_of(
     update: Callable[[float], float],
     is_compiled: Callable[[float], bool],
 ) -> Costs:
-    """Returns the costs of future runs, by those of runs that have been made.
+    """Estimates the costs of future runs from the costs of finished runs.
 
     Args:
-      rows: runs that ended, each of which began with a program of its own.
+      rows: runs that ended, each with a batch size of its own, so that each compiled its program.
       problem: the training of these runs.
-      update: seconds of computing per update, by batch size.
-      is_compiled: whether a batch size has been run.
+      update: a function from a batch size to the compute time per update, in seconds.
+      is_compiled: a function that returns whether a batch size has been run.
     """
     evaluations, starts = [], []
     for row in rows:
@@ -119,7 +119,7 @@ def costs_of(
 
 
 class Lab:
-    """Runs jobs and reads their measurements, until the budget is spent. A row that is there costs nothing."""
+    """A runner of jobs with a time budget, which also reads their measurements; stored rows are reused at no cost."""
 
     def __init__(self, runner: Runner, seconds: float, clock: Callable[[], float] = time.monotonic):
         self._runner, self._clock = runner, clock
@@ -128,40 +128,40 @@ class Lab:
         self._compiled: set[float] = set()
 
     def spent(self) -> float:
-        """Returns the seconds since the lab was opened."""
+        """Returns the seconds that have passed since the lab was made."""
         return self._clock() - self._started
 
     def affords(self, seconds: float) -> bool:
-        """Returns whether so many seconds are left."""
+        """Returns whether the budget has at least this many seconds left."""
         return self.spent() + seconds <= self.seconds
 
     def is_compiled(self, batch_size: float) -> bool:
-        """Returns whether a run has been asked for at a batch size, so that its program is cached."""
+        """Returns whether a run was requested at this batch size, so that its program is cached."""
         return batch_size in self._compiled
 
     def run(self, job: Job) -> StudyRow:
-        """Returns the row of a job, as `Runner.run` does."""
+        """Runs a job with `Runner.run`, and returns its row."""
         self._compiled.add(job.options["batch_size"])
         return self._runner.run(job)
 
     def evaluations(self, job: Job) -> list[Evaluation]:
-        """Returns the evaluations on the way of a short run that has been made; none if it failed."""
+        """Returns the evaluations during a finished short run; an empty list if it failed."""
         self._runner.note(job, "evaluations", convergence.evaluations)
         row = self._runner.run(job)
         return (row.evaluations or []) if isinstance(row, ShortRow) else []
 
     def noise(self, job: Job) -> list[tuple[float, float, float, float]]:
-        """Returns the measurements of the gradient noise along a run, as `NoiseRow` has them; none if it failed."""
+        """Returns the noise measurements of a run, as in `NoiseRow.noise`; an empty list if it failed."""
         self._runner.note(job, "noise", smoothness.noise)
         row = self._runner.run(job)
         return (row.noise or []) if isinstance(row, NoiseRow) else []
 
 
 def count_devices(folder: Path) -> dict[str, int | str]:
-    """Returns the devices of the process that trains, the only one that may take hold of them: `count` and `kind`.
+    """Returns the `count` and the `kind` of the devices; runs in the training process, which alone may use them.
 
     Args:
-      folder: of the study; it is not looked at.
+      folder: the folder of the study, which is not used.
     """
     del folder
     devices = jax.local_devices()

@@ -1,6 +1,6 @@
-"""The measurements that a recommendation rests on, in their order, as far as the budget goes.
+"""Makes the measurements that a recommendation rests on, in order, as far as the budget allows.
 
-Every number comes from a training run of `experiments.train`, whose row says how to repeat it.
+Every number comes from a training run of `experiments.train`, whose row holds the command that repeats it.
 """
 
 import math
@@ -31,32 +31,36 @@ from experiments.training.config.options import REFERENCE_BATCH_SIZE
 from experiments.training.config.plan import MIN_UPDATES_PER_EPOCH
 from experiments.training.recipe.optimizers import OPTIMIZERS
 
-# Batch sizes that are timed begin about here, in examples; each is this factor times the last.
+# The first batch size to time, roughly, in examples, and the factor from each size to the next.
 FIRST_BATCH_SIZE, SIZE_FACTOR = 16, 4
-# They end where an update takes so many times longer than the last; but there are so many at least, if the training set
-# has them.
-LINEAR_RATIO, MIN_SIZES = 2.5, 3
+# Timing ends at a size whose update takes this many times as long as the one before, since the time then grows almost
+# in proportion to the size; but at least this many sizes are timed, if the training set is large enough.
+LINEAR_TIME_RATIO, MIN_SIZES = 2.5, 3
 MAX_TIMED_UPDATES, TIMED_EXAMPLES = 300, 8_000
-# Parameters hardly move, where only time and memory are measured.
+# A learning rate at which parameters hardly move, for runs that measure only time and memory.
 TINY_RATE = 1e-6
-# Shares of the budget: of the run that tries the largest batch, and of the run whose noise is measured where none
-# reached a target.
+# Shares of the budget: for the run that tries the largest batch, and for a run that only measures the noise, made if
+# no run reached a target.
 LARGEST_RUN_SHARE, NOISE_RUN_SHARE = 0.05, 0.1
-# A batch is near the limit of the memory from this share of the largest batch on.
+# A batch counts as near the limit of the memory from this share of the largest batch on.
 NEAR_LIMIT_SHARE = 0.25
-# Measurements of the noise along a run that is made for them, at least.
+# The least number of measurements in a run that is made to measure the noise.
 MIN_MEASUREMENTS = 16
 NOISE_SCALE = "the gradient noise scale"
 
 
 def measure(lab: Lab, problem: Problem) -> Evidence:
-    """Measures what the budget allows.
+    """Makes as many of the measurements as the budget allows.
+
+    Args:
+      lab: the lab that runs jobs within the budget.
+      problem: the training for which a batch size is sought.
 
     Returns:
-      The measurements, and what is missing and why.
+      The measurements, and a reason for each that is missing.
 
     Raises:
-      UsageError: not even the smallest batch can be trained on.
+      UsageError: training fails even at the smallest batch size.
     """
     findings = Findings()
     missing, points = findings.not_measured, findings.step_time
@@ -74,7 +78,7 @@ def measure(lab: Lab, problem: Problem) -> Evidence:
     findings.memory = _memory(lab, problem, timed, costs, missing)
     start = _first_size(problem, timed, fit, findings.largest)
     rate = OPTIMIZERS[problem.optimizer].base_rate * start / REFERENCE_BATCH_SIZE
-    # The share of the first run to the target is kept for it.
+    # The race leaves enough time for the first run to the target.
     reserve = 0.0 if problem.target is None else FIRST_RUN_SHARE * lab.seconds
     begin = Race(lab, problem, costs, findings, reserve)(start, rate, USUAL_CRITICAL_EXAMPLES)
     if begin is None:
@@ -84,7 +88,7 @@ def measure(lab: Lab, problem: Problem) -> Evidence:
     else:
         TargetSearch(lab, problem, costs, findings)(begin.batch_size, begin.rate)
     if findings.prior is None:
-        # Along a run to the target where one is known, since the scale grows after it.
+        # If a run reached the target, measure along its length only, since the scale keeps growing after the target.
         reached = next((run for run in findings.runs if run.reached), None)
         along, length = begin, None
         if reached is not None:
@@ -98,16 +102,16 @@ def measure(lab: Lab, problem: Problem) -> Evidence:
 
 
 def _job(problem: Problem, key: str, batch_size: int, steps: int, rate: float, **changes: int) -> Job:
-    """Returns a run of so many updates."""
+    """Returns the job of a run at a constant rate with a number of updates."""
     options = constant_options(problem, batch_size, rate)
     return Job(key, {**options, "steps": steps, "checkpoint_every": max(1, steps), "seed": SEARCH_SEED, **changes})
 
 
 def _time(lab: Lab, problem: Problem, findings: Findings) -> list[StudyRow]:
-    """Runs rising batch sizes, whose compiled steps are timed and whose memory is known; returns those that ended."""
+    """Runs rising batch sizes to measure their time and memory, and returns the rows of the runs that ended."""
     rows: list[StudyRow] = []
     missing, points = findings.not_measured, findings.step_time
-    # On a small training set smaller batches are timed, so that there are enough of them.
+    # A small training set needs a smaller first size, so that enough sizes can be timed.
     first = min(FIRST_BATCH_SIZE, problem.data.examples // SIZE_FACTOR ** (MIN_SIZES - 1))
     size = problem.unit * 2 ** max(0, math.floor(math.log2(max(first, 1) / problem.unit)))
     last = 0.0
@@ -121,21 +125,21 @@ def _time(lab: Lab, problem: Problem, findings: Findings) -> list[StudyRow]:
         last = lab.spent() - before
         if row.summary is None:
             if not rows:
-                # At such a small batch the size is not to blame, but a name, the data or the model.
+                # A failure at such a small batch is not due to its size, but to a name, the data or the model.
                 raise UsageError(str(row.error))
             missing.append(f"the time of an update at {size:,} examples and more: {why(row)}")
             break
         rows.append(row)
         points.append(TimedUpdate(size, step_seconds(row)))
         ratio = points[-1].seconds / points[-2].seconds if len(points) > 1 else 0.0
-        if len(points) >= MIN_SIZES and ratio >= LINEAR_RATIO:
+        if len(points) >= MIN_SIZES and ratio >= LINEAR_TIME_RATIO:
             break
         size *= SIZE_FACTOR
     return rows
 
 
 def _update_seconds(points: list[TimedUpdate], fit: StepTimeFit | None) -> Callable[[float], float]:
-    """Returns the seconds per update as a function of the batch size: by the fit, or without one between the points."""
+    """Returns a function from a batch size to the seconds per update: the fit, or an interpolation without a fit."""
 
     def between(batch_size: float) -> float:
         sizes, seconds = np.array(sorted(points)).T
@@ -145,7 +149,7 @@ def _update_seconds(points: list[TimedUpdate], fit: StepTimeFit | None) -> Calla
 
 
 def _first_size(problem: Problem, timed: list[StudyRow], fit: StepTimeFit | None, limit: int | None) -> int:
-    """Returns the batch size to begin with: the timed one, whose program is cached, next to the best guess."""
+    """Returns the batch size to begin with: the timed size, whose program is cached, that is nearest to a guess."""
     knee = min(max(fit.knee if fit is not None else 0.0, FIRST_BATCH_SIZE), problem.data.examples)
     start = size_near(math.sqrt(USUAL_CRITICAL_EXAMPLES * knee), problem, limit)
     sizes = (row.batch_size for row in timed)
@@ -153,7 +157,7 @@ def _first_size(problem: Problem, timed: list[StudyRow], fit: StepTimeFit | None
 
 
 def _memory(lab: Lab, problem: Problem, rows: list[StudyRow], costs: Costs, missing: list[str]) -> Memory | None:
-    """Returns the line through the memory of compiled steps, and the largest batch that fits; None: not known."""
+    """Returns the line fitted to the memory of compiled steps, and the largest batch that fits; None: not known."""
     found = [(row.batch_size, row.ended.memory) for row in rows]
     analysed = [(size, memory.needed, memory.limit) for size, memory in found if memory and memory.needed is not None]
     if not analysed:
@@ -172,21 +176,21 @@ def _memory(lab: Lab, problem: Problem, rows: list[StudyRow], costs: Costs, miss
     largest = largest_batch(line, limit, problem.unit)
     tried = _try_largest(lab, problem, largest, costs, missing)
     if tried is not None and tried.error:
-        # A size that should run by what is known of the one that failed.
+        # Half of the size that failed should run.
         largest = min(largest, tried.batch_size // 2 // problem.unit * problem.unit)
     return Memory(**line._asdict(), limit=limit, largest=largest, tried=tried)
 
 
 def _try_largest(lab: Lab, problem: Problem, largest: int, costs: Costs, missing: list[str]) -> TriedBatch | None:
-    """Makes a run of two updates near the limit; None: no batch that is of use comes near it, or there is no time."""
+    """Makes a run of two updates near the memory limit; None: no useful batch is near it, or there is no time."""
     most = problem.data.examples // MIN_UPDATES_PER_EPOCH
     if most < NEAR_LIMIT_SHARE * largest:
         return None
     size = min(largest, most) // problem.unit * problem.unit
     if problem.unit != problem.devices and size:
-        # Whole spans over the devices.
+        # A power of two times the unit, so that spans lie whole on the devices.
         size = problem.unit * 2 ** int(math.log2(size // problem.unit))
-    # Where that takes too long a smaller batch is tried, and the report says which.
+    # If that run would take too long, a smaller batch is tried; the report names its size.
     room = LARGEST_RUN_SHARE * lab.seconds
     while size > NEAR_LIMIT_SHARE * largest and costs.of(size, 2) > room:
         size = size // 2 // problem.unit * problem.unit
@@ -200,7 +204,7 @@ def _try_largest(lab: Lab, problem: Problem, largest: int, costs: Costs, missing
 def _noise_alone(
     lab: Lab, problem: Problem, along: Start, length: int | None, costs: Costs, missing: list[str]
 ) -> Noise | None:
-    """Measures the noise along a run of `length` updates, or, where that is None, of a share of the budget."""
+    """Makes a run that measures the noise, of `length` updates or, if `length` is None, of a share of the budget."""
     batch_size, rate = along
     if not problem.can_measure_noise:
         missing.append(f"{NOISE_SCALE}: {problem.data.examples:,} examples are too few")

@@ -1,4 +1,4 @@
-"""Bytes of a training step by batch size, and the largest batch that fits."""
+"""Fits the bytes of a training step by batch size, and computes the largest batch that fits in memory."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,16 +7,16 @@ import numpy as np
 
 from experiments._errors import UsageError
 
-# The rest of the memory is for what the runtime and the host hold, which a program's own figure leaves out.
+# The rest of the memory is left for the runtime and the host, which the figure of a compiled program does not count.
 USABLE_SHARE = 0.9
 
 
 class MemoryLine(NamedTuple):
-    """Bytes of a step, fixed + per_example B.
+    """The bytes of a step as a line in the batch size B: fixed + per_example B.
 
     Attributes:
-      fixed: bytes of parameters, optimizer state and resident data.
-      per_example: bytes per example of a batch.
+      fixed: the bytes of parameters, optimizer state and resident data.
+      per_example: the bytes per example of a batch.
       error: the largest relative deviation of a compiled program from the line.
     """
 
@@ -29,8 +29,8 @@ def fit_memory(batch_sizes: Sequence[int], needed: Sequence[int]) -> MemoryLine:
     """Fits a line to the bytes of compiled programs, by least squares of relative deviations.
 
     Args:
-      batch_sizes: one per program, in examples.
-      needed: bytes that each program takes.
+      batch_sizes: the batch size of each program, in examples.
+      needed: the bytes that each program takes.
 
     Raises:
       UsageError: there are fewer than two batch sizes, or the bytes do not grow with them.
@@ -55,15 +55,15 @@ def fit_memory(batch_sizes: Sequence[int], needed: Sequence[int]) -> MemoryLine:
 
 
 def largest_batch(line: MemoryLine, limit: float, multiple_of: int = 1) -> int:
-    """Returns the largest batch that fits, with a tenth of the memory and the deviation of the line kept free.
+    """Returns the largest batch that fits, leaving a tenth of the memory and the deviation of the line free.
 
     Args:
-      line: bytes by batch size.
-      limit: bytes that the device has.
-      multiple_of: the devices, which share a batch.
+      line: the bytes by batch size.
+      limit: the bytes of the device's memory.
+      multiple_of: the number that must divide the batch size, such as the number of devices.
 
     Returns:
-      Examples; 0 if not even `multiple_of` fit.
+      The number of examples; 0 if not even `multiple_of` examples fit.
 
     Example:
       >>> largest_batch(MemoryLine(1_000.0, 10.0, 0.0), limit=10_000, multiple_of=64)

@@ -1,4 +1,4 @@
-"""Short runs of equal time, which decide the batch size and the rate at which runs to the target begin."""
+"""The race: short runs of equal time, which choose the batch size and the rate for the first run to the target."""
 
 import math
 from typing import NamedTuple
@@ -12,15 +12,16 @@ from experiments.studies.recommending.findings import Findings
 from experiments.studies.recommending.lab import Costs, Lab, Problem
 from experiments.studies.recommending.runs import MIN_TIMED_UPDATES, constant_options, scaled_rate, size_near, why
 
-# The computing of one run takes this share of the budget.
+# The share of the budget that the computing of one run takes.
 RUN_SHARE = 0.02
-# Limit of a run at the first batch size of a small training set: what is learnt by heart in more epochs says little.
+# The epoch limit of a run at the first batch size, for small training sets: memorising them says little about a rate.
 MAX_EPOCHS = 10
-# Evaluations on the way. Those from this share of the way on count: their mean is less noisy than the last.
-EVALUATIONS, TAIL_START = 4, 0.7
-# Rates at the first batch size are this factor apart, and so often the race goes on beyond their edge.
+# The number of evaluations during a run, and the share of the run after which they count: the mean of several is less
+# noisy than the last one.
+EVALUATIONS, TAIL_START_SHARE = 4, 0.7
+# The factor between rates at the first batch size, and the most rates that are added beyond the edge.
 RATE_FACTOR, MAX_EXTENSIONS = 4.0, 4
-# Batch sizes are this factor apart, and so many are tried.
+# The factor between batch sizes, and the most sizes that are tried.
 SIZE_FACTOR, MAX_SIZES = 4, 3
 
 
@@ -28,7 +29,7 @@ class Start(NamedTuple):
     """The setting at which runs to the target begin.
 
     Attributes:
-      batch_size: of the short run with the least loss.
+      batch_size: the batch size of the short run with the least loss.
       rate: the learning rate of that run.
     """
 
@@ -37,20 +38,20 @@ class Start(NamedTuple):
 
 
 class Race:
-    """Runs with equal seconds of computing, compared by their loss on what is evaluated.
+    """A race between settings: runs with equal compute time, compared by their loss on the evaluated split.
 
-    (Except that each makes some updates at least.)
+    Each run makes a least number of updates, even if they take longer than the others' time.
     """
 
     def __init__(self, lab: Lab, problem: Problem, costs: Costs, findings: Findings, reserve: float):
         """Prepares a race.
 
         Args:
-          lab: to run in.
-          problem: to be solved.
-          costs: of runs.
-          findings: so far; `race` gets one entry per run that did not diverge.
-          reserve: seconds to be kept for the runs to the target.
+          lab: the lab that runs jobs within the budget.
+          problem: the training for which a batch size is sought.
+          costs: the estimated costs of runs.
+          findings: the measurements so far; `race` gets one entry per run that did not diverge.
+          reserve: the seconds to leave for the runs to the target.
         """
         self._lab, self._problem, self._costs, self._reserve = lab, problem, costs, reserve
         self._limit, self._missing, self._entries = findings.largest, findings.not_measured, findings.race
@@ -58,12 +59,12 @@ class Race:
         self._seconds = 0.0
 
     def __call__(self, batch_size: int, first_rate: float, critical: float) -> Start | None:
-        """Races from a batch size, with rates about a first one.
+        """Runs the race: compares rates at a first batch size, then other batch sizes.
 
         Args:
-          batch_size: the size at which rates are compared.
+          batch_size: the batch size at which rates are compared.
           first_rate: the middle of the first three rates.
-          critical: a guess of the critical batch size, by which the rate is scaled with the batch size.
+          critical: a guess of the critical batch size, which decides how the rate is scaled with the batch size.
 
         Returns:
           The best setting; None: every run diverged.
@@ -75,7 +76,7 @@ class Race:
         best = self._best()
         tried = {batch_size}
         while best is not None and len(tried) < MAX_SIZES:
-            # On both sides of the best one.
+            # The neighbours of the best size, on both sides.
             beside = (best.batch_size * factor for factor in (1 / SIZE_FACTOR, SIZE_FACTOR))
             near = {size_near(size, self._problem, self._limit) for size in beside} - tried
             if not near:
@@ -92,15 +93,16 @@ class Race:
         return Start(*cell) if cell is not None and math.isfinite(self._tried[cell]) else None
 
     def _rates(self, batch_size: int, first: float) -> bool:
-        """Runs three rates, then others beyond the edge; returns whether there was time for all."""
+        """Runs three rates, then others while the best one is at the edge; returns whether there was time for all."""
         if not all(self._run(batch_size, first * factor) for factor in (1 / RATE_FACTOR, 1.0, RATE_FACTOR)):
             return False
         for _ in range(MAX_EXTENSIONS):
             rates = [rate for _, rate in self._tried]
-            # Where all diverged, the least rate.
+            # If all diverged, their losses are equal and the least rate counts as the best.
             best = min(rates, key=lambda rate: (self._tried[batch_size, rate], rate))
             if min(rates) < best < max(rates):
-                # Runs to the target try lower rates; so that the first of them is not too low:
+                # Runs to the target try lower rates than the race's best, so one higher rate makes sure that they do
+                # not begin too low.
                 return self._run(batch_size, best * math.sqrt(RATE_FACTOR))
             if not self._run(batch_size, best * (RATE_FACTOR if best == max(rates) else 1 / RATE_FACTOR)):
                 return False
@@ -110,7 +112,7 @@ class Race:
         return True
 
     def _run(self, batch_size: int, rate: float) -> bool:
-        """Makes one run; returns whether there was time for it, and it ended or diverged."""
+        """Makes one run; returns True if there was time for the run and it ended or diverged."""
         rate = rounded(rate)
         what = f"the rate {rate:g} at batch size {batch_size} in a short run"
         epoch = self._problem.data.examples / batch_size
@@ -133,7 +135,7 @@ class Race:
         if not row.is_result:
             self._missing.append(f"{what}: {why(row)}")
             return False
-        counted = [e.loss for e in self._lab.evaluations(job) if e.updates >= TAIL_START * steps]
+        counted = [e.loss for e in self._lab.evaluations(job) if e.updates >= TAIL_START_SHARE * steps]
         if not counted and not row.diverged:
             self._missing.append(f"{what}: its evaluations are not there")
             return False

@@ -1,4 +1,4 @@
-"""A recommendation from its question to its files."""
+"""Makes a whole recommendation: checks the request, measures, chooses a setting and writes the result."""
 
 import math
 from pathlib import Path
@@ -16,26 +16,26 @@ from experiments.studies.recommending.runs import constant_options
 from experiments.studies.settings import with_held_out
 from experiments.training.config.options import TrainConfig
 
-# Beside `results.jsonl`, which has the runs.
+# The file of the result, beside `results.jsonl`, which holds the runs.
 FILE = "recommendation.json"
 
 
 def recommend(
     options: Options, *, target: float | None, minutes: float, folder: Path, optimizer: str = "nesterov"
 ) -> Recommendation:
-    """Measures what the budget allows, and says which batch size follows.
+    """Measures what the budget allows, and recommends the batch size that follows.
 
-    Rows that the folder holds already are used and cost nothing, so that a recommendation that was stopped goes on.
+    Rows in the folder are reused and cost nothing, so that the same call resumes a recommendation that was stopped.
 
     Args:
-      options: options of `TrainConfig` that all runs share: data set, model and others.
-      target: the accuracy to reach; None: none is given.
-      minutes: the time for all of it, without the loading of the data.
-      folder: for rows and result.
+      options: the options of `TrainConfig` that all runs share: data set, model and others.
+      target: the accuracy to reach; None: there is no target.
+      minutes: the time limit for all measurements, without the loading of the data.
+      folder: the folder for the rows and the result.
       optimizer: the optimizer of all runs.
 
     Returns:
-      The measurements and what follows from them, which `recommendation.json` in the folder holds too.
+      The measurements and the advice, which are also written to `recommendation.json` in the folder.
 
     Raises:
       UsageError: the budget, the target or an option is out of range, or the data set is too small.
@@ -44,14 +44,14 @@ def recommend(
         raise UsageError(f"--budget_minutes must be positive and finite, such as 10, not {minutes:g}")
     if target is not None and not 0 < target <= 1:
         raise UsageError(f"--target_accuracy is a share of 1, such as 0.98, not {target:g}")
-    # Refuses what no run takes, before one is started.
+    # Making the configuration refuses invalid options before any run is started.
     config = TrainConfig(**cast("Any", options), optimizer=optimizer)
     _workdirs.claim(folder, _workdirs.RECOMMENDATION)
     data = with_held_out(options)
     with Runner(folder) as runner:
         lab = Lab(runner, 60 * minutes)
         devices = runner.ask(count_devices, config.num_devices)
-        # A run may take some of the devices that are there.
+        # Runs may use fewer devices than the machine has.
         problem = Problem(data, target, config.num_devices or devices["count"], devices["kind"], optimizer)
         if problem.unit > data.examples:
             by, loosen = (f" and --span={config.span}", "--span") if config.span else ("", "--num_devices")

@@ -1,4 +1,4 @@
-"""The runs of a recommendation: their batch sizes, their rates, how often they evaluate, and what a row says of one."""
+"""The runs of a recommendation: batch sizes, rates and evaluations, and the figures read from the row of a run."""
 
 import math
 
@@ -11,16 +11,16 @@ from experiments.studies.recommending.lab import Costs, Problem
 from experiments.studies.smoothness import CONSTANT
 from experiments.training.config.plan import MIN_UPDATES_PER_EPOCH
 
-# A run with fewer updates is not timed: its first update is slower than the others.
+# The fewest updates for a run to be timed: the first update is slower than the others.
 MIN_TIMED_UPDATES = 10
-# Evaluations on the way may take this share of the time of computing.
+# Evaluations during a run may take at most this share of the compute time.
 EVALUATION_TIME_SHARE = 0.2
-# Characters of an error that fit on a line.
+# The most characters of an error that are shown, so that it fits on a line or two.
 MAX_ERROR_CHARACTERS = 200
 
 
 def size_near(batch_size: float, problem: Problem, limit: int | None = None) -> int:
-    """Returns the nearest power of two times the unit that the data and the memory have room for."""
+    """Returns the nearest batch size that is a power of two times the unit and that data and memory allow."""
     most = problem.data.examples // MIN_UPDATES_PER_EPOCH
     if limit is not None:
         most = min(most, limit)
@@ -29,20 +29,20 @@ def size_near(batch_size: float, problem: Problem, limit: int | None = None) -> 
 
 
 def scaled_rate(rate: float, batch_size: float, other: float, critical: float) -> float:
-    """Scales a rate to another batch size: in proportion well below the critical batch size, not at all well above.
+    """Scales a rate to another batch size: in proportion well below the critical batch size, and not at all well above.
 
     Example:
       >>> scaled_rate(0.1, 100, 200, critical=1e9), scaled_rate(0.1, 100, 200, critical=1e-3)
       (0.2, 0.1)
 
     Source: McCandlish et al., "An Empirical Model of Large-Batch Training", arXiv 1812.06162, 2018, equation 2.6, with
-    the critical batch size that is measured in place of the noise scale.
+    the measured critical batch size in place of the noise scale.
     """
     return rounded(rate * (1 + critical / batch_size) / (1 + critical / other))
 
 
 def constant_options(problem: Problem, batch_size: int, rate: float) -> Options:
-    """Returns the options of a run at a constant rate, as all runs of a recommendation, and the advice, have it."""
+    """Returns the options of a run at a constant rate, which all runs of a recommendation and its advice share."""
     return {
         **problem.data.options,
         **CONSTANT,
@@ -54,7 +54,7 @@ def constant_options(problem: Problem, batch_size: int, rate: float) -> Options:
 
 
 def evaluate_every(problem: Problem, costs: Costs, batch_size: int) -> int:
-    """Returns the updates between two evaluations on the way to the target."""
+    """Returns the number of updates between two evaluations of a run to the target."""
     finest = RESOLUTION * problem.data.examples / batch_size
     affordable = costs.evaluation / (EVALUATION_TIME_SHARE * costs.update(batch_size))
     epoch = problem.data.examples // batch_size
@@ -62,12 +62,12 @@ def evaluate_every(problem: Problem, costs: Costs, batch_size: int) -> int:
 
 
 def step_seconds(row: StudyRow) -> float:
-    """Returns the seconds of computing per update of a run that ended."""
+    """Returns the compute time per update of a run that ended, in seconds."""
     return row.ended.seconds["compute"] / row.ended.updates
 
 
 def updates_to_target(row: StudyRow) -> int | None:
-    """Returns the updates after which a run reached its target; None: it did not."""
+    """Returns the number of updates after which a run reached its target; None: the run did not reach it."""
     return None if row.summary is None else row.summary.reached_after
 
 

@@ -1,4 +1,4 @@
-"""The search among runs to the target: over batch sizes and learning rates."""
+"""The search for the fastest setting by runs to the target, over batch sizes and learning rates."""
 
 import math
 
@@ -18,26 +18,27 @@ from experiments.studies.recommending.runs import (
     why,
 )
 
-# The first run may take this share of the budget; a share of that is kept for other batch sizes while rates are
-# compared.
+# The share of the budget that the first run may take; and the share of this time that is kept for other batch sizes
+# while rates are compared.
 FIRST_RUN_SHARE, OTHER_SIZES_SHARE = 0.35, 0.5
-# Measurements of the noise take this share of the time of computing; fewer leave the scale without bounds.
+# The share of the compute time that noise measurements take: with fewer, the interval of the scale has no bounds.
 NOISE_TIME_SHARE = 0.4
-# The first batch sizes that are compared are this factor apart.
+# The factor between the first batch sizes that are compared.
 SIZE_FACTOR = 4
-# A run at another batch size may take so many times the updates that are expected of it: the first of these, or with
-# less time left the second.
+# The update limit of a run at another batch size, in multiples of the expected updates: the first factor or, if too
+# little time is left for it, the second.
 PATIENT_FACTOR, IMPATIENT_FACTOR = 2.5, 1.25
-# The length of the first run is halved so often before there is too little time for it.
+# The most halvings of the length of the first run; if that is still too long, the run is not made.
 MAX_HALVINGS = 2
-# A still lower rate is tried only if the last one took at most this ratio of the updates: less is a matter of seeds.
-WORTHWHILE_RATIO = 0.85
-# Rates beside one that was scaled from another batch size, and below the best of short runs, are this factor apart.
-# Short runs like large rates, because the noise that these leave matters at the end alone.
+# A still lower rate is tried only if the last one took at most this multiple of the best updates so far: a smaller gain
+# may be due to the seed.
+WORTHWHILE_UPDATES_RATIO = 0.85
+# The factor between neighbouring rates: below the best rate of short runs, and beside a rate that was scaled from
+# another batch size. Short runs favour large rates, because the noise that large rates leave matters only at the end.
 RATE_FACTOR = 2.0
-# Two rates whose logarithms differ by less are one rate.
+# Two rates count as equal if their logarithms differ by less.
 SAME_RATE_LOG = 0.1
-# Batch sizes, as exponents of two, among which the best one by the curve is looked for.
+# The candidates for the best batch size by the curve, as exponents of two.
 SIZE_EXPONENTS = range(24)
 MAX_SIZES = 4
 MAX_RATES = 5
@@ -45,29 +46,30 @@ FINAL_SEEDS = (0, 1)
 
 
 class TargetSearch:
-    """Adds runs to the target, and the noise along the first of them, to the findings; and what is missing.
+    """A search that adds to the findings: runs to the target, the noise along the first run, and what is missing.
 
-    The first batch size is run with rates from the best of the short runs downward. Other batch sizes follow, on the
-    side that short runs favour and then about the best one by the curve so far, each at a rate scaled by that curve and
-    at one beside it. Rates in between follow at the fastest batch size, and then other seeds.
+    The search begins at the first batch size, with rates from the best of the short runs downward. Other batch sizes
+    follow, first on the side that short runs favour, then near the best size by the curve so far. Each gets a rate that
+    is scaled by that curve, and a neighbouring rate. At the fastest batch size rates in between follow, and then other
+    seeds.
     """
 
     def __init__(self, lab: Lab, problem: Problem, costs: Costs, findings: Findings):
         """Prepares a search.
 
         Args:
-          lab: to run in.
-          problem: to be solved.
-          costs: of runs.
-          findings: so far.
+          lab: the lab that runs jobs within the budget.
+          problem: the training for which a batch size is sought.
+          costs: the estimated costs of runs.
+          findings: the measurements so far, to which the search adds.
         """
         self._lab, self._problem, self._costs, self._findings = lab, problem, costs, findings
         self._limit = findings.largest
         self._runs, self._missing = findings.runs, findings.not_measured
 
     def __call__(self, start: int, rate: float) -> None:
-        """Searches from a batch size, and the best rate of short runs there."""
-        # By the budget, not by what is left of it, so that a search that goes on asks for the same runs.
+        """Runs the search, from a batch size and the best rate of short runs at that size."""
+        # The limit follows from the whole budget, not from the time left, so that a resumed search makes the same runs.
         every = evaluate_every(self._problem, self._costs, start)
         update = self._costs.update(start) + self._noise_seconds(start) + self._costs.evaluation / every
         most = int(FIRST_RUN_SHARE * self._lab.seconds / update)
@@ -77,13 +79,13 @@ class TargetSearch:
             pass
         self._refine()
         for seed in FINAL_SEEDS:
-            # The fastest batch size first, while time is left.
+            # The fastest batch size comes first, in case time runs out.
             for run in sorted(self._bests(), key=self._time):
                 if most := self._allowed(run.batch_size, run.updates):
                     self._run(run.batch_size, run.rate, most, seed)
 
     def _first(self, batch_size: int, rate: float, most: int) -> bool:
-        """Runs the first batch size at lower rates while that helps; returns whether any run reached the target."""
+        """Runs the first batch size at falling rates while that helps; returns whether a run reached the target."""
         noise = self._noise_seconds(batch_size)
         for _ in range(MAX_HALVINGS):
             most = most if self._affords(batch_size, most, most * noise) else most // 2
@@ -99,7 +101,7 @@ class TargetSearch:
                 self._missing.append(f"rates from {rate:g} down at batch size {batch_size}: too little time is left")
                 break
             run = self._run(batch_size, rate, limit, noise=self._findings.prior is None)
-            if run is None or (best and not (run.reached and run.updates < WORTHWHILE_RATIO * best.updates)):
+            if run is None or (best and not (run.reached and run.updates < WORTHWHILE_UPDATES_RATIO * best.updates)):
                 break
             if not run.reached and not run.diverged and number > 1:
                 break
@@ -112,7 +114,7 @@ class TargetSearch:
         return False
 
     def _refine(self) -> None:
-        """Runs rates between those that were tried, and above them, at the batch size that is fastest so far."""
+        """Runs rates between and above those that were tried, at the fastest batch size so far."""
         size = min(self._bests(), key=self._time).batch_size
         for factor in (RATE_FACTOR, math.sqrt(RATE_FACTOR), 1 / math.sqrt(RATE_FACTOR)):
             best = next(run for run in self._bests() if run.batch_size == size)
@@ -123,12 +125,12 @@ class TargetSearch:
                 self._run(size, rate, best.updates)
 
     def _noise_seconds(self, batch_size: int) -> float:
-        """Returns the seconds of measuring the noise, per update of a run that does it; 0 once the noise is known."""
+        """Returns the seconds per update that measuring the noise adds to a run; 0 once the noise is known."""
         needed = self._problem.can_measure_noise and self._findings.prior is None
         return NOISE_TIME_SHARE * self._costs.update(batch_size) if needed else 0.0
 
     def _allowed(self, batch_size: int, expected: float) -> int:
-        """Returns the updates that a run may take, by those expected of it; 0: too little time is left for it."""
+        """Returns the update limit of a run from its expected updates; 0: too little time is left for the run."""
         allowed = (math.ceil(times * expected) for times in (PATIENT_FACTOR, IMPATIENT_FACTOR))
         return next((most for most in allowed if self._affords(batch_size, most)), 0)
 
@@ -139,7 +141,7 @@ class TargetSearch:
     def _run(
         self, batch_size: int, rate: float, most: int, seed: int = SEARCH_SEED, *, noise: bool = False
     ) -> MeasuredRun | None:
-        """Makes a run to the target, cut short after `most` updates; None: it failed, and did not diverge."""
+        """Makes a run to the target of at most `most` updates; None: the run failed, other than by diverging."""
         job = self._job(batch_size, rate, most, seed, noise and self._problem.can_measure_noise)
         row = self._lab.run(job)
         if not row.is_result:
@@ -150,7 +152,7 @@ class TargetSearch:
         if run.step_seconds is not None and run.updates >= MIN_TIMED_UPDATES:
             self._findings.step_time.append(TimedUpdate(batch_size, run.step_seconds))
         if "noise_every" in job.options and (measured := self._lab.noise(job)):
-            # Over the whole run, since all of it has to be gone through.
+            # The median over the whole run, because training has to pass through all of it.
             self._findings.noise = noise_over(measured)
         return run
 
@@ -168,17 +170,17 @@ class TargetSearch:
         }
         if noise:
             measured = costs.measurement(problem.shard_size) / NOISE_TIME_SHARE / costs.update(batch_size)
-            # A measurement needs the loss there, which is logged.
+            # A measurement needs the loss of its update, so updates are logged as often as the noise is measured.
             options["noise_every"] = options["log_every"] = max(1, math.ceil(measured))
         return Job(f"target-b{batch_size}-r{rate:.4g}-seed{seed}-most{most}", options)
 
     def _best(self, batch_size: int) -> MeasuredRun | None:
-        """Returns the run of the search at a batch size that reached the target in the fewest updates."""
+        """Returns the run at a batch size that reached the target in the fewest updates; None: no run reached it."""
         searched = [run for run in self._runs if run.batch_size == batch_size and run.seed == SEARCH_SEED]
         return min((run for run in searched if run.reached), key=lambda run: run.updates, default=None)
 
     def _bests(self) -> list[MeasuredRun]:
-        """Returns the best run of every batch size at which one reached the target."""
+        """Returns the best run of each batch size at which a run reached the target."""
         return [run for run in map(self._best, self._tried()) if run is not None]
 
     def _tried(self) -> list[int]:
@@ -188,20 +190,20 @@ class TargetSearch:
         return run.updates * self._costs.update(run.batch_size)
 
     def _next_size(self) -> int | None:
-        """Returns the batch size to be tried next; None: those that matter have been."""
+        """Returns the batch size to try next; None: all that matter have been tried."""
         tried = self._tried()
         if len(tried) >= MAX_SIZES:
             return None
         least, examples = self._curve()
         if len(tried) == 1:
-            # On the side where the best one should be; a factor away, for what a fit can tell.
+            # The second size lies on the side where the best one should be, far enough away for a fit.
             (start,) = tried
             beside = [
                 size_near(size, self._problem, self._limit) for size in (start / SIZE_FACTOR, start * SIZE_FACTOR)
             ]
             beside = [size for size in beside if size != start]
             race = self._race()
-            # The race compares times; the noise says little of these.
+            # The race compared times at equal compute, which the noise scale predicts poorly.
             if all(size in race for size in beside):
                 return min(beside, key=lambda b: race[b], default=None)
             return min(beside, key=lambda b: (least + examples / b) * self._costs.update(b), default=None)
@@ -212,22 +214,22 @@ class TargetSearch:
         return None if size in tried else size
 
     def _race(self) -> dict[int, float]:
-        """Returns the least loss of short runs of equal time, by batch size."""
+        """Returns the least loss of the short runs, by batch size."""
         least: dict[int, float] = {}
         for entry in self._findings.race:
             least[entry.batch_size] = min(entry.loss, least.get(entry.batch_size, math.inf))
         return least
 
     def _curve(self) -> tuple[float, float]:
-        """Returns the least updates and the least examples, by what is known so far."""
+        """Returns the most likely least updates and least examples, by the measurements so far."""
         least, examples = steps_by(self._findings.prior, best_runs(self._runs))[0]
         return float(least), float(examples)
 
     def _try_size(self, size: int) -> bool:
-        """Runs another batch size at the rate of the nearest one, scaled, and at one beside it.
+        """Runs another batch size at a rate scaled from the nearest size, and at a neighbouring rate.
 
         Returns:
-          Whether the first of these runs was made.
+          Whether the first of these two runs was made.
         """
         near = min(self._bests(), key=lambda run: abs(math.log(run.batch_size / size)))
         least, examples = self._curve()
@@ -239,7 +241,8 @@ class TargetSearch:
         run = self._run(size, rate, most)
         if run is None:
             return False
-        # The rule of the scaled rate may turn to a constant rate too early, and too late.
+        # The scaling rule may flatten too early or too late, so a neighbouring rate is tried too: higher for a larger
+        # batch, else lower.
         upward = size > near.batch_size and not run.diverged
         limit = run.updates if run.reached else most
         if self._affords(size, limit):

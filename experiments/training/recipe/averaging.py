@@ -1,4 +1,4 @@
-"""Running statistics that are averages of batches only: their initial values have no weight."""
+"""Running statistics that average over batches only: their initial values have no weight."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -11,8 +11,8 @@ from flax import linen as nn
 from batchnorm_jax import Moments, update_running
 from batchnorm_jax.linen import BatchNorm
 
-# At first, when parameters move fast, statistics average over the last updates / 10, as long as the
-# momentum averages over more.
+# Early in training, when parameters move fast, statistics average over the last tenth of the updates, until that is
+# longer than the average of the momentum.
 WINDOW_DIVISOR = 10
 
 
@@ -31,7 +31,7 @@ class Momentum(NamedTuple):
         """Returns the momentum of the next update: running = momentum running + (1 - momentum) batch.
 
         With m the full momentum, a full batch has the weight max(1 - m, 10 / (10 + updates)) in the new average. The
-        first batch has all the weight, so nothing of the initial values 0 and 1 is left. Later the average is over the
+        first batch has the whole weight, so nothing of the initial values 0 and 1 is left. Then the average is over the
         last tenth of the updates, until m averages over fewer. A smaller batch has proportionally less weight.
 
         Args:
@@ -54,14 +54,16 @@ class Momentum(NamedTuple):
 def average(
     running: Mapping[str, jax.Array], batch: Mapping[str, jax.Array], momentum: jax.Array
 ) -> dict[str, jax.Array]:
-    """Returns a norm's running mean and variance after a batch; where the batch left both as they were, to the bit.
+    """Returns a norm's running mean and variance after a batch.
+
+    A feature whose mean and variance the batch left unchanged keeps both to the bit.
 
     Args:
       running: the "mean" and "var" before the batch.
       batch: the "mean" and "var" of the batch.
       momentum: the share of the running statistics that is kept.
     """
-    # A feature for which the batch had no position has its running statistics for those of the batch.
+    # A feature for which the batch had no position reports its running statistics as those of the batch.
     counted = (batch["mean"] != running["mean"]) | (batch["var"] != running["var"])
     moments = Moments(batch["mean"], batch["var"], counted.astype(jnp.int32))
     mean, var = update_running(running["mean"], running["var"], moments, momentum=momentum)
@@ -70,12 +72,12 @@ def average(
 
 @contextlib.contextmanager
 def averaged(momentum: jax.Array | None) -> Iterator[None]:
-    """Makes every `batchnorm_jax` norm that is called inside average its statistics by this momentum, not by its own.
+    """Makes `batchnorm_jax` norms that are called inside this context average by this momentum in place of their own.
 
     Args:
-      momentum: may be traced; None: the statistics of the batch replace the running ones.
+      momentum: the momentum, which may be traced; None: the statistics of the batch replace the running ones.
     """
-    # The norms that are being run: a subclass calls the method that it overrides, which must not be intercepted again.
+    # The norms that are running: a subclass calls the method that it overrides, which must not be intercepted again.
     running: list[nn.Module] = []
 
     def interceptor(next_function, args, kwargs, context: nn.module.InterceptorContext):
