@@ -279,12 +279,15 @@ def _misfit(message: str) -> str:
       'sizes[0].batch_size: expected `int` >= 1'
       >>> _misfit("Expected `float` <= 1.7976931348623157e+308 - at `$.loss`")
       'loss: expected a finite number'
+      >>> _misfit("Expected `str`, got `int` - at `options.dataset` - at `$.evidence`")
+      'evidence.options.dataset: expected `str`, got `int`'
     """
-    text, _, place = message.partition(" - at ")
+    # The check of a record inside another names its place first.
+    text, *places = message.split(" - at ")
     if "e+308" in text:
         text = "expected a finite number"
-    place = place.replace("`", "").replace("$.", "").strip("$") or "the whole"
-    return f"{place}: {text[:1].lower()}{text[1:]}"
+    inside = [place.replace("`", "").replace("$.", "").strip("$") for place in reversed(places)]
+    return f"{'.'.join(filter(None, inside)) or 'the whole'}: {text[:1].lower()}{text[1:]}"
 
 
 def _opened(path: Path, flags: int, mode: str) -> Any:

@@ -296,8 +296,8 @@ def test_a_recommendation_is_what_its_file_holds(target, tmp_path):
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        ({"dataset": 3}, r"Expected `str`, got `int` - at `options.dataset` - at `\$.evidence`"),
-        ({"dataset": "mnist", "norm": 3}, r"Expected `str \| null`, got `int`"),
+        ({"dataset": 3}, r"evidence.options.dataset: expected `str`, got `int`"),
+        ({"dataset": "mnist", "norm": 3}, r"evidence.options.norm: expected `str \| null`, got `int`"),
         ({}, "missing required field `dataset`"),
     ],
 )

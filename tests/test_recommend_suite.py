@@ -179,7 +179,7 @@ def _of_size(whole, size):
         (lambda whole: whole[:40], "cannot be read: it is not JSON"),
         (
             lambda whole: whole.replace('"seed": 100', '"seed": null'),
-            r"cannot be read: Expected `int`, got `null` - at `\$.evidence.runs\[0\].seed`",
+            r"cannot be read: evidence.runs\[0\].seed: expected `int`, got `null`",
         ),
         (lambda whole: _of_size(whole, 7), "it recommends, 7;"),
     ],

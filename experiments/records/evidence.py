@@ -2,10 +2,8 @@
 
 from typing import NamedTuple
 
-import msgspec
-
 from experiments.records.fields import Count, Finite, OpenInterval, Options, Positive, Size
-from experiments.records.record import Record
+from experiments.records.record import Record, check_options
 
 
 class TimedUpdate(NamedTuple):
@@ -151,8 +149,4 @@ class Evidence(Record, frozen=True, kw_only=True):
     not_measured: list[str]
 
     def __post_init__(self):
-        try:
-            msgspec.convert(self.options, _Shown)
-        except msgspec.ValidationError as error:
-            # msgspec writes "$" for the value that was converted, which is the field `options` of this record.
-            raise ValueError(str(error).replace("$", "options")) from error
+        check_options(self.options, _Shown)

@@ -15,6 +15,19 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """
 
 
+def check_options(options: object, kind: type[Record]) -> None:
+    """Checks the options of a run, the field `options` of a record, against another record.
+
+    Raises:
+      ValueError: an option does not fit.
+    """
+    try:
+        msgspec.convert(options, kind)
+    except msgspec.ValidationError as error:
+        # msgspec writes "$" for the value that is converted.
+        raise ValueError(str(error).replace("$", "options")) from error
+
+
 class FileRecord(Record, frozen=True, kw_only=True):
     """A record that is a whole file, or a row of a file.
 

@@ -2,11 +2,10 @@
 
 from typing import Annotated, Any, ClassVar
 
-import msgspec
 from msgspec import Meta
 
 from experiments.records.fields import Count, Options, Positive, Size
-from experiments.records.record import FileRecord, Record
+from experiments.records.record import FileRecord, Record, check_options
 from experiments.records.runs import Summary
 
 
@@ -56,7 +55,7 @@ class StudyRow(FileRecord, frozen=True, kw_only=True, omit_defaults=True):
     summary: Summary | None = None
 
     def __post_init__(self):
-        msgspec.convert(self.options, _Known)
+        check_options(self.options, _Known)
         if self.summary is None and self.error is None:
             raise ValueError("Expected a summary or an error")
         if not self.is_result:
