@@ -112,7 +112,7 @@ def test_frozen_statistics_are_those_of_the_training_set_and_stay(digits, device
 
 def test_statistics_are_refused_where_there_are_too_few_images():
     run = rig.run_of(TrainConfig(batch_size=32, **OWN), rig.tiny(), 8)
-    with pytest.raises(UsageError, match="need 72 images of it, for a span of 9 on 8 devices, and there are 64"):
+    with pytest.raises(UsageError, match="need at least 72 images, for a span of 9 on 8 devices, and it has 64"):
         population_statistics(run.model, run.recipe, run.mesh, run.state, rig.tiny().train, mode="pooled", span=9)
 
 

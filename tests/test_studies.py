@@ -95,7 +95,9 @@ def test_a_study_of_which_no_run_can_begin_is_refused_before_any_does(tmp_path, 
 
 
 def test_a_cpu_is_not_divided_into_more_devices_than_can_work(monkeypatch):
-    with pytest.raises(UsageError, match=r"--num_devices=1000, but a CPU of .* cores is divided into .* at most"):
+    with pytest.raises(
+        UsageError, match=r"--num_devices=1000, but a CPU of .* cores is divided into at most .* devices"
+    ):
         devices.set_up(1000)
 
 

@@ -59,7 +59,7 @@ class Figures(Record, frozen=True, kw_only=True):
       bytes: the bytes that all instructions read from and write to main memory.
       cycles: the compiler's estimate, without collectives and copies between memories, counting the most expensive
         branch of each conditional; None for a GPU.
-      cycles_usually: the same estimate, counting the cheapest branch of each conditional.
+      cycles_usually: an estimate of the cycles that counts the cheapest branch of each conditional.
       temporary: the bytes of temporary memory on one device.
       total: the bytes of temporaries, arguments and outputs on one device; shared bytes count once.
       collectives: the number of collectives, after the compiler has combined some.
