@@ -11,7 +11,7 @@ import batchnorm_jax
 
 # Flags by title, in the order in which they are shown; a flag that is missing here is shown under `MORE`.
 GROUPS = {
-    "What to do": (
+    "Actions": (
         "checkpoint", "step", "domain", "recalibrate", "preset", "list_presets", "parts", "suite", "peers", "topology",
         "dry_run", "json",
     ),

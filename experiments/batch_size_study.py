@@ -1,6 +1,6 @@
-"""Measures what the batch size does: `python -m experiments.batch_size_study --preset=quick`.
+"""Measures the effects of the batch size: `python -m experiments.batch_size_study --preset=quick`.
 
-Training runs are kept as they end, and a study that is stopped goes on with the same command.
+Each result is stored as soon as its run ends; the same command resumes a study that was stopped.
 """
 
 import sys

@@ -1,7 +1,7 @@
-"""Speed, memory and exactness beside peers: `python -m experiments.benchmark --suite=norm`, `train` or `fold`.
+"""Benchmarks speed, memory and exactness: `python -m experiments.benchmark --suite=norm`, `train` or `fold`.
 
-The norm also as compiled for accelerators that are not here: `--suite=norm --topology=v5e:2x2`. And recommendations
-beside exhaustive grids: `--suite=recommend`.
+`--suite=norm --topology=v5e:2x2` compiles the norm for accelerators that this machine lacks. `--suite=recommend`
+compares recommendations with exhaustive grids.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Compares the statistics to normalise by: `python -m experiments.norm_study`.
 
-Local, synchronised, spans, renormalized, group and frozen, over per-device batch sizes. Training runs are kept as they
-end, and a study that is stopped goes on with the same command.
+The norms are local, synchronised, spans, renormalized, group and frozen, over per-device batch sizes. Each result is
+stored as soon as its run ends; the same command resumes a study that was stopped.
 """
 
 import shlex

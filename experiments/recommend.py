@@ -1,7 +1,7 @@
 """Recommends a batch size: `python -m experiments.recommend --dataset=digits --target_accuracy=0.9`.
 
-Makes cheap measurements, and prints a table and the command of `experiments.train` that follows. The same command goes
-on where it was stopped.
+Makes cheap measurements, and prints a table and the command of `experiments.train` that follows. The same command
+resumes a recommendation that was stopped.
 """
 
 import contextlib

@@ -304,7 +304,7 @@ def test_a_small_layer_is_compiled_for_devices_that_are_not_here(topology):
     [
         (["--suite=norm", "--topology=h100:12"], "or a multiple of it; got '12'"),
         (["--suite=norm", "--topology=h100", "--parts=speed"], "unknown part 'speed'"),
-        (["--suite=fold", "--topology=h100"], "--topology is of --suite=norm"),
+        (["--suite=fold", "--topology=h100"], "--topology applies to --suite=norm"),
     ],
 )
 def test_the_command_refuses_what_it_cannot_do(flags, message, tmp_path):

@@ -235,7 +235,7 @@ def test_pages_hold_no_path_of_this_machine(folders, undrawn):
             page = WRITERS[file](folders).read_text()
             assert here not in page and str(folders.parent) not in page, file
     study = (folders / "study/report.html").read_text()
-    assert "smoothness.json cannot be read" in study and "1 lines of results.jsonl are no whole rows" in study
+    assert "smoothness.json cannot be read" in study and "1 lines of results.jsonl are not whole rows" in study
     assert "--workdir=x" in (folders / "norm/report.html").read_text()
 
 

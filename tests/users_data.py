@@ -105,7 +105,7 @@ WRONG = {
     "number_name": (lambda: of_test({1: TEST}), "there is one named 1"),
     "classes": (lambda: TINY._replace(num_classes=3.0), "num_classes must be a whole number .* 3.0"),
     "one_class": (lambda: TINY._replace(num_classes=1), "num_classes must be a whole number of at least 2"),
-    "note": (lambda: TINY._replace(note=["x"]), "note must be text, and it is of type list"),
+    "note": (lambda: TINY._replace(note=["x"]), "note must be text, not list"),
     "tuple_train": (
         lambda: TINY._replace(train=(IMAGES, LABELS)),
         "train must be Examples.* of type tuple, which lacks",

@@ -25,14 +25,14 @@ class Options:
     """The options of all suites; the entry point makes one flag per field, documented by `FIELD.metadata["help"]`."""
 
     batch_sizes: tuple[int, ...] = option(
-        (6, 60, 600, 6000), "Of the train suite: global batch sizes.", least=1, example="6,60,600"
+        (6, 60, 600, 6000), "Global batch sizes of the train suite.", least=1, example="6,60,600"
     )
-    rounds: int = option(7, "Timings of each.", least=1, most=10_000)
+    rounds: int = option(7, "Number of timings per row.", least=1, most=10_000)
     seconds: float | None = option(
-        None, "About how long one timing takes. Default: 2, 0.5 for a layer, 1 for inference.", above=0, most=3600
+        None, "Approximate seconds per timing. Default: 2, 0.5 for a layer, 1 for inference.", above=0, most=3600
     )
     dataset: str = option_as_in(
-        TrainConfig, "dataset", "digits", "Of the train suite; 'mnist' has the same shapes and sizes."
+        TrainConfig, "dataset", "digits", "Data set of the train suite; 'mnist' has the same shapes and sizes."
     )
     data_dir: str | None = option_as_in(TrainConfig, "data_dir", None, "TFDS data directory. Default: TFDS's own.")
     image_size: int = option_as_in(
@@ -41,14 +41,16 @@ class Options:
     workdir: str = option_as_in(TrainConfig, "workdir", "runs/benchmark", "Folder for the results.")
     topology: str | None = option(
         None,
-        "Compile the norm suite for accelerators that are not here, and read the programs: 'v5e:2x2', 'v5p:2x2x1', "
-        "'v6e:16x16', 'v4:2x2x1', 'tpu7x:2x2x1', 'h100:8'. --peers names the rows, ours included. Each row of a "
-        "ResNet-50 takes minutes.",
+        "Compile the norm suite for accelerators that this machine lacks, and read the programs: 'v5e:2x2', 'v5p:2x2x1', "
+        "'v6e:16x16', 'v4:2x2x1', 'tpu7x:2x2x1', 'h100:8'. --peers names the rows, ours included. A row of "
+        "a ResNet-50 takes minutes.",
         form=_check_topology,
     )
     per_device_batch_size: int = option(128, "Images per device of the ResNet-50 of --topology.", least=1)
     remat: str = option(
-        jobs.REMAT[0], "What the policy is applied to in the ResNet-50 of --topology.", among=tuple(jobs.REMAT)
+        jobs.REMAT[0],
+        "Part of the ResNet-50 of --topology that the checkpoint policy applies to.",
+        among=tuple(jobs.REMAT),
     )
 
     @property

@@ -14,8 +14,7 @@ from experiments.records.benchmarks.result import ResultFile
 
 RECOMMEND = Suite(
     name="recommend",
-    help="batch sizes that are recommended, beside exhaustive grids: some two hours, and what --workdir holds is not "
-    "run again",
+    help="recommended batch sizes beside exhaustive grids: about two hours; rows in --workdir are reused",
     parts=recommend_suite.PARTS,
     peers=recommend_suite.PEERS,
     measure=lambda chosen, options: recommend_suite.run(chosen.parts, folder=options.folder, data_dir=options.data_dir),
@@ -38,7 +37,7 @@ class Request(Options):
     )
     parts: tuple[str, ...] | None = option(None, f"Parts of a suite. Default: all. {_PARTS_HELP}.")
     peers: tuple[str, ...] | None = option(
-        None, "What to measure beside. Default: all; those not installed are left out."
+        None, "Libraries or variants to compare with. Default: all that are installed."
     )
 
 
@@ -76,7 +75,7 @@ def _suite(request: Request) -> Suite:
         return suite
     if suite.compiled is None:
         able = " and ".join(f"--suite={one.name}" for one in SUITES.values() if one.compiled is not None)
-        raise UsageError(f"--topology is of {able}; got --suite={suite.name}")
+        raise UsageError(f"--topology applies to {able}; got --suite={suite.name}")
     return suite.compiled
 
 

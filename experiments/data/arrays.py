@@ -128,7 +128,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     """
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
         if CONTENTS not in stored.files:
-            raise ValueError("it does not say what it holds")
+            raise ValueError("the description of its arrays is missing")
         written = stored[CONTENTS].tobytes()
         arrays = {name: stored[name] for name in stored.files if name != CONTENTS}
     if written != _contents(arrays):

@@ -120,7 +120,7 @@ def _check_shards(builder: Any, which: str) -> None:
     info = builder.info.splits[which]
     for path, said in zip(_shards(builder, which), info.shard_lengths, strict=True):
         if not path.is_file():
-            raise ValueError(f"its shard {path.name} is not there")
+            raise ValueError(f"its shard {path.name} is missing")
         # For other formats TFDS itself raises an error.
         if ".array_record" in path.name:
             reader = ArrayRecordReader(str(path))
@@ -217,7 +217,7 @@ def _not_prepared(name: str, directory: Path, known: tuple[str, ...]) -> UsageEr
     if here and name not in here:
         listed = unknown_name("dataset", name, [*known, *here])
     else:
-        listed = f"dataset {name!r} is not there."
+        listed = f"dataset {name!r} does not exist."
     return UsageError(
         f"{listed} Looked in {directory}. To prepare it once, with a network: pip install '.[prepare]' && "
         f"tfds build {name} --data_dir={directory} --file_format=array_record. "

@@ -51,7 +51,7 @@ class Checked:
         wanted = (len(indices), *self.image_shape)
         if examples.images.shape != wanted:
             raise UsageError(
-                f"{where} must be the {len(indices)} examples that are asked for, images of {wanted}, and it is "
+                f"{where} must be the {len(indices)} examples that are asked for, images of {wanted}, not "
                 f"images of {examples.images.shape}"
             )
         return examples
@@ -79,7 +79,7 @@ def dataset(name: str) -> Dataset:
     if not isinstance(made.test, Mapping):
         raise UsageError(
             f"{where}: its `test` must be a mapping of names to splits, such as {{'test': Examples(images, labels)}}, "
-            f"and it is of type {type(made.test).__name__}"
+            f"not {type(made.test).__name__}"
         )
     if not made.test:
         raise UsageError(f"{where} has no split to evaluate on: its `test` is empty")
@@ -91,9 +91,9 @@ def dataset(name: str) -> Dataset:
             )
     classes: Any = made.num_classes
     if isinstance(classes, bool) or not isinstance(classes, int | np.integer) or classes < 2:
-        raise UsageError(f"{where}: num_classes must be a whole number of at least 2, and it is {classes!r}")
+        raise UsageError(f"{where}: num_classes must be a whole number of at least 2, not {classes!r}")
     if not isinstance(made.note, str):
-        raise UsageError(f"{where}: note must be text, and it is of type {type(made.note).__name__}")
+        raise UsageError(f"{where}: note must be text, not {type(made.note).__name__}")
     splits = {
         split: _checked(name, split, examples, int(classes))
         for split, examples in {"train": made.train, **made.test}.items()
@@ -122,7 +122,7 @@ def _checked(name: str, split: str, examples: Any, num_classes: int) -> Split:
     lacks = [attribute for attribute in ("size", "image_shape", "read") if not hasattr(examples, attribute)]
     if lacks:
         raise UsageError(
-            f"{where}: {split} must be Examples(images, labels), or have size, image_shape and read, and it is of type "
+            f"{where}: {split} must be Examples(images, labels), or have size, image_shape and read, not "
             f"{type(examples).__name__}, which lacks {', '.join(lacks)}"
         )
     for attribute, value in (("size", (examples.size,)), ("image_shape", examples.image_shape)):
@@ -132,7 +132,7 @@ def _checked(name: str, split: str, examples: Any, num_classes: int) -> Split:
                 "a whole number above 0" if attribute == "size" else "(height, width, channels), whole numbers above 0"
             )
             given = examples.size if attribute == "size" else value
-            raise UsageError(f"{where}: the {attribute} of {split} must be {what}, and it is {given!r}")
+            raise UsageError(f"{where}: the {attribute} of {split} must be {what}, not {given!r}")
     checked = Checked(examples, name, split, num_classes)
     checked.read(np.unique([0, min(1, checked.size - 1), checked.size - 1]))
     return checked

@@ -67,7 +67,7 @@ def model(name: str, num_classes: int, norm: Any, dtype: Any) -> nn.Module:
 def _by_place(name: str, arguments: list[str], why: str = "") -> UsageError:
     return UsageError(
         f"--model={name} is called with num_classes, norm and dtype by name, those of them that it takes, and it "
-        f"takes {', '.join(arguments)} by place alone{why}; write it as def model(num_classes), without / and *args"
+        f"takes {', '.join(arguments)} by position only{why}; write it as def model(num_classes), without / and *args"
     )
 
 

@@ -23,7 +23,7 @@ def read_rows(path: Path) -> tuple[list[MetricsRow], int]:
       UsageError: the file does not exist.
     """
     if not path.exists():
-        raise UsageError(f"{path} is not there")
+        raise UsageError(f"{path} does not exist")
     return _files.read_rows(path, metrics_row)
 
 

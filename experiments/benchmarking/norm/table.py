@@ -30,7 +30,7 @@ def collectives_lines(result: Collectives) -> list[str]:
     for row in result.resnet50:
         lines.append(
             f"  {row.name:16}{row.of_norms_as_written} all-reduces of the norms as written; "
-            f"{row.all_as_compiled} in all, gradients too, as XLA combined them"
+            f"{row.all_as_compiled} in total with the gradients, as XLA combined them"
         )
     return lines
 

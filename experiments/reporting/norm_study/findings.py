@@ -16,7 +16,7 @@ def finding(cells: Grid, task: Task) -> str:
         if not local or not pooled or not pooled.scores:
             continue
         if not local.scores:
-            said.append(f"with {size} a device local statistics end in a loss that is not finite")
+            said.append(f"with {size} per device local statistics end in a loss that is not finite")
             continue
         of_local, of_pooled = statistics.mean(local.scores), statistics.mean(pooled.scores)
         fails &= of_local < of_pooled / 2
@@ -25,7 +25,7 @@ def finding(cells: Grid, task: Task) -> str:
         if not math.isfinite(error):
             verdict = "one seed, whose spread is not known"
         said.append(
-            f"with {size} a device local statistics reach {of_local:.1f}% and synchronised ones {of_pooled:.1f}% "
+            f"with {size} per device local statistics reach {of_local:.1f}% and synchronised ones {of_pooled:.1f}% "
             f"({verdict})"
         )
     remark = f" {task.remark}" if task.remark and not fails else ""

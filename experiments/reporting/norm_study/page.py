@@ -29,7 +29,7 @@ def _page(study: Study) -> tuple[str, list[str]]:
     ended = [row.summary.first_step_ended for row in study.rows if row.summary is not None]
     parts = [made_on(moment for moment in ended if moment)]
     if study.lines_left_out:
-        parts.append(f"<p>{study.lines_left_out} lines of results.jsonl are no whole rows and are left out.</p>")
+        parts.append(f"<p>{study.lines_left_out} lines of results.jsonl are not whole rows and are left out.</p>")
     grids = [(task, cells) for task in TASKS.values() if (cells := study.grid(task))]
     if grids:
         parts += [
@@ -52,7 +52,7 @@ def _task(study: Study, task: Task, cells: Grid) -> list[str]:
     return [
         f"<h2>{task.name.capitalize()}</h2>",
         table(
-            [f"{task.metric}, by examples a device", *map(str, sizes)],
+            [f"{task.metric}, by examples per device", *map(str, sizes)],
             [tables.updates(study.grid_rows(task), sizes), *tables.by_size(cells, devices, tables.score)],
         ),
         f"<p>Mean of {seeds} seed{'s' * (seeds > 1)}{interval}. A dash: the span is longer than the batch; an equals "
@@ -85,7 +85,7 @@ def _made_by(study: Study) -> list[str]:
     return [
         "<h2>Made by</h2>",
         commands(_commands.shareable_text(first.command)),
-        "<p>and likewise for each run</p>",
+        "<p>and a similar command per run</p>",
     ]
 
 
