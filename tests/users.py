@@ -235,8 +235,8 @@ for _what in (*_WRONG, "constant", "whole_numbers", "too_large", "exits"):
 
 # Patterns of the errors, by the name of the model.
 REFUSED = {
-    "by_place": r"num_classes, norm and dtype by name, .* takes num_classes by place alone",
-    "wrapper": r"num_classes, norm and dtype by name, .* takes \*args by place alone",
+    "by_place": r"num_classes, norm and dtype by name, .* takes num_classes by position only",
+    "wrapper": r"num_classes, norm and dtype by name, .* takes \*args by position only",
     "pair": r"returns logits in a tuple for 2 images",
     "one_answer": r"returns logits of shape \(1, 3\) for 2 images .* array of shape \(2, 3\)",
     "whole_numbers": r"returns logits of type int32, and the loss needs floating-point numbers",

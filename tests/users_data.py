@@ -93,8 +93,8 @@ WRONG = {
     "lists": (lambda: of_train(IMAGES.tolist(), LABELS), "train: the images must be a NumPy array, .* list"),
     "empty": (lambda: of_train(IMAGES[:0], LABELS[:0]), "train is empty"),
     "no_channels": (lambda: of_train(IMAGES[..., :0], LABELS), r"images of \(8, 8, 0\) have no pixels"),
-    "test_list": (lambda: of_test([TEST]), "its `test` must be a mapping .* of type list"),
-    "test_examples": (lambda: of_test(TEST), "its `test` must be a mapping .* of type Examples"),
+    "test_list": (lambda: of_test([TEST]), "its `test` must be a mapping .* not list"),
+    "test_examples": (lambda: of_test(TEST), "its `test` must be a mapping .* not Examples"),
     "no_test": (lambda: of_test({}), "no split to evaluate on"),
     "train_test": (lambda: of_test({"train": TEST}), "there is one named 'train'"),
     "ramp_test": (lambda: of_test({"ramp": TEST}), "there is one named 'ramp'"),
@@ -108,7 +108,7 @@ WRONG = {
     "note": (lambda: TINY._replace(note=["x"]), "note must be text, not list"),
     "tuple_train": (
         lambda: TINY._replace(train=(IMAGES, LABELS)),
-        "train must be Examples.* of type tuple, which lacks",
+        "train must be Examples.* not tuple, which lacks",
     ),
     "other_size": (
         lambda: of_test({"test": Examples(IMAGES[:, :6], LABELS)}),

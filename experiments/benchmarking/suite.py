@@ -41,8 +41,8 @@ class Options:
     workdir: str = option_as_in(TrainConfig, "workdir", "runs/benchmark", "Folder for the results.")
     topology: str | None = option(
         None,
-        "Compile the norm suite for accelerators that this machine lacks, and read the programs: 'v5e:2x2', 'v5p:2x2x1', "
-        "'v6e:16x16', 'v4:2x2x1', 'tpu7x:2x2x1', 'h100:8'. --peers names the rows, ours included. A row of "
+        "Compile the norm suite for accelerators that this machine lacks, and read the programs: 'v5e:2x2', "
+        "'v5p:2x2x1', 'v6e:16x16', 'v4:2x2x1', 'tpu7x:2x2x1', 'h100:8'. --peers names the rows, ours included. A row of "
         "a ResNet-50 takes minutes.",
         form=_check_topology,
     )

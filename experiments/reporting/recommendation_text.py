@@ -123,11 +123,7 @@ def settings(advice: Advice, evidence: Evidence) -> list[tuple[str, str]]:
 def measured(evidence: Evidence) -> list[str]:
     """Returns one line of text per measurement."""
     held_out = evidence.held_out
-    goal = (
-        f"{held_out:,} held out for the target"
-        if held_out
-        else "none held out, so the target is measured on the test split"
-    )
+    goal = f"{held_out:,} held out for the target" if held_out else "none held out: the test split has the target"
     texts = [f"data: {evidence.examples:,} examples to train on, {goal}"]
     if evidence.memory is not None:
         texts.append(_memory(evidence.memory))

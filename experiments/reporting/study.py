@@ -104,7 +104,7 @@ def _draw_again(study: StudyFiles) -> None:
 
 def _left_out(study: StudyFiles, reasons: list[str]) -> list[str]:
     if lines := study.lines_left_out:
-        reasons = [f"{lines} lines of results.jsonl are no whole rows and are left out.", *reasons]
+        reasons = [f"{lines} lines of results.jsonl are not whole rows and are left out.", *reasons]
     return [f"<p>{html.escape(reason)}</p>" for reason in dict.fromkeys(reasons)]
 
 
