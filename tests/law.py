@@ -1,11 +1,14 @@
 """A training problem whose laws are known exactly, to test the answers of `recommend`."""
 
+import json
 import math
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 
 from experiments.records.questions.recommending import Evaluation
+from experiments.records.recommendation import Recommendation
 from experiments.records.runs import StepMemory
 from experiments.records.studies import StudyRow
 from experiments.studies.convergence import Data
@@ -138,6 +141,11 @@ class Law:
         norm2, trace = 1 + 0.1 * rng.normal(size=count), 1 + 0.1 * rng.normal(size=count)
         trace *= NOISE_OVER_CRITICAL * self.critical
         return [(i, 1.0, *estimate) for i, estimate in enumerate(zip(norm2, trace, strict=True))]
+
+
+def kept(result):
+    """Returns a recommendation as its file has it."""
+    return msgspec.convert(json.loads(json.dumps(msgspec.to_builtins(result), allow_nan=False)), Recommendation)
 
 
 def answer(law: Law, **changes):

@@ -1,10 +1,7 @@
 """Which batch size: against problems whose answer is known, and with little time."""
 
 import dataclasses
-import html
-import json
 import math
-import re
 import shlex
 
 import msgspec
@@ -12,26 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import _files
-from experiments._errors import UsageError
 from experiments.records.evidence import TriedBatch
 from experiments.records.recommendation import Recommendation
-from experiments.reporting import recommendation_lines, write_recommendation_page
+from experiments.reporting import recommendation_lines
 from experiments.reporting.recommendation import command
-from experiments.reporting.recommendation_text import SOURCES, WHY_NOT_LARGER
 from experiments.studies.convergence import SEARCH_SEED
 from experiments.studies.recommending.advice import advise
 from experiments.studies.recommending.curves import prior_of
 from experiments.studies.recommending.measure import measure
-from experiments.studies.recommending.run import FILE
 from experiments.training.config import plan
 from experiments.training.config.options import TrainConfig
-from tests.law import Law, answer
-
-
-def kept(result):
-    """A recommendation as its file has it."""
-    return msgspec.convert(json.loads(json.dumps(msgspec.to_builtins(result), allow_nan=False)), Recommendation)
+from tests.law import Law, answer, kept
 
 
 @settings(max_examples=8, deadline=None)
@@ -267,114 +255,3 @@ def test_a_search_that_goes_on_asks_for_the_same_runs():
     first = [run.key for run in before.runs if run.batch_size == size and run.seed == SEARCH_SEED]
     assert [run.key for run in after.runs if run.key in first] == first
     assert {run.key for run in after.runs} & {job.key for job in law.jobs[:made]} >= set(first)
-
-
-def recommended():
-    evidence, advice = answer(Law(minutes=6))
-    return kept(Recommendation(minutes=2.08738, seconds=114.0, evidence=evidence, advice=advice))
-
-
-@pytest.mark.parametrize("target", [None, 0.98])
-def test_a_recommendation_is_what_its_file_holds(target, tmp_path):
-    """Also what an earlier version wrote, which lacks some of it, and a later one, which may have more."""
-    evidence, advice = answer(Law(minutes=6), target=target)
-    result = Recommendation(minutes=6, seconds=300.0, evidence=evidence, advice=advice)
-    _files.write_json(tmp_path / FILE, result)
-    assert _files.read_json(tmp_path / FILE, Recommendation) == result
-    held = json.loads((tmp_path / FILE).read_text())
-    assert held["version"] == 1 and isinstance(held["evidence"]["step_time"][0], list)
-    del held["version"], held["evidence"]["unit"], held["evidence"]["optimizer"], held["evidence"]["memory"]["error"]
-    for run in held["evidence"]["runs"]:
-        del run["key"], run["evaluate_every"]
-    held["advice"]["later"] = 3
-    (tmp_path / FILE).write_text(json.dumps(held))
-    older = _files.read_json(tmp_path / FILE, Recommendation)
-    assert older.version == 0 and older.advice == advice
-    assert recommendation_lines(older) == recommendation_lines(result)
-
-
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        ({"dataset": 3}, r"evidence.options.dataset: expected `str`, got `int`"),
-        ({"dataset": "mnist", "norm": 3}, r"evidence.options.norm: expected `str \| null`, got `int`"),
-        ({}, "missing required field `dataset`"),
-    ],
-)
-def test_options_that_a_page_cannot_show_are_named(damage, said, tmp_path):
-    result = recommended()
-    held = msgspec.to_builtins(result)
-    held["evidence"]["options"] = damage
-    (tmp_path / FILE).write_text(json.dumps(held))
-    with pytest.raises(UsageError, match=said):
-        write_recommendation_page(tmp_path)
-
-
-def test_predictions_fit_a_terminal():
-    """A column for each size."""
-    result = recommended()
-    lines = recommendation_lines(result)
-    sizes = [f"{prediction.batch_size:,}" for prediction in result.advice.predictions]
-    (head,) = (i for i, line in enumerate(lines) if line.split() == ["batch", "size", *sizes])
-    rows = lines[head : lines.index("", head)]
-    assert len(sizes) == 3 and len(rows) == 7 and max(map(len, rows)) <= 90
-    for cell in ("time per update", "computing time", "memory"):
-        assert sum(row.startswith(cell) for row in rows) == 1, cell
-
-
-def test_the_recommendation_comes_first_then_why_then_the_numbers(tmp_path):
-    result = recommended()
-    advice, lines = result.advice, recommendation_lines(result)
-    assert lines[0].startswith(
-        f"Use a batch size of {advice.batch_size:,} with a learning rate of {advice.learning_rate:g}. "
-        "Training should reach 98% after about "
-    )
-    _files.write_json(tmp_path / FILE, result)
-    page = html.unescape(write_recommendation_page(tmp_path).read_text())
-    for text in ("\n".join(lines), page):
-        places = [text.index(part) for part in (lines[0], "Why", "What to expect", "Measured")]
-        assert places == sorted(places)
-
-
-@pytest.mark.parametrize("binds", [*WHY_NOT_LARGER, "something else"])
-@pytest.mark.parametrize("source", SOURCES)
-def test_the_words_need_no_paper(binds, source):
-    """A term stands where it is explained, and nowhere before."""
-    result = recommended()
-    advice = msgspec.structs.replace(result.advice, binds=binds, source=source, loosen="a fix")
-    result = msgspec.structs.replace(result, advice=advice)
-    text = "\n".join(recommendation_lines(result))
-    assert not re.search(r"\bdraws?\b|loosen|\bbinds\b|within a tenth", text)
-    for term in ("knee", "critical batch size"):
-        assert text.count(term) == 1 and f"This size is called the {term}." in text
-    # Every column of the table is complete, and no number is one that JSON cannot have.
-    assert not re.search(r"\bnan\b|\binf\b|None", text)
-
-
-@pytest.mark.parametrize(
-    ("missing", "said"),
-    [
-        ("updates to a target: too little time is left", "Run the same command again with --budget_minutes=5; "),
-        ("a rate: every one from 1 to 4 diverged", "the measurements do not decide it"),
-    ],
-)
-def test_without_a_recommendation_the_page_says_what_to_do(missing, said, tmp_path):
-    result = recommended()
-    evidence = msgspec.structs.replace(result.evidence, not_measured=[missing])
-    result = msgspec.structs.replace(result, advice=None, evidence=evidence)
-    assert said in recommendation_lines(result)[0] and f"- {missing}" in recommendation_lines(result)
-    _files.write_json(tmp_path / FILE, result)
-    assert said in html.unescape(write_recommendation_page(tmp_path).read_text())
-
-
-def test_the_page_has_the_line_and_the_table(tmp_path):
-    """A browser breaks the line to copy between flags only."""
-    result = recommended()
-    _files.write_json(tmp_path / FILE, result)
-    page = write_recommendation_page(tmp_path).read_text()
-    (pre,) = re.findall(r"<pre>(.*?)</pre>", page)
-    assert re.sub(r"<[^>]*>", "", pre) == command(result.advice)
-    assert f"<span>--batch_size={result.advice.batch_size}</span>" in pre
-    for prediction in result.advice.predictions:
-        assert f'<th class="n">{prediction.batch_size:,}</th>' in page
-    assert "1.9 of 2.09 minutes were spent" in page

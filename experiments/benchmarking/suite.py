@@ -42,8 +42,8 @@ class Options:
     topology: str | None = option(
         None,
         "Compile the norm suite for accelerators that this machine lacks, and read the programs: 'v5e:2x2', "
-        "'v5p:2x2x1', 'v6e:16x16', 'v4:2x2x1', 'tpu7x:2x2x1', 'h100:8'. --peers names the rows, ours included. A row of "
-        "a ResNet-50 takes minutes.",
+        "'v5p:2x2x1', 'v6e:16x16', 'v4:2x2x1', 'tpu7x:2x2x1', 'h100:8'. --peers names the rows, ours "
+        "included. A row of a ResNet-50 takes minutes.",
         form=_check_topology,
     )
     per_device_batch_size: int = option(128, "Images per device of the ResNet-50 of --topology.", least=1)
