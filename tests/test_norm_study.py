@@ -88,7 +88,7 @@ def test_the_report_says_what_was_found(tmp_path):
     write(tmp_path, [*map(made_up, jobs), *rates, crashed])
     text = re.sub(r"<svg.*?</svg>", "", write_norm_study_page(tmp_path).read_text(), flags=re.DOTALL)
     assert (
-        "Classification: with 1 a device local statistics reach 21.0% and synchronised ones 91.0% (a loss that is "
+        "Classification: with 1 per device local statistics reach 21.0% and synchronised ones 91.0% (a loss that is "
         "clear of the spread); with 2" in text
     )
     assert "2.00 times as long as one with local statistics (2.00 to 2.00" in text

@@ -132,7 +132,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         written = stored[CONTENTS].tobytes()
         arrays = {name: stored[name] for name in stored.files if name != CONTENTS}
     if written != _contents(arrays):
-        raise ValueError("it does not hold what it says")
+        raise ValueError("its arrays do not fit their description")
     return arrays
 
 
