@@ -109,7 +109,7 @@ def test_a_study_that_is_done_runs_nothing_again_and_says_the_same(study, capsys
 
 
 def test_what_is_left_of_a_study_follows_from_what_is_there(study, tmp_path):
-    """Of a study that was stopped in its search, and of one that has not begun."""
+    """Checked for a study that was stopped in its search, and for one that has not begun."""
     data = settings.data_of(TINY)
     rows = (study / jobs.FILE).read_text().splitlines(keepends=True)
     cut = next(i for i, row in enumerate(rows) if '"tuned-b32-' in row) + 1
@@ -160,7 +160,7 @@ def test_the_report_fits_a_phone_and_a_desk(study, tmp_path, width):
 
 
 def test_the_step_time_of_made_up_runs_is_found():
-    """Of t = 2 ms + B / 1,000 a second, but 64 is a tenth faster in computing; in all 1 ms more."""
+    """The times are t = 2 ms + B / 1,000 per second; 64 is a tenth faster in computing, and 1 ms is added in total."""
 
     def row(size, number):
         seconds = (0.002 + size / 1000) * (0.9 if size == 64 else 1)

@@ -208,7 +208,7 @@ def make_tfds(directory, name, *, seed=0, train=6):
 
 
 def test_other_files_in_the_same_place_are_other_data(tmp_path, monkeypatch):
-    """Of the same version: fewer examples, and other examples in shards of the same size."""
+    """Two data sets of the same version: fewer examples, and other examples in shards of the same size."""
     monkeypatch.setenv(arrays.CACHE_VARIABLE, str(tmp_path / "cache"))
     place, before = tmp_path / "data", tmp_path / "before"
     images, _ = make_tfds(place, "tiny")

@@ -212,7 +212,7 @@ def test_pictures_follow_the_readers_light_or_dark(tmp_path):
 
 
 def words(picture):
-    """What is written in a picture: beside the shapes of its letters."""
+    """The texts of a picture, which stand beside the shapes of their letters."""
     return re.findall(r"<!-- (.*?) -->", picture)
 
 

@@ -25,7 +25,7 @@ def draw(shape, seed=0, dtype=jnp.float32):
 
 
 def drawn(variables, seed=1):
-    """The same variables with numbers that a training might have left in them, scales of both signs."""
+    """Variables with numbers that a training might have left in them, scales of both signs."""
     r = np.random.default_rng(seed)
 
     def one(path, leaf):

@@ -35,7 +35,7 @@ VARIANTS = {
 
 
 def test_the_arguments_are_those_of_flax():
-    """The same names in the same order, with the same defaults; ours come after."""
+    """Flax's names come first, in their order and with their defaults."""
     ours, theirs = (
         [f for f in dataclasses.fields(norm) if f.name not in ("parent", "name")] for norm in (BatchNorm, nn.BatchNorm)
     )
@@ -46,7 +46,7 @@ def test_the_arguments_are_those_of_flax():
 @pytest.mark.parametrize("input_dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_drop_in_for_flax(variant, input_dtype):
-    """The same variables, results, gradients and updates, in both modes, and each loads the other's variables."""
+    """Variables, results, gradients and updates, in both modes are equal, and each loads the other's variables."""
     x = draw(dtype=input_dtype)
     ours = BatchNorm(**VARIANTS[variant])
     theirs = nn.BatchNorm(**VARIANTS[variant])
@@ -258,7 +258,7 @@ def test_training_and_evaluation_agree_where_the_output_is_kept(scale):
 
 
 def test_nothing_is_added_to_the_variables():
-    """What a step returns with mutable=True can be given to the next."""
+    """A step takes the variables that the step before returned with mutable=True."""
     x = draw((4, 3))
     module = BatchNorm(use_running_average=False)
     variables = module.init(jax.random.key(0), x)

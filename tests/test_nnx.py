@@ -28,7 +28,7 @@ def draw(shape=(16, 6, 5), dtype=jnp.float32, seed=0):
 
 
 def test_the_arguments_are_those_of_flax():
-    """The same names with the same defaults (initializers: functions of the same name); ours come after."""
+    """Flax's names come first, with their defaults (initializers: functions of the same name)."""
 
     def arguments(norm):
         return [
@@ -43,7 +43,7 @@ def test_the_arguments_are_those_of_flax():
 @pytest.mark.parametrize("input_dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_drop_in_for_flax(variant, input_dtype):
-    """The same state, results, gradients and updates, in both modes."""
+    """State, results, gradients and updates are equal in both modes."""
     x = draw(dtype=input_dtype)
     ours, theirs = (norm(5, **VARIANTS[variant], rngs=nnx.Rngs(0)) for norm in (BatchNorm, nnx.BatchNorm))
 

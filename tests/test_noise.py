@@ -27,13 +27,13 @@ def assert_means(estimates, truth, errors=4.0):
 
 
 def quadratic_loss(params, z):
-    """Of an example |params - z|^2 / 2, whose gradient is params - z."""
+    """The loss of an example is |params - z|^2 / 2; its gradient is params - z."""
     return jnp.mean(jnp.sum((jnp.concatenate([params["a"], params["b"].ravel()])[None] - z) ** 2, axis=-1)) / 2
 
 
 @pytest.mark.parametrize(("shards", "size"), [(2, 1), (2, 16), (8, 4), (32, 2)])
 def test_estimates_are_unbiased(shards, size):
-    """Of a quadratic whose examples have any covariance."""
+    """The problem is a quadratic whose examples have any covariance."""
     r = np.random.default_rng(shards)
     mean, factor = r.normal(size=7), r.normal(size=(7, 7))
     z = (mean + r.normal(size=(DRAWS, shards, size, 7)) @ factor.T).astype(np.float32)
@@ -225,7 +225,7 @@ def batches_of_normals(r, steps=120, shards=4, size=2):
 
 @pytest.mark.parametrize("confidence", [0.5, 0.95])
 def test_an_interval_holds_the_truth_as_often_as_it_says(confidence):
-    """Of 200 intervals: within 4 standard errors, and 0.04 for the bootstrap's own approximation."""
+    """Coverage of 200 intervals: within 4 standard errors, and 0.04 for the bootstrap's own approximation."""
     margin = 4 * np.sqrt(confidence * (1 - confidence) / 200) + 0.04
     assert abs(coverage(batches_of_normals, 40.0, confidence) - confidence) < margin
 

@@ -163,7 +163,7 @@ def test_what_is_not_clear_of_the_spread_is_not_said_to_be(tmp_path):
 
 
 def test_the_interval_holds_the_mean_as_often_as_it_says():
-    """Of three seeds from a normal distribution; 2,000 samples, four standard errors."""
+    """Coverage for three seeds from a normal distribution; 2,000 samples, four standard errors."""
     samples = np.random.default_rng(0).normal(size=(2_000, 3))
     held = np.mean([abs(s.mean()) <= cells.half_width(s) for s in samples])
     assert abs(held - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 2_000)
@@ -190,7 +190,7 @@ def study(*flags):
 
 
 def test_the_command_runs_a_study_once(tmp_path):
-    """Of two norms, each with one example on each of two devices."""
+    """Checked on two norms, each with one example on each of two devices."""
     flags = ("--preset=quick", "--norms=local,synchronised", "--tasks=classification", "--per_device_batch_sizes=1")
     flags = (*flags, "--num_devices=2", f"--workdir={tmp_path / 'study'}")
     planned = study(*flags, "--dry_run")

@@ -70,7 +70,7 @@ def test_a_device_has_its_own_renormalization():
 
 
 def inputs_of_norms(model, variables, images):
-    """What every norm of a model is given in evaluation, in float64."""
+    """The input of every norm of a model in evaluation, in float64."""
     seen = {}
 
     def keep(next_call, args, kwargs, context):
@@ -90,7 +90,7 @@ def digits():
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_frozen_statistics_are_those_of_the_training_set_and_stay(digits, devices):
-    """Of every norm's input, the norms below being as they are; before and after three updates."""
+    """Moments of every norm's input, with the norms below as they are; before and after three updates."""
     config = TrainConfig(batch_size=64, norm="frozen", learning_rate=0.01, warmup_epochs=0)
     small = digits._replace(train=digits.train.read(np.arange(512)))
     run = rig.run_of(config, small, devices)

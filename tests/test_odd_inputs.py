@@ -1,4 +1,4 @@
-"""What is no array, number, dtype or model is refused in one sentence that names it, wherever it is given."""
+"""A value that is no array, number, dtype or model is refused in one sentence that names it, wherever it is given."""
 
 import inspect
 from functools import partial

@@ -1,4 +1,4 @@
-"""What pooling costs by the number of devices: the times of the links against published ones, and the page."""
+"""The cost of pooling by the number of devices: the times of the links against published ones, and the page."""
 
 import re
 from pathlib import Path

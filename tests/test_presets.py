@@ -33,7 +33,7 @@ def test_flags_that_change_nothing_are_named():
 
 
 def test_every_lars_preset_has_a_nesterov_twin():
-    """The same data, model, batch and epochs, so that what differs is the optimizer and its constants."""
+    """Data, model, batch and epochs are equal, so that only the optimizer and its constants differ."""
     twins = {"you2017_lars": "you2017_nesterov", "mlperf_lars": "mlperf_nesterov", "cifar10_lars": "cifar10_nesterov"}
     lars = {name for name in presets.PRESETS if presets.configure(name, {}).optimizer == "lars"}
     assert lars == set(twins)

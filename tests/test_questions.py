@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -171,3 +172,9 @@ def test_a_module_without_its_declaration_is_named(tmp_path, monkeypatch):
         _register.entries_of("places", [str(tmp_path / "places")], "ENTRY", str)
     with pytest.raises(TypeError, match="must declare OTHER of type str, not nothing"):
         _register.entries_of("places", [str(tmp_path / "places")], "OTHER", str)
+
+
+def test_two_modules_cannot_declare_one_kind_of_rows():
+    other = types.SimpleNamespace(ROWS={"swing": records.ROWS["swing"]})
+    with pytest.raises(ValueError, match="other: another module declares the kind swing already"):
+        records._rows({**records.MODULES, "other": other})

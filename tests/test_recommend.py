@@ -1,4 +1,4 @@
-"""Which batch size: against problems whose answer is known, and with little time."""
+"""The recommended batch size, against problems whose answer is known, and with little time."""
 
 import dataclasses
 import math

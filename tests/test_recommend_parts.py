@@ -1,4 +1,4 @@
-"""What a recommendation rests on: the line of the memory, and Bayes' rule for few runs to a target."""
+"""The grounds of a recommendation: the line of the memory, and Bayes' rule for few runs to a target."""
 
 import math
 
@@ -110,7 +110,7 @@ def test_a_noise_scale_without_bounds_is_not_known(scale, interval, spread):
 
 
 def test_the_noise_over_a_run_is_the_median_with_its_interval():
-    """Of a scale that grows tenfold, measured with noise: the intervals hold the median, and nearly all have bounds."""
+    """Coverage for a scale that grows tenfold, measured with noise: intervals hold the median, nearly all bounded."""
     random = np.random.default_rng(0)
     scales = 100 * 10 ** np.linspace(0, 1, 16)
     held, bounded = [], []

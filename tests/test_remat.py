@@ -1,4 +1,4 @@
-"""What a checkpointed part of a network keeps for its backward pass, under the policy of the library."""
+"""The arrays that a checkpointed part of a network keeps for its backward pass, under the policy of the library."""
 
 import re
 from functools import partial

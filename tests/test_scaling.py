@@ -58,7 +58,7 @@ def test_the_step_time_is_recovered_from_points_on_its_line():
 
 @pytest.mark.parametrize("seed", range(8))
 def test_the_fit_is_the_maximum_of_the_likelihood(seed):
-    """Of scipy's densities, over all three parameters at once."""
+    """The maximum is that of scipy's densities, over all three parameters at once."""
     sizes = np.repeat(SIZES, 3)
     limit = 0.9 * steps(64)
     drawn = steps(sizes) * relative(0.2, len(sizes), seed)

@@ -69,7 +69,7 @@ def test_canvases_depend_on_the_seed_alone_and_not_on_threads(monkeypatch):
 
 
 def test_canvases_show_the_given_digits_alone():
-    """Of images that are all one digit, labels name that one; of black ones, there are none."""
+    """Labels of images that are all one digit name that digit; black images have no labels."""
     images, labels = digits.originals()
     _, classes = shapes.canvases(images[labels == 7], labels[labels == 7], 20, seed=0)
     assert set(np.unique(classes)) == {0, 8}

@@ -70,7 +70,7 @@ def test_in_float64_to_all_digits(x64):
 
 
 def test_what_has_not_converged_says_so():
-    """Of a dense spectrum in few iterations: an eigenvalue is within the residual, which is not small."""
+    """With a dense spectrum and few iterations an eigenvalue is within the residual, which is not small."""
     spectrum = np.linspace(1.0, 2.0, 40)
     found = largest_eigenvalue(*quadratic(spectrum), key=KEY, iterations=4)
     assert found.iterations == 4
@@ -167,7 +167,7 @@ def test_a_separable_quadratic_rises_to_its_farthest_corner(at, starts):
 
 
 def test_a_maximum_inside_the_box_is_found():
-    """Of 1 - |x - m|^2, with m in the box in half of the coordinates and beyond it in the others."""
+    """The function is 1 - |x - m|^2, with m in the box in half of the coordinates and beyond it in the others."""
     middle = np.array([0.5, -0.5, 0.5, -0.5], np.float32)
     target = middle + np.array([0.01, -0.02, 0.5, 0.5], np.float32)
     found = epsilon_sharpness(lambda x: 1 - jnp.sum((x - target) ** 2), jnp.asarray(middle), epsilon=0.1)

@@ -208,7 +208,7 @@ def test_nnx_pools_over_the_devices():
 
 
 def test_nnx_is_in_place():
-    """The same objects with the same variables, shared ones once, and an optimizer that knows the model."""
+    """Objects and variables stay, shared ones once, and the optimizer still knows the model."""
     bn = nnx.BatchNorm(3, momentum=0.5, use_scale=False, rngs=nnx.Rngs(0))
     bn.mean[...] = jnp.arange(3.0)
     model = nnx.Sequential(nnx.Linear(3, 3, rngs=nnx.Rngs(0)), bn, nnx.List([bn]))

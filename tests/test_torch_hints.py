@@ -1,4 +1,4 @@
-"""What torch_interop says of files, wrappers, weights in parts and malformed names; without PyTorch."""
+"""Messages of torch_interop on files, wrappers, weights in parts and malformed names; without PyTorch."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What torch_interop says of names, kinds, shapes and options that do not fit; without PyTorch."""
+"""Messages of torch_interop on names, kinds, shapes and options that do not fit; without PyTorch."""
 
 import re
 

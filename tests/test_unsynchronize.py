@@ -1,4 +1,4 @@
-"""What nnx.synchronize does not turn, and how what it turned is turned back."""
+"""Norms that nnx.synchronize leaves as they are, and nnx.unsynchronize, which turns the others back."""
 
 import flax.linen as nn
 import jax.numpy as jnp

@@ -50,7 +50,7 @@ def nn_unboxed(tree):
 
 @pytest.mark.parametrize("name", ["flax", "ours", "Spectral", "Recurrent"])
 def test_norms_of_a_models_own_are_pooled_over_the_devices(x64, name):
-    """The same steps on one device and on four."""
+    """Steps on one device equal those on four."""
     config = TrainConfig(**PLAIN, model=f"tests.users:{name}")
     one, rows = rig.first_steps(config, rig.tiny(), 4, 1, jnp.float64)
     four, others = rig.first_steps(config, rig.tiny(), 4, 4, jnp.float64)

@@ -1,8 +1,6 @@
 """Records of a study: one row per training run, and the base class of the analysis of a question."""
 
-from typing import Annotated, Any, ClassVar
-
-from msgspec import Meta
+from typing import Any, ClassVar
 
 from experiments.records.fields import Count, Options, Positive, Size
 from experiments.records.record import FileRecord, Record, check_options
@@ -127,7 +125,3 @@ def kind_of(key: str) -> str:
       'fixed'
     """
     return key.partition("-")[0]
-
-
-# A list with at least one entry per seed.
-BySeed = Annotated[list[float], Meta(min_length=1)]

@@ -4,9 +4,6 @@ import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from experiments import _files, _workdirs
 from experiments._errors import UsageError
@@ -43,7 +40,7 @@ def run(study: Study, parts: Sequence[str], folder: Path) -> list[str]:
         for part in _in_order(parts):
             print(f"part      {part}", flush=True)
             # A report shows the rows that this names, and not those of other settings that the folder may hold.
-            _files.write_json(folder / f"{part}.json", QUESTIONS[part].run(Asked(study, data, runner)))
+            _files.write_json(folder / f"{part}.json", QUESTIONS[part].answer(Asked(study, data, runner)))
     return runner.failed()
 
 
@@ -63,7 +60,7 @@ def _claim(folder: Path, study: Study) -> None:
     """Writes the data and the model of a study into its folder, or compares them with those that are there."""
     here = {name: value for name, value in study.options.items() if name not in PLACES}
     path = folder / "study.json"
-    there = _files.read_json(path, _options_of) if path.exists() else here
+    there = _files.read_json(path, Options) if path.exists() else here
     if there != here:
         differs = ", ".join(
             f"--{name}: {there.get(name)} there, {here.get(name)} here"
@@ -73,16 +70,6 @@ def _claim(folder: Path, study: Study) -> None:
         raise UsageError(f"the folder {folder} holds a study of something else ({differs}); give another --workdir")
     _workdirs.claim(folder, _workdirs.STUDY)
     _files.write_json(path, here)
-
-
-def _options_of(value: Any) -> Options:
-    """Returns the options in `study.json`, which holds nothing else and has no version of its own.
-
-    Raises:
-      msgspec.ValidationError: some are not options.
-    """
-    options = msgspec.convert(value, Options)
-    return {name: option for name, option in options.items() if name != "version"}
 
 
 def planned(study: Study, part: str, data: Data, runner: Runner) -> list[Job]:

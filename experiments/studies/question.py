@@ -122,7 +122,8 @@ class Question:
       setting: the type of its setting; two questions may share one.
       planned: returns the jobs that are known before anything is run. Where rates follow from rows, those of the
         middle stand for them.
-      run: runs what has not been run, and returns what the report needs beside the rows.
+      run: runs what has not been run, and returns what the report needs beside the rows; None: runs what is planned,
+        and the report needs the rows alone.
       presets: its setting in each preset that asks it.
       otherwise: its setting in other presets, where a user asks it by name.
       fewest_sizes: how many `Setting.compared_sizes` the training set must have room for.
@@ -134,12 +135,18 @@ class Question:
     help: str
     setting: type[Setting]
     planned: Callable[[Asked], list[Job]]
-    run: Callable[[Asked], Analysis]
+    run: Callable[[Asked], Analysis] | None = None
     presets: Mapping[str, Setting] = dataclasses.field(default_factory=dict)
     otherwise: Setting | None = None
     fewest_sizes: int = 0
     rates_follow: bool = False
     on_request: bool = False
+
+    def answer(self, asked: Asked) -> Analysis:
+        """Runs what has not been run, and returns what the report needs beside the rows."""
+        if self.run is not None:
+            return self.run(asked)
+        return Analysis(keys=keys_of(asked.runner.run_all(self.planned(asked))))
 
 
 def keys_of(rows: Iterable[StudyRow]) -> list[str]:

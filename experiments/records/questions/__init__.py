@@ -4,14 +4,30 @@ A module declares `ROWS`, the types of its rows by their kind (see `records.stud
 `Analysis`, the type of `QUESTION.json`. Without `Analysis`, the file holds only the keys of the rows.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import ModuleType
 
 from experiments import _register
 from experiments.records.studies import Analysis, StudyRow
 
 MODULES = _register.modules_of(__name__, __path__)
-# The type of a row by its kind.
-ROWS: dict[str, type[StudyRow]] = {kind: row for module in MODULES.values() for kind, row in module.ROWS.items()}
+
+
+def _rows(modules: Mapping[str, ModuleType]) -> dict[str, type[StudyRow]]:
+    """Returns the type of a row by its kind.
+
+    Raises:
+      ValueError: two modules declare the same kind.
+    """
+    rows: dict[str, type[StudyRow]] = {}
+    for name, module in modules.items():
+        if taken := rows.keys() & module.ROWS.keys():
+            raise ValueError(f"{__name__}.{name}: another module declares the kind {', '.join(sorted(taken))} already")
+        rows |= module.ROWS
+    return rows
+
+
+ROWS = _rows(MODULES)
 
 
 def check(package: str, names: Iterable[str]) -> None:

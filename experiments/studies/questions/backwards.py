@@ -4,10 +4,9 @@ import dataclasses
 from typing import Self
 
 from experiments.records.fields import Options
-from experiments.records.studies import Analysis
 from experiments.studies.jobs import Job
 from experiments.studies.large_batch import EPOCHS, FEWEST_UPDATES, SEEDS, fixed_epochs
-from experiments.studies.question import Asked, Changes, Question, keys_of
+from experiments.studies.question import Asked, Changes, Question
 from experiments.studies.question import Setting as Base
 
 RATE = 0.05
@@ -76,17 +75,11 @@ def planned(asked: Asked) -> list[Job]:
     return jobs(asked.study.options, asked.study.of(Setting))
 
 
-def run(asked: Asked) -> Analysis:
-    """Runs the three ways."""
-    return Analysis(keys=keys_of(asked.runner.run_all(planned(asked))))
-
-
 QUESTION = Question(
     order=40,
     help="one forward pass with k updates",
     setting=Setting,
     planned=planned,
-    run=run,
     presets={
         "quick": Setting(batch_size=2400, k=2, epochs=1, seeds=(0,), optimizers=("Nesterov",)),
         "mnist": Setting(epochs=3, seeds=(0,)),

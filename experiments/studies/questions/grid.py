@@ -3,10 +3,9 @@
 Their sizes, rates and target are those of the question `convergence`.
 """
 
-from experiments.records.studies import Analysis
 from experiments.studies.convergence import Setting, grid_jobs
 from experiments.studies.jobs import Job
-from experiments.studies.question import Asked, Question, keys_of
+from experiments.studies.question import Asked, Question
 
 
 def planned(asked: Asked) -> list[Job]:
@@ -14,17 +13,11 @@ def planned(asked: Asked) -> list[Job]:
     return grid_jobs(asked.data, asked.study.of(Setting))
 
 
-def run(asked: Asked) -> Analysis:
-    """Runs the grid."""
-    return Analysis(keys=keys_of(asked.runner.run_all(planned(asked))))
-
-
 QUESTION = Question(
     order=80,
     help="runs to a target at every batch size and rate",
     setting=Setting,
     planned=planned,
-    run=run,
     fewest_sizes=1,
     on_request=True,
 )

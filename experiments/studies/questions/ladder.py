@@ -5,10 +5,9 @@ import itertools
 from typing import Self
 
 from experiments.records.fields import Options
-from experiments.records.studies import Analysis
 from experiments.studies.jobs import Job
 from experiments.studies.large_batch import EPOCHS, FEWEST_UPDATES, SEEDS, fixed_epochs
-from experiments.studies.question import Asked, Changes, Question, keys_of
+from experiments.studies.question import Asked, Changes, Question
 from experiments.studies.question import Setting as Base
 
 # With fewer epochs no step of a ramp comes before the end.
@@ -98,17 +97,11 @@ def planned(asked: Asked) -> list[Job]:
     return jobs(asked.study.options, asked.study.of(Setting))
 
 
-def run(asked: Asked) -> Analysis:
-    """Runs every rung."""
-    return Analysis(keys=keys_of(asked.runner.run_all(planned(asked))))
-
-
 QUESTION = Question(
     order=50,
     help="a very large batch, from a naive recipe on",
     setting=Setting,
     planned=planned,
-    run=run,
     presets={
         "quick": Setting(batch_size=2048, epochs=1, seeds=(0,), drop_remainder=True),
         "mnist": Setting(epochs=4, seeds=(0,)),

@@ -38,7 +38,7 @@ def write_config(
     config: TrainConfig,
     facts: DataFacts,
     why_not_longer: Callable[[TrainConfig], str | None] | None = None,
-) -> str | None:
+) -> None:
     """Writes `config.json` into a new run's folder; in an old one, checks that it is the same run, or a longer one.
 
     Args:
@@ -48,9 +48,6 @@ def write_config(
       why_not_longer: given a stored configuration that differs in the length alone, returns why a run of `config`
         cannot resume from it, or None if it can.
 
-    Returns:
-      The name of the run, which its checkpoints carry; None: an earlier version began the run and gave it none.
-
     Raises:
       UsageError: the folder holds a run of another configuration; the message names what differs.
       StorageError: the file cannot be written.
@@ -59,7 +56,7 @@ def write_config(
     if not path.exists():
         name = run_name(config, facts)
         _files.write_json(path, StoredRun(config=dataclasses.asdict(config), data=facts, run=name))
-        return name
+        return
     stored = read_config(workdir)
     there, here = stored.config.identity(), config.identity()
     differs = [f"--{name}: {there[name]} there, {here[name]} here" for name in here if there[name] != here[name]]
@@ -80,7 +77,6 @@ def write_config(
         )
     if differs:
         _files.write_json(path, StoredRun(config=dataclasses.asdict(config), data=facts, run=stored.run))
-    return stored.run
 
 
 def run_name(config: TrainConfig, facts: DataFacts) -> str:
