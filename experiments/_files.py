@@ -16,8 +16,8 @@ from typing import IO, Any, TypeVar
 import msgspec
 from absl import logging
 
-from experiments._errors import StorageError, UsageError
-from experiments.records.record import VERSION, FileRecord
+from ._errors import StorageError, UsageError
+from .records.record import VERSION, FileRecord
 
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 # Refuses symbolic links: somebody may have put a link in the place of a file, and the write would land where it leads.

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from experiments import _help, _limits, _workdirs
-from experiments._errors import StorageError, UsageError
+from . import _help, _limits, _workdirs
+from ._errors import StorageError, UsageError
 
 # absl assigns a flag to the module that defines it, and --help lists those of the main module. Disclaiming the flags
 # assigns them to the caller, which is the main module.
@@ -247,7 +247,7 @@ def _end_without_devices() -> None:
     JAX raises its own error at its first use, which may be anywhere in the program.
     """
     # Importing JAX takes a second, which only a program that has failed needs to spend here.
-    from experiments.training.machine import devices
+    from .training.machine import devices
 
     try:
         devices.local_devices()

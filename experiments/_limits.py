@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments._errors import UsageError, shown, unknown_name
+from ._errors import UsageError, shown, unknown_name
 
 # Steps, sizes and labels are int32 on the devices.
 MAX_WHOLE = 2**31 - 1

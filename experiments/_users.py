@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from experiments._errors import UsageError
+from ._errors import UsageError
 
 # Frames of these packages are left out of tracebacks: they tell a user nothing about the user's code.
 _PACKAGES = ("experiments", "batchnorm_jax", "jax", "jaxlib", "flax", "optax", "numpy")

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
-from experiments._errors import unknown_name
+from ._errors import unknown_name
 
 
 class Variant(Protocol):

@@ -5,8 +5,8 @@ import os
 import re
 from pathlib import Path
 
-from experiments import _files
-from experiments._errors import UsageError
+from . import _files
+from ._errors import UsageError
 
 RUN, STUDY, NORM_STUDY, RECOMMENDATION = "train", "batch_size_study", "norm_study", "recommend"
 # The results of each program, as an error message calls them.

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import _commands, _files, _flags, _workdirs
-from experiments.reporting import write_study_page
-from experiments.studies import batch_size, settings
-from experiments.studies.questions import QUESTIONS
-from experiments.training.config.options import LARGEST_SEED, TrainConfig
-from experiments.training.terminal import say
+from . import _commands, _files, _flags, _workdirs
+from .reporting import write_study_page
+from .studies import batch_size, settings
+from .studies.questions import QUESTIONS
+from .training.config.options import LARGEST_SEED, TrainConfig
+from .training.terminal import say
 
 FLAGS = flags.FLAGS
 

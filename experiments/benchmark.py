@@ -8,8 +8,8 @@ import sys
 
 from absl import flags
 
-from experiments import _flags
-from experiments.benchmarking import suites
+from . import _flags
+from .benchmarking import suites
 
 FLAGS = flags.FLAGS
 

@@ -6,11 +6,11 @@ statistics of the domain.
 
 from absl import flags
 
-from experiments import _flags, _limits
-from experiments._errors import UsageError
-from experiments.data.domains import DOMAINS
-from experiments.training.config.options import TrainConfig
-from experiments.training.evaluation.checkpoint import OWN_DOMAIN, RECALIBRATIONS, Evaluated, evaluate_checkpoint
+from . import _flags, _limits
+from ._errors import UsageError
+from .data.domains import DOMAINS
+from .training.config.options import TrainConfig
+from .training.evaluation.checkpoint import OWN_DOMAIN, RECALIBRATIONS, Evaluated, evaluate_checkpoint
 
 FLAGS = flags.FLAGS
 

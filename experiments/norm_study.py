@@ -8,9 +8,9 @@ import shlex
 
 from absl import flags
 
-from experiments import _commands, _flags, _workdirs
-from experiments.reporting import write_norm_study_page
-from experiments.studies import norm
+from . import _commands, _flags, _workdirs
+from .reporting import write_norm_study_page
+from .studies import norm
 
 FLAGS = flags.FLAGS
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import _flags
-from experiments.reporting import recommendation_lines, write_recommendation_page
-from experiments.studies.recommending.run import FILE, recommend
-from experiments.training.config.options import TrainConfig
-from experiments.training.recipe.optimizers import OPTIMIZERS
-from experiments.training.terminal import say
+from . import _flags
+from .reporting import recommendation_lines, write_recommendation_page
+from .studies.recommending.run import FILE, recommend
+from .training.config.options import TrainConfig
+from .training.recipe.optimizers import OPTIMIZERS
+from .training.terminal import say
 
 FLAGS = flags.FLAGS
 OPTIONS = ("dataset", "data_dir", "image_size", "model", "norm", "span", "dtype", "num_devices")

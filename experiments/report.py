@@ -7,9 +7,9 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import _flags, _limits, _workdirs
-from experiments._errors import UsageError
-from experiments.reporting import write_norm_study_page, write_page, write_recommendation_page, write_study_page
+from . import _flags, _limits, _workdirs
+from ._errors import UsageError
+from .reporting import write_norm_study_page, write_page, write_recommendation_page, write_study_page
 
 FLAGS = flags.FLAGS
 

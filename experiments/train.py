@@ -11,16 +11,16 @@ import sys
 import jax
 from absl import flags
 
-from experiments import _flags
-from experiments._errors import StorageError, UsageError
-from experiments._users import is_users_own
-from experiments.reporting import write_page
-from experiments.training.config import presets
-from experiments.training.config.options import TrainConfig
-from experiments.training.machine.processes import PeerError
-from experiments.training.progress import NonFiniteLossError
-from experiments.training.session import resolve, train
-from experiments.training.terminal import say
+from . import _flags
+from ._errors import StorageError, UsageError
+from ._users import is_users_own
+from .reporting import write_page
+from .training.config import presets
+from .training.config.options import TrainConfig
+from .training.machine.processes import PeerError
+from .training.progress import NonFiniteLossError
+from .training.session import resolve, train
+from .training.terminal import say
 
 FLAGS = flags.FLAGS
 

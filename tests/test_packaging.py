@@ -60,11 +60,15 @@ STANDALONE = {"reporting": {"_errors", "_commands", "_register", "_files", "_wor
 
 
 def imports(path):
+    """The dotted names that a file imports, relative ones in full."""
+    package = path.relative_to(ROOT).parts[:-1]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
 def component(name, package):
@@ -101,6 +105,16 @@ def test_the_core_imports_neither_flax_nor_the_experiments():
         allowed = {"flax"} if path.parent.name in ("linen", "nnx") else set()
         roots = {name.split(".")[0] for name in imports(path)}
         assert roots & {"flax", "experiments", "optax", "torch"} <= allowed, path
+
+
+def test_experiments_import_themselves_by_relative_names():
+    """The wheel holds them under another name."""
+    for path in (ROOT / "experiments").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names.append(node.module)
+            assert not any(name.split(".")[0] == "experiments" for name in names), f"{path}:{node.lineno}"
 
 
 def test_experiments_use_the_public_library_and_only_entry_points_use_flags():

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from batchnorm_jax import fold, linen
-from experiments import models
-from experiments.benchmarking import timing
-from experiments.benchmarking.suite import Chosen, Suite
-from experiments.records.benchmarks.fold import FoldFile, FoldRow
-from experiments.training.machine import devices
+
+from .. import models
+from ..records.benchmarks.fold import FoldFile, FoldRow
+from ..training.machine import devices
+from . import timing
+from .suite import Chosen, Suite
 
 BEFORE, AFTER = "before", "after"
 # The number of drawn examples that the running statistics are computed from.

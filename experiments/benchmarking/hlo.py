@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from experiments.records.benchmarks.norm import Collective, ProgramMemory
+from ..records.benchmarks.norm import Collective, ProgramMemory
 
 _COLLECTIVE = re.compile(
     r"= (?P<shape>\(.*?\)|\S+) "

@@ -10,12 +10,12 @@ import msgspec
 import numpy as np
 from scipy import stats
 
-from experiments.records.comparison import CheckedPrediction, ComparedSetting
-from experiments.records.recommendation import Advice, Recommendation
-from experiments.records.studies import StudyRow
-from experiments.studies.convergence import CONFIDENCE
-from experiments.studies.recommending.curves import best_runs
-from experiments.studies.recommending.runs import step_seconds, updates_to_target
+from ..records.comparison import CheckedPrediction, ComparedSetting
+from ..records.recommendation import Advice, Recommendation
+from ..records.studies import StudyRow
+from ..studies.convergence import CONFIDENCE
+from ..studies.recommending.curves import best_runs
+from ..studies.recommending.runs import step_seconds, updates_to_target
 
 Ratio = tuple[float, float, float]
 

@@ -16,9 +16,18 @@ from typing import NamedTuple
 
 import msgspec
 
-from experiments import _files
-from experiments._errors import UsageError
-from experiments.benchmarking.recommend_compare import (
+from .. import _files
+from .._errors import UsageError
+from ..records.comparison import ComparedRow, Comparison, GridCost, RecommendationCost
+from ..records.fields import Options
+from ..records.recommendation import Advice, Recommendation
+from ..records.studies import StudyRow
+from ..studies import jobs
+from ..studies.convergence import Setting, grid_jobs, tuned_job
+from ..studies.jobs import Runner
+from ..studies.recommending.run import FILE, recommend
+from ..studies.settings import with_held_out
+from .recommend_compare import (
     Cell,
     best_cell,
     cell_of,
@@ -28,16 +37,7 @@ from experiments.benchmarking.recommend_compare import (
     cost,
     recommended_cell,
 )
-from experiments.benchmarking.recommend_table import table
-from experiments.records.comparison import ComparedRow, Comparison, GridCost, RecommendationCost
-from experiments.records.fields import Options
-from experiments.records.recommendation import Advice, Recommendation
-from experiments.records.studies import StudyRow
-from experiments.studies import jobs
-from experiments.studies.convergence import Setting, grid_jobs, tuned_job
-from experiments.studies.jobs import Runner
-from experiments.studies.recommending.run import FILE, recommend
-from experiments.studies.settings import with_held_out
+from .recommend_table import table
 
 PEERS = ()
 GRID, RECOMMENDATION, AGAIN = "grid", "recommendation", "again"

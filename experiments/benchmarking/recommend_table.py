@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from experiments.records.comparison import ComparedSetting, Comparison
-from experiments.records.fields import Bounded
+from ..records.comparison import ComparedSetting, Comparison
+from ..records.fields import Bounded
 
 _SETTINGS = (
     "problem",

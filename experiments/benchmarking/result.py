@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from experiments import _commands, _files
-from experiments.records.benchmarks.result import ResultFile
+from .. import _commands, _files
+from ..records.benchmarks.result import ResultFile
 
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "dm-haiku", "equinox", "libtpu", "jax-cuda12-plugin")
 

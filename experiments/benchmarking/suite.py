@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from experiments._errors import UsageError
-from experiments._limits import option, option_as_in
-from experiments.benchmarking.topology import jobs, targets
-from experiments.training.config.options import TrainConfig
+from .._errors import UsageError
+from .._limits import option, option_as_in
+from ..training.config.options import TrainConfig
+from .topology import jobs, targets
 
 
 def _check_topology(flag: str, text: str) -> None:

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments import reporting
-from experiments._errors import UsageError, unknown_name
-from experiments._limits import option
-from experiments.benchmarking import fold_suite, recommend_suite, result, train_suite
-from experiments.benchmarking.norm import suite as norm_suite
-from experiments.benchmarking.suite import Chosen, Options, Suite
-from experiments.records.benchmarks.result import ResultFile
+from .. import reporting
+from .._errors import UsageError, unknown_name
+from .._limits import option
+from ..records.benchmarks.result import ResultFile
+from . import fold_suite, recommend_suite, result, train_suite
+from .norm import suite as norm_suite
+from .suite import Chosen, Options, Suite
 
 RECOMMEND = Suite(
     name="recommend",

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from experiments.records.benchmarks.result import PositiveSpread, Spread, Spreads
+from ..records.benchmarks.result import PositiveSpread, Spread, Spreads
 
 AnySpread = TypeVar("AnySpread", bound=Spread)
 

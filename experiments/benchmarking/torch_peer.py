@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from experiments.training.config.options import TrainConfig
+from ..training.config.options import TrainConfig
 
 
 def available() -> bool:

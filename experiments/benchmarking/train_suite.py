@@ -8,16 +8,16 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments import data as datasets
-from experiments.benchmarking import timing, torch_peer, trainer
-from experiments.benchmarking.suite import Chosen, Options, Suite
-from experiments.records.benchmarks.train import OverheadRow, Start, StepRow, TrainFile, TrainRows
-from experiments.training.config.options import TrainConfig
-from experiments.training.evaluation import evaluator
-from experiments.training.machine import devices
-from experiments.training.state import Source
-from experiments.training.step.feeding import Feed
-from experiments.training.step.run import Run, prepare
+from .. import data as datasets
+from ..records.benchmarks.train import OverheadRow, Start, StepRow, TrainFile, TrainRows
+from ..training.config.options import TrainConfig
+from ..training.evaluation import evaluator
+from ..training.machine import devices
+from ..training.state import Source
+from ..training.step.feeding import Feed
+from ..training.step.run import Run, prepare
+from . import timing, torch_peer, trainer
+from .suite import Chosen, Options, Suite
 
 OURS, TORCH = "batchnorm_jax", "torch"
 PEERS = (TORCH,)

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments import _files
-from experiments._errors import UsageError
-from experiments.benchmarking import timing
-from experiments.data.arrays import CACHE_VARIABLE
-from experiments.records.benchmarks.result import Spread
-from experiments.records.benchmarks.train import OverheadRow, Start
-from experiments.records.fields import Options
-from experiments.records.runs import Summary
+from .. import _files
+from .._errors import UsageError
+from ..data.arrays import CACHE_VARIABLE
+from ..records.benchmarks.result import Spread
+from ..records.benchmarks.train import OverheadRow, Start
+from ..records.fields import Options
+from ..records.runs import Summary
+from . import timing
 
 
 class _Ended(NamedTuple):

@@ -4,15 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments import _users
-from experiments._errors import UsageError
-from experiments._variants import Register
-from experiments.data import digits, hold_out, shapes, tfds, users
-from experiments.data.arrays import Dataset, Examples, Split, cache_dir
-from experiments.data.batches import Segment, epoch_segments, padded_batches
-from experiments.data.contents import digests
-from experiments.data.stream import Stream
-from experiments.data.users import is_streamed
+from .. import _users
+from .._errors import UsageError
+from .._variants import Register
+from . import digits, hold_out, shapes, tfds, users
+from .arrays import Dataset, Examples, Split, cache_dir
+from .batches import Segment, epoch_segments, padded_batches
+from .contents import digests
+from .stream import Stream
+from .users import is_streamed
 
 __all__ = [
     "DATASETS",

@@ -9,8 +9,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from absl import logging
 
-from experiments import _files
-from experiments._errors import StorageError, UsageError
+from .. import _files
+from .._errors import StorageError, UsageError
 
 CACHE_VARIABLE = "BATCHNORM_JAX_CACHE"
 # The entry of a cached file that lists its other entries. It is needed because checksums guard only the bytes of

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.data.arrays import Dataset, Examples, Split
+from .arrays import Dataset, Examples, Split
 
 # Above this total size only evenly spaced blocks of the files are read. That takes seconds, which is little beside the
 # minutes that decoding takes.

@@ -10,8 +10,8 @@ levels). The last 360 are held out, and no original has views in both `train` an
 
 import numpy as np
 
-from experiments.data import warping
-from experiments.data.arrays import Dataset, Examples, cached
+from . import warping
+from .arrays import Dataset, Examples, cached
 
 HELD_OUT = 360
 SIZE, SOURCE_SIZE = 28, 8

@@ -7,8 +7,8 @@ from functools import partial
 import numpy as np
 from scipy import ndimage
 
-from experiments._variants import Register
-from experiments.data.arrays import Examples
+from .._variants import Register
+from .arrays import Examples
 
 ROTATION_DEGREES = 25.0
 # The side of an image divided by the standard deviation of the blur, which is 1.4 pixels in an image of 28 pixels.

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from experiments._errors import UsageError
-from experiments.data.arrays import Dataset, Examples
+from .._errors import UsageError
+from .arrays import Dataset, Examples
 
 # A fixed seed, so that all runs hold out the same examples.
 SEED = 20_211

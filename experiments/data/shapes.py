@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.data import digits, warping
-from experiments.data.arrays import Dataset, Examples, cached
+from . import digits, warping
+from .arrays import Dataset, Examples, cached
 
 SIZE = 48
 NUM_CLASSES = 11

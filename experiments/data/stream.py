@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.data.arrays import Examples
+from .arrays import Examples
 
 # The ranges of a random crop's area, as a fraction of the image's area, and of its aspect ratio.
 CROP_AREA_SHARES, CROP_ASPECT_RATIOS = (0.08, 1.0), (3 / 4, 4 / 3)

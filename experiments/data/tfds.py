@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments import _files
-from experiments._errors import UsageError, unknown_name
-from experiments.data import contents
-from experiments.data.arrays import Dataset, Examples, Split, cached
-from experiments.data.stream import Stream
+from .. import _files
+from .._errors import UsageError, unknown_name
+from . import contents
+from .arrays import Dataset, Examples, Split, cached
+from .stream import Stream
 
 # A split whose decoded images take more bytes than this is streamed.
 MAX_IN_MEMORY_BYTES = 4 * 2**30

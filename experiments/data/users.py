@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments import _users
-from experiments._errors import UsageError
-from experiments.data.arrays import Dataset, Examples, Split
-from experiments.data.stream import Stream
+from .. import _users
+from .._errors import UsageError
+from .arrays import Dataset, Examples, Split
+from .stream import Stream
 
 # The kinds of rows in `metrics.jsonl` that are not evaluations of a split.
 RESERVED = ("noise", "ramp", "train")

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from flax import linen as nn
 
-from experiments import _users
-from experiments._variants import Register
-from experiments.models import users
-from experiments.models.alexnet import AlexNetBN
-from experiments.models.fcn import FCN
-from experiments.models.resnet import resnet18, resnet50
-from experiments.models.simple_cnn import SimpleCNN
+from .. import _users
+from .._variants import Register
+from . import users
+from .alexnet import AlexNetBN
+from .fcn import FCN
+from .resnet import resnet18, resnet50
+from .simple_cnn import SimpleCNN
 
 
 @dataclass(frozen=True)

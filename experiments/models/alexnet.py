@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from experiments._errors import UsageError
-from experiments.models.normalised import NormFactory, normalised
+from .._errors import UsageError
+from .normalised import NormFactory, normalised
 
 # The smallest side of an image, in pixels, with which each of the three pools finds a 3x3 window.
 MIN_IMAGE_SIZE = 63

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from experiments.models.layout import CHWN, NHWC, Layout
+from .layout import CHWN, NHWC, Layout
 
 POOL_SIZE = 2
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from experiments._errors import UsageError
-from experiments.models.normalised import NormFactory, normalised
+from .._errors import UsageError
+from .normalised import NormFactory, normalised
 
 POOL = (2, 2)
 

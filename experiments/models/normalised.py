@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from experiments.models.layout import NHWC, Layout
+from .layout import NHWC, Layout
 
 # A factory: `norm(**options)` returns a norm module; the options are among `axis`, `activation` and `scale_init`. The
 # module is called as `module(x, use_running_average=..., mask=..., residual=...)`, where an absent mask or residual is

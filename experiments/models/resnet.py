@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from experiments.models.normalised import NormFactory, normalised
+from .normalised import NormFactory, normalised
 
 # Images with a shorter side, in pixels, get a small stem: the usual first layers divide both sides by four, which would
 # leave too little of these images.

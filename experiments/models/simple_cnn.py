@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from experiments._errors import UsageError
-from experiments.models import layout as layouts
-from experiments.models.convolution import ConvMaxPool
-from experiments.models.normalised import NormFactory, normalised
+from .._errors import UsageError
+from . import layout as layouts
+from .convolution import ConvMaxPool
+from .normalised import NormFactory, normalised
 
 # The smallest side of an image, in pixels, with which the third pool has an output.
 MIN_IMAGE_SIZE = 28

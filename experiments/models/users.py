@@ -7,8 +7,8 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from experiments import _users
-from experiments._errors import UsageError
+from .. import _users
+from .._errors import UsageError
 
 # The names that are recognised for the arguments of a factory (`CLASSES`) and of a model's call (`TRAIN`, or
 # `EVALUATE`, which means the opposite).

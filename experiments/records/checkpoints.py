@@ -2,8 +2,8 @@
 
 import msgspec
 
-from experiments.records.fields import Count, Finite, Size, Whole
-from experiments.records.record import Record
+from .fields import Count, Finite, Size, Whole
+from .record import Record
 
 
 class RampNotes(Record, frozen=True, kw_only=True):

@@ -1,8 +1,8 @@
 """Records of the recommend suite: the rows of its runs, and one row of its table per problem."""
 
-from experiments.records.fields import Bounded, Count, Finite, NonNegative, Positive, Size
-from experiments.records.record import Record
-from experiments.records.studies import StudyRow
+from .fields import Bounded, Count, Finite, NonNegative, Positive, Size
+from .record import Record
+from .studies import StudyRow
 
 
 class ComparedRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):

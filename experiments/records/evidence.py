@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from experiments.records.fields import Count, Finite, OpenInterval, Options, Positive, Size
-from experiments.records.record import Record, check_options
+from .fields import Count, Finite, OpenInterval, Options, Positive, Size
+from .record import Record, check_options
 
 
 class TimedUpdate(NamedTuple):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from experiments.records.fields import Options
+from .fields import Options
 
 
 class Norm(NamedTuple):

@@ -4,9 +4,9 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from experiments.records.evidence import Evidence
-from experiments.records.fields import Bounded, Count, Finite, NonNegative, OpenInterval, Options, Positive, Share, Size
-from experiments.records.record import FileRecord, Record
+from .evidence import Evidence
+from .fields import Bounded, Count, Finite, NonNegative, OpenInterval, Options, Positive, Share, Size
+from .record import FileRecord, Record
 
 # The basis of the predicted updates: "runs" to the target at two or more batch sizes; the gradient "noise", with runs
 # at one batch size if any were made; or runs at one batch size and the "usual" curve, known from other models.

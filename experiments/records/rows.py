@@ -4,9 +4,9 @@ from typing import Any
 
 import msgspec
 
-from experiments.records import questions
-from experiments.records.record import Record
-from experiments.records.studies import StudyRow, kind_of
+from . import questions
+from .record import Record
+from .studies import StudyRow, kind_of
 
 
 class _Keyed(Record, frozen=True, kw_only=True):

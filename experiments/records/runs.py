@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from experiments.records.fields import (
+from .fields import (
     Count,
     Finite,
     Moment,
@@ -16,7 +16,7 @@ from experiments.records.fields import (
     Share,
     Size,
 )
-from experiments.records.record import FileRecord, Record
+from .record import FileRecord, Record
 
 
 class Result(Record, frozen=True, kw_only=True, omit_defaults=True):

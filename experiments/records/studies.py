@@ -2,9 +2,9 @@
 
 from typing import Any, ClassVar
 
-from experiments.records.fields import Count, Options, Positive, Size
-from experiments.records.record import FileRecord, Record, check_options
-from experiments.records.runs import Summary
+from .fields import Count, Options, Positive, Size
+from .record import FileRecord, Record, check_options
+from .runs import Summary
 
 
 class _Known(Record, frozen=True, kw_only=True):

@@ -1,25 +1,25 @@
 """Figures and pages made from result files alone."""
 
-from experiments.reporting.critical import convergence_figure
-from experiments.reporting.curves import training_curves
-from experiments.reporting.document import write_svg
-from experiments.reporting.norm import norm_figure
-from experiments.reporting.norm_study import norm_study_figure, write_norm_study_page
-from experiments.reporting.page import write_page
-from experiments.reporting.questions.convergence import epochs_figure, rate_figure
-from experiments.reporting.questions.generalisation import generalisation_figure
-from experiments.reporting.questions.ladder import rungs_figure
-from experiments.reporting.questions.ramp import ramp_figure
-from experiments.reporting.questions.search import accuracy_figure
-from experiments.reporting.questions.smoothness import smoothness_figure
-from experiments.reporting.questions.time import time_figure
-from experiments.reporting.recommendation import (
+from .critical import convergence_figure
+from .curves import training_curves
+from .document import write_svg
+from .norm import norm_figure
+from .norm_study import norm_study_figure, write_norm_study_page
+from .page import write_page
+from .questions.convergence import epochs_figure, rate_figure
+from .questions.generalisation import generalisation_figure
+from .questions.ladder import rungs_figure
+from .questions.ramp import ramp_figure
+from .questions.search import accuracy_figure
+from .questions.smoothness import smoothness_figure
+from .questions.time import time_figure
+from .recommendation import (
     recommendation_figure,
     recommendation_lines,
     write_recommendation_page,
 )
-from experiments.reporting.study import study_sections, write_study_page
-from experiments.reporting.topology import topology_figure
+from .study import study_sections, write_study_page
+from .topology import topology_figure
 
 __all__ = [
     "accuracy_figure",

@@ -10,12 +10,12 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.records.questions.convergence import Analysis, StepsFit
-from experiments.records.studies import StudyRow
-from experiments.reporting.document import figure, table
-from experiments.reporting.section import Section, interval
-from experiments.reporting.study_files import Source, StudyFiles
-from experiments.reporting.style import (
+from ..records.questions.convergence import Analysis, StepsFit
+from ..records.studies import StudyRow
+from .document import figure, table
+from .section import Section, interval
+from .study_files import Source, StudyFiles
+from .style import (
     COLOUR,
     GREY,
     MISSED,
@@ -27,7 +27,7 @@ from experiments.reporting.style import (
     number,
     sizes_axis,
 )
-from experiments.reporting.to_target import Way, dots, reached_target, read, runs, target_of
+from .to_target import Way, dots, reached_target, read, runs, target_of
 
 # What others found for MNIST, in the units of the axis.
 PUBLISHED = (

@@ -8,10 +8,10 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import _files
-from experiments._errors import UsageError
-from experiments.records.runs import EvaluationRow, MetricsRow, RampRow, TrainRow, metrics_row
-from experiments.reporting.style import TEXT, canvas, dress, legend, logarithmic
+from .. import _files
+from .._errors import UsageError
+from ..records.runs import EvaluationRow, MetricsRow, RampRow, TrainRow, metrics_row
+from .style import TEXT, canvas, dress, legend, logarithmic
 
 TRAIN_COLOUR, TEST_COLOURS = "#8a93a6", ("#0072b2", "#d55e00", "#009e73")
 

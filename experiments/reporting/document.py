@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import LogFormatterMathtext
 
-from experiments import _files
+from .. import _files
 
 _STYLE = """
 :root { color-scheme: light dark; --page: #fff; --text: #1c2330; --quiet: #5a6475; --line: #e3e7ee; --code: #f4f6f9;

@@ -7,10 +7,10 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import _files
-from experiments.records.benchmarks.norm import AccuracyRow, Memory, NormFile, NormRows, Speed
-from experiments.reporting.section import fitting
-from experiments.reporting.style import dress, legend
+from .. import _files
+from ..records.benchmarks.norm import AccuracyRow, Memory, NormFile, NormRows, Speed
+from .section import fitting
+from .style import dress, legend
 
 OUR_COLOUR, PEER_COLOUR = "#1764c0", "#b9c1ce"
 LABELS = {"torch": "PyTorch", "torch_nchw": "PyTorch, NCHW", "flax": "Flax", "flax_stable": "Flax, stable variance"}

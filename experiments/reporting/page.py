@@ -3,12 +3,12 @@
 import html
 from pathlib import Path
 
-from experiments import _commands, _files
-from experiments._errors import UsageError
-from experiments.records.runs import Result, StoredRun, Summary
-from experiments.reporting.curves import curve_panels, read_rows
-from experiments.reporting.document import commands, figure, made_on, table
-from experiments.reporting.section import write_report
+from .. import _commands, _files
+from .._errors import UsageError
+from ..records.runs import Result, StoredRun, Summary
+from .curves import curve_panels, read_rows
+from .document import commands, figure, made_on, table
+from .section import write_report
 
 
 def write_page(workdir: str | Path) -> Path:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 
 from matplotlib.figure import Figure
 
-from experiments.reporting.section import Section
-from experiments.reporting.study_files import StudyFiles
+from .section import Section
+from .study_files import StudyFiles
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,13 +8,13 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import _files
-from experiments._errors import UsageError
-from experiments.records.evidence import Evidence
-from experiments.records.fields import Bounded
-from experiments.records.recommendation import Prediction, Recommendation
-from experiments.reporting.document import commands, figure, made_on, table
-from experiments.reporting.recommendation_text import (
+from .. import _files
+from .._errors import UsageError
+from ..records.evidence import Evidence
+from ..records.fields import Bounded
+from ..records.recommendation import Prediction, Recommendation
+from .document import commands, figure, made_on, table
+from .recommendation_text import (
     command,
     headline,
     measured,
@@ -23,9 +23,9 @@ from experiments.reporting.recommendation_text import (
     settings,
     spent,
 )
-from experiments.reporting.section import moments_of, write_report
-from experiments.reporting.study_files import StudyFiles
-from experiments.reporting.style import (
+from .section import moments_of, write_report
+from .study_files import StudyFiles
+from .style import (
     COLOUR,
     GREY,
     SECOND,

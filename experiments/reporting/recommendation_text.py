@@ -4,17 +4,17 @@ import math
 import shlex
 from collections.abc import Callable
 
-from experiments.records.evidence import Evidence, MeasuredRun, Memory
-from experiments.records.fields import Bounded, OpenInterval
-from experiments.records.recommendation import (
+from ..records.evidence import Evidence, MeasuredRun, Memory
+from ..records.fields import Bounded, OpenInterval
+from ..records.recommendation import (
     Advice,
     Estimate,
     Prediction,
     Recommendation,
     Source,
 )
-from experiments.reporting.section import interval
-from experiments.reporting.style import number
+from .section import interval
+from .style import number
 
 # The norm that a span applies to. It is also the default norm, which evidence does not name.
 SPANNED_NORM = "batch"

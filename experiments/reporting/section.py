@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments import _files
-from experiments._errors import UsageError
-from experiments.records.studies import StudyRow
-from experiments.reporting.document import document
-from experiments.reporting.style import number
+from .. import _files
+from .._errors import UsageError
+from ..records.studies import StudyRow
+from .document import document
+from .style import number
 
 
 class Section(NamedTuple):

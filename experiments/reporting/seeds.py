@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from experiments.records.studies import StudyRow
-from experiments.reporting.document import table
-from experiments.reporting.style import COLOUR, SECOND, TEXT, canvas, legend
+from ..records.studies import StudyRow
+from .document import table
+from .style import COLOUR, SECOND, TEXT, canvas, legend
 
 # Runs by a name of what they have in common.
 Groups = Mapping[str, Sequence[StudyRow]]

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from absl import logging
 
-from experiments import _commands, _files
-from experiments._errors import UsageError
-from experiments.records import questions
-from experiments.records.runs import Summary
-from experiments.records.studies import StudyRow
-from experiments.reporting.document import commands, document, made_on, table, write_svg
-from experiments.reporting.questions import REPORTS
-from experiments.reporting.section import Section, fitting, moments_of
-from experiments.reporting.study_files import StudyFiles
+from .. import _commands, _files
+from .._errors import UsageError
+from ..records import questions
+from ..records.runs import Summary
+from ..records.studies import StudyRow
+from .document import commands, document, made_on, table, write_svg
+from .questions import REPORTS
+from .section import Section, fitting, moments_of
+from .study_files import StudyFiles
 
 # The folders of the user that made a study are of no use to anyone else.
 _PRIVATE = ("workdir", "data_dir")

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import TypeVar
 
-from experiments import _files
-from experiments._errors import UsageError
-from experiments.records import questions
-from experiments.records.rows import study_row
-from experiments.records.studies import Analysis, StudyRow
+from .. import _files
+from .._errors import UsageError
+from ..records import questions
+from ..records.rows import study_row
+from ..records.studies import Analysis, StudyRow
 
 A = TypeVar("A", bound=Analysis)
 

@@ -5,11 +5,11 @@ from typing import Any, Literal, NamedTuple
 
 from matplotlib.axes import Axes
 
-from experiments.records.questions.convergence import Analysis
-from experiments.records.runs import Summary
-from experiments.records.studies import StudyRow
-from experiments.reporting.study_files import Source, opened
-from experiments.reporting.style import COLOUR, SECOND
+from ..records.questions.convergence import Analysis
+from ..records.runs import Summary
+from ..records.studies import StudyRow
+from .study_files import Source, opened
+from .style import COLOUR, SECOND
 
 Kind = Literal["tuned", "fixed"]
 Quantity = Literal["epochs", "updates"]

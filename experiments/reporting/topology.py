@@ -7,8 +7,8 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments import _files
-from experiments.records.benchmarks.topology import (
+from .. import _files
+from ..records.benchmarks.topology import (
     FLAX,
     FUSIONS,
     AnyJob,
@@ -20,8 +20,8 @@ from experiments.records.benchmarks.topology import (
     TopologyFile,
     TopologyRows,
 )
-from experiments.reporting.section import fitting
-from experiments.reporting.style import legend
+from .section import fitting
+from .style import legend
 
 # The colours of bars, by the variant of the norm.
 COLOURS = {

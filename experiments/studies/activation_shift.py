@@ -9,8 +9,9 @@ import numpy as np
 
 from batchnorm_jax import Moments
 from batchnorm_jax.linen import moments_fn
-from experiments.training.evaluation.checkpoint import restore
-from experiments.training.step.single import standardised
+
+from ..training.evaluation.checkpoint import restore
+from ..training.step.single import standardised
 
 # The number of training images whose activations are measured.
 SHIFT_EXAMPLES = 1_000

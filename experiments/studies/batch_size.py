@@ -5,15 +5,15 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import _files, _workdirs
-from experiments._errors import UsageError
-from experiments.records.fields import Options
-from experiments.records.studies import StudyRow
-from experiments.studies.jobs import Job, Runner, command, refuse_hopeless, try_out
-from experiments.studies.question import Asked, Data, Study
-from experiments.studies.questions import QUESTIONS
-from experiments.studies.settings import data_of, fitted
-from experiments.training.config.options import PLACES
+from .. import _files, _workdirs
+from .._errors import UsageError
+from ..records.fields import Options
+from ..records.studies import StudyRow
+from ..training.config.options import PLACES
+from .jobs import Job, Runner, command, refuse_hopeless, try_out
+from .question import Asked, Data, Study
+from .questions import QUESTIONS
+from .settings import data_of, fitted
 
 
 def run(study: Study, parts: Sequence[str], folder: Path) -> list[str]:

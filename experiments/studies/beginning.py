@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from experiments.training import session
-from experiments.training.config.options import TrainConfig
-from experiments.training.step.run import prepare
+from ..training import session
+from ..training.config.options import TrainConfig
+from ..training.step.run import prepare
 
 
 def begins(folder: Path, options: dict[str, Any]) -> str:

@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from experiments._errors import UsageError
-from experiments.records.fields import Options
-from experiments.records.runs import EvaluationRow
-from experiments.records.studies import StudyRow
-from experiments.studies.jobs import Job, Runner
-from experiments.studies.question import Changes, Data, no_larger
-from experiments.studies.question import Setting as Base
-from experiments.training.storage import metrics
+from .._errors import UsageError
+from ..records.fields import Options
+from ..records.runs import EvaluationRow
+from ..records.studies import StudyRow
+from ..training.storage import metrics
+from .jobs import Job, Runner
+from .question import Changes, Data, no_larger
+from .question import Setting as Base
 
 SEARCH_SEED = 100
 # The share of an epoch between two evaluations; those of 5,000 images take 25% to 65% of the computing beside them.

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from experiments import _commands, _files
-from experiments._errors import UsageError
-from experiments.records.rows import study_row
-from experiments.records.studies import StudyRow
-from experiments.training.config import plan
-from experiments.training.config.options import TrainConfig
+from .. import _commands, _files
+from .._errors import UsageError
+from ..records.rows import study_row
+from ..records.studies import StudyRow
+from ..training.config import plan
+from ..training.config.options import TrainConfig
 
 FILE = "results.jsonl"
 # Named rather than imported: what it imports takes seconds, which the process that trains has spent already.

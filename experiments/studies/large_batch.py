@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from experiments.records.fields import Options
+from ..records.fields import Options
 
 EPOCHS = 12
 SEEDS = (0, 1, 2)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments._limits import option, option_as_in
-from experiments.records.fields import Options
-from experiments.records.norm_study import (
+from .._limits import option, option_as_in
+from ..records.fields import Options
+from ..records.norm_study import (
     CLASSIFICATION,
     FIXED_OR_NOT,
     LOCAL,
@@ -27,9 +27,9 @@ from experiments.records.norm_study import (
     Norm,
     Task,
 )
-from experiments.studies import activation_shift, jobs
-from experiments.studies.jobs import Job
-from experiments.training.config.options import TrainConfig
+from ..training.config.options import TrainConfig
+from . import activation_shift, jobs
+from .jobs import Job
 
 # The per-device batch size of the runs at several rates.
 RATES_BATCH_SIZE_PER_DEVICE = 8

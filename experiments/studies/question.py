@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, Self, TypeVar
 
-from experiments._errors import UsageError
-from experiments.records.studies import Analysis, StudyRow
-from experiments.studies.jobs import Job, Runner
+from .._errors import UsageError
+from ..records.studies import Analysis, StudyRow
+from .jobs import Job, Runner
 
 
 class Changes(NamedTuple):

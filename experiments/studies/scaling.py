@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from experiments._errors import UsageError
-from experiments.studies.censored_fit import fit_curves
+from .._errors import UsageError
+from .censored_fit import fit_curves
 
 # Draws of the bootstrap. One less than a round number: the bounds of 95% are then the 25th from either end.
 DRAWS = 999

@@ -5,10 +5,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from experiments import data as datasets
-from experiments._errors import UsageError
-from experiments.studies.question import Changes, Data, Setting, Study
-from experiments.studies.questions import QUESTIONS
+from .. import data as datasets
+from .._errors import UsageError
+from .question import Changes, Data, Setting, Study
+from .questions import QUESTIONS
 
 # One in so many training examples is held out.
 HELD_OUT = 12

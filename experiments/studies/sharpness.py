@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from scipy.linalg import eigh_tridiagonal
 from scipy.optimize import minimize
 
-from experiments._errors import UsageError
+from .._errors import UsageError
 
 
 class Eigenvalues(NamedTuple):

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments._errors import UsageError
-from experiments.records.questions.smoothness import NoiseWindow
-from experiments.records.runs import NoiseRow, TrainRow
-from experiments.training.noise.estimate import MIN_BLOCKS, NoiseEstimate, noise_scale_interval
-from experiments.training.storage import metrics
+from .._errors import UsageError
+from ..records.questions.smoothness import NoiseWindow
+from ..records.runs import NoiseRow, TrainRow
+from ..training.noise.estimate import MIN_BLOCKS, NoiseEstimate, noise_scale_interval
+from ..training.storage import metrics
 
 # The most windows of a run; the measurements of each are averaged before they are divided. An interval takes eight
 # measurements or more.

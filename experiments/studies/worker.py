@@ -17,10 +17,10 @@ from typing import Any
 import msgspec
 from absl import logging
 
-from experiments.training.config.options import TrainConfig
-from experiments.training.machine import devices
-from experiments.training.progress import NonFiniteLossError
-from experiments.training.session import train
+from ..training.config.options import TrainConfig
+from ..training.machine import devices
+from ..training.progress import NonFiniteLossError
+from ..training.session import train
 
 
 def main() -> None:

@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments._errors import UsageError
-from experiments.training.config import plan as plans
-from experiments.training.config.options import AUTO, TrainConfig
-from experiments.training.recipe.norms import NORMS
-from experiments.training.recipe.optimizers import OPTIMIZERS
-from experiments.training.step.parts import make_descent
+from .._errors import UsageError
+from .config import plan as plans
+from .config.options import AUTO, TrainConfig
+from .recipe.norms import NORMS
+from .recipe.optimizers import OPTIMIZERS
+from .step.parts import make_descent
 
 
 def why_not(there: TrainConfig, here: TrainConfig, examples: int, devices: int) -> str | None:

@@ -9,23 +9,23 @@ import jax
 import msgspec
 import numpy as np
 
-from experiments.records.checkpoints import Notes
-from experiments.records.runs import NoiseRow, RampRow, Result, StepMemory
-from experiments.training.clock import Clock
-from experiments.training.config import preflight
-from experiments.training.config.options import AUTO, TrainConfig
-from experiments.training.evaluation import evaluator
-from experiments.training.machine import processes
-from experiments.training.noise import ramp
-from experiments.training.noise.estimate import NoiseEstimate, init_noise, larger_batch, noise_scale, update_noise
-from experiments.training.noise.probe import MAX_SHARDS, SHARD_EXAMPLES
-from experiments.training.progress import NON_FINITE_REMEDY, NonFiniteLossError, Progress
-from experiments.training.state import Source, TrainState
-from experiments.training.step import feeding
-from experiments.training.step.run import Run
-from experiments.training.step.updates import Program
-from experiments.training.storage.checkpoints import Checkpoints
-from experiments.training.storage.metrics import MetricsLog
+from ..records.checkpoints import Notes
+from ..records.runs import NoiseRow, RampRow, Result, StepMemory
+from .clock import Clock
+from .config import preflight
+from .config.options import AUTO, TrainConfig
+from .evaluation import evaluator
+from .machine import processes
+from .noise import ramp
+from .noise.estimate import NoiseEstimate, init_noise, larger_batch, noise_scale, update_noise
+from .noise.probe import MAX_SHARDS, SHARD_EXAMPLES
+from .progress import NON_FINITE_REMEDY, NonFiniteLossError, Progress
+from .state import Source, TrainState
+from .step import feeding
+from .step.run import Run
+from .step.updates import Program
+from .storage.checkpoints import Checkpoints
+from .storage.metrics import MetricsLog
 
 # With a running noise scale, one example is measured for every 10 that are trained on: about a tenth more computing.
 TRAINED_PER_MEASURED_EXAMPLES = 10

@@ -6,10 +6,10 @@ import time
 import jax
 import msgspec
 
-from experiments.records.runs import EvaluationRow, Result, TrainRow
-from experiments.training.config.plan import Plan
-from experiments.training.storage.metrics import MetricsLog
-from experiments.training.terminal import StatusLine, say
+from ..records.runs import EvaluationRow, Result, TrainRow
+from .config.plan import Plan
+from .storage.metrics import MetricsLog
+from .terminal import StatusLine, say
 
 NON_FINITE_REMEDY = (
     "checkpoints of earlier steps are kept. Try a lower learning rate (--learning_rate, --base_learning_rate) "

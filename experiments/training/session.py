@@ -11,30 +11,30 @@ import msgspec
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments import _commands, _files
-from experiments import data as datasets
-from experiments._errors import UsageError
-from experiments.records.runs import DataFacts, Result, Summary, Target
-from experiments.training import extending
-from experiments.training.clock import Clock
-from experiments.training.config import plan as plans
-from experiments.training.config import preflight
-from experiments.training.config.options import TrainConfig
-from experiments.training.config.plan import Plan
-from experiments.training.config.stored import read_name, write_config
-from experiments.training.evaluation import evaluator
-from experiments.training.evaluation.population import population_statistics, where_recalibrated_differs
-from experiments.training.loop import Fit
-from experiments.training.machine import devices, processes
-from experiments.training.noise.probe import noise_probe
-from experiments.training.recipe.norms import NORMS
-from experiments.training.state import TrainState
-from experiments.training.step import feeding
-from experiments.training.step.run import Run, prepare
-from experiments.training.storage.checkpoints import Checkpoints, writing_to
-from experiments.training.storage.metrics import MetricsLog
-from experiments.training.storage.workdir import only_one
-from experiments.training.terminal import say
+from .. import _commands, _files
+from .. import data as datasets
+from .._errors import UsageError
+from ..records.runs import DataFacts, Result, Summary, Target
+from . import extending
+from .clock import Clock
+from .config import plan as plans
+from .config import preflight
+from .config.options import TrainConfig
+from .config.plan import Plan
+from .config.stored import read_name, write_config
+from .evaluation import evaluator
+from .evaluation.population import population_statistics, where_recalibrated_differs
+from .loop import Fit
+from .machine import devices, processes
+from .noise.probe import noise_probe
+from .recipe.norms import NORMS
+from .state import TrainState
+from .step import feeding
+from .step.run import Run, prepare
+from .storage.checkpoints import Checkpoints, writing_to
+from .storage.metrics import MetricsLog
+from .storage.workdir import only_one
+from .terminal import say
 
 SUMMARY = "summary.json"
 # Fixed statistics of norms take one pass over these images per layer. A thousand have enough positions.

@@ -9,7 +9,8 @@ import numpy as np
 from flax import linen as nn
 
 from batchnorm_jax import Moments, batch_norm
-from experiments.records.benchmarks.norm import NO_SHIFT, AccuracyRow
+
+from ...records.benchmarks.norm import NO_SHIFT, AccuracyRow
 
 EPSILON = 1e-5
 # Values of mean/std of the input.

@@ -12,15 +12,16 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from batchnorm_jax import batch_norm
-from experiments.benchmarking import hlo, timing
-from experiments.benchmarking.norm.memory import FLAX, train_step
-from experiments.records.benchmarks.norm import (
+
+from ...records.benchmarks.norm import (
     OURS,
     Collectives,
     LayerCollectives,
     NetworkCollectives,
     SynchronisingTime,
 )
+from .. import hlo, timing
+from .memory import FLAX, train_step
 
 DEVICES = 8
 FEATURES = 64

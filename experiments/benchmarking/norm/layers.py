@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from batchnorm_jax.linen import BatchNorm
-from experiments.benchmarking import torch_peer
-from experiments.records.benchmarks.norm import OURS
+
+from ...records.benchmarks.norm import OURS
+from .. import torch_peer
 
 # The operations after the norm in the layer: none, a ReLU, or a ReLU of the sum with a residual.
 FUSIONS = ("", "relu", "residual")

@@ -11,9 +11,10 @@ import msgspec
 import optax
 
 from batchnorm_jax.linen import BatchNorm
-from experiments.benchmarking import hlo
-from experiments.models.resnet import plain, resnet50
-from experiments.records.benchmarks.norm import OURS, KeptBytes, Memory, NetworkMemory, Networks, ProgramMemory
+
+from ...models.resnet import plain, resnet50
+from ...records.benchmarks.norm import OURS, KeptBytes, Memory, NetworkMemory, Networks, ProgramMemory
+from .. import hlo
 
 FLAX = "flax"
 NORMS: dict[str, Callable[..., Any]] = {

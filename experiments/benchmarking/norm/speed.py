@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarking import timing
-from experiments.benchmarking.norm import layers
-from experiments.benchmarking.norm.layers import Case
-from experiments.benchmarking.suite import Chosen
-from experiments.records.benchmarks.norm import OURS, Speed, SpeedRow
-from experiments.training.machine import devices
+from ...records.benchmarks.norm import OURS, Speed, SpeedRow
+from ...training.machine import devices
+from .. import timing
+from ..suite import Chosen
+from . import layers
+from .layers import Case
 
 CPU_CASES = (
     Case((64, 32, 32, 64), "float32"),

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from experiments.benchmarking.norm import accuracy, collectives, layers, memory, speed, table
-from experiments.benchmarking.suite import Chosen, Suite
-from experiments.benchmarking.topology.suite import SUITE as COMPILED
-from experiments.records.benchmarks.norm import NormFile, NormRows
-from experiments.reporting import norm_figure
-from experiments.training.machine import devices
+from ...records.benchmarks.norm import NormFile, NormRows
+from ...reporting import norm_figure
+from ...training.machine import devices
+from ..suite import Chosen, Suite
+from ..topology.suite import SUITE as COMPILED
+from . import accuracy, collectives, layers, memory, speed, table
 
 
 class Part(NamedTuple):

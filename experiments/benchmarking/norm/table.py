@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from experiments.records.benchmarks.norm import AccuracyRow, Collectives, Memory, Speed, SpeedRow
+from ...records.benchmarks.norm import AccuracyRow, Collectives, Memory, Speed, SpeedRow
 
 
 def accuracy_lines(rows: Sequence[AccuracyRow]) -> list[str]:

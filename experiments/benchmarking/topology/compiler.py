@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
-from experiments.benchmarking.topology import targets
-from experiments.benchmarking.topology.messages import Answer, Job, asked
-from experiments.records.benchmarks.topology import Figures
+from ...records.benchmarks.topology import Figures
+from . import targets
+from .messages import Answer, Job, asked
 
 
 class Compiler:

@@ -9,11 +9,12 @@ import flax.linen as nn
 
 import batchnorm_jax
 from batchnorm_jax.linen import BatchNorm
-from experiments.benchmarking import hlo
-from experiments.benchmarking.topology.program import Program
-from experiments.models.normalised import NormFactory
-from experiments.models.resnet import plain
-from experiments.records.benchmarks.topology import FLAX, Figures
+
+from ...models.normalised import NormFactory
+from ...models.resnet import plain
+from ...records.benchmarks.topology import FLAX, Figures
+from .. import hlo
+from .program import Program
 
 AXIS = "batch"
 POLICY = "save_norm_inputs"

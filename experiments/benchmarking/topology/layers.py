@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.benchmarking.topology.jobs import AXIS, VARIANTS, read
-from experiments.records.benchmarks.topology import Figures, LayerJob
+from ...records.benchmarks.topology import Figures, LayerJob
+from .jobs import AXIS, VARIANTS, read
 
 
 class _Layer(nn.Module):

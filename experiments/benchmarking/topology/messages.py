@@ -2,8 +2,8 @@
 
 import msgspec
 
-from experiments.records.benchmarks.topology import Figures, LayerJob, NetworkJob
-from experiments.records.record import Record
+from ...records.benchmarks.topology import Figures, LayerJob, NetworkJob
+from ...records.record import Record
 
 Job = LayerJob | NetworkJob
 _KINDS: dict[str, type[Job]] = {kind.__name__: kind for kind in (LayerJob, NetworkJob)}

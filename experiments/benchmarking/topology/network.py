@@ -9,9 +9,9 @@ import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.benchmarking.topology.jobs import AXIS, VARIANTS, policy, read
-from experiments.models.resnet import resnet50
-from experiments.records.benchmarks.topology import Figures, NetworkJob
+from ...models.resnet import resnet50
+from ...records.benchmarks.topology import Figures, NetworkJob
+from .jobs import AXIS, VARIANTS, policy, read
 
 CLASSES = 1000
 

@@ -8,9 +8,9 @@ estimate in cycles (TPU), or at least the time in which the step's bytes cross t
 
 from dataclasses import dataclass
 
-from experiments.benchmarking.topology.interconnect import INTERCONNECTS
-from experiments.benchmarking.topology.jobs import SPAN_DEVICES
-from experiments.records.benchmarks.topology import Figures, PoolingCost
+from ...records.benchmarks.topology import Figures, PoolingCost
+from .interconnect import INTERCONNECTS
+from .jobs import SPAN_DEVICES
 
 # Smaller spans are worth considering where pooling the whole batch takes more than this share of a step.
 NOTICEABLE_SHARE = 0.05

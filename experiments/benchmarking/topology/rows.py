@@ -1,6 +1,6 @@
 """Compares the figures of a program with those of Flax's program, and estimates the largest batch that fits."""
 
-from experiments.records.benchmarks.topology import Figures, LargestBatch, Ratio
+from ...records.benchmarks.topology import Figures, LargestBatch, Ratio
 
 # Temporary memory is compared only where Flax's is at least this share of its total: a single layer's is close to zero.
 COMPARABLE_SHARE = 0.01

@@ -6,12 +6,7 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from experiments.benchmarking.suite import Chosen, Options, Suite
-from experiments.benchmarking.topology import jobs, pods, table, targets
-from experiments.benchmarking.topology.compiler import Compiler
-from experiments.benchmarking.topology.jobs import VARIANTS
-from experiments.benchmarking.topology.rows import on_line, ratio
-from experiments.records.benchmarks.topology import (
+from ...records.benchmarks.topology import (
     FUSIONS,
     AnyJob,
     Figures,
@@ -23,7 +18,12 @@ from experiments.records.benchmarks.topology import (
     TopologyFile,
     TopologyRows,
 )
-from experiments.reporting import topology_figure
+from ...reporting import topology_figure
+from ..suite import Chosen, Options, Suite
+from . import jobs, pods, table, targets
+from .compiler import Compiler
+from .jobs import VARIANTS
+from .rows import on_line, ratio
 
 LAYERS, NETWORK, LARGEST, PODS = PARTS = ("layers", "resnet50", "largest_batch", "pods")
 # Input shapes on one device: an early and a late layer of ResNet-50, with equal numbers of elements.

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from experiments.benchmarking.topology import pods
-from experiments.benchmarking.topology.jobs import SPAN_DEVICES
-from experiments.records.benchmarks.topology import FUSIONS, Figures, LayerJob, NetworkJob, PoolingCost, Ratio, Row
+from ...records.benchmarks.topology import FUSIONS, Figures, LayerJob, NetworkJob, PoolingCost, Ratio, Row
+from . import pods
+from .jobs import SPAN_DEVICES
 
 _RATIO = f"{'of Flax':>9}"
 _COLUMNS = f"{'Mcycles':>9}{_RATIO}{'GB moved':>10}{_RATIO}{'temp MiB':>11}{_RATIO}{'total MiB':>11}{'collectives':>20}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments._errors import UsageError, unknown_name
+from ..._errors import UsageError, unknown_name
 
 EXTRA = "pip install -e '.[topology]'"
 # The host's backend is the CPU, because only the compiler of the accelerator is used.

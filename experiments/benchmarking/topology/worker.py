@@ -11,10 +11,10 @@ import time
 
 import msgspec
 
-from experiments.benchmarking.topology import layers, network, targets
-from experiments.benchmarking.topology.jobs import AXIS
-from experiments.benchmarking.topology.messages import Answer, Job, job_of
-from experiments.records.benchmarks.topology import Figures, LayerJob
+from ...records.benchmarks.topology import Figures, LayerJob
+from . import layers, network, targets
+from .jobs import AXIS
+from .messages import Answer, Job, job_of
 
 
 def main() -> None:

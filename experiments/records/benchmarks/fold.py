@@ -1,8 +1,8 @@
 """Records of the fold suite: `fold.json`."""
 
-from experiments.records.benchmarks.result import PositiveSpread, ResultFile, Spreads
-from experiments.records.fields import NonNegative, Size
-from experiments.records.record import Record
+from ..fields import NonNegative, Size
+from ..record import Record
+from .result import PositiveSpread, ResultFile, Spreads
 
 
 class FoldRow(Record, frozen=True, kw_only=True):

@@ -4,9 +4,9 @@ from typing import Annotated
 
 from msgspec import Meta, field
 
-from experiments.records.benchmarks.result import ResultFile, Spreads
-from experiments.records.fields import Count, NonNegative, Positive, Size, Unbounded, Whole
-from experiments.records.record import Record
+from ..fields import Count, NonNegative, Positive, Size, Unbounded, Whole
+from ..record import Record
+from .result import ResultFile, Spreads
 
 OURS = "batchnorm_jax"
 # The words in `AccuracyRow.what` that mark the first step of training, which has no running mean to shift by.

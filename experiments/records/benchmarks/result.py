@@ -4,8 +4,8 @@ from typing import Generic, TypeVar
 
 from msgspec import field
 
-from experiments.records.fields import Finite, Positive
-from experiments.records.record import FileRecord, Record
+from ..fields import Finite, Positive
+from ..record import FileRecord, Record
 
 Rows = TypeVar("Rows")
 

@@ -2,9 +2,9 @@
 
 from typing import Generic, TypeVar
 
-from experiments.records.benchmarks.result import ResultFile
-from experiments.records.fields import Count, NonNegative, Size, Whole
-from experiments.records.record import Record
+from ..fields import Count, NonNegative, Size, Whole
+from ..record import Record
+from .result import ResultFile
 
 # The variant that the others are compared with.
 FLAX = "flax"

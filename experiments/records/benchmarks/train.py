@@ -1,8 +1,8 @@
 """Records of the train suite: `train.json`."""
 
-from experiments.records.benchmarks.result import PositiveSpread, ResultFile, Spread, Spreads
-from experiments.records.fields import Size
-from experiments.records.record import Record
+from ..fields import Size
+from ..record import Record
+from .result import PositiveSpread, ResultFile, Spread, Spreads
 
 
 class Start(Record, frozen=True, kw_only=True):

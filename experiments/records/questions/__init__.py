@@ -7,8 +7,8 @@ A module declares `ROWS`, the types of its rows by their kind (see `records.stud
 from collections.abc import Iterable, Mapping
 from types import ModuleType
 
-from experiments import _register
-from experiments.records.studies import Analysis, StudyRow
+from ... import _register
+from ..studies import Analysis, StudyRow
 
 MODULES = _register.modules_of(__name__, __path__)
 

@@ -1,6 +1,6 @@
 """Records of the question about several updates per forward pass."""
 
-from experiments.records.studies import StudyRow
+from ..studies import StudyRow
 
 
 class BackwardsRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):

@@ -1,9 +1,9 @@
 """Records of the question about convergence: the updates to a target accuracy, and the learning rate."""
 
-from experiments.records.fields import AboveOne, Count, Interval, Positive, Share, Size, Unbounded
-from experiments.records.record import Record
-from experiments.records.studies import Analysis as Base
-from experiments.records.studies import StudyRow
+from ..fields import AboveOne, Count, Interval, Positive, Share, Size, Unbounded
+from ..record import Record
+from ..studies import Analysis as Base
+from ..studies import StudyRow
 
 
 class ToTargetRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):

@@ -1,6 +1,6 @@
 """Records of the question about the parts of a recipe that repair a very large batch."""
 
-from experiments.records.studies import StudyRow
+from ..studies import StudyRow
 
 
 class LadderRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):

@@ -2,9 +2,9 @@
 
 import re
 
-from experiments.records.fields import Finite
-from experiments.records.record import Record
-from experiments.records.studies import StudyRow
+from ..fields import Finite
+from ..record import Record
+from ..studies import StudyRow
 
 _GRID_KEY = re.compile(r"grid-(\w+)-(\w+)-p([1-9][0-9]{0,8})-seed[0-9]+")
 

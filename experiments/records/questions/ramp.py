@@ -4,9 +4,9 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from experiments.records.fields import Count, Finite, Share, Size
-from experiments.records.record import Record
-from experiments.records.studies import StudyRow
+from ..fields import Count, Finite, Share, Size
+from ..record import Record
+from ..studies import StudyRow
 
 
 class Course(Record, frozen=True, kw_only=True):

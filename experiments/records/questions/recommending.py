@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
-from experiments.records.fields import Count, Finite, Share
-from experiments.records.questions.smoothness import NoiseRow
-from experiments.records.studies import StudyRow
+from ..fields import Count, Finite, Share
+from ..studies import StudyRow
+from .smoothness import NoiseRow
 
 
 class Evaluation(NamedTuple):

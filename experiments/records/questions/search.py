@@ -1,6 +1,6 @@
 """Records of the search for the best recipe of very large batches."""
 
-from experiments.records.studies import StudyRow
+from ..studies import StudyRow
 
 
 class SearchRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):

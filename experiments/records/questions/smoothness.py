@@ -4,10 +4,10 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from experiments.records.fields import Finite, Interval, Positive, Share, Size, Unbounded
-from experiments.records.record import Record
-from experiments.records.studies import Analysis as Base
-from experiments.records.studies import StudyRow
+from ..fields import Finite, Interval, Positive, Share, Size, Unbounded
+from ..record import Record
+from ..studies import Analysis as Base
+from ..studies import StudyRow
 
 
 class SwingRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):

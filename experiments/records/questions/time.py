@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from experiments.records.fields import Interval, NonNegative, Positive, Size
-from experiments.records.record import Record
-from experiments.records.studies import Analysis as Base
-from experiments.records.studies import StudyRow
+from ..fields import Interval, NonNegative, Positive, Size
+from ..record import Record
+from ..studies import Analysis as Base
+from ..studies import StudyRow
 
 # One value per round.
 Rounds = Annotated[list[Positive], Meta(min_length=1)]

@@ -1,6 +1,6 @@
 """The report of the norm study: a figure and a page, made from the study's rows alone."""
 
-from experiments.reporting.norm_study.figure import norm_study_figure
-from experiments.reporting.norm_study.page import write_norm_study_page
+from .figure import norm_study_figure
+from .page import write_norm_study_page
 
 __all__ = ["norm_study_figure", "write_norm_study_page"]

@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 from scipy import stats
 
-from experiments import _files
-from experiments._errors import UsageError
-from experiments.records.norm_study import Norm, Task
-from experiments.records.questions.norm import GridRow, RateRow
-from experiments.records.rows import study_row
-from experiments.records.runs import Summary
-from experiments.records.studies import StudyRow
+from ... import _files
+from ..._errors import UsageError
+from ...records.norm_study import Norm, Task
+from ...records.questions.norm import GridRow, RateRow
+from ...records.rows import study_row
+from ...records.runs import Summary
+from ...records.studies import StudyRow
 
 CONFIDENCE = 0.95
 

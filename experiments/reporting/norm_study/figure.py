@@ -7,9 +7,9 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.records.norm_study import LOCAL, NORMS, SYNCHRONISED, TASKS, Norm, Task
-from experiments.reporting.norm_study.cells import Grid, Study, read
-from experiments.reporting.style import canvas, dress, legend
+from ...records.norm_study import LOCAL, NORMS, SYNCHRONISED, TASKS, Norm, Task
+from ..style import canvas, dress, legend
+from .cells import Grid, Study, read
 
 
 class Look(NamedTuple):

@@ -3,9 +3,9 @@
 import math
 import statistics
 
-from experiments.records.norm_study import FIXED_OR_NOT, LOCAL, SYNCHRONISED, Task
-from experiments.reporting.norm_study.cells import Grid, Study, cell, half_width
-from experiments.reporting.norm_study.figure import sizes_of
+from ...records.norm_study import FIXED_OR_NOT, LOCAL, SYNCHRONISED, Task
+from .cells import Grid, Study, cell, half_width
+from .figure import sizes_of
 
 
 def finding(cells: Grid, task: Task) -> str:

@@ -3,14 +3,14 @@
 import html
 from pathlib import Path
 
-from experiments import _commands
-from experiments.records.norm_study import TASKS, Task
-from experiments.records.questions.norm import GridRow
-from experiments.reporting.document import commands, figure, made_on, table
-from experiments.reporting.norm_study import findings, tables
-from experiments.reporting.norm_study.cells import CONFIDENCE, Grid, Study, read
-from experiments.reporting.norm_study.figure import sizes_of, task_figures
-from experiments.reporting.section import write_report
+from ... import _commands
+from ...records.norm_study import TASKS, Task
+from ...records.questions.norm import GridRow
+from ..document import commands, figure, made_on, table
+from ..section import write_report
+from . import findings, tables
+from .cells import CONFIDENCE, Grid, Study, read
+from .figure import sizes_of, task_figures
 
 _TITLE = "Which statistics to normalise by"
 

@@ -3,10 +3,10 @@
 import statistics
 from collections.abc import Callable, Sequence
 
-from experiments.records.norm_study import FIXED_OR_NOT, Norm
-from experiments.records.questions.norm import GridRow, RateRow
-from experiments.reporting.norm_study.cells import Cell, Grid, Study, cell, half_width
-from experiments.reporting.norm_study.figure import norms_of, sizes_of
+from ...records.norm_study import FIXED_OR_NOT, Norm
+from ...records.questions.norm import GridRow, RateRow
+from .cells import Cell, Grid, Study, cell, half_width
+from .figure import norms_of, sizes_of
 
 
 def updates(rows: Sequence[GridRow], sizes: Sequence[int]) -> tuple[str, ...]:

@@ -4,12 +4,12 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from experiments.records.studies import StudyRow
-from experiments.reporting.document import figure
-from experiments.reporting.question import Report
-from experiments.reporting.section import Section
-from experiments.reporting.seeds import Groups, by_seed, label_of, mean_of, seeds_caption, seeds_figure, seeds_table
-from experiments.reporting.study_files import StudyFiles
+from ...records.studies import StudyRow
+from ..document import figure
+from ..question import Report
+from ..section import Section
+from ..seeds import Groups, by_seed, label_of, mean_of, seeds_caption, seeds_figure, seeds_table
+from ..study_files import StudyFiles
 
 
 def backwards_sections(study: StudyFiles) -> list[Section]:

@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 
 from matplotlib.figure import Figure
 
-from experiments.records.questions.convergence import Analysis, BestRate
-from experiments.records.runs import Summary
-from experiments.records.studies import StudyRow
-from experiments.reporting.critical import convergence_figure, critical_sections
-from experiments.reporting.document import figure, table
-from experiments.reporting.question import Report
-from experiments.reporting.section import Section
-from experiments.reporting.study_files import Source, StudyFiles
-from experiments.reporting.style import COLOUR, GREY, canvas, legend, logarithmic, number, sizes_axis
-from experiments.reporting.to_target import WAYS, Kind, dots, reached_target, read, runs, target_of
+from ...records.questions.convergence import Analysis, BestRate
+from ...records.runs import Summary
+from ...records.studies import StudyRow
+from ..critical import convergence_figure, critical_sections
+from ..document import figure, table
+from ..question import Report
+from ..section import Section
+from ..study_files import Source, StudyFiles
+from ..style import COLOUR, GREY, canvas, legend, logarithmic, number, sizes_axis
+from ..to_target import WAYS, Kind, dots, reached_target, read, runs, target_of
 
 
 def epochs_figure(study: Source) -> Figure:

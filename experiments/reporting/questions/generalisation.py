@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from experiments.records.questions.generalisation import Analysis, SizeMinima
-from experiments.reporting.document import figure, table
-from experiments.reporting.question import Report
-from experiments.reporting.section import Section
-from experiments.reporting.study_files import Source, StudyFiles, opened
-from experiments.reporting.style import (
+from ...records.questions.generalisation import Analysis, SizeMinima
+from ..document import figure, table
+from ..question import Report
+from ..section import Section
+from ..study_files import Source, StudyFiles, opened
+from ..style import (
     COLOUR,
     SECOND,
     TEXT,

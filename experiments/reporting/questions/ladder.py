@@ -5,10 +5,10 @@ import math
 
 from matplotlib.figure import Figure
 
-from experiments.reporting.document import figure
-from experiments.reporting.question import Report
-from experiments.reporting.section import Section
-from experiments.reporting.seeds import (
+from ..document import figure
+from ..question import Report
+from ..section import Section
+from ..seeds import (
     Groups,
     by_seed,
     label_of,
@@ -18,7 +18,7 @@ from experiments.reporting.seeds import (
     seeds_table,
     spread_of,
 )
-from experiments.reporting.study_files import Source, StudyFiles, opened
+from ..study_files import Source, StudyFiles, opened
 
 # The search answers the same question.
 NUMBER, TITLE = 6, "What repairs a very large batch, and by how much?"

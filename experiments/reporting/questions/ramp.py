@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from experiments.records.questions.ramp import Course, RampRow
-from experiments.records.studies import StudyRow
-from experiments.reporting.document import figure, table
-from experiments.reporting.question import Report
-from experiments.reporting.section import Section
-from experiments.reporting.study_files import Source, StudyFiles, opened
-from experiments.reporting.style import COLOUR, GREY, SECOND, canvas, legend, logarithmic
+from ...records.questions.ramp import Course, RampRow
+from ...records.studies import StudyRow
+from ..document import figure, table
+from ..question import Report
+from ..section import Section
+from ..study_files import Source, StudyFiles, opened
+from ..style import COLOUR, GREY, SECOND, canvas, legend, logarithmic
 
 # Wide under narrow, so that lines that lie upon each other are all seen.
 _STYLES = ((GREY, "-", 3.0), (SECOND, "--", 1.6), (COLOUR, "-", 1.2))

@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 
 from matplotlib.figure import Figure
 
-from experiments.records.studies import StudyRow
-from experiments.reporting.document import figure, table
-from experiments.reporting.question import Report
-from experiments.reporting.questions.ladder import NUMBER, TITLE
-from experiments.reporting.section import Section
-from experiments.reporting.seeds import accuracy, spread_of
-from experiments.reporting.study_files import Source, StudyFiles, opened
-from experiments.reporting.style import COLOUR, OPTIMIZERS, TEXT, canvas, legend, sizes_axis
+from ...records.studies import StudyRow
+from ..document import figure, table
+from ..question import Report
+from ..section import Section
+from ..seeds import accuracy, spread_of
+from ..study_files import Source, StudyFiles, opened
+from ..style import COLOUR, OPTIMIZERS, TEXT, canvas, legend, sizes_axis
+from .ladder import NUMBER, TITLE
 
 
 def accuracy_figure(study: Source) -> Figure:

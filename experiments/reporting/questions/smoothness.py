@@ -6,12 +6,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.records.questions.smoothness import Analysis
-from experiments.reporting.document import figure, table
-from experiments.reporting.question import Report
-from experiments.reporting.section import Section, interval
-from experiments.reporting.study_files import Source, StudyFiles, opened
-from experiments.reporting.style import (
+from ...records.questions.smoothness import Analysis
+from ..document import figure, table
+from ..question import Report
+from ..section import Section, interval
+from ..study_files import Source, StudyFiles, opened
+from ..style import (
     COLOUR,
     GREY,
     PALETTE,

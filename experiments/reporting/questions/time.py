@@ -7,12 +7,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from experiments.records.questions.time import Analysis, Neighbour, SizeTime
-from experiments.reporting.document import figure, table
-from experiments.reporting.question import Report
-from experiments.reporting.section import Section, interval
-from experiments.reporting.study_files import Source, StudyFiles, opened
-from experiments.reporting.style import (
+from ...records.questions.time import Analysis, Neighbour, SizeTime
+from ..document import figure, table
+from ..question import Report
+from ..section import Section, interval
+from ..study_files import Source, StudyFiles, opened
+from ..style import (
     COLOUR,
     GREY,
     MISSED,

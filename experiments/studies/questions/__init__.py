@@ -4,9 +4,9 @@ A module declares `QUESTION`. Its records are in the module of the same name in 
 report in that of `reporting.questions`.
 """
 
-from experiments import _register
-from experiments.records import questions as records
-from experiments.studies.question import Question
+from ... import _register
+from ...records import questions as records
+from ..question import Question
 
 _FOUND = _register.entries_of(__name__, __path__, "QUESTION", Question)
 # In the order in which they are run.

@@ -3,11 +3,11 @@
 import dataclasses
 from typing import Self
 
-from experiments.records.fields import Options
-from experiments.studies.jobs import Job
-from experiments.studies.large_batch import EPOCHS, FEWEST_UPDATES, SEEDS, fixed_epochs
-from experiments.studies.question import Asked, Changes, Question
-from experiments.studies.question import Setting as Base
+from ...records.fields import Options
+from ..jobs import Job
+from ..large_batch import EPOCHS, FEWEST_UPDATES, SEEDS, fixed_epochs
+from ..question import Asked, Changes, Question
+from ..question import Setting as Base
 
 RATE = 0.05
 

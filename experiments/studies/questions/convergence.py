@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from experiments._errors import UsageError
-from experiments.records.questions.convergence import Analysis, BestRate, StepsFit, StepsIntervals
-from experiments.records.studies import StudyRow
-from experiments.studies.convergence import (
+from ..._errors import UsageError
+from ...records.questions.convergence import Analysis, BestRate, StepsFit, StepsIntervals
+from ...records.studies import StudyRow
+from ..convergence import (
     CONFIDENCE,
     FACTOR,
     SEARCH_SEED,
@@ -18,9 +18,9 @@ from experiments.studies.convergence import (
     tuned_so_far,
     updates_to_target,
 )
-from experiments.studies.jobs import Job
-from experiments.studies.question import Asked, Data, Question, keys_of
-from experiments.studies.scaling import fit_steps_to_target
+from ..jobs import Job
+from ..question import Asked, Data, Question, keys_of
+from ..scaling import fit_steps_to_target
 
 
 def fixed_jobs(data: Data, setting: Setting, rate: float = 0.02, momentum: float = 0.5) -> list[Job]:

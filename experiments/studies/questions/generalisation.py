@@ -11,17 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.records.fields import Options
-from experiments.records.questions.generalisation import Analysis, Minimum, MinimumRow, SizeMinima
-from experiments.records.studies import StudyRow
-from experiments.studies import convergence
-from experiments.studies.jobs import Job
-from experiments.studies.question import Asked, Changes, Question, keys_of, no_larger
-from experiments.studies.question import Setting as Base
-from experiments.studies.sharpness import epsilon_sharpness, largest_eigenvalue
-from experiments.training.evaluation.checkpoint import restore
-from experiments.training.evaluation.evaluator import Evaluator
-from experiments.training.step.single import eval_step, standardised
+from ...records.fields import Options
+from ...records.questions.generalisation import Analysis, Minimum, MinimumRow, SizeMinima
+from ...records.studies import StudyRow
+from ...training.evaluation.checkpoint import restore
+from ...training.evaluation.evaluator import Evaluator
+from ...training.step.single import eval_step, standardised
+from .. import convergence
+from ..jobs import Job
+from ..question import Asked, Changes, Question, keys_of, no_larger
+from ..question import Setting as Base
+from ..sharpness import epsilon_sharpness, largest_eigenvalue
 
 # Training images to be evaluated on.
 TRAIN_EXAMPLES = 10_000

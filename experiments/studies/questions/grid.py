@@ -3,9 +3,9 @@
 Their sizes, rates and target are those of the question `convergence`.
 """
 
-from experiments.studies.convergence import Setting, grid_jobs
-from experiments.studies.jobs import Job
-from experiments.studies.question import Asked, Question
+from ..convergence import Setting, grid_jobs
+from ..jobs import Job
+from ..question import Asked, Question
 
 
 def planned(asked: Asked) -> list[Job]:

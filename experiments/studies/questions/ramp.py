@@ -4,17 +4,17 @@ import dataclasses
 from pathlib import Path
 from typing import Self
 
-from experiments.records.fields import Options
-from experiments.records.runs import RampRow
-from experiments.records.studies import Analysis
-from experiments.studies.convergence import evaluations
-from experiments.studies.jobs import Job
-from experiments.studies.question import Asked, Changes, Question, keys_of
-from experiments.studies.question import Setting as Base
-from experiments.studies.smoothness import CONSTANT
-from experiments.training.config import plan
-from experiments.training.config.options import AUTO
-from experiments.training.storage import metrics
+from ...records.fields import Options
+from ...records.runs import RampRow
+from ...records.studies import Analysis
+from ...training.config import plan
+from ...training.config.options import AUTO
+from ...training.storage import metrics
+from ..convergence import evaluations
+from ..jobs import Job
+from ..question import Asked, Changes, Question, keys_of
+from ..question import Setting as Base
+from ..smoothness import CONSTANT
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,12 +7,12 @@ that are held out. Then that recipe on all training images, with three seeds, on
 import dataclasses
 from collections.abc import Sequence
 
-from experiments.records.fields import Options
-from experiments.records.studies import Analysis, StudyRow
-from experiments.studies.jobs import Job
-from experiments.studies.large_batch import SEEDS, fixed_epochs
-from experiments.studies.question import Asked, Question, keys_of
-from experiments.studies.question import Setting as Base
+from ...records.fields import Options
+from ...records.studies import Analysis, StudyRow
+from ..jobs import Job
+from ..large_batch import SEEDS, fixed_epochs
+from ..question import Asked, Question, keys_of
+from ..question import Setting as Base
 
 HELD_OUT = 5_000
 SEARCH_SEED = 100

@@ -7,13 +7,13 @@ from typing import Self
 
 import numpy as np
 
-from experiments.records.fields import Options
-from experiments.records.questions.smoothness import Analysis, NoiseRow, SizeSwing, SwingRow
-from experiments.records.studies import StudyRow
-from experiments.studies.jobs import Job
-from experiments.studies.question import Asked, Question, keys_of, no_larger
-from experiments.studies.question import Setting as Base
-from experiments.studies.smoothness import CONFIDENCE, CONSTANT, losses, noise, noise_windows, swing
+from ...records.fields import Options
+from ...records.questions.smoothness import Analysis, NoiseRow, SizeSwing, SwingRow
+from ...records.studies import StudyRow
+from ..jobs import Job
+from ..question import Asked, Question, keys_of, no_larger
+from ..question import Setting as Base
+from ..smoothness import CONFIDENCE, CONSTANT, losses, noise, noise_windows, swing
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,14 +10,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self
 
-from experiments._errors import UsageError
-from experiments.records.fields import Options
-from experiments.records.questions.time import Analysis, Kind, Neighbour, SizeTime, TimeFit, TimeIntervals
-from experiments.records.studies import StudyRow
-from experiments.studies.jobs import Job
-from experiments.studies.question import Asked, Question, keys_of, no_larger
-from experiments.studies.question import Setting as Base
-from experiments.studies.scaling import fit_step_time
+from ..._errors import UsageError
+from ...records.fields import Options
+from ...records.questions.time import Analysis, Kind, Neighbour, SizeTime, TimeFit, TimeIntervals
+from ...records.studies import StudyRow
+from ..jobs import Job
+from ..question import Asked, Question, keys_of, no_larger
+from ..question import Setting as Base
+from ..scaling import fit_step_time
 
 # Updates of a run. The first is slower than the others, by less than a tenth of the time of the least.
 LEAST_STEPS, MOST_STEPS = 10, 300

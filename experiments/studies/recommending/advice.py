@@ -6,17 +6,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.records.evidence import Evidence
-from experiments.records.fields import Bounded, OpenInterval, Options, finite
-from experiments.records.recommendation import Advice, Estimate, Prediction
-from experiments.studies.convergence import CONFIDENCE, rounded
-from experiments.studies.recommending.curves import RUN_LOG_SD, Curves, best_runs, curves_of
-from experiments.studies.recommending.runs import scaled_rate
-from experiments.studies.scaling import interval_of
-from experiments.studies.smoothness import CONSTANT
-from experiments.training.config.options import TrainConfig
-from experiments.training.config.plan import MIN_UPDATES_PER_EPOCH
-from experiments.training.recipe.norms import NORMS
+from ...records.evidence import Evidence
+from ...records.fields import Bounded, OpenInterval, Options, finite
+from ...records.recommendation import Advice, Estimate, Prediction
+from ...training.config.options import TrainConfig
+from ...training.config.plan import MIN_UPDATES_PER_EPOCH
+from ...training.recipe.norms import NORMS
+from ..convergence import CONFIDENCE, rounded
+from ..scaling import interval_of
+from ..smoothness import CONSTANT
+from .curves import RUN_LOG_SD, Curves, best_runs, curves_of
+from .runs import scaled_rate
 
 # Predictions reach up to this factor beyond the batch sizes that were tried.
 REACH_FACTOR = 4

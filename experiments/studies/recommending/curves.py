@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from experiments.records.evidence import Evidence, MeasuredRun, Noise
-from experiments.records.fields import finite
-from experiments.records.recommendation import Source
-from experiments.studies.convergence import CONFIDENCE, SEARCH_SEED
-from experiments.studies.scaling import DRAWS, StepTimeFit, fit_step_time
+from ...records.evidence import Evidence, MeasuredRun, Noise
+from ...records.fields import finite
+from ...records.recommendation import Source
+from ..convergence import CONFIDENCE, SEARCH_SEED
+from ..scaling import DRAWS, StepTimeFit, fit_step_time
 
 # Different seeds, so that the draws are independent.
 STEPS_SEED, TIME_SEED = 0, 1

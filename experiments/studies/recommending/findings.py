@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from experiments.records.evidence import Evidence, MeasuredRun, Memory, Noise, RaceEntry, TimedUpdate
-from experiments.studies.recommending.curves import NoisePrior, prior_of
-from experiments.studies.recommending.lab import Problem
+from ...records.evidence import Evidence, MeasuredRun, Memory, Noise, RaceEntry, TimedUpdate
+from .curves import NoisePrior, prior_of
+from .lab import Problem
 
 
 @dataclasses.dataclass

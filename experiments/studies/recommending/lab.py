@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import jax
 
-from experiments.records.questions.recommending import Evaluation, ShortRow
-from experiments.records.questions.smoothness import NoiseRow
-from experiments.records.studies import StudyRow
-from experiments.studies import convergence, smoothness
-from experiments.studies.convergence import Data
-from experiments.studies.jobs import Job, Runner
-from experiments.training.noise.probe import MAX_SHARDS, SHARD_EXAMPLES
+from ...records.questions.recommending import Evaluation, ShortRow
+from ...records.questions.smoothness import NoiseRow
+from ...records.studies import StudyRow
+from ...training.noise.probe import MAX_SHARDS, SHARD_EXAMPLES
+from .. import convergence, smoothness
+from ..convergence import Data
+from ..jobs import Job, Runner
 
 # The start time of a run whose compiled program is cached, as a share of the start time with compilation.
 CACHED_START_SHARE = 0.3

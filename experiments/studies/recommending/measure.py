@@ -8,28 +8,28 @@ from collections.abc import Callable
 
 import numpy as np
 
-from experiments._errors import UsageError
-from experiments.records.evidence import Evidence, Memory, Noise, TimedUpdate, TriedBatch
-from experiments.records.studies import StudyRow
-from experiments.studies.convergence import SEARCH_SEED
-from experiments.studies.jobs import Job
-from experiments.studies.recommending.curves import USUAL_CRITICAL_EXAMPLES, noise_over
-from experiments.studies.recommending.findings import Findings
-from experiments.studies.recommending.lab import Costs, Lab, Problem, costs_of
-from experiments.studies.recommending.memory import fit_memory, largest_batch
-from experiments.studies.recommending.race import Race, Start
-from experiments.studies.recommending.runs import (
+from ..._errors import UsageError
+from ...records.evidence import Evidence, Memory, Noise, TimedUpdate, TriedBatch
+from ...records.studies import StudyRow
+from ...training.config.options import REFERENCE_BATCH_SIZE
+from ...training.config.plan import MIN_UPDATES_PER_EPOCH
+from ...training.recipe.optimizers import OPTIMIZERS
+from ..convergence import SEARCH_SEED
+from ..jobs import Job
+from ..scaling import StepTimeFit, fit_step_time
+from .curves import USUAL_CRITICAL_EXAMPLES, noise_over
+from .findings import Findings
+from .lab import Costs, Lab, Problem, costs_of
+from .memory import fit_memory, largest_batch
+from .race import Race, Start
+from .runs import (
     MIN_TIMED_UPDATES,
     constant_options,
     size_near,
     step_seconds,
     why,
 )
-from experiments.studies.recommending.target import FIRST_RUN_SHARE, TargetSearch
-from experiments.studies.scaling import StepTimeFit, fit_step_time
-from experiments.training.config.options import REFERENCE_BATCH_SIZE
-from experiments.training.config.plan import MIN_UPDATES_PER_EPOCH
-from experiments.training.recipe.optimizers import OPTIMIZERS
+from .target import FIRST_RUN_SHARE, TargetSearch
 
 # The first batch size to time, roughly, in examples, and the factor from each size to the next.
 FIRST_BATCH_SIZE, SIZE_FACTOR = 16, 4

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments._errors import UsageError
+from ..._errors import UsageError
 
 # The rest of the memory is left for the runtime and the host, which the figure of a compiled program does not count.
 USABLE_SHARE = 0.9

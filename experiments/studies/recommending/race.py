@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.records.evidence import RaceEntry
-from experiments.studies.convergence import SEARCH_SEED, rounded
-from experiments.studies.jobs import Job
-from experiments.studies.recommending.findings import Findings
-from experiments.studies.recommending.lab import Costs, Lab, Problem
-from experiments.studies.recommending.runs import MIN_TIMED_UPDATES, constant_options, scaled_rate, size_near, why
+from ...records.evidence import RaceEntry
+from ..convergence import SEARCH_SEED, rounded
+from ..jobs import Job
+from .findings import Findings
+from .lab import Costs, Lab, Problem
+from .runs import MIN_TIMED_UPDATES, constant_options, scaled_rate, size_near, why
 
 # The share of the budget that the computing of one run takes.
 RUN_SHARE = 0.02

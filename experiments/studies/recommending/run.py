@@ -4,17 +4,17 @@ import math
 from pathlib import Path
 from typing import Any, cast
 
-from experiments import _files, _workdirs
-from experiments._errors import UsageError
-from experiments.records.fields import Options
-from experiments.records.recommendation import Recommendation
-from experiments.studies.jobs import Job, Runner
-from experiments.studies.recommending.advice import advise
-from experiments.studies.recommending.lab import Lab, Problem, count_devices
-from experiments.studies.recommending.measure import TINY_RATE, measure
-from experiments.studies.recommending.runs import constant_options
-from experiments.studies.settings import with_held_out
-from experiments.training.config.options import TrainConfig
+from ... import _files, _workdirs
+from ..._errors import UsageError
+from ...records.fields import Options
+from ...records.recommendation import Recommendation
+from ...training.config.options import TrainConfig
+from ..jobs import Job, Runner
+from ..settings import with_held_out
+from .advice import advise
+from .lab import Lab, Problem, count_devices
+from .measure import TINY_RATE, measure
+from .runs import constant_options
 
 # The file of the result, beside `results.jsonl`, which holds the runs.
 FILE = "recommendation.json"

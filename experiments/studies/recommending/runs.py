@@ -2,14 +2,14 @@
 
 import math
 
-from experiments.records.evidence import MeasuredRun
-from experiments.records.fields import Options
-from experiments.records.studies import StudyRow
-from experiments.studies.convergence import RESOLUTION, rounded
-from experiments.studies.jobs import Job
-from experiments.studies.recommending.lab import Costs, Problem
-from experiments.studies.smoothness import CONSTANT
-from experiments.training.config.plan import MIN_UPDATES_PER_EPOCH
+from ...records.evidence import MeasuredRun
+from ...records.fields import Options
+from ...records.studies import StudyRow
+from ...training.config.plan import MIN_UPDATES_PER_EPOCH
+from ..convergence import RESOLUTION, rounded
+from ..jobs import Job
+from ..smoothness import CONSTANT
+from .lab import Costs, Problem
 
 # The fewest updates for a run to be timed: the first update is slower than the others.
 MIN_TIMED_UPDATES = 10

@@ -2,13 +2,13 @@
 
 import math
 
-from experiments.records.evidence import MeasuredRun, TimedUpdate
-from experiments.studies.convergence import SEARCH_SEED, rounded
-from experiments.studies.jobs import Job
-from experiments.studies.recommending.curves import best_runs, noise_over, steps_by
-from experiments.studies.recommending.findings import Findings
-from experiments.studies.recommending.lab import Costs, Lab, Problem
-from experiments.studies.recommending.runs import (
+from ...records.evidence import MeasuredRun, TimedUpdate
+from ..convergence import SEARCH_SEED, rounded
+from ..jobs import Job
+from .curves import best_runs, noise_over, steps_by
+from .findings import Findings
+from .lab import Costs, Lab, Problem
+from .runs import (
     MIN_TIMED_UPDATES,
     constant_options,
     evaluate_every,

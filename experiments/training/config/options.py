@@ -5,15 +5,15 @@ import hashlib
 import json
 from typing import Any
 
-from experiments import _limits, models
-from experiments import data as datasets
-from experiments._errors import UsageError
-from experiments.records.fields import Options
-from experiments.training.recipe import augmentation, schedules
-from experiments.training.recipe.augmentation import AUGMENTATIONS
-from experiments.training.recipe.norms import NORMS
-from experiments.training.recipe.optimizers import OPTIMIZERS
-from experiments.training.recipe.schedules import SCHEDULES
+from ... import _limits, models
+from ... import data as datasets
+from ..._errors import UsageError
+from ...records.fields import Options
+from ..recipe import augmentation, schedules
+from ..recipe.augmentation import AUGMENTATIONS
+from ..recipe.norms import NORMS
+from ..recipe.optimizers import OPTIMIZERS
+from ..recipe.schedules import SCHEDULES
 
 # Options that do not change a run's numbers beyond rounding, so that a run may resume elsewhere or on other devices.
 # (One exception: the memory of the devices limits an automatic ramp.)

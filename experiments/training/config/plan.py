@@ -3,12 +3,12 @@
 import math
 from typing import NamedTuple
 
-from experiments import _limits
-from experiments._errors import UsageError
-from experiments.training.config.options import AUTO, TrainConfig
-from experiments.training.machine.devices import nearest_multiples
-from experiments.training.recipe import schedules
-from experiments.training.recipe.optimizers import OPTIMIZERS
+from ... import _limits
+from ..._errors import UsageError
+from ..machine.devices import nearest_multiples
+from ..recipe import schedules
+from ..recipe.optimizers import OPTIMIZERS
+from .options import AUTO, TrainConfig
 
 # Growth factor of the batch in an automatic ramp.
 RAMP_FACTOR = 2

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments._errors import UsageError
-from experiments.records.runs import StepMemory
-from experiments.training.config.options import REFERENCE_BATCH_SIZE, TrainConfig
-from experiments.training.config.plan import Plan
-from experiments.training.machine import devices as machine
-from experiments.training.recipe.norms import NORMS
-from experiments.training.recipe.optimizers import OPTIMIZERS
+from ..._errors import UsageError
+from ...records.runs import StepMemory
+from ..machine import devices as machine
+from ..recipe.norms import NORMS
+from ..recipe.optimizers import OPTIMIZERS
+from .options import REFERENCE_BATCH_SIZE, TrainConfig
+from .plan import Plan
 
 # Above this peak rate at the reference batch size Nesterov's momentum seldom converges without tuning.
 UNUSUAL_BASE_RATE = 1.0

@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from experiments import models
-from experiments._errors import unknown_name
-from experiments.records.fields import Options
-from experiments.training.config.options import TrainConfig
-from experiments.training.recipe.norms import NORMS
-from experiments.training.recipe.optimizers import OPTIMIZERS
-from experiments.training.recipe.schedules import SCHEDULES
+from ... import models
+from ..._errors import unknown_name
+from ...records.fields import Options
+from ..recipe.norms import NORMS
+from ..recipe.optimizers import OPTIMIZERS
+from ..recipe.schedules import SCHEDULES
+from .options import TrainConfig
 
 
 class Preset(NamedTuple):

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from experiments import _files
-from experiments._errors import UsageError
-from experiments.records.runs import DataFacts, StoredRun
-from experiments.training.config.options import TrainConfig
+from ... import _files
+from ..._errors import UsageError
+from ...records.runs import DataFacts, StoredRun
+from .options import TrainConfig
 
 FILE = "config.json"
 # A run may be made longer, so checkpoints do not depend on these options.

@@ -10,19 +10,19 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from experiments import _users
-from experiments import data as datasets
-from experiments._errors import UsageError, unknown_name
-from experiments.data.domains import DOMAINS, to_domain
-from experiments.records.runs import Result
-from experiments.training.config.stored import read_config
-from experiments.training.evaluation import evaluator
-from experiments.training.evaluation.population import population_statistics
-from experiments.training.machine import devices
-from experiments.training.state import Recipe, TrainState
-from experiments.training.step import single
-from experiments.training.step.parts import make_model, make_optimizer, make_recipe
-from experiments.training.storage.checkpoints import Checkpoints
+from ... import _users
+from ... import data as datasets
+from ..._errors import UsageError, unknown_name
+from ...data.domains import DOMAINS, to_domain
+from ...records.runs import Result
+from ..config.stored import read_config
+from ..machine import devices
+from ..state import Recipe, TrainState
+from ..step import single
+from ..step.parts import make_model, make_optimizer, make_recipe
+from ..storage.checkpoints import Checkpoints
+from . import evaluator
+from .population import population_statistics
 
 RECALIBRATIONS = ("pooled", "layerwise")
 OWN_DOMAIN = "its own"

@@ -6,11 +6,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import data as datasets
-from experiments.records.runs import Result
-from experiments.training.machine.devices import AXIS, place
-from experiments.training.state import Indexed, Source, TrainState
-from experiments.training.step.feeding import read_batch
+from ... import data as datasets
+from ...records.runs import Result
+from ..machine.devices import AXIS, place
+from ..state import Indexed, Source, TrainState
+from ..step.feeding import read_batch
 
 # Enough examples per call to keep a CPU core busy, and few enough to need little memory.
 MAX_EXAMPLES_PER_DEVICE = 512

@@ -13,15 +13,16 @@ from jax.sharding import Mesh, NamedSharding
 from batchnorm_jax import recalibrate
 from batchnorm_jax.linen import moments_fn
 from batchnorm_jax.typing import RecalibrationMode
-from experiments import data as datasets
-from experiments._errors import UsageError
-from experiments.data.domains import to_domain
-from experiments.records.runs import Result
-from experiments.training.evaluation.evaluator import Evaluator
-from experiments.training.machine import devices
-from experiments.training.state import Recipe, TrainState
-from experiments.training.step import carries, single
-from experiments.training.step.run import Run
+
+from ... import data as datasets
+from ..._errors import UsageError
+from ...data.domains import to_domain
+from ...records.runs import Result
+from ..machine import devices
+from ..state import Recipe, TrainState
+from ..step import carries, single
+from ..step.run import Run
+from .evaluator import Evaluator
 
 # A mean over 10,000 images is known to 1% of a standard deviation, 1 / sqrt(10,000); better where norms pool positions.
 POPULATION_EXAMPLES = 10_000

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from experiments._errors import UsageError
+from ..._errors import UsageError
 
 AXIS = "batch"
 # Devices of one CPU wait for each other: on two cores a sum over 256 devices takes 5 s, and over 1,000 devices 20 s.

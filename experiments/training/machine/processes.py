@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments._errors import UsageError
+from ..._errors import UsageError
 
 # Seconds without a heartbeat after which JAX takes a process for dead, and ends the others with an error.
 HEARTBEAT_SECONDS = 20

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from scipy import stats
 
-from experiments._errors import UsageError
+from ..._errors import UsageError
 
 # Enough for the 2.5% and 97.5% quantiles: 50 resamples lie beyond each.
 BOOTSTRAP_RESAMPLES = 2_000

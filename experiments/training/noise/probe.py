@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import data as datasets
-from experiments._errors import UsageError
-from experiments.training.config.options import AUTO, TrainConfig
-from experiments.training.machine import devices
-from experiments.training.noise.estimate import NoiseEstimate, measure_noise
-from experiments.training.state import Batch, TrainState
-from experiments.training.step import single
-from experiments.training.step.parts import make_model
-from experiments.training.step.run import Run
+from ... import data as datasets
+from ..._errors import UsageError
+from ..config.options import AUTO, TrainConfig
+from ..machine import devices
+from ..state import Batch, TrainState
+from ..step import single
+from ..step.parts import make_model
+from ..step.run import Run
+from .estimate import NoiseEstimate, measure_noise
 
 # The shard size where the norm has no span: large enough for batch statistics, small enough to have many shards.
 SHARD_EXAMPLES = 64

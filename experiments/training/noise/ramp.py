@@ -9,11 +9,11 @@ Sources: Smith et al., "Don't Decay the Learning Rate, Increase the Batch Size",
 al., "An Empirical Model of Large-Batch Training", arXiv 1812.06162, 2018, appendix D.
 """
 
-from experiments.records.checkpoints import RampNotes
-from experiments.records.runs import StepMemory
-from experiments.training.config import plan as plans
-from experiments.training.config.plan import RAMP_FACTOR, Plan
-from experiments.training.machine import processes
+from ...records.checkpoints import RampNotes
+from ...records.runs import StepMemory
+from ..config import plan as plans
+from ..config.plan import RAMP_FACTOR, Plan
+from ..machine import processes
 
 
 def grown(plan: Plan, step: int, scale: float) -> Plan:

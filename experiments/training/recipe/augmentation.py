@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from experiments._variants import Register
+from ..._variants import Register
 
 # Pixels added on every side before the crop: He et al. 2015 for images of 32x32.
 PADDING_PIXELS = 4

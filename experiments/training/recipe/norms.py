@@ -12,10 +12,11 @@ from flax import linen as nn
 
 from batchnorm_jax import relaxed_d_max, relaxed_r_max
 from batchnorm_jax.linen import BatchNorm, BatchRenorm
-from experiments._variants import Register
-from experiments.models.normalised import NormFactory
-from experiments.models.resnet import plain
-from experiments.training.machine.devices import AXIS
+
+from ..._variants import Register
+from ...models.normalised import NormFactory
+from ...models.resnet import plain
+from ..machine.devices import AXIS
 
 # Training steps for which the limits of `batchnorm_jax.relaxed_r_max` were made, approximately: the paper's baseline is
 # at its best after 130,000.

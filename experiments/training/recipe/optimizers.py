@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import optax
 
-from experiments._variants import Register
+from ..._variants import Register
 
 LARS_TRUST_COEFFICIENT = 0.001
 # Pairs of steps and gradients that L-BFGS keeps.

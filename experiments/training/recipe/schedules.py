@@ -7,9 +7,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import optax
 
-from experiments import _limits
-from experiments._errors import UsageError
-from experiments._variants import Register
+from ... import _limits
+from ..._errors import UsageError
+from ..._variants import Register
 
 # Default milestones as fractions of the whole training; Goyal et al. divide at epochs 30, 60 and 80 of 90.
 STEP_FRACTIONS = (1 / 3, 2 / 3, 8 / 9)

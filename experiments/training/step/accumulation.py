@@ -10,10 +10,11 @@ from jax import lax
 from jax.sharding import Mesh
 
 from batchnorm_jax import Moments, pool
-from experiments.training.machine.devices import AXIS
-from experiments.training.recipe.averaging import Momentum, average
-from experiments.training.state import Descent, Indexed, Recipe, Source, TrainState
-from experiments.training.step.single import (
+
+from ..machine.devices import AXIS
+from ..recipe.averaging import Momentum, average
+from ..state import Descent, Indexed, Recipe, Source, TrainState
+from .single import (
     REPLICATED,
     SHARDED,
     device_varying,

@@ -7,7 +7,7 @@ import jax
 from flax import linen as nn
 from jax import lax
 
-from experiments.training.machine.devices import AXIS
+from ..machine.devices import AXIS
 
 
 def per_device() -> contextlib.AbstractContextManager:

@@ -9,13 +9,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments import data as datasets
-from experiments._errors import UsageError
-from experiments.training.config.options import TrainConfig
-from experiments.training.config.plan import Position
-from experiments.training.machine.devices import AXIS, place
-from experiments.training.recipe.optimizers import OPTIMIZERS
-from experiments.training.state import Batch, Indexed, Source
+from ... import data as datasets
+from ..._errors import UsageError
+from ..config.options import TrainConfig
+from ..config.plan import Position
+from ..machine.devices import AXIS, place
+from ..recipe.optimizers import OPTIMIZERS
+from ..state import Batch, Indexed, Source
 
 # The largest share of a device's memory that a resident data set may take; the rest is for the training step.
 RESIDENT_MEMORY_SHARE = 0.25

@@ -7,12 +7,12 @@ from flax import linen as nn
 from jax import lax
 from jax.sharding import Mesh
 
-from experiments.training.machine.devices import AXIS
-from experiments.training.recipe.averaging import Momentum
-from experiments.training.recipe.optimizers import kernels
-from experiments.training.state import Recipe, Source, TrainState
-from experiments.training.step.accumulation import merge, running_average
-from experiments.training.step.single import REPLICATED, examples_in, losses_of, pick, specs
+from ..machine.devices import AXIS
+from ..recipe.averaging import Momentum
+from ..recipe.optimizers import kernels
+from ..state import Recipe, Source, TrainState
+from .accumulation import merge, running_average
+from .single import REPLICATED, examples_in, losses_of, pick, specs
 
 
 def full_batch_step(

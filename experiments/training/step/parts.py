@@ -5,11 +5,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import models
-from experiments.training.config import plan as plans
-from experiments.training.config.options import TrainConfig
-from experiments.training.recipe import norms, optimizers, schedules
-from experiments.training.state import Descent, Recipe
+from ... import models
+from ..config import plan as plans
+from ..config.options import TrainConfig
+from ..recipe import norms, optimizers, schedules
+from ..state import Descent, Recipe
 
 
 def make_model(config: TrainConfig, num_classes: int, total_steps: int = 1) -> Any:

@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from experiments import _users
-from experiments import data as datasets
-from experiments.training.config import plan as plans
-from experiments.training.config.options import TrainConfig
-from experiments.training.machine import devices
-from experiments.training.recipe.averaging import Momentum
-from experiments.training.recipe.optimizers import OPTIMIZERS
-from experiments.training.state import Descent, Recipe, Source, TrainState
-from experiments.training.step import feeding, single, trial, updates
-from experiments.training.step.parts import make_descent, make_model, make_recipe
+from ... import _users
+from ... import data as datasets
+from ..config import plan as plans
+from ..config.options import TrainConfig
+from ..machine import devices
+from ..recipe.averaging import Momentum
+from ..recipe.optimizers import OPTIMIZERS
+from ..state import Descent, Recipe, Source, TrainState
+from . import feeding, single, trial, updates
+from .parts import make_descent, make_model, make_recipe
 
 
 class Run(NamedTuple):

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 from jax import lax
 
-from experiments._errors import UsageError
-from experiments.training.machine.devices import AXIS
+from ..._errors import UsageError
+from ..machine.devices import AXIS
 
 
 def shared(batch_stats: Any, statistics_of: Callable[[Any], Any], params: Any) -> Any:

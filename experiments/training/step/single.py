@@ -11,11 +11,12 @@ from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
 from batchnorm_jax.linen import synchronize
-from experiments.training.machine.devices import AXIS
-from experiments.training.recipe.augmentation import augment
-from experiments.training.recipe.averaging import Momentum, averaged
-from experiments.training.state import Batch, Descent, Indexed, Recipe, Source, TrainState
-from experiments.training.step import carries, sharing
+
+from ..machine.devices import AXIS
+from ..recipe.augmentation import augment
+from ..recipe.averaging import Momentum, averaged
+from ..state import Batch, Descent, Indexed, Recipe, Source, TrainState
+from . import carries, sharing
 
 REPLICATED, SHARDED = PartitionSpec(), PartitionSpec(AXIS)
 

@@ -6,10 +6,10 @@ from flax import linen as nn
 from jax import lax
 from jax.sharding import Mesh
 
-from experiments.training.machine.devices import AXIS
-from experiments.training.recipe.averaging import Momentum
-from experiments.training.state import Descent, Indexed, Recipe, Source, TrainState
-from experiments.training.step.single import REPLICATED, device_varying, losses_of, pick, specs, step_key, update
+from ..machine.devices import AXIS
+from ..recipe.averaging import Momentum
+from ..state import Descent, Indexed, Recipe, Source, TrainState
+from .single import REPLICATED, device_varying, losses_of, pick, specs, step_key, update
 
 
 def split_step(model: nn.Module, descent: Descent, mesh: Mesh, recipe: Recipe, backwards: int, momentum: Momentum):

@@ -10,13 +10,14 @@ import numpy as np
 from flax import linen as nn
 
 from batchnorm_jax.linen import BatchNorm
-from experiments import _users, models
-from experiments import data as datasets
-from experiments._errors import UsageError
-from experiments.training.config.options import TrainConfig
-from experiments.training.config.preflight import Trial
-from experiments.training.recipe.norms import NORMS
-from experiments.training.state import Batch, TrainState
+
+from ... import _users, models
+from ... import data as datasets
+from ..._errors import UsageError
+from ..config.options import TrainConfig
+from ..config.preflight import Trial
+from ..recipe.norms import NORMS
+from ..state import Batch, TrainState
 
 # With one image, a model that returns a single answer for the whole batch could not be told from a correct one.
 TRACED_IMAGES = 2

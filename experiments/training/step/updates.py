@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.training.config.options import TrainConfig
-from experiments.training.config.plan import Plan
-from experiments.training.machine import devices
-from experiments.training.recipe.averaging import Momentum
-from experiments.training.recipe.norms import NORMS
-from experiments.training.recipe.optimizers import OPTIMIZERS
-from experiments.training.state import Descent, Recipe, Source, TrainState
-from experiments.training.step import accumulation, full_batch, single, splitting
-from experiments.training.step.parts import make_model
+from ..config.options import TrainConfig
+from ..config.plan import Plan
+from ..machine import devices
+from ..recipe.averaging import Momentum
+from ..recipe.norms import NORMS
+from ..recipe.optimizers import OPTIMIZERS
+from ..state import Descent, Recipe, Source, TrainState
+from . import accumulation, full_batch, single, splitting
+from .parts import make_model
 
 
 class Program(NamedTuple):

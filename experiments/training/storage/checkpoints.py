@@ -17,10 +17,10 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
-from experiments import _files
-from experiments._errors import StorageError, UsageError
-from experiments.records.checkpoints import Beside, Described, Notes
-from experiments.training.state import TrainState
+from ... import _files
+from ..._errors import StorageError, UsageError
+from ...records.checkpoints import Beside, Described, Notes
+from ..state import TrainState
 
 MAX_CHECKPOINTS = 3
 NO_NOTES = Notes()

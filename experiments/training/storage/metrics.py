@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from experiments import _files
-from experiments.records.runs import EvaluationRow, MetricsRow, NoiseRow, Result, metrics_row
+from ... import _files
+from ...records.runs import EvaluationRow, MetricsRow, NoiseRow, Result, metrics_row
 
 FILE = "metrics.jsonl"
 # Fields that are constant, or a straight line, in every run, so that a TensorBoard chart of them shows nothing.

@@ -10,8 +10,8 @@ try:
 except ImportError:  # Not on Windows.
     fcntl = None
 
-from experiments import _files, _workdirs
-from experiments._errors import UsageError
+from ... import _files, _workdirs
+from ..._errors import UsageError
 
 
 @contextlib.contextmanager
