@@ -8,7 +8,7 @@ from flax import nnx
 
 from batchnorm_jax import UnchangedNormWarning
 from batchnorm_jax import nnx as ours_nnx
-from tests.test_synchronize import attributes
+from tests.library.test_synchronize import attributes
 
 
 def draw(shape):

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchnorm_jax.nnx import BatchNorm, BatchRenorm, fold
+from tests.library.test_fold_linen import BFLOAT16_TOLERANCE, TOLERANCE, draw
 from tests.reference import normwise_error
-from tests.test_fold_linen import BFLOAT16_TOLERANCE, TOLERANCE, draw
 
 
 def drawn(model, seed=1):

@@ -8,9 +8,9 @@ from flax import linen as nn
 from flax import nnx
 
 from batchnorm_jax.nnx import BatchNorm, fold
+from tests.library.test_fold_linen import TOLERANCE, draw
+from tests.library.test_fold_nnx import drawn
 from tests.reference import normwise_error
-from tests.test_fold_linen import TOLERANCE, draw
-from tests.test_fold_nnx import drawn
 
 
 class Own(nnx.BatchNorm):

@@ -10,8 +10,8 @@ import pytest
 from jax.ad_checkpoint import checkpoint_name
 
 from batchnorm_jax.linen import BatchNorm, fold
+from tests.library.test_fold_linen import check, draw, drawn
 from tests.reference import normwise_error
-from tests.test_fold_linen import check, draw, drawn
 
 
 class Standardized(nn.Dense):
