@@ -1,6 +1,26 @@
-"""Trains models, and measures and chooses batch sizes. The entry points are `python -m experiments.NAME`."""
+"""Trains models, and measures and chooses batch sizes: `python -m experiments.NAME` in a checkout.
 
+Installed by `pip install 'batchnorm_jax[experiments]'`, this package is `batchnorm_jax_experiments`, and its programs
+are the commands `batchnorm-NAME`.
+"""
+
+import importlib.util
 import sys
+from pathlib import Path
+
+# What the extra `experiments` installs, by the names of import.
+_NEEDED = (
+    "absl",
+    "flax",
+    "matplotlib",
+    "msgspec",
+    "optax",
+    "orbax",
+    "scipy",
+    "sklearn",
+    "tensorboardX",
+    "tensorflow_datasets",
+)
 
 
 def _say_interrupted(kind, error, traceback) -> None:
@@ -10,7 +30,9 @@ def _say_interrupted(kind, error, traceback) -> None:
         sys.__excepthook__(kind, error, traceback)
 
 
-# `sys.argv[0]` is "-m" while Python looks up the module to run. Its imports take seconds, and Ctrl-C during them should
-# not print a traceback.
-if sys.argv[:1] == ["-m"]:
+# While Python looks up the module to run, `sys.argv[0]` is "-m". The imports of a program take seconds, and neither
+# Ctrl-C during them nor a package that is not installed should print a traceback.
+if sys.argv[:1] == ["-m"] or Path(sys.argv[0]).name.startswith("batchnorm-"):
     sys.excepthook = _say_interrupted
+    if _missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
+        sys.exit(f"error: not installed: {', '.join(_missing)}; pip install 'batchnorm_jax[experiments]'")

@@ -1,10 +1,57 @@
-"""Commands in a form to show and store: quoted, and without the absolute paths of the machine that ran them."""
+"""Commands as they are run, and in a form to show and store: quoted, without the absolute paths of a machine.
+
+This package has two names: `experiments` in a checkout, where `python -m experiments.train` runs a program, and
+`batchnorm_jax_experiments` where it is installed, and the same program is the command `batchnorm-train`.
+"""
 
 import re
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+# The name in a checkout, which module docstrings use.
+CHECKOUT = "experiments"
+PACKAGE = __name__.partition(".")[0]
+
+
+def module(name: str) -> str:
+    """Returns the full name of a module of this package.
+
+    Example:
+      >>> module("studies.worker")
+      'experiments.studies.worker'
+    """
+    return f"{PACKAGE}.{name}"
+
+
+def program(name: str) -> str:
+    """Returns what a message calls a program: its module in a checkout, its command where it is installed.
+
+    Example:
+      >>> program("batch_size_study")
+      'experiments.batch_size_study'
+    """
+    return module(name) if PACKAGE == CHECKOUT else f"batchnorm-{name.replace('_', '-')}"
+
+
+def start(name: str) -> list[str]:
+    """Returns the words that start a program on a command line.
+
+    Example:
+      >>> start("train")
+      ['python', '-m', 'experiments.train']
+    """
+    return ["python", "-m", program(name)] if PACKAGE == CHECKOUT else [program(name)]
+
+
+def as_run_here(text: str) -> str:
+    """Returns a text that names programs as a checkout does, with the names that they have here."""
+    return re.sub(
+        rf"(python -m )?\b{CHECKOUT}\.([a-z_]+)",
+        lambda found: shlex.join(start(found[2])) if found[1] else program(found[2]),
+        text,
+    )
 
 
 def shareable(argument: str) -> str:

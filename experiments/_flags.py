@@ -2,11 +2,12 @@
 
 import dataclasses
 import logging as standard_logging
+import os
 import sys
 import types
 import typing
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -205,16 +206,24 @@ def parse(arguments: list[str], positional: str | None = None) -> None:
             _workdirs.check_can_be_made(Path(str(values[name].value)), name)
 
 
-def run(main, errors: tuple[type[Exception], ...] = (UsageError,), *, positional: str | None = None) -> None:
-    """Runs an entry point; prints errors that a user can fix without a traceback, and exits with status 2 then.
+def run(
+    define_flags: Callable[[], None],
+    main: Callable[[], int | None],
+    errors: tuple[type[Exception], ...] = (UsageError,),
+    *,
+    positional: str | None = None,
+) -> None:
+    """Runs a program; prints errors that a user can fix without a traceback, and exits with status 2 then.
 
     Args:
-      main: the entry point, which returns the exit status of the program; None means 0.
+      define_flags: defines the program's flags.
+      main: the program, which returns its exit status; None means 0.
       errors: the types of the errors to print without a traceback, beside `StorageError`.
       positional: the flag that an argument without a name sets; None: such an argument is refused.
     """
-    if (text := _help.asked(sys.argv[1:])) is not None:
-        print(text)
+    define_flags()
+    if (text := _help.asked(sys.argv[1:], main.__module__)) is not None:
+        _print(text)
         return
 
     def parsed(arguments):
@@ -239,6 +248,15 @@ def run(main, errors: tuple[type[Exception], ...] = (UsageError,), *, positional
             sys.exit(INTERRUPTED_STATUS)
 
     app.run(wrapped, flags_parser=parsed)
+
+
+def _print(text: str) -> None:
+    """Prints a text, to a reader such as `head` that may take only a part of it."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python flushes the output again as it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _end_without_devices() -> None:

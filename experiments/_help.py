@@ -9,6 +9,8 @@ from absl import flags
 
 import batchnorm_jax
 
+from . import _commands
+
 # Flags by title, in the order in which they are shown; a flag that is missing here is shown under `MORE`.
 GROUPS = {
     "Actions": (
@@ -42,11 +44,16 @@ MORE = "More"
 TEXT_COLUMN = 28
 
 
-def asked(arguments: list[str]) -> str | None:
-    """Returns the text of `--help` or `--version` if the arguments hold one of these flags, else None."""
+def asked(arguments: list[str], program: str) -> str | None:
+    """Returns the text of `--help` or `--version` if the arguments hold one of these flags, else None.
+
+    Args:
+      arguments: the arguments of the command line.
+      program: the name of the program's module; its docstring is the description.
+    """
     given = {argument.lstrip("-") for argument in arguments if argument.startswith("-")}
     if given & {"help", "helpshort", "h", "?"}:
-        return text(sys.modules["__main__"].__doc__ or "")
+        return text(program)
     return version() if "version" in given else None
 
 
@@ -58,14 +65,17 @@ def version() -> str:
     )
 
 
-def text(about: str) -> str:
-    """Returns the help of the running program: a description, then its flags in groups.
+def text(program: str) -> str:
+    """Returns the help of a program: a description, then its flags in groups.
 
     Args:
-      about: the description.
+      program: the name of the program's module.
     """
     columns = min(shutil.get_terminal_size().columns, 120)
-    own = {flag.name: flag for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])}
+    about = _commands.as_run_here(sys.modules[program].__doc__ or "")
+    # absl knows the main module by the path of its file.
+    defined_by = sys.argv[0] if program == "__main__" else program
+    own = {flag.name: flag for flag in flags.FLAGS.get_key_flags_for_module(defined_by)}
     listed = {name for names in GROUPS.values() for name in names}
     groups = {**GROUPS, MORE: tuple(sorted(set(own) - listed))}
     lines = [about.strip(), ""]

@@ -5,16 +5,16 @@ import os
 import re
 from pathlib import Path
 
-from . import _files
+from . import _commands, _files
 from ._errors import UsageError
 
 RUN, STUDY, NORM_STUDY, RECOMMENDATION = "train", "batch_size_study", "norm_study", "recommend"
 # The results of each program, as an error message calls them.
 RESULTS_OF = {
-    RUN: "a run of experiments.train",
-    STUDY: "a study of experiments.batch_size_study",
-    NORM_STUDY: "a study of experiments.norm_study",
-    RECOMMENDATION: "a recommendation of experiments.recommend",
+    RUN: f"a run of {_commands.program(RUN)}",
+    STUDY: f"a study of {_commands.program(STUDY)}",
+    NORM_STUDY: f"a study of {_commands.program(NORM_STUDY)}",
+    RECOMMENDATION: f"a recommendation of {_commands.program(RECOMMENDATION)}",
 }
 # The file that names the program. Folders of earlier versions lack it; there the result files tell.
 MARK_FILE = ".program"

@@ -32,14 +32,15 @@ def define_flags() -> None:
         among=tuple(QUESTIONS),
         kind="part",
     )
+    train = _commands.program("train")
     helps = {
         "dataset": "Data set in place of the preset's; also 'package.module:function'.",
         "data_dir": "TFDS data directory. Default: TFDS's own.",
-        "image_size": "As for experiments.train.",
+        "image_size": f"As for {train}.",
         "model": "Model in place of the preset's; also 'package.module:factory'.",
         "norm": "Norm of every run. Default: none where batch sizes from 1 on are compared, else batch.",
         "target_accuracy": "Accuracy that the runs to a target stop at, such as 0.98.",
-        "num_devices": "Devices of every run. Default: as experiments.train.",
+        "num_devices": f"Devices of every run. Default: as {train}.",
         "workdir": "Folder for the results. Default: runs/batch_size_study-PRESET.",
     }
     _flags.define(TrainConfig, tuple(helps), dict.fromkeys(helps), helps)
@@ -96,7 +97,7 @@ def main() -> int:
             print(line)
         return 0
     _workdirs.claim(folder, _workdirs.STUDY)
-    words = ["python", "-m", "experiments.batch_size_study", *sys.argv[1:]]
+    words = [*_commands.start("batch_size_study"), *sys.argv[1:]]
     note_command(folder, _commands.shareable_command(words))
     failed = batch_size.run(study, parts, folder)
     print(f"report      {write_study_page(folder)}")
@@ -110,6 +111,10 @@ def note_command(folder: Path, command: str) -> None:
     _files.write(made, "".join(f"{line}\n" for line in dict.fromkeys([*commands, command])))
 
 
+def run() -> None:
+    """Runs the program, as `python -m experiments.batch_size_study` and as the command `batchnorm-batch-size-study`."""
+    _flags.run(define_flags, main)
+
+
 if __name__ == "__main__":
-    define_flags()
-    _flags.run(main)
+    run()

@@ -24,6 +24,10 @@ def main() -> None:
     suites.run(_flags.made(suites.Request), sys.argv[1:])
 
 
+def run() -> None:
+    """Runs the program, as `python -m experiments.benchmark` and as the command `batchnorm-benchmark`."""
+    _flags.run(define_flags, main)
+
+
 if __name__ == "__main__":
-    define_flags()
-    _flags.run(main)
+    run()

@@ -6,7 +6,7 @@ statistics of the domain.
 
 from absl import flags
 
-from . import _flags, _limits
+from . import _commands, _flags, _limits
 from ._errors import UsageError
 from .data.domains import DOMAINS
 from .training.config.options import TrainConfig
@@ -52,7 +52,7 @@ def define_flags() -> None:
 def main() -> None:
     """Evaluates as the flags say, and prints one line per split."""
     if FLAGS.checkpoint is None:
-        raise UsageError("give the folder of a run (its --workdir): experiments.evaluate runs/NAME")
+        raise UsageError(f"give the folder of a run (its --workdir): {_commands.program('evaluate')} runs/NAME")
     step, rows = evaluate_checkpoint(
         FLAGS.checkpoint,
         FLAGS.domain or (),
@@ -87,6 +87,10 @@ def _table(rows: list[Evaluated], *, domains: bool) -> list[str]:
     return lines
 
 
+def run() -> None:
+    """Runs the program, as `python -m experiments.evaluate` and as the command `batchnorm-evaluate`."""
+    _flags.run(define_flags, main, positional="checkpoint")
+
+
 if __name__ == "__main__":
-    define_flags()
-    _flags.run(main, positional="checkpoint")
+    run()

@@ -35,6 +35,10 @@ def main() -> int:
     return _commands.status_of_study(failed)
 
 
+def run() -> None:
+    """Runs the program, as `python -m experiments.norm_study` and as the command `batchnorm-norm-study`."""
+    _flags.run(define_flags, main)
+
+
 if __name__ == "__main__":
-    define_flags()
-    _flags.run(main)
+    run()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from absl import flags
 
-from . import _flags
+from . import _commands, _flags
 from .reporting import recommendation_lines, write_recommendation_page
 from .studies.recommending.run import FILE, recommend
 from .training.config.options import TrainConfig
@@ -23,10 +23,11 @@ OPTIONS = ("dataset", "data_dir", "image_size", "model", "norm", "span", "dtype"
 
 def define_flags() -> None:
     """Defines the flags; a program that only imports this module has none of them."""
+    as_there = f"As for {_commands.program('train')}"
     helps = {
-        "dataset": "As for experiments.train; also 'package.module:function'.",
-        "model": "As for experiments.train; also 'package.module:factory'.",
-        **dict.fromkeys(("image_size", "norm", "span", "dtype", "num_devices"), "As for experiments.train."),
+        "dataset": f"{as_there}; also 'package.module:function'.",
+        "model": f"{as_there}; also 'package.module:factory'.",
+        **dict.fromkeys(("image_size", "norm", "span", "dtype", "num_devices"), f"{as_there}."),
         "target_accuracy": "Accuracy to reach as fast as possible, such as 0.98. Default: none.",
         "workdir": "Folder for the results. Default: runs/recommend-DATASET-MODEL.",
     }
@@ -66,6 +67,10 @@ def main() -> None:
         say("\n".join([*recommendation_lines(result), "", f"report    {page}"]))
 
 
+def run() -> None:
+    """Runs the program, as `python -m experiments.recommend` and as the command `batchnorm-recommend`."""
+    _flags.run(define_flags, main)
+
+
 if __name__ == "__main__":
-    define_flags()
-    _flags.run(main)
+    run()

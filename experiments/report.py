@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl import flags
 
-from . import _flags, _limits, _workdirs
+from . import _commands, _flags, _limits, _workdirs
 from ._errors import UsageError
 from .reporting import write_norm_study_page, write_page, write_recommendation_page, write_study_page
 
@@ -27,7 +27,9 @@ def define_flags() -> None:
 def main() -> None:
     """Writes the page of the folder that --workdir gives."""
     if FLAGS.workdir is None:
-        raise UsageError("give the folder of a run, a study or a recommendation: experiments.report runs/NAME")
+        raise UsageError(
+            f"give the folder of a run, a study or a recommendation: {_commands.program('report')} runs/NAME"
+        )
     print(f"written to {_writer(FLAGS.workdir)(FLAGS.workdir)}")
 
 
@@ -41,6 +43,10 @@ def _writer(workdir: str):
     return writers.get(_workdirs.program_of(Path(workdir)) or "", write_page)
 
 
+def run() -> None:
+    """Runs the program, as `python -m experiments.report` and as the command `batchnorm-report`."""
+    _flags.run(define_flags, main, positional="workdir")
+
+
 if __name__ == "__main__":
-    define_flags()
-    _flags.run(main, positional="workdir")
+    run()

@@ -11,7 +11,7 @@ import sys
 import jax
 from absl import flags
 
-from . import _flags
+from . import _commands, _flags
 from ._errors import StorageError, UsageError
 from ._users import is_users_own
 from .reporting import write_page
@@ -63,7 +63,7 @@ def main() -> None:
     for name, result in (summary.recalibrated or {}).items():
         print(
             f"warning   {name}: {result.accuracy:.2%} with statistics of training images in place of running ones; "
-            "`python -m experiments.evaluate --recalibrate=pooled` uses them"
+            f"`{shlex.join(_commands.start('evaluate'))} --recalibrate=pooled` uses them"
         )
     if summary.target:
         reached = summary.reached_after
@@ -72,12 +72,16 @@ def main() -> None:
     if summary.overhead is not None:
         say(f"overhead  {summary.overhead:.1%} of training is outside the compiled step")
     own = [f"--{name}={value}" for name in ("model", "dataset") if is_users_own(value := getattr(config, name))]
-    evaluate = ["python", "-m", "experiments.evaluate", f"--checkpoint={config.workdir}", *own]
+    evaluate = [*_commands.start("evaluate"), f"--checkpoint={config.workdir}", *own]
     print(f"evaluate  {shlex.join(evaluate)}")
     print(f"curves    {shlex.join(['tensorboard', f'--logdir={config.workdir}'])}")
     print(f"report    {write_page(str(config.workdir))}")
 
 
+def run() -> None:
+    """Runs the program, as `python -m experiments.train` and as the command `batchnorm-train`."""
+    _flags.run(define_flags, main, (UsageError, NonFiniteLossError))
+
+
 if __name__ == "__main__":
-    define_flags()
-    _flags.run(main, (UsageError, NonFiniteLossError))
+    run()

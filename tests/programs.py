@@ -37,11 +37,17 @@ def start(*_, **__):
     raise StartedError
 
 
-def use_own_flags(module, monkeypatch):
-    """Gives a program its own set of flags, and returns the set."""
+def use_no_flags(module, monkeypatch):
+    """Gives a program its own, empty set of flags, and returns the set."""
     values = flags.FlagValues()
     monkeypatch.setattr(flags, "FLAGS", values)
     monkeypatch.setattr(module, "FLAGS", values)
+    return values
+
+
+def use_own_flags(module, monkeypatch):
+    """Gives a program its own set of flags, and returns the set."""
+    values = use_no_flags(module, monkeypatch)
     module.define_flags()
     return values
 
@@ -54,13 +60,13 @@ def stop_before_work(name, monkeypatch):
         monkeypatch.setattr(getattr(module, place[0]) if place else module, function, start)
 
 
-def run(module, arguments, monkeypatch, **options):
+def run(module, arguments, monkeypatch):
     """Runs a program as its command line would, and returns its exit status."""
-    use_own_flags(module, monkeypatch)
+    use_no_flags(module, monkeypatch)
     monkeypatch.setattr(sys, "argv", [f"experiments.{module.__name__}", *arguments])
     monkeypatch.setattr(_flags.app, "run", lambda main, flags_parser: sys.exit(main(flags_parser(sys.argv))))
     with pytest.raises(SystemExit) as ended:
-        _flags.run(module.main, **options)
+        module.run()
     return ended.value.code or 0
 
 

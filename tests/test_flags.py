@@ -4,13 +4,14 @@ import contextlib
 import os
 import re
 import shlex
+import sys
 
 import jax
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from experiments import _commands, _flags, batch_size_study
+from experiments import _commands, _flags, batch_size_study, report
 from experiments._errors import UsageError
 from experiments.benchmarking import suites
 from experiments.studies import jobs
@@ -22,6 +23,7 @@ from tests.programs import (
     run,
     start,
     stop_before_work,
+    use_no_flags,
     use_own_flags,
 )
 
@@ -168,7 +170,7 @@ def test_each_of_many_drawn_values_is_refused_or_work_begins(place, name, data):
 )  # fmt: skip
 def test_a_refused_flag_prints_one_line_and_exits_with_2(place, capsys, monkeypatch, name, arguments, message):
     stop_before_work(name, monkeypatch)
-    assert run(PROGRAMS[name][0], arguments, monkeypatch, positional=POSITIONAL.get(name)) == 2
+    assert run(PROGRAMS[name][0], arguments, monkeypatch) == 2
     said = capsys.readouterr().err
     assert said.startswith(f"error: {message}") and said.count("\n") == 1
 
@@ -184,6 +186,18 @@ def test_a_folder_that_is_read_only_is_refused(place, monkeypatch):
     (place / "closed").mkdir(mode=0o500)
     with pytest.raises(UsageError, match="--workdir=closed/run cannot be written to"):
         begin("train", ["--workdir=closed/run"], monkeypatch)
+
+
+def test_a_reader_that_takes_a_part_of_the_help_gets_no_traceback(monkeypatch):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as closed, monkeypatch.context() as patched:
+        patched.setattr(sys, "argv", ["report", "--help"])
+        patched.setattr(sys, "stdout", closed)
+        use_no_flags(report, patched)
+        report.run()
+        # What is still buffered goes to the null device.
+        closed.flush()
 
 
 def test_ctrl_c_ends_with_one_line(monkeypatch, capsys):

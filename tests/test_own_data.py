@@ -36,7 +36,7 @@ def test_the_page_runs(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patched:
         assert run(train, [*commands[0][3:], "--num_devices=2"], patched) == 0
     with monkeypatch.context() as patched:
-        assert run(evaluate, [*commands[1][3:], "--num_devices=2"], patched, positional="checkpoint") == 0
+        assert run(evaluate, [*commands[1][3:], "--num_devices=2"], patched) == 0
     said = capsys.readouterr().out
     assert float(re.findall(r"^test +100 +([\d.]+)%", said, re.MULTILINE)[-1]) > 90
     assert (tmp_path / "runs/mine/report.html").exists()
@@ -110,7 +110,7 @@ def test_presets_are_listed_with_result_and_source(monkeypatch, capsys):
 
 @pytest.mark.parametrize("given", [["--version"], ["-version", "--batch_size=1"]])
 def test_the_version_is_said_whatever_else_is_given(given):
-    assert re.fullmatch(r"batchnorm_jax \S+; jax \S+, flax \S+, optax \S+, numpy \S+", _help.asked(given) or "")
+    assert re.fullmatch(r"batchnorm_jax \S+; jax \S+, flax \S+, optax \S+, numpy \S+", _help.asked(given, "") or "")
 
 
 def test_every_option_of_a_run_is_in_a_group():
@@ -120,7 +120,7 @@ def test_every_option_of_a_run_is_in_a_group():
 
 
 def test_evaluate_says_what_is_missing(monkeypatch, capsys):
-    assert run(evaluate, [], monkeypatch, positional="checkpoint") == 2
+    assert run(evaluate, [], monkeypatch) == 2
     assert "experiments.evaluate runs/NAME" in capsys.readouterr().err
 
 

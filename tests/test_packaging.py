@@ -2,6 +2,7 @@
 
 import ast
 import itertools
+import json
 import re
 import subprocess
 import sys
@@ -14,6 +15,30 @@ import pytest
 import batchnorm_jax
 
 ROOT = Path(__file__).parent.parent
+
+# A user's own data and model, which know the installed package.
+MINE = """
+import numpy as np
+from flax import linen as nn
+
+from batchnorm_jax_experiments.data import Dataset, Examples
+
+
+def dataset():
+    images = np.arange(64 * 4, dtype=np.uint8).reshape(64, 2, 2, 1)
+    examples = Examples(images, (np.arange(64) % 2).astype(np.int32))
+    return Dataset("mine", examples, {"test": examples}, 2)
+
+
+class Dense(nn.Module):
+    @nn.compact
+    def __call__(self, images, train):
+        return nn.Dense(2)(images.reshape(len(images), -1))
+
+
+def model(num_classes):
+    return Dense()
+"""
 
 # A module may import those of its own row and of the rows above it.
 LIBRARY = [
@@ -125,27 +150,94 @@ def test_experiments_use_the_public_library_and_only_entry_points_use_flags():
             assert name != "absl.flags" or path.parent == ROOT / "experiments", path
 
 
-def test_the_wheel_holds_the_library_alone(tmp_path):
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
     subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)],
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)],
         check=True,
         capture_output=True,
     )
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"batchnorm_jax"}
-    assert "batchnorm_jax/py.typed" in names
-    # It imports from the wheel alone, away from the checkout.
+    (made,) = folder.glob("*.whl")
+    return made
+
+
+def test_the_wheel_holds_both_packages_whole_and_nothing_else(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    folders = {"batchnorm_jax": "batchnorm_jax", "experiments": "batchnorm_jax_experiments"}
+    # A checkout may hold what no commit does.
+    tracked = subprocess.run(
+        ["git", "ls-files", "-z", *folders], check=True, capture_output=True, text=True, cwd=ROOT
+    ).stdout.split("\0")
+    assert len(tracked) > 100
+    for path in filter(None, tracked):
+        folder, _, rest = path.partition("/")
+        if (ROOT / path).exists():
+            assert f"{folders[folder]}/{rest}" in names
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == set(folders.values())
+
+
+def test_the_library_works_from_the_wheel_alone(wheel):
     code = "import batchnorm_jax, batchnorm_jax.linen, batchnorm_jax.nnx; print(batchnorm_jax.__file__)"
-    out = subprocess.run(
-        [sys.executable, "-c", code],
+    said = run_from(wheel, ["-c", code]).stdout
+    assert str(wheel) in said
+
+
+def run_from(wheel, arguments, **options):
+    """Runs Python in the wheel's folder, away from the checkout."""
+    return subprocess.run(
+        [sys.executable, *arguments],
         check=True,
         capture_output=True,
         text=True,
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(wheel), "JAX_PLATFORMS": "cpu"},
+        cwd=wheel.parent,
+        env={"PYTHONPATH": str(wheel), "JAX_PLATFORMS": "cpu", "NPROC": "16"},
+        **options,
     )
-    assert str(wheel) in out.stdout
+
+
+def scripts():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+
+
+def test_every_program_is_a_console_script():
+    programs = {path.stem for path in (ROOT / "experiments").glob("*.py") if "\ndef run() -> None:" in path.read_text()}
+    assert programs == EXPERIMENTS[-1]
+    assert scripts() == {
+        f"batchnorm-{name.replace('_', '-')}": f"batchnorm_jax_experiments.{name}:run" for name in programs
+    }
+
+
+def test_the_programs_work_from_the_wheel_alone(wheel, tmp_path):
+    """They run without a checkout, name themselves as commands, and the worker of a study finds them."""
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+
+    def command(name, *arguments):
+        module, function = scripts()[name].split(":")
+        code = f"import sys; sys.argv[0] = {name!r}; from {module} import {function}; sys.exit({function}())"
+        ended = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={"JAX_PLATFORMS": "cpu", "NPROC": "16"},
+        )
+        assert "experiments." not in ended.stdout.replace("batchnorm_jax_experiments.", "")
+        return ended
+
+    (tmp_path / "mine.py").write_text(MINE)
+    own = ["--dataset=mine:dataset", "--model=mine:model", "--num_devices=1"]
+    trained = command("batchnorm-train", *own, "--batch_size=16", "--steps=2", "--warmup_epochs=0", "--workdir=run")
+    assert trained.returncode == 0, trained.stderr
+    assert "evaluate  batchnorm-evaluate --checkpoint=run" in trained.stdout
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["command"].startswith("batchnorm-train --data")
+    studied = command("batchnorm-recommend", *own, "--budget_minutes=0.02", "--workdir=found")
+    assert studied.returncode == 0, studied.stderr
+    assert (tmp_path / "found" / "recommendation.json").exists()
+    assert "batchnorm_jax_experiments.studies.beginning" in (tmp_path / "found" / "worker.log").read_text()
+    helped = command("batchnorm-evaluate", "--help")
+    assert "batchnorm-evaluate runs/NAME" in helped.stdout and "--checkpoint" in helped.stdout
 
 
 def test_one_version_and_one_set_of_facts():

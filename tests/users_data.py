@@ -1,5 +1,7 @@
 """Data sets as users write them: valid ones, and ones with the mistakes that are refused."""
 
+import importlib
+
 import numpy as np
 
 from experiments.data import Examples, Stream
@@ -58,11 +60,24 @@ def late(images, labels):
     return images, labels
 
 
+def by_other_name():
+    """Returns a data set of the classes that the package has by its other name."""
+    installed = importlib.import_module("batchnorm_jax_experiments.data")
+    return installed.Dataset(*TINY._replace(train=installed.Examples(*TINY.train)))
+
+
+def stream_by_other_name():
+    installed = importlib.import_module("batchnorm_jax_experiments.data")
+    return installed.Stream(Source(), None, random_crops=False)
+
+
 GOOD = {
     "int64": lambda: of_train(IMAGES, LABELS.astype(np.int64)),
     "own": lambda: TINY._replace(train=Own()),
     "numpy_shape": lambda: TINY._replace(train=Own(image_shape=tuple(np.array([8, 8, 1])))),
     "stream": lambda: TINY._replace(train=Stream(Source(), None, random_crops=False), num_classes=8),
+    "other_name": by_other_name,
+    "other_names_stream": lambda: TINY._replace(train=stream_by_other_name(), num_classes=8),
 }
 # The function that makes the data set, and the pattern of the error.
 WRONG = {

@@ -24,7 +24,7 @@ def write(rows: object, path: Path, arguments: Sequence[str]) -> Path:
     """
     installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
     made_by = {
-        "command": _commands.shareable_command(["python", "-m", "experiments.benchmark", *arguments]),
+        "command": _commands.shareable_command([*_commands.start("benchmark"), *arguments]),
         "python": platform.python_version(),
         **{name: installed[name] for name in PACKAGES if name in installed},
     }

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from .. import _files
+from .. import _commands, _files
 from .._errors import UsageError
 from ..data.arrays import CACHE_VARIABLE
 from ..records.benchmarks.result import Spread
@@ -80,7 +80,7 @@ def _train(flags: Options, environment: dict[str, str] | None = None) -> _Ended:
         given = {**flags, "workdir": workdir}
         arguments = [f"--{name}={value}" for name, value in given.items() if value is not None]
         ended = subprocess.run(
-            [sys.executable, "-m", "experiments.train", *arguments],
+            [sys.executable, "-m", _commands.module("train"), *arguments],
             env={**os.environ, **(environment or {})},
             text=True,
             capture_output=True,

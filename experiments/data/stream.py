@@ -31,6 +31,9 @@ class Stream:
     Source: Szegedy et al., "Going Deeper with Convolutions", arXiv 1409.4842, 2014, section 6 (random crops).
     """
 
+    # What reads from disk during training; a user's own class may say so, too.
+    is_streamed = True
+
     def __init__(self, source: Sequence[Any] | Any, image_size: int | None, *, random_crops: bool, seed: int = 0):
         self._source, self._size, self._random, self._seed = source, image_size, random_crops, seed
         self._pool = ThreadPoolExecutor(os.cpu_count())

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from .. import _users
+from .. import _commands, _users
 from .._errors import UsageError
 from .arrays import Dataset, Examples, Split
-from .stream import Stream
 
 # The kinds of rows in `metrics.jsonl` that are not evaluations of a split.
 RESERVED = ("noise", "ramp", "train")
@@ -74,8 +73,9 @@ def dataset(name: str) -> Dataset:
     with _users.running("dataset", name, "the function"):
         made = function()
     where = f"--dataset={name}"
-    if not isinstance(made, Dataset):
-        raise UsageError(f"{where} must return an experiments.data.Dataset, and it returned {type(made)}")
+    if not _is(Dataset, made):
+        raise UsageError(f"{where} must return an {_commands.module('data')}.Dataset, and it returned {type(made)}")
+    made = Dataset(*made)
     if not isinstance(made.test, Mapping):
         raise UsageError(
             f"{where}: its `test` must be a mapping of names to splits, such as {{'test': Examples(images, labels)}}, "
@@ -110,15 +110,21 @@ def dataset(name: str) -> Dataset:
     return made._replace(name=name, train=train, test=splits, num_classes=int(classes))
 
 
+def _is(kind: type, value: Any) -> bool:
+    """Returns whether a value is of a named tuple's type, of this package or of its copy under its other name."""
+    return isinstance(value, tuple) and getattr(value, "_fields", None) == getattr(kind, "_fields", ())
+
+
 def is_streamed(split: Split) -> bool:
     """Returns whether a split is read from disk during training because it does not fit in memory."""
-    return isinstance(split.split if isinstance(split, Checked) else split, Stream)
+    return getattr(split.split if isinstance(split, Checked) else split, "is_streamed", False)
 
 
 def _checked(name: str, split: str, examples: Any, num_classes: int) -> Split:
     where = f"--dataset={name}"
-    if isinstance(examples, Examples):
-        return _checked_arrays(f"{where}: {split}", *examples, num_classes, nonempty=True)
+    if _is(Examples, examples):
+        images, labels = examples
+        return _checked_arrays(f"{where}: {split}", images, labels, num_classes, nonempty=True)
     lacks = [attribute for attribute in ("size", "image_shape", "read") if not hasattr(examples, attribute)]
     if lacks:
         raise UsageError(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .. import _files
+from .. import _commands, _files
 from .._errors import UsageError
 from ..records.evidence import Evidence
 from ..records.fields import Bounded
@@ -208,5 +208,5 @@ def _list(texts: list[str]) -> str:
 def _read(folder: str | Path) -> Recommendation:
     path = Path(folder) / FILE
     if not path.exists():
-        raise UsageError(f"{folder} holds no {FILE}; run experiments.recommend with that --workdir")
+        raise UsageError(f"{folder} holds no {FILE}; run {_commands.program('recommend')} with that --workdir")
     return _files.read_json(path, Recommendation)

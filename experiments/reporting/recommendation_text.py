@@ -4,6 +4,7 @@ import math
 import shlex
 from collections.abc import Callable
 
+from .. import _commands
 from ..records.evidence import Evidence, MeasuredRun, Memory
 from ..records.fields import Bounded, OpenInterval
 from ..records.recommendation import (
@@ -101,7 +102,7 @@ def _rough(value: float) -> float:
 def command(advice: Advice) -> str:
     """Returns the training command for the recommended setting."""
     options = {name: value for name, value in advice.options.items() if value not in (None, 0) or name in SHOWN_AT_ZERO}
-    return shlex.join(["python", "-m", "experiments.train", *(f"--{name}={value}" for name, value in options.items())])
+    return shlex.join([*_commands.start("train"), *(f"--{name}={value}" for name, value in options.items())])
 
 
 def settings(advice: Advice, evidence: Evidence) -> list[tuple[str, str]]:

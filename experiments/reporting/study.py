@@ -130,9 +130,7 @@ def _made_by(rows: Mapping[str, StudyRow], command: str) -> list[str]:
     )
     if ended:
         given = {k: v for k, v in ended[0].options.items() if k not in _PRIVATE and v is not None}
-        shown = shlex.join(
-            ["python", "-m", "experiments.train", *(f"--{name}={value}" for name, value in given.items())]
-        )
+        shown = shlex.join([*_commands.start("train"), *(f"--{name}={value}" for name, value in given.items())])
         parts.append(commands(shown))
     if failed:
         parts += [

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TypeVar
 
-from .. import _files
+from .. import _commands, _files
 from .._errors import UsageError
 from ..records import questions
 from ..records.rows import study_row
@@ -84,7 +84,8 @@ class StudyFiles:
         found = self.analysis(question, kind)
         if found is None:
             raise UsageError(
-                f"{self.folder} holds no {question}.json; run experiments.batch_size_study with --parts={question}"
+                f"{self.folder} holds no {question}.json; run {_commands.program('batch_size_study')} with "
+                f"--parts={question}"
             )
         return found
 

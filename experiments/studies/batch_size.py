@@ -95,7 +95,7 @@ def describe(study: Study, parts: Sequence[str], folder: Path) -> list[str]:
         waiting = [job for job in planned(study, part, data, runner) if not runner.is_done(job)]
         seconds = estimated_seconds(waiting, data, runner.rows())
         total += seconds
-        lines += [shlex.join(["python", *command(job, folder)]) for job in waiting]
+        lines += [shlex.join(command(job, folder)) for job in waiting]
         found = ", their rates those that will be found" if QUESTIONS[part].rates_follow else ""
         lines.append(f"part      {part}: {len(waiting)} runs{found}, about {seconds / 60:.0f} minutes")
     basis = "by the runs in this folder" if _speeds(runner.rows()) else "of simple_cnn on two cores"

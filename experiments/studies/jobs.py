@@ -22,7 +22,7 @@ from ..training.config.options import TrainConfig
 
 FILE = "results.jsonl"
 # Named rather than imported: what it imports takes seconds, which the process that trains has spent already.
-BEGINS = "experiments.studies.beginning:begins"
+BEGINS = _commands.module("studies.beginning:begins")
 # Runs that differ in none of these begin alike.
 KIND = ("dataset", "data_dir", "image_size", "model", "norm", "dtype", "num_devices")
 
@@ -48,9 +48,10 @@ def workdir(job: Job, folder: Path) -> Path:
 
 
 def command(job: Job, folder: Path) -> list[str]:
-    """Returns the arguments of the training command of a job, after `python`."""
+    """Returns the training command of a job."""
     options = {**job.options, "workdir": workdir(job, folder)}
-    return ["-m", "experiments.train", *(f"--{name}={value}" for name, value in options.items() if value is not None)]
+    given = (f"--{name}={value}" for name, value in options.items() if value is not None)
+    return [*_commands.start("train"), *given]
 
 
 def refuse_hopeless(jobs: Sequence[Job], examples: int | None = None) -> None:
@@ -155,7 +156,7 @@ class Runner:
             made: dict[str, object] = {
                 "key": job.key,
                 "options": job.options,
-                "command": _commands.shareable_command(["python", *command(job, self._folder)]),
+                "command": _commands.shareable_command(command(job, self._folder)),
                 "label": job.label,
                 **self._worker.train(job),
             }
@@ -283,7 +284,7 @@ class _Worker:
                 [
                     sys.executable,
                     "-m",
-                    "experiments.studies.worker",
+                    _commands.module("studies.worker"),
                     *([] if num_devices is None else [str(num_devices)]),
                 ],
                 text=True,

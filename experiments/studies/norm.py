@@ -169,7 +169,7 @@ def waiting_commands(planned: Plan, folder: Path) -> list[list[str]]:
     with jobs.Runner(folder) as runner:
         waiting = [job for job in planned.jobs if not runner.is_done(job)]
     jobs.try_out(waiting)
-    return [["python", *jobs.command(job, folder)] for job in waiting]
+    return [jobs.command(job, folder) for job in waiting]
 
 
 def run(planned: Plan, folder: Path) -> list[str]:

@@ -225,5 +225,5 @@ def _summarise(
         overhead=round(1 - compute / training, 4) if compute else None,
         devices=f"{run.mesh.size} x {run.mesh.devices.flat[0].device_kind}",
         versions={"python": platform.python_version(), "jax": jax.__version__},
-        command=_commands.shareable_command(["python", "-m", "experiments.train", *sys.argv[1:]]),
+        command=_commands.shareable_command([*_commands.start("train"), *sys.argv[1:]]),
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from ... import _commands
 from ...records.benchmarks.topology import Figures
 from . import targets
 from .messages import Answer, Job, asked
@@ -63,7 +64,7 @@ class Compiler:
 
     def _start(self) -> Any:
         return subprocess.Popen(
-            [sys.executable, "-m", "experiments.benchmarking.topology.worker"],
+            [sys.executable, "-m", _commands.module("benchmarking.topology.worker")],
             env={**os.environ, **self._target.environment},
             text=True,
             stdin=subprocess.PIPE,
