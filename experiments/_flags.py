@@ -1,27 +1,22 @@
 """Defines command-line flags with limits, and runs an entry point with one-line errors."""
 
 import dataclasses
-import logging as standard_logging
 import os
 import sys
 import types
 import typing
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from absl import app, flags, logging
 
-from . import _help, _limits, _workdirs
+from . import _help, _limits, _quiet, _workdirs
 from ._errors import StorageError, UsageError
 
 # absl assigns a flag to the module that defines it, and --help lists those of the main module. Disclaiming the flags
 # assigns them to the caller, which is the main module.
 flags.disclaim_key_flags()
-
-# Path parts of libraries whose warnings a user can do nothing about.
-QUIET_LIBRARIES = ("orbax", "etils", "tensorstore")
 
 # A shell's exit status for a program that Ctrl-C ended: 128 + SIGINT.
 INTERRUPTED_STATUS = 130
@@ -233,9 +228,9 @@ def run(
             _end(error)
 
     def wrapped(_):
-        # Orbax logs every file that it writes; its warnings still come through.
+        # Orbax logs every file that it writes.
         logging.set_verbosity(logging.WARNING)
-        _quiet_libraries()
+        logging.get_absl_handler().addFilter(_quiet.is_record_shown)
         try:
             return main()
         except (*errors, StorageError) as error:
@@ -276,15 +271,3 @@ def _end_without_devices() -> None:
 def _end(error: Exception) -> typing.NoReturn:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
-
-
-def _quiet_libraries() -> None:
-    """Hides warnings of JAX's cache and of Orbax, which a user can do nothing about; their errors are still shown."""
-    warnings.filterwarnings("ignore", module=r"(orbax|etils|tensorstore)\b")
-    # JAX compiles again what a killed process has left half written in the cache.
-    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
-
-    def is_shown(record) -> bool:
-        return record.levelno >= standard_logging.ERROR or not any(part in record.pathname for part in QUIET_LIBRARIES)
-
-    logging.get_absl_handler().addFilter(is_shown)

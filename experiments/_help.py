@@ -7,8 +7,6 @@ import textwrap
 
 from absl import flags
 
-import batchnorm_jax
-
 from . import _commands
 
 # Flags by title, in the order in which they are shown; a flag that is missing here is shown under `MORE`.
@@ -59,6 +57,9 @@ def asked(arguments: list[str], program: str) -> str | None:
 
 def version() -> str:
     """Returns the versions of the packages that a run's numbers depend on, on one line."""
+    # It imports JAX, for which an answer to --help would have to wait.
+    import batchnorm_jax
+
     packages = ("jax", "flax", "optax", "numpy")
     return f"batchnorm_jax {batchnorm_jax.__version__}; " + ", ".join(
         f"{name} {importlib.metadata.version(name)}" for name in packages

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from . import _quiet
 from ._errors import UsageError
 
 # Frames of these packages are left out of tracebacks: they tell a user nothing about the user's code.
@@ -40,6 +41,7 @@ def function(flag: str, name: str) -> Callable:
     module_name, _, attribute = name.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+    _quiet.show_warnings_of(module_name)
     with running(flag, name, f"the import of {module_name}"):
         try:
             module = importlib.import_module(module_name)

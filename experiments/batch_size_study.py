@@ -9,7 +9,6 @@ from pathlib import Path
 from absl import flags
 
 from . import _commands, _files, _flags, _workdirs
-from .reporting import write_study_page
 from .studies import batch_size, settings
 from .studies.questions import QUESTIONS
 from .training.config.options import LARGEST_SEED, TrainConfig
@@ -76,6 +75,8 @@ def define_flags() -> None:
 
 def main() -> int:
     """Parses the flags, makes the runs that are not done, writes the report, and returns the exit status."""
+    from .reporting import write_study_page
+
     if FLAGS.list_presets:
         for name, study in settings.PRESETS.items():
             say(f"{name:<10}{study.options['dataset']}: {', '.join(study.parts)}")

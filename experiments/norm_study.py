@@ -9,7 +9,6 @@ import shlex
 from absl import flags
 
 from . import _commands, _flags, _workdirs
-from .reporting import write_norm_study_page
 from .studies import norm
 
 FLAGS = flags.FLAGS
@@ -22,6 +21,8 @@ def define_flags() -> None:
 
 def main() -> int:
     """Parses the flags, makes the runs that are not done, writes the report, and returns the exit status."""
+    from .reporting import write_norm_study_page
+
     request = _flags.made(norm.Request)
     planned, folder = norm.plan(request), request.folder
     _workdirs.check(folder, _workdirs.NORM_STUDY)

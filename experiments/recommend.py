@@ -11,7 +11,6 @@ from pathlib import Path
 from absl import flags
 
 from . import _commands, _flags
-from .reporting import recommendation_lines, write_recommendation_page
 from .studies.recommending.run import FILE, recommend
 from .training.config.options import TrainConfig
 from .training.recipe.optimizers import OPTIMIZERS
@@ -47,6 +46,8 @@ def define_flags() -> None:
 
 def main() -> None:
     """Parses the flags, measures, writes the report and prints the recommendation."""
+    from .reporting import recommendation_lines, write_recommendation_page
+
     options = {name: FLAGS[name].value for name in OPTIONS if FLAGS[name].value is not None}
     # The name of a user's own function has a colon, which not all systems allow in a file name.
     name = f"{options['dataset']}-{options['model']}".replace(":", "_")

@@ -9,7 +9,6 @@ from absl import flags
 
 from . import _commands, _flags, _limits, _workdirs
 from ._errors import UsageError
-from .reporting import write_norm_study_page, write_page, write_recommendation_page, write_study_page
 
 FLAGS = flags.FLAGS
 
@@ -35,6 +34,8 @@ def main() -> None:
 
 def _writer(workdir: str):
     """Returns the function that writes the page for the results in a folder."""
+    from .reporting import write_norm_study_page, write_page, write_recommendation_page, write_study_page
+
     writers = {
         _workdirs.RECOMMENDATION: write_recommendation_page,
         _workdirs.STUDY: write_study_page,

@@ -14,7 +14,6 @@ from absl import flags
 from . import _commands, _flags
 from ._errors import StorageError, UsageError
 from ._users import is_users_own
-from .reporting import write_page
 from .training.config import presets
 from .training.config.options import TrainConfig
 from .training.machine.processes import PeerError
@@ -37,6 +36,8 @@ def define_flags() -> None:
 
 def main() -> None:
     """Trains as the flags say, and prints the summary."""
+    from .reporting import write_page
+
     if FLAGS.list_presets:
         for name, preset in sorted(presets.PRESETS.items()):
             say(f"{name}\n- result: {preset.result}\n- source: {preset.source}\n- time: {preset.time}")

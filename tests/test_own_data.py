@@ -1,6 +1,5 @@
 """One's own data and model: as the page has them, with labels of any integer type; and what the flags help with."""
 
-import logging as standard_logging
 import re
 import shlex
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import _flags, _help, data, evaluate, train
+from experiments import _help, data, evaluate, train
 from experiments._errors import UsageError
 from experiments.data import users
 from experiments.training import session
@@ -122,23 +121,3 @@ def test_every_option_of_a_run_is_in_a_group():
 def test_evaluate_says_what_is_missing(monkeypatch, capsys):
     assert run(evaluate, [], monkeypatch) == 2
     assert "experiments.evaluate runs/NAME" in capsys.readouterr().err
-
-
-def test_what_orbax_warns_of_is_kept_from_users_and_its_errors_are_not():
-    handler = _flags.logging.get_absl_handler()
-    before = list(handler.filters)
-    try:
-        with _flags.warnings.catch_warnings():
-            _flags._quiet_libraries()
-
-            def passes(level, path):
-                record = standard_logging.LogRecord("absl", level, path, 1, "text", None, None)
-                return bool(handler.filter(record))
-
-            warning, error = standard_logging.WARNING, standard_logging.ERROR
-            assert not passes(warning, "/site-packages/orbax/checkpoint/a.py")
-            assert passes(error, "/site-packages/orbax/checkpoint/a.py") and passes(
-                warning, "/experiments/data/arrays.py"
-            )
-    finally:
-        handler.filters[:] = before

@@ -56,7 +56,7 @@ LIBRARY = [
     {"linen", "nnx", "torch_interop", "__init__"},
 ]
 EXPERIMENTS = [
-    {"_errors", "_commands", "_register"},
+    {"_errors", "_commands", "_quiet", "_register"},
     {"_limits", "_variants"},
     {"records"},
     {"_files"},

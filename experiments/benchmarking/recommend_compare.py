@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-from scipy import stats
+import scipy
 
 from ..records.comparison import CheckedPrediction, ComparedSetting
 from ..records.recommendation import Advice, Recommendation
@@ -119,7 +119,7 @@ def _ratio(recommended: np.ndarray | None, best: np.ndarray | None, *, is_same: 
         return None
     if is_same:
         return 1.0, 1.0, 1.0
-    test: Any = stats.ttest_ind(recommended, best, equal_var=False)
+    test: Any = scipy.stats.ttest_ind(recommended, best, equal_var=False)
     low, high = test.confidence_interval(CONFIDENCE)
     ratio = recommended.mean() - best.mean()
     # Without any spread, Welch's interval is not defined.

@@ -3,14 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._errors import UsageError
 from .._limits import option, option_as_in
 from ..training.config.options import TrainConfig
 from .topology import jobs, targets
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def _check_topology(flag: str, text: str) -> None:
@@ -100,7 +101,7 @@ class Suite:
     peers: tuple[str, ...] = ()
     seconds: float = 1.0
     file_name: Callable[[Options], str] | None = None
-    draw: Callable[[Path], Figure] | None = None
+    draw: "Callable[[Path], Figure] | None" = None
     compiled: "Suite | None" = None
 
     def path(self, options: Options) -> Path:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .. import reporting
 from .._errors import UsageError, unknown_name
 from .._limits import option
 from ..records.benchmarks.result import ResultFile
@@ -51,6 +50,9 @@ def run(request: Request, arguments: Sequence[str]) -> None:
     Raises:
       UsageError: the suite lacks a chosen part or peer, or cannot be compiled for a topology.
     """
+    # Imported before the measurements, so that they are not lost if the import fails; and slow, so not for `--help`.
+    from .. import reporting
+
     suite = _suite(request)
     chosen = Chosen(
         parts=_known("part", request.parts, suite.parts),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from scipy import ndimage
+import scipy
 
 from .._variants import Register
 from .arrays import Examples
@@ -41,11 +41,11 @@ def _inverted(images: np.ndarray) -> np.ndarray:
 
 def _blurred(images: np.ndarray) -> np.ndarray:
     _, height, width, _ = images.shape
-    return ndimage.gaussian_filter(images, (0, height / BLUR_DIVISOR, width / BLUR_DIVISOR, 0))
+    return scipy.ndimage.gaussian_filter(images, (0, height / BLUR_DIVISOR, width / BLUR_DIVISOR, 0))
 
 
 def _rotated(images: np.ndarray, order: int) -> np.ndarray:
-    return ndimage.rotate(images, ROTATION_DEGREES, axes=(1, 2), reshape=False, order=order)
+    return scipy.ndimage.rotate(images, ROTATION_DEGREES, axes=(1, 2), reshape=False, order=order)
 
 
 def _coloured(images: np.ndarray) -> np.ndarray:

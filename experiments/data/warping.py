@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import scipy
 
 # More threads lose more time to the interpreter's lock than they save.
 MAX_THREADS = 4
@@ -123,9 +124,7 @@ def smooth_basis(points: int, size: int, beyond: str = "nearest") -> np.ndarray:
       size: the number of interpolated values.
       beyond: the assumption about values beyond the ends, a mode of `scipy.ndimage.zoom`.
     """
-    from scipy import ndimage
-
-    return np.asarray(ndimage.zoom(np.eye(points), (1, size / points), order=3, mode=beyond, grid_mode=True))
+    return np.asarray(scipy.ndimage.zoom(np.eye(points), (1, size / points), order=3, mode=beyond, grid_mode=True))
 
 
 def smooth(values: np.ndarray, basis: np.ndarray) -> np.ndarray:

@@ -1,4 +1,8 @@
-"""Figures and pages made from result files alone."""
+"""Figures and pages made from result files alone.
+
+The import takes about a second, because figures need matplotlib. Entry points therefore import this package at the
+start of `main`: `--help` then does not wait for it, and a long run does not fail at its end because of it.
+"""
 
 from .critical import convergence_figure
 from .curves import training_curves

@@ -6,8 +6,7 @@ y = (a + c x) exp(noise),   a, c >= 0,   noise ~ Normal(0, sigma)
 import math
 
 import numpy as np
-from scipy import special
-from scipy.optimize import elementwise
+import scipy
 
 # A part of the curve that is this many times smaller than the other at every point counts as none.
 _REACH = 1e6
@@ -40,7 +39,7 @@ def fit_curves(log_x: np.ndarray, log_y: np.ndarray, censored: np.ndarray) -> tu
     ratio = grid[best]
     inside = np.flatnonzero((best > 0) & (best < len(grid) - 1))
     if inside.size:
-        found = elementwise.find_minimum(
+        found = scipy.optimize.elementwise.find_minimum(
             lambda ratio, rows: location(ratio, rows.astype(int))[2],
             (ratio[inside] - step, ratio[inside], ratio[inside] + step),
             args=(inside,),
@@ -72,7 +71,7 @@ def _location(residual: np.ndarray, censored: np.ndarray) -> tuple[np.ndarray, n
     d = mean * g
     for _ in range(100):
         z = g[..., None] * residual - d[..., None]
-        hazard = math.sqrt(2 / math.pi) / special.erfcx(z / math.sqrt(2))
+        hazard = math.sqrt(2 / math.pi) / scipy.special.erfcx(z / math.sqrt(2))
         pull = np.where(censored, hazard, z)
         weight = np.where(censored, np.clip(hazard * (hazard - z), 0, 1), 1.0)
         total = np.sum(weight, axis=-1)
@@ -88,5 +87,5 @@ def _location(residual: np.ndarray, censored: np.ndarray) -> tuple[np.ndarray, n
         if np.all(slope_g * step_g + slope_d**2 / total < 1e-8):
             break
     z = g[..., None] * residual - d[..., None]
-    loss = np.sum(np.where(censored, -special.log_ndtr(-z), z**2 / 2), axis=-1)
+    loss = np.sum(np.where(censored, -scipy.special.log_ndtr(-z), z**2 / 2), axis=-1)
     return d / g, 1 / g, loss - known * (np.log(g) - (g * _FLOOR) ** 2 / 2)

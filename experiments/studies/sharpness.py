@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jax.flatten_util import ravel_pytree
-from scipy.linalg import eigh_tridiagonal
-from scipy.optimize import minimize
 
 from .._errors import UsageError
 
@@ -118,7 +117,7 @@ def largest_eigenvalue(
         # Twice, since what is left after once may be little, and then is not orthogonal to rounding.
         for _ in range(2):
             w -= basis[: j + 1].T @ (basis[: j + 1] @ w)
-        ritz, weights = eigh_tridiagonal(diagonal, off)
+        ritz, weights = scipy.linalg.eigh_tridiagonal(diagonal, off)
         beta = float(np.linalg.norm(w))
         # Below the second figure there is nothing but the rounding of the product.
         rounding = float(jnp.finfo(flat.dtype).eps) * np.max(np.abs(ritz))
@@ -231,7 +230,9 @@ def _ascend(loss_and_slope: Callable, u: np.ndarray, iterations: int) -> tuple[f
         return (first - value) / unit, -slope / unit
 
     bounds = [(-1, 1)] * u.size
-    found = minimize(descent, u, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": iterations})
+    found = scipy.optimize.minimize(
+        descent, u, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": iterations}
+    )
     return first - unit * float(found.fun), found.x, int(found.nit)
 
 

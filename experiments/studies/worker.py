@@ -27,24 +27,27 @@ def main() -> None:
     """Answers until there is nothing more to do."""
     # A terminal sends Ctrl-C to the study and to this process; the study says what is to be done.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    answers = os.fdopen(os.dup(1), "w")
-    # A run prints to the standard output, which must not be taken for an answer.
-    os.dup2(2, 1)
-    logging.set_verbosity(logging.WARNING)
-    is_set_up = False
-    for line in sys.stdin:
-        print(f"\n{line}", end="", flush=True)
-        try:
-            if not is_set_up:
-                # Once: a CPU is divided before its first use, and a run takes as many of the parts as divide its batch.
-                devices.set_up(int(sys.argv[1]) if len(sys.argv) > 1 else None)
-                is_set_up = True
-            answer = _answer(json.loads(line))
-        # The next job may do better, whatever the error is.
-        except Exception as error:
-            logging.exception("The job failed.")
-            answer = {"error": f"{error}" or type(error).__name__, "diverged": isinstance(error, NonFiniteLossError)}
-        print(json.dumps(answer), file=answers, flush=True)
+    with os.fdopen(os.dup(1), "w") as answers:
+        # A run prints to the standard output, which must not be taken for an answer.
+        os.dup2(2, 1)
+        logging.set_verbosity(logging.WARNING)
+        is_set_up = False
+        for line in sys.stdin:
+            print(f"\n{line}", end="", flush=True)
+            try:
+                if not is_set_up:
+                    # Once: a CPU is divided before its first use. A run takes as many of the parts as divide its batch.
+                    devices.set_up(int(sys.argv[1]) if len(sys.argv) > 1 else None)
+                    is_set_up = True
+                answer = _answer(json.loads(line))
+            # The next job may do better, whatever the error is.
+            except Exception as error:
+                logging.exception("The job failed.")
+                answer = {
+                    "error": f"{error}" or type(error).__name__,
+                    "diverged": isinstance(error, NonFiniteLossError),
+                }
+            print(json.dumps(answer), file=answers, flush=True)
 
 
 def _answer(asked: dict[str, Any]) -> dict[str, Any]:

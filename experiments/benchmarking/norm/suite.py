@@ -1,14 +1,17 @@
 """The norm suite: exactness, collectives, memory and time of the layer, each part measured and printed."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...records.benchmarks.norm import NormFile, NormRows
-from ...reporting import norm_figure
 from ...training.machine import devices
 from ..suite import Chosen, Suite
 from ..topology.suite import SUITE as COMPILED
 from . import accuracy, collectives, layers, memory, speed, table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Part(NamedTuple):
@@ -53,6 +56,12 @@ def run(chosen: Chosen) -> NormRows:
     return NormRows(**results)
 
 
+def _draw(path: Path) -> "Figure":
+    from ...reporting import norm_figure
+
+    return norm_figure(path)
+
+
 SUITE = Suite(
     name="norm",
     help="the layer",
@@ -61,6 +70,6 @@ SUITE = Suite(
     seconds=0.5,
     measure=lambda chosen, _: run(chosen),
     file=NormFile,
-    draw=norm_figure,
+    draw=_draw,
     compiled=COMPILED,
 )

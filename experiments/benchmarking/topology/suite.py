@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
@@ -18,12 +20,14 @@ from ...records.benchmarks.topology import (
     TopologyFile,
     TopologyRows,
 )
-from ...reporting import topology_figure
 from ..suite import Chosen, Options, Suite
 from . import jobs, pods, table, targets
 from .compiler import Compiler
 from .jobs import VARIANTS
 from .rows import on_line, ratio
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LAYERS, NETWORK, LARGEST, PODS = PARTS = ("layers", "resnet50", "largest_batch", "pods")
 # Input shapes on one device: an early and a late layer of ResNet-50, with equal numbers of elements.
@@ -197,6 +201,12 @@ def _measure(chosen: Chosen, options: Options) -> TopologyRows:
     return run(options.topology or "", chosen.parts, chosen.peers, networks)
 
 
+def _draw(path: Path) -> "Figure":
+    from ...reporting import topology_figure
+
+    return topology_figure(path)
+
+
 SUITE = Suite(
     name="norm with a topology",
     help="the layer as compiled for accelerators that are not here",
@@ -205,5 +215,5 @@ SUITE = Suite(
     measure=_measure,
     file=TopologyFile,
     file_name=lambda options: f"norm-{(options.topology or '').replace(':', '-')}",
-    draw=topology_figure,
+    draw=_draw,
 )

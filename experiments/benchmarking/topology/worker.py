@@ -19,17 +19,17 @@ from .messages import Answer, Job, job_of
 
 def main() -> None:
     """Answers jobs until the standard input ends."""
-    answers = os.fdopen(os.dup(1), "w")
-    # Compilers print to the standard output, which must not mix with the answers.
-    os.dup2(2, 1)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    for line in sys.stdin:
-        try:
-            answer = Answer(figures=_figures(job_of(line)))
-        # A compiler may raise any exception, and the next job may still succeed.
-        except Exception as error:
-            answer = Answer(error=f"{type(error).__name__}: {error}")
-        print(msgspec.json.encode(answer).decode(), file=answers, flush=True)
+    with os.fdopen(os.dup(1), "w") as answers:
+        # Compilers print to the standard output, which must not mix with the answers.
+        os.dup2(2, 1)
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        for line in sys.stdin:
+            try:
+                answer = Answer(figures=_figures(job_of(line)))
+            # A compiler may raise any exception, and the next job may still succeed.
+            except Exception as error:
+                answer = Answer(error=f"{type(error).__name__}: {error}")
+            print(msgspec.json.encode(answer).decode(), file=answers, flush=True)
 
 
 def _figures(job: Job) -> Figures:

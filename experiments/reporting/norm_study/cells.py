@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from scipy import stats
+import scipy
 
 from ... import _files
 from ..._errors import UsageError
@@ -108,5 +108,5 @@ def half_width(values: Sequence[float]) -> float:
     """
     if len(values) < 2:
         return math.inf
-    quantile = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1))
+    quantile = float(scipy.special.stdtrit(len(values) - 1, 0.5 + CONFIDENCE / 2))
     return quantile * statistics.stdev(values) / math.sqrt(len(values))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from ...records.evidence import Evidence, MeasuredRun, Noise
 from ...records.fields import finite
@@ -113,7 +113,7 @@ def noise_over(measured: Sequence[Sequence[float]]) -> Noise:
     """
     # Where the gradient cannot be told from its noise, the scale is infinite: no batch is large enough.
     scales = [trace / norm2 if norm2 > 0 else math.inf for _, _, norm2, trace in measured]
-    low, high = stats.quantile_test(scales, p=0.5).confidence_interval(CONFIDENCE)
+    low, high = scipy.stats.quantile_test(scales, p=0.5).confidence_interval(CONFIDENCE)
     return Noise(
         scale=finite(statistics.median(scales)), interval=(finite(low), finite(high)), measurements=len(scales)
     )
@@ -179,7 +179,7 @@ def steps_by(prior: NoisePrior | None, runs: Sequence[MeasuredRun], seed: int = 
             expected = least + np.log1p(np.exp(ratio) / run.batch_size)
             spread = RUN_LOG_SD if run.batch_size in tuned else math.hypot(RUN_LOG_SD, UNTUNED_LOG_SD)
             off = (math.log(run.updates) - expected) / spread
-            weight = weight + (-(off**2) / 2 if run.reached else stats.norm.logsf(off))
+            weight = weight + (-(off**2) / 2 if run.reached else scipy.special.log_ndtr(-off))
     probability = np.exp(weight - weight.max()).ravel()
     drawn = np.random.default_rng(seed).choice(probability.size, DRAWS, p=probability / probability.sum())
     row, column = np.unravel_index(np.append(np.argmax(probability), drawn), weight.shape)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from scipy import stats
+import scipy
 
 from ..._errors import UsageError
 
@@ -314,7 +314,7 @@ def noise_scale_interval(
         # SciPy's bias correction is undefined where all blocks are equal.
         low = high = inverse_scale(*means)
     else:
-        low, high = stats.bootstrap(
+        low, high = scipy.stats.bootstrap(
             tuple(means),
             inverse_scale,
             paired=True,

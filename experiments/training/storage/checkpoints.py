@@ -8,12 +8,11 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import msgspec
 import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
@@ -21,6 +20,9 @@ from ... import _files
 from ..._errors import StorageError, UsageError
 from ...records.checkpoints import Beside, Described, Notes
 from ..state import TrainState
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 MAX_CHECKPOINTS = 3
 NO_NOTES = Notes()
@@ -85,6 +87,9 @@ class Checkpoints:
         Raises:
           UsageError: `read_only` is given and there are no checkpoints, or the description of a checkpoint is damaged.
         """
+        # Imported where it is used because the import is slow, and `--help` needs none of it.
+        import orbax.checkpoint as ocp
+
         self._run = run
         self._directory = Path(workdir).absolute() / "checkpoints"
         if read_only and not self._directory.is_dir():
@@ -98,8 +103,10 @@ class Checkpoints:
         self._manager = self._opened(options)
         self.notes = Notes()
 
-    def _opened(self, options: ocp.CheckpointManagerOptions) -> ocp.CheckpointManager:
+    def _opened(self, options: "ocp.CheckpointManagerOptions") -> "ocp.CheckpointManager":
         """Returns Orbax's manager, which reads the description of every checkpoint and fails if one is damaged."""
+        import orbax.checkpoint as ocp
+
         try:
             return ocp.CheckpointManager(self._directory, options=options)
         # The type of the error depends on which byte is wrong.
@@ -140,6 +147,8 @@ class Checkpoints:
         Raises:
           StorageError: the checkpoint cannot be written, for example to a full disk; earlier checkpoints are intact.
         """
+        import orbax.checkpoint as ocp
+
         step = int(state.step)
         if step in self._manager.all_steps():
             return
@@ -210,6 +219,8 @@ class Checkpoints:
         return None
 
     def _read(self, step: int, abstract: Any) -> TrainState:
+        import orbax.checkpoint as ocp
+
         stored = self._manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), digest=ocp.args.JsonRestore())
         )
