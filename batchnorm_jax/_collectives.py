@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend import core
 
+from batchnorm_jax._compat import bound_axis_names, gather_invariant, vary_over, varying_axes
 from batchnorm_jax.typing import AxisName, Groups
 
 
@@ -56,9 +56,8 @@ def axis_size(axis_name: AxisName | None, *, caller: str) -> int:
 
 
 def _bound_names() -> str:
-    """Returns the bound names for a message; JAX gives them in a function that is meant for nothing else."""
-    names = getattr(core, "unsafe_get_axis_names_DO_NOT_USE", list)()
-    known = [name for name in names if isinstance(name, str)]
+    """Returns the bound names, for a message."""
+    known = bound_axis_names()
     return f" (bound here: {', '.join(map(repr, known))})" if known else ""
 
 
@@ -144,13 +143,13 @@ def vary_like(value: jax.Array, *references: jax.Array | None) -> jax.Array:
     the backward pass. Marking a stacked value here leaves one psum. Outside of `shard_map(check_vma=True)` nothing
     varies and nothing happens.
     """
-    missing = frozenset().union(*(_varying(r) for r in references if r is not None)) - _varying(value)
-    return lax.pcast(value, tuple(missing), to="varying") if missing else value
+    missing = frozenset().union(*(varying_axes(r) for r in references if r is not None)) - varying_axes(value)
+    return vary_over(value, tuple(missing)) if missing else value
 
 
 def varies_beyond(value: jax.Array, reference: jax.Array) -> bool:
     """Returns whether `value` varies over a manual axis that `reference` does not vary over."""
-    return not _varying(value) <= _varying(reference)
+    return not varying_axes(value) <= varying_axes(reference)
 
 
 def unstack(stacked: jax.Array) -> list[jax.Array]:
@@ -178,7 +177,8 @@ def _sum_over(values: jax.Array, pool: Pool) -> jax.Array:
 def _gather_over(values: jax.Array, pool: Pool) -> jax.Array:
     if pool.groups is None:
         # The gathered array is the same on every participant, and the caller's out_specs may say so.
-        return lax.all_gather(values, pool.axis_name, to="invarying" if _checked(pool.axis_name) else "varying")
+        gather = gather_invariant if _checked(pool.axis_name) else lax.all_gather
+        return gather(values, pool.axis_name)
     if _grouped_collectives(pool):
         return lax.all_gather(values, pool.axis_name, axis_index_groups=pool.groups)
     return jnp.take(lax.all_gather(values, pool.axis_name), _own(jnp.asarray(pool.groups), pool), axis=0)
@@ -193,7 +193,7 @@ def _grouped_collectives(pool: Pool) -> bool:
 
 def _checked(axis_name: AxisName | None) -> bool:
     """Returns whether JAX tracks here which values vary over the axis: an index along the axis does."""
-    return bool(_varying(lax.axis_index(axis_name)))
+    return bool(varying_axes(lax.axis_index(axis_name)))
 
 
 def _group(pool: Pool) -> jax.Array:
@@ -206,8 +206,3 @@ def _own(table: jax.Array, pool: Pool) -> jax.Array:
     """Returns this participant's row of a table, or its group's row where the pool has groups."""
     index = _group(pool) if pool.groups else lax.axis_index(pool.axis_name)
     return lax.dynamic_index_in_dim(vary_like(table, index), index, keepdims=False)
-
-
-def _varying(value: jax.Array) -> frozenset[Hashable]:
-    """Returns the manual axes that a value varies over."""
-    return jax.typeof(value).manual_axis_type.varying

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchnorm_jax.nnx import BatchNorm, BatchRenorm, fold
+from tests.compat import view
 from tests.library.test_fold_linen import BFLOAT16_TOLERANCE, TOLERANCE, draw
 from tests.reference import normwise_error
 
@@ -37,7 +38,7 @@ def check(model, x, pairs=None, tolerance=TOLERANCE, **kwargs):
     assert nnx.graphdef(model) == definition
     jax.tree.map(np.testing.assert_array_equal, numbers(model), before)
     got = nnx.jit(lambda m, x: m(x, **kwargs))(folded, x)
-    want = nnx.jit(lambda m, x: m(x, **kwargs))(nnx.view(model, use_running_average=True), x)
+    want = nnx.jit(lambda m, x: m(x, **kwargs))(view(model, use_running_average=True), x)
     assert got.dtype == want.dtype
     assert normwise_error(got, want) < tolerance
     return folded
@@ -192,7 +193,7 @@ def test_a_folded_model_is_in_evaluation_mode_and_does_not_train():
     with pytest.raises(ValueError, match=r"folded BatchNorm: use_running_average=False, but this norm was folded"):
         folded(x)
     # Its other modules can, and a call of a norm says for itself.
-    assert nnx.view(folded, deterministic=False, use_running_average=True)(x).shape == (2, 6, 6, 4)
+    assert view(folded, deterministic=False, use_running_average=True)(x).shape == (2, 6, 6, 4)
     norm, y = folded.blocks[0].norm_last, draw((2, 4))
     np.testing.assert_array_equal(norm(y, True, residual=y, mask=jnp.ones((2, 1), bool)), nnx.relu(2 * y))
     for options, message in (
@@ -218,7 +219,7 @@ def test_under_jit_and_stacked():
     """Folding is traced as any function; layers that `nnx.vmap` stacked are folded one by one."""
     rngs = nnx.Rngs(0)
     model, x = drawn(nnx.Sequential(nnx.Linear(4, 4, rngs=rngs), BatchNorm(4, rngs=rngs))), draw((8, 4))
-    evaluated = nnx.view(model, use_running_average=True)(x)
+    evaluated = view(model, use_running_average=True)(x)
     assert normwise_error(nnx.jit(lambda m, x: fold(m)(x))(model, x), evaluated) < TOLERANCE
 
     @nnx.vmap

@@ -8,6 +8,7 @@ from flax import linen as nn
 from flax import nnx
 
 from batchnorm_jax.nnx import BatchNorm, fold
+from tests.compat import view
 from tests.library.test_fold_linen import TOLERANCE, draw
 from tests.library.test_fold_nnx import drawn
 from tests.reference import normwise_error
@@ -83,7 +84,7 @@ def test_what_can_be_folded_is_found_and_what_stays_is_said(case):
         folded = fold(model, None, example, train=False)
     left = {path[0] for path, _ in nnx.to_flat_state(nnx.state(folded, nnx.BatchStat))}
     assert left == ({"n"} if case in STAYS else set())
-    want = nnx.view(model, use_running_average=True)(x)
+    want = view(model, use_running_average=True)(x)
     assert normwise_error(folded(x), want) < TOLERANCE
     # The model is what it was, and nothing of the trace is left in either.
     assert type(model.a) is type(folded.a) is nnx.Linear and not hasattr(folded.a, "path_in_trace")

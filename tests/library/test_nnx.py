@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec as P
 
 from batchnorm_jax.nnx import BatchNorm
+from tests.compat import needs
 from tests.reference import normwise_error
 from tests.transforms import AXIS, make_mesh
 
@@ -200,6 +201,7 @@ def test_the_mode_must_be_known():
         BatchNorm(3, use_running_average=None, rngs=nnx.Rngs(0))(draw((4, 3)))
 
 
+@needs("nnx.view", "Flax 0.12.4", there=hasattr(nnx, "view"))
 def test_a_view_sets_the_mode():
     net = Net(nnx.Rngs(0))
     view = nnx.view(net, use_running_average=True)

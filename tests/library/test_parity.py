@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from batchnorm_jax import batch_norm
 from tests import reference
+from tests.compat import enable_x64
 from tests.parity import (
     BATCH,
     COLLECTIVES,
@@ -41,7 +42,7 @@ def test_parity_with_the_reference(transform, dtype, mask, pool, layout, collect
         impossible = "give axis_name too"
     if pool == "span over devices" and transform == "jit_explicit":
         impossible = "would cross them"
-    with jax.enable_x64(dtype == "float64"):
+    with enable_x64(dtype == "float64"):
         if impossible:
             with pytest.raises(ValueError, match=impossible):
                 compare(transform, dtype, mask, pool, layout, collective)
