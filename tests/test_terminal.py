@@ -99,6 +99,12 @@ def test_the_bar_and_the_text_beside_it_fit_the_width(columns, total):
         assert columns < 300 or "rate 1.17" in line
 
 
+@pytest.mark.parametrize("start", ["python -m experiments.train", "batchnorm-train"])
+def test_commands_stay_whole(start):
+    command = start + " --batch_size=128" * 10
+    assert terminal.folded(command, 40) == command
+
+
 def test_lines_are_folded_between_words_and_fields():
     text = "epoch     1  step     10  loss 0.7136  test 84.33%  originals 86.94%  3,450 images/s"
     first, second = terminal.folded(text, 80).splitlines()

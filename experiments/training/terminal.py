@@ -16,6 +16,8 @@ LABEL_COLUMNS = 10
 MIN_REDRAW_SECONDS = 0.1
 # Carriage return, then "erase to the end of the line".
 ERASE_LINE = "\r\x1b[K"
+# Beginnings of a line that is a command, in a checkout and where the package is installed.
+COMMANDS = ("python ", "batchnorm-")
 # A no-break space, at which `textwrap` does not wrap.
 HARD_SPACE = "\xa0"
 
@@ -52,7 +54,7 @@ def folded(text: str, columns: int) -> str:
 def _broken(line: str, columns: int) -> list[str]:
     label, point = re.match(r"\S+ {2,}$", line[:LABEL_COLUMNS]), line.startswith("- ")
     # Commands stay whole, so that they can be copied. On a very narrow terminal the indent would leave words no room.
-    if len(line) <= columns or line.startswith("python ") or (label and columns < 2 * LABEL_COLUMNS):
+    if len(line) <= columns or line.startswith(COMMANDS) or (label and columns < 2 * LABEL_COLUMNS):
         return [line]
     # Where two spaces separate fields, wrap only between fields.
     if re.search(r"\S  +\S", line[LABEL_COLUMNS:]):
