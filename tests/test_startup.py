@@ -1,4 +1,4 @@
-"""What a user meets first: programs that answer at once, and no warnings but those that the user can act on."""
+"""Programs answer at once, and show no warnings but those that the user can act on."""
 
 import os
 import re
