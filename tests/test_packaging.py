@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 # A module may import those of its own row and of the rows above it.
 LIBRARY = [
     {"typing"},
+    {"_compat"},
     {"_arrays", "_activations", "_collectives", "_flow", "_peers", "_platforms", "_synchronize", "_warnings"},
     {"_checks", "_pairs", "_reductions", "_saving"},
     {"_moments", "_operands"},
