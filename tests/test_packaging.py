@@ -43,6 +43,7 @@ def model(num_classes):
 # A module may import those of its own row and of the rows above it.
 LIBRARY = [
     {"typing"},
+    {"_compat"},
     {"_arrays", "_activations", "_collectives", "_flow", "_peers", "_platforms", "_synchronize", "_warnings"},
     {"_checks", "_pairs", "_reductions", "_saving"},
     {"_moments", "_operands"},
