@@ -44,7 +44,8 @@ def bound_axis_names() -> list[str]:
     They are for a message: JAX gives them in a function that is meant for nothing else.
     """
     name = "unsafe_get_axis_names_DO_NOT_USE"
-    home = core if hasattr(core, name) else jax.core  # JAX 0.10.0 moved it.
+    # JAX 0.10.0 moved it.
+    home = core if hasattr(core, name) else jax.core  # pyright: ignore[reportAttributeAccessIssue]
     return [bound for bound in getattr(home, name, list)() if isinstance(bound, str)]
 
 
