@@ -8,8 +8,8 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
-from jax import lax
-from jax.extend import core
+from jax import core, lax
+from jax.extend import core as extended_core
 
 # JAX 0.10.0 gave these axes a type, and `lax.all_gather` the result that is known to be the same everywhere.
 _HAS_AXIS_TYPE = hasattr(jax.typeof(0.0), "manual_axis_type")
@@ -44,8 +44,7 @@ def bound_axis_names() -> list[str]:
     They are for a message: JAX gives them in a function that is meant for nothing else.
     """
     name = "unsafe_get_axis_names_DO_NOT_USE"
-    # JAX 0.10.0 moved it.
-    home = core if hasattr(core, name) else jax.core  # pyright: ignore[reportAttributeAccessIssue]
+    home = extended_core if hasattr(extended_core, name) else core  # JAX 0.10.0 moved it.
     return [bound for bound in getattr(home, name, list)() if isinstance(bound, str)]
 
 
