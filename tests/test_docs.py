@@ -54,7 +54,7 @@ def test_contributing_names_files_that_exist():
     # In the table of folders a file is named without its folder, and NAME stands for any name.
     tracked = [
         str(path.relative_to(ROOT))
-        for folder in ("batchnorm_jax", "experiments", "tests", "docs", ".ci")
+        for folder in ("batchnorm_jax", "experiments", "tests", "docs", ".ci", ".github")
         for path in (ROOT / folder).rglob("*.*")
     ] + [path.name for path in ROOT.iterdir()]
     missing = [
