@@ -4,7 +4,7 @@ No other module of the library tests for a version. Each test says which version
 older one can be deleted once `pyproject.toml` asks for that version.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -46,6 +46,18 @@ def bound_axis_names() -> list[str]:
     name = "unsafe_get_axis_names_DO_NOT_USE"
     home = extended_core if hasattr(extended_core, name) else core  # JAX 0.10.0 moved it.
     return [bound for bound in getattr(home, name, list)() if isinstance(bound, str)]
+
+
+def scan_operands(params: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns how many of a scan's first operands are constants, and how many after these it carries.
+
+    Args:
+      params: the parameters of its equation.
+    """
+    if "ft_in" in params:  # JAX 0.12; its release before, 0.10.2, counts them.
+        consts, carry, _ = params["ft_in"].unpack()
+        return len(consts), len(carry)
+    return params["num_consts"], params["num_carry"]
 
 
 def variable_value(variable: Any) -> Any:

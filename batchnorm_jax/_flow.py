@@ -8,6 +8,8 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 
+from batchnorm_jax._compat import scan_operands
+
 _MARK = "batchnorm_jax.fold"
 # Calls that compute exactly what the program inside them does, with the same arguments in the same order.
 _CALLS = {"jit", "pjit", "remat", "remat2", "checkpoint", "closed_call", "core_call", "custom_jvp_call"}
@@ -117,8 +119,8 @@ def _into_loop(equation: Any, inputs: list[_Origin], number: int) -> list[_Origi
     """
     if equation.primitive.name != "scan":
         return [None] * number
-    consts = equation.params["num_consts"]
-    carried = range(consts, consts + equation.params["num_carry"])
+    consts, carry = scan_operands(equation.params)
+    carried = range(consts, consts + carry)
     return [
         source if source is not None and source[0] == "stored" and i not in carried else None
         for i, source in enumerate(inputs)
