@@ -157,10 +157,11 @@ def _not_called(kind: str, path: str) -> str:
 
 def put(place: Place, value: Any) -> None:
     """Puts another module in a place."""
-    if isinstance(place.parent, list | dict):
-        place.parent[place.key] = value
-    elif isinstance(place.parent, tuple):
+    if isinstance(place.parent, tuple):
         raise ValueError(f"fold: {place.path!r} is in a tuple, which cannot be changed; keep it in an nnx.List")
+    # Up to Flax 0.12.0 the places of an `nnx.List` are numbers, later they are attributes.
+    elif isinstance(place.parent, dict) or isinstance(place.key, int):
+        place.parent[place.key] = value
     else:
         setattr(place.parent, place.key, value)
 
