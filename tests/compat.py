@@ -14,6 +14,8 @@ with warnings.catch_warnings():
 
 # JAX 0.8.0.
 enable_x64: Any = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+# JAX 0.10.1. Before it, the error has no public name.
+TypePromotionError: Any = getattr(jax.dtypes, "TypePromotionError", ValueError)
 # JAX 0.7.1.
 set_mesh: Any = jax.set_mesh if hasattr(jax, "set_mesh") else jax.sharding.use_mesh
 

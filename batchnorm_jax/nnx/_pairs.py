@@ -160,7 +160,7 @@ def put(place: Place, value: Any) -> None:
     if isinstance(place.parent, tuple):
         raise ValueError(f"fold: {place.path!r} is in a tuple, which cannot be changed; keep it in an nnx.List")
     # Up to Flax 0.12.0 the places of an `nnx.List` are numbers, later they are attributes.
-    elif isinstance(place.parent, dict) or isinstance(place.key, int):
+    if isinstance(place.parent, dict) or isinstance(place.key, int):
         place.parent[place.key] = value
     else:
         setattr(place.parent, place.key, value)

@@ -10,6 +10,7 @@ import batchnorm_jax.linen
 import batchnorm_jax.nnx
 from batchnorm_jax import Moments, batch_norm, batch_renorm, conditioning, fold, normalize, pool, update_running
 from batchnorm_jax._compat import set_variable
+from tests.compat import TypePromotionError
 
 # Of the input, the parameters and the result.
 DTYPES = [
@@ -124,5 +125,5 @@ def test_statistics_and_models_mix_no_dtypes():
 
 def test_a_dtype_that_is_left_open_is_for_the_user_to_give():
     norm = batchnorm_jax.linen.BatchNorm(use_running_average=False)
-    with pytest.raises(jax.dtypes.TypePromotionError):
+    with pytest.raises(TypePromotionError, match="promotion"):
         norm.init(jax.random.key(0), jnp.ones((8, 3), "bfloat16"))
