@@ -39,7 +39,10 @@ def fit_curves(log_x: np.ndarray, log_y: np.ndarray, censored: np.ndarray) -> tu
     ratio = grid[best]
     inside = np.flatnonzero((best > 0) & (best < len(grid) - 1))
     if inside.size:
-        found = scipy.optimize.elementwise.find_minimum(
+        # SciPy does not load this module by itself; and its import is slow, so not for `--help`.
+        from scipy.optimize import elementwise
+
+        found = elementwise.find_minimum(
             lambda ratio, rows: location(ratio, rows.astype(int))[2],
             (ratio[inside] - step, ratio[inside], ratio[inside] + step),
             args=(inside,),
