@@ -1,6 +1,7 @@
 """The layers of the code, and the wheel."""
 
 import ast
+import importlib.metadata
 import itertools
 import json
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import batchnorm_jax
+import experiments
 
 ROOT = Path(__file__).parent.parent
 
@@ -256,3 +258,12 @@ def test_one_version_and_one_set_of_facts():
         for name in group.split(",")
     }
     assert own and own <= set(extras)
+
+
+def test_a_program_looks_for_what_its_extra_installs():
+    """What it needs at once, by the names of import: each belongs to a package that the extras declare."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    declared = {re.match(r"[\w.-]+", wanted)[0].lower() for wanted in extras["experiments"] + extras["flax"]}
+    owners = importlib.metadata.packages_distributions()
+    for name in experiments._NEEDED:
+        assert {owner.lower() for owner in owners[name]} & declared, name
