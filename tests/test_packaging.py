@@ -261,7 +261,7 @@ def test_one_version_and_one_set_of_facts():
 
 
 def test_a_program_looks_for_what_its_extra_installs():
-    """What it needs at once, by the names of import: each belongs to a package that the extras declare."""
+    """Checks that each module that a program needs at once belongs to a package that its extra declares."""
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     declared = {re.match(r"[\w.-]+", wanted)[0].lower() for wanted in extras["experiments"] + extras["flax"]}
     owners = importlib.metadata.packages_distributions()
