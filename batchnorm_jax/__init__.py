@@ -1,7 +1,7 @@
 """Exact batch normalization for JAX: one pooled result under jit, pmap, shard_map and vmap.
 
-The functions here work on arrays. `batchnorm_jax.linen` and `batchnorm_jax.nnx` hold the modules for Flax, and
-`batchnorm_jax.typing` the types that they share.
+The functions here work on arrays. `batchnorm_jax.linen` and `batchnorm_jax.nnx` hold the modules for Flax,
+`batchnorm_jax.typing` the types that they share, and `batchnorm_jax.batch_size` what tells which batch size to use.
 """
 
 import importlib as _importlib
@@ -37,7 +37,7 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
-_PACKAGES = ("linen", "nnx", "torch_interop")
+_PACKAGES = ("batch_size", "linen", "nnx", "torch_interop")
 
 
 def __getattr__(name: str) -> _ModuleType:

@@ -39,8 +39,14 @@ def check_axis_name(axis_name: Any, *, caller: str, hint: str = "") -> None:
             )
 
 
-def axis_size(axis_name: AxisName | None, *, caller: str) -> int:
-    """Returns the number of participants on `axis_name`: 1 for None, the product for several names."""
+def axis_size(axis_name: AxisName | None, *, caller: str, whole: str = "the statistics are those") -> int:
+    """Returns the number of participants on `axis_name`: 1 for None, the product for several names.
+
+    Args:
+      axis_name: the name or names, or None.
+      caller: the public call, for the message.
+      whole: what is that of the whole array where no axis is named, for the message.
+    """
     if axis_name is None:
         return 1
     try:
@@ -50,8 +56,8 @@ def axis_size(axis_name: AxisName | None, *, caller: str) -> int:
     except NameError as error:
         raise ValueError(
             f"{caller}: axis_name={axis_name!r} is not bound here{_bound_names()}. Call it inside jax.pmap, "
-            "jax.shard_map or jax.vmap with that axis name. Under jax.jit with sharded arrays pass axis_name=None: the "
-            "statistics are those of the whole array already."
+            "jax.shard_map or jax.vmap with that axis name. Under jax.jit with sharded arrays pass axis_name=None: "
+            f"{whole} of the whole array already."
         ) from error
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import core, lax
 from jax.extend import core as extended_core
 
@@ -26,6 +27,14 @@ def vary_over(value: jax.Array, axes: tuple[Hashable, ...]) -> jax.Array:
     if hasattr(lax, "pcast"):  # JAX 0.8.2.
         return lax.pcast(value, axes, to="varying")
     return lax.pvary(value, axes)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def zeros_of(shape: jax.ShapeDtypeStruct) -> jax.Array:
+    """Returns zeros of a result of `jax.eval_shape`, which vary over the same manual axes."""
+    kind: Any = shape.manual_axis_type if _HAS_AXIS_TYPE else shape
+    axes = () if kind is None else (kind.varying if _HAS_AXIS_TYPE else kind.vma) or ()
+    zeros = jnp.zeros(shape.shape, shape.dtype)
+    return vary_over(zeros, tuple(axes)) if axes else zeros
 
 
 def gather_invariant(value: jax.Array, axis_name: Any) -> jax.Array:

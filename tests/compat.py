@@ -18,6 +18,8 @@ enable_x64: Any = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experime
 TypePromotionError: Any = getattr(jax.dtypes, "TypePromotionError", ValueError)
 # JAX 0.7.1.
 set_mesh: Any = jax.set_mesh if hasattr(jax, "set_mesh") else jax.sharding.use_mesh
+# Their compiler for CPUs adds the numbers of a sum one after another where it fuses the sum with what follows.
+ADDS_ONE_AFTER_ANOTHER = (0, 9, 1) <= jax.__version_info__ < (0, 10, 2)
 
 
 def _view(model: nnx.Module, **modes: Any) -> nnx.Module:

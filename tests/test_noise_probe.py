@@ -5,18 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from batchnorm_jax.batch_size import NoiseEstimate, init_noise, noise_from_shards, noise_scale, update_noise
 from experiments._errors import UsageError
 from experiments.training import loop, session
 from experiments.training.config.options import TrainConfig
-from experiments.training.noise.estimate import (
-    NoiseEstimate,
-    init_noise,
-    larger_batch,
-    noise_from_shards,
-    noise_scale,
-    update_noise,
-)
 from experiments.training.noise.probe import noise_probe
+from experiments.training.noise.sentence import larger_batch
 from experiments.training.step.single import standardised
 from experiments.training.storage import metrics
 from tests import own, rig

@@ -45,7 +45,7 @@ def model(num_classes):
 # A module may import those of its own row and of the rows above it.
 LIBRARY = [
     {"typing"},
-    {"_compat"},
+    {"_compat", "_extras"},
     {"_arrays", "_activations", "_collectives", "_flow", "_peers", "_platforms", "_synchronize", "_warnings"},
     {"_checks", "_pairs", "_reductions", "_saving"},
     {"_moments", "_operands"},
@@ -56,7 +56,7 @@ LIBRARY = [
     {"_inference", "_batch_norm"},
     {"_folding", "_renorm", "_recalibrate"},
     {"_layer"},
-    {"linen", "nnx", "torch_interop", "__init__"},
+    {"batch_size", "linen", "nnx", "torch_interop", "__init__"},
 ]
 EXPERIMENTS = [
     {"_errors", "_commands", "_quiet", "_register"},

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
-from .._errors import UsageError
+from batchnorm_jax.batch_size import NoiseEstimate, noise_scale_interval
+
 from ..records.questions.smoothness import NoiseWindow
 from ..records.runs import NoiseRow, TrainRow
-from ..training.noise.estimate import MIN_BLOCKS, NoiseEstimate, noise_scale_interval
 from ..training.storage import metrics
 
-# The most windows of a run; the measurements of each are averaged before they are divided. An interval takes eight
-# measurements or more.
+# The most windows of a run; the measurements of each are averaged before they are divided.
 WINDOWS = 5
+# The fewest measurements of which `noise_scale_interval` makes an interval.
+MIN_MEASUREMENTS = 8
 CONFIDENCE = 0.95
 # Options of a run whose rate and batch stay as they are.
 CONSTANT = {"schedule": "constant", "warmup_epochs": 0, "weight_decay": 0.0, "label_smoothing": 0.0}
@@ -49,13 +50,13 @@ def noise_windows(measured: Sequence[Sequence[float]]) -> list[NoiseWindow]:
     found = []
     if not measured:
         return found
-    for part in np.array_split(np.array(measured, float), min(WINDOWS, max(1, len(measured) // MIN_BLOCKS))):
+    for part in np.array_split(np.array(measured, float), min(WINDOWS, max(1, len(measured) // MIN_MEASUREMENTS))):
         steps, losses, norm2, trace = part.T
         scale = trace.mean() / norm2.mean() if norm2.mean() > 0 else math.inf
         try:
             # Measurements are of examples drawn anew, so they need no blocks.
             low, high = noise_scale_interval(NoiseEstimate(norm2, trace), block=1, confidence=CONFIDENCE)
-        except UsageError:
+        except ValueError:
             low, high = 0.0, math.inf
         found.append(
             NoiseWindow(

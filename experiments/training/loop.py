@@ -9,6 +9,8 @@ import jax
 import msgspec
 import numpy as np
 
+from batchnorm_jax.batch_size import NoiseEstimate, init_noise, noise_scale, update_noise
+
 from ..records.checkpoints import Notes
 from ..records.runs import NoiseRow, RampRow, Result, StepMemory
 from .clock import Clock
@@ -17,8 +19,8 @@ from .config.options import AUTO, TrainConfig
 from .evaluation import evaluator
 from .machine import processes
 from .noise import ramp
-from .noise.estimate import NoiseEstimate, init_noise, larger_batch, noise_scale, update_noise
 from .noise.probe import MAX_SHARDS, SHARD_EXAMPLES
+from .noise.sentence import larger_batch
 from .progress import NON_FINITE_REMEDY, NonFiniteLossError, Progress
 from .state import Source, TrainState
 from .step import feeding

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from batchnorm_jax import batch_norm
 from tests import reference
-from tests.compat import enable_x64
+from tests.compat import ADDS_ONE_AFTER_ANOTHER, enable_x64
 from tests.parity import (
     BATCH,
     COLLECTIVES,
@@ -113,7 +113,9 @@ def test_with_few_features_the_error_is_that_of_a_sum(transform, ratio, distance
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_ten_deviations_from_the_shift_the_error_is_what_the_docstring_says(transform):
     errors = errors_at(transform, "psum", 1e2, 10, features=256)
-    assert max(errors.values()) <= 8 * UNIT_ROUNDOFF * (1 + 10**2), errors
+    # The largest of 256 errors is up to twice what is to be expected of one.
+    sums = 2 * roundings(POSITIONS) if ADDS_ONE_AFTER_ANOTHER else 8 * UNIT_ROUNDOFF
+    assert max(errors.values()) <= sums * (1 + 10**2), errors
 
 
 @pytest.mark.xfail(reason="two float32 sums per feature do not hold the variance so far from the shift", strict=False)

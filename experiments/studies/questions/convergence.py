@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from ..._errors import UsageError
+from batchnorm_jax.batch_size import fit_steps_to_target
+
 from ...records.questions.convergence import Analysis, BestRate, StepsFit, StepsIntervals
 from ...records.studies import StudyRow
 from ..convergence import (
@@ -20,7 +21,6 @@ from ..convergence import (
 )
 from ..jobs import Job
 from ..question import Asked, Data, Question, keys_of
-from ..scaling import fit_steps_to_target
 
 
 def fixed_jobs(data: Data, setting: Setting, rate: float = 0.02, momentum: float = 0.5) -> list[Job]:
@@ -65,7 +65,7 @@ def analyse(setting: Setting, rows: Sequence[StudyRow], found: Sequence[Tuned]) 
             critical_batch_size=fitted.critical_batch_size,
             intervals=StepsIntervals(**fitted.intervals),
         )
-    except UsageError as error:
+    except ValueError as error:
         # Without the name of the function, which says nothing to a reader of the report.
         why = str(error).partition(": ")[2]
     return Analysis(

@@ -10,14 +10,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self
 
-from ..._errors import UsageError
+from batchnorm_jax.batch_size import fit_step_time
+
 from ...records.fields import Options
 from ...records.questions.time import Analysis, Kind, Neighbour, SizeTime, TimeFit, TimeIntervals
 from ...records.studies import StudyRow
 from ..jobs import Job
 from ..question import Asked, Question, keys_of, no_larger
 from ..question import Setting as Base
-from ..scaling import fit_step_time
 
 # Updates of a run. The first is slower than the others, by less than a tenth of the time of the least.
 LEAST_STEPS, MOST_STEPS = 10, 300
@@ -128,7 +128,7 @@ def _size(size: int, rounds: Sequence[_Time], devices: str, train_size: int) -> 
 
 def _fit(times: _Times) -> TimeFit | None:
     points = [(size, time.computing) for size, rounds in times.items() for time in rounds.values()]
-    with contextlib.suppress(UsageError):
+    with contextlib.suppress(ValueError):
         fit = fit_step_time([size for size, _ in points], [seconds for _, seconds in points])
         return TimeFit(
             overhead=fit.overhead,

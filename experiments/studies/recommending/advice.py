@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from batchnorm_jax.batch_size import interval_of
+
 from ...records.evidence import Evidence
 from ...records.fields import Bounded, OpenInterval, Options, finite
 from ...records.recommendation import Advice, Estimate, Prediction
@@ -13,7 +15,6 @@ from ...training.config.options import TrainConfig
 from ...training.config.plan import MIN_UPDATES_PER_EPOCH
 from ...training.recipe.norms import NORMS
 from ..convergence import CONFIDENCE, rounded
-from ..scaling import interval_of
 from ..smoothness import CONSTANT
 from .curves import RUN_LOG_SD, Curves, best_runs, curves_of
 from .runs import scaled_rate

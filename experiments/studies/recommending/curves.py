@@ -8,14 +8,17 @@ from typing import NamedTuple
 import numpy as np
 import scipy
 
+from batchnorm_jax.batch_size import StepTimeFit, fit_step_time
+
 from ...records.evidence import Evidence, MeasuredRun, Noise
 from ...records.fields import finite
 from ...records.recommendation import Source
 from ..convergence import CONFIDENCE, SEARCH_SEED
-from ..scaling import DRAWS, StepTimeFit, fit_step_time
 
 # Different seeds, so that the draws are independent.
 STEPS_SEED, TIME_SEED = 0, 1
+# As many draws as the fit of the times has, with which they are paired.
+DRAWS = 999
 # The usual ratio of a run's noise scale to its critical batch size: 2 to 8, by the averages that McCandlish et al. give
 # for MNIST, SVHN, CIFAR-10 and ImageNet.
 NOISE_OVER_CRITICAL = 3.5
@@ -96,7 +99,7 @@ def noise_over(measured: Sequence[Sequence[float]]) -> Noise:
     """Returns the noise scale over a run: the median of its measurements, since the scale grows along the run.
 
     (The median is taken over ratios of single measurements, which are too high where the scale is far above the number
-    of examples in a measurement. The ratio of pooled measurements, as in `training.noise.estimate`, would be dominated
+    of examples in a measurement. The ratio of pooled measurements, as in `noise_scale_interval`, would be dominated
     by the first measurements, whose gradients are largest.)
 
     Args:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from batchnorm_jax.batch_size import StepTimeFit, fit_step_time
+
 from ..._errors import UsageError
 from ...records.evidence import Evidence, Memory, Noise, TimedUpdate, TriedBatch
 from ...records.studies import StudyRow
@@ -16,7 +18,6 @@ from ...training.config.plan import MIN_UPDATES_PER_EPOCH
 from ...training.recipe.optimizers import OPTIMIZERS
 from ..convergence import SEARCH_SEED
 from ..jobs import Job
-from ..scaling import StepTimeFit, fit_step_time
 from .curves import USUAL_CRITICAL_EXAMPLES, noise_over
 from .findings import Findings
 from .lab import Costs, Lab, Problem, costs_of

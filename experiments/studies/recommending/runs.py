@@ -2,6 +2,8 @@
 
 import math
 
+from batchnorm_jax.batch_size import scale_learning_rate
+
 from ...records.evidence import MeasuredRun
 from ...records.fields import Options
 from ...records.studies import StudyRow
@@ -38,7 +40,7 @@ def scaled_rate(rate: float, batch_size: float, other: float, critical: float) -
     Source: McCandlish et al., "An Empirical Model of Large-Batch Training", arXiv 1812.06162, 2018, equation 2.6, with
     the measured critical batch size in place of the noise scale.
     """
-    return rounded(rate * (1 + critical / batch_size) / (1 + critical / other))
+    return rounded(scale_learning_rate(rate, batch_size, other, critical_batch_size=critical))
 
 
 def constant_options(problem: Problem, batch_size: int, rate: float) -> Options:

@@ -5,6 +5,8 @@ import hashlib
 import json
 from typing import Any
 
+from batchnorm_jax.batch_size import scale_decay, scale_learning_rate
+
 from ... import _limits, models
 from ... import data as datasets
 from ..._errors import UsageError
@@ -277,7 +279,10 @@ class TrainConfig:
         optimizer = OPTIMIZERS[self.optimizer]
         base = optimizer.base_rate if self.base_learning_rate is None else self.base_learning_rate
         scaling = self.lr_scaling or optimizer.scaling
-        return base * LR_SCALINGS[scaling](self.batch_size / self.backwards_per_forward / REFERENCE_BATCH_SIZE)
+        if scaling == "none":
+            return base
+        new_batch_size = self.batch_size / self.backwards_per_forward
+        return scale_learning_rate(base, REFERENCE_BATCH_SIZE, new_batch_size, rule=scaling)
 
     def running_momentum(self, batch_size: int | None = None) -> float:
         """Returns the momentum of the norms' running statistics at a batch size, by default the first of the run.
@@ -291,7 +296,7 @@ class TrainConfig:
         """
         if self.norm_momentum is not None:
             return self.norm_momentum
-        return REFERENCE_NORM_MOMENTUM ** ((batch_size or self.batch_size) / REFERENCE_BATCH_SIZE)
+        return scale_decay(REFERENCE_NORM_MOMENTUM, REFERENCE_BATCH_SIZE, batch_size or self.batch_size)
 
     def identity(self) -> Options:
         """Returns the fields on which a run's numbers depend, `num_devices` if the norm's statistics are per device."""
@@ -302,7 +307,3 @@ class TrainConfig:
         """Returns a folder under `runs/` that follows from the identity: the same command finds it again."""
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
         return f"runs/{self.dataset.replace(':', '_')}-{self.model.replace(':', '_')}-b{self.batch_size}-{digest}"
-
-
-# Goyal et al. 2017 (linear); Krizhevsky 2014 and You et al. 2019 (square root).
-LR_SCALINGS = {"linear": lambda ratio: ratio, "sqrt": lambda ratio: ratio**0.5, "none": lambda ratio: 1.0}

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from batchnorm_jax.batch_size import NoiseEstimate, measure_noise
+
 from ... import data as datasets
 from ..._errors import UsageError
 from ..config.options import AUTO, TrainConfig
@@ -15,7 +17,6 @@ from ..state import Batch, TrainState
 from ..step import single
 from ..step.parts import make_model
 from ..step.run import Run
-from .estimate import NoiseEstimate, measure_noise
 
 # The shard size where the norm has no span: large enough for batch statistics, small enough to have many shards.
 SHARD_EXAMPLES = 64

@@ -14,8 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._errors import UsageError
-from .censored_fit import fit_curves
+from batchnorm_jax.batch_size._censored import fit_curves
 
 # Draws of the bootstrap. One less than a round number: the bounds of 95% are then the 25th from either end.
 DRAWS = 999
@@ -91,7 +90,7 @@ def fit_steps_to_target(
       upper bound; where all are large, `min_steps` is, and it has no lower bound but 0.
 
     Raises:
-      UsageError: the lengths differ, fewer than three runs or two batch sizes reached the target, a number is not
+      ValueError: the lengths differ, fewer than three runs or two batch sizes reached the target, a number is not
         positive and finite, or `confidence` is out of range.
 
     Example:
@@ -108,9 +107,9 @@ def fit_steps_to_target(
     sizes, counts = _points(call, batch_sizes=batch_sizes, steps=steps)
     unreached = np.zeros(len(sizes), bool) if censored is None else np.asarray(censored, bool)
     if unreached.shape != sizes.shape:
-        raise UsageError(f"{call}: censored has shape {unreached.shape} and steps {sizes.shape}; give one value a run")
+        raise ValueError(f"{call}: censored has shape {unreached.shape} and steps {sizes.shape}; give one value a run")
     if not _enough(sizes, unreached):
-        raise UsageError(
+        raise ValueError(
             f"{call}: at least {_LEAST} runs of at least 2 batch sizes must reach the target, and "
             f"{np.sum(~unreached)} of {len(sizes)} did, of {len(set(sizes[~unreached]))}; add runs, train for longer "
             "or lower the target"
@@ -136,7 +135,7 @@ def predict_steps_interval(fit: ScalingFit, batch_size: float, *, confidence: fl
     """Returns the interval of `predict_steps`: of the curve, not of a run to come, which has noise of its own.
 
     Raises:
-      UsageError: the batch size is not positive and finite, or `confidence` is out of range.
+      ValueError: the batch size is not positive and finite, or `confidence` is out of range.
     """
     size = _size("predict_steps_interval", batch_size)
     values = fit.draws["min_steps"] + fit.draws["min_examples"] / size
@@ -162,7 +161,7 @@ def fit_step_time(
       A `StepTimeFit`.
 
     Raises:
-      UsageError: the lengths differ, there are fewer than three measurements or two batch sizes, a number is not
+      ValueError: the lengths differ, there are fewer than three measurements or two batch sizes, a number is not
         positive and finite, or `confidence` is out of range.
 
     Example:
@@ -174,7 +173,7 @@ def fit_step_time(
     sizes, times = _points(call, batch_sizes=batch_sizes, seconds=seconds)
     none = np.zeros(len(sizes), bool)
     if not _enough(sizes, none):
-        raise UsageError(
+        raise ValueError(
             f"{call}: at least {_LEAST} measurements of at least 2 batch sizes are needed, and {len(sizes)} came, of "
             f"{len(set(sizes))}; measure more"
         )
@@ -190,7 +189,7 @@ def best_batch_size(critical_batch_size: float, knee: float) -> float:
     whose last two terms are equal at the minimum. Memory and data may allow less.
 
     Raises:
-      UsageError: a number is negative or not one, or one is 0 and the other infinite: every batch size is as good.
+      ValueError: a number is negative or not one, or one is 0 and the other infinite: every batch size is as good.
 
     Example:
       >>> best_batch_size(400.0, 100.0)
@@ -198,7 +197,7 @@ def best_batch_size(critical_batch_size: float, knee: float) -> float:
     """
     product = critical_batch_size * knee
     if not (critical_batch_size >= 0 and knee >= 0 and product >= 0):
-        raise UsageError(
+        raise ValueError(
             f"best_batch_size: critical_batch_size={critical_batch_size:g} and knee={knee:g} must not be negative, nor "
             "one 0 and the other infinite; measure at more batch sizes"
         )
@@ -209,25 +208,25 @@ def _points(call: str, **columns: ArrayLike) -> list[np.ndarray]:
     arrays = {name: np.asarray(values, float) for name, values in columns.items()}
     (first, sizes), (second, values) = arrays.items()
     if sizes.ndim != 1 or sizes.shape != values.shape:
-        raise UsageError(
+        raise ValueError(
             f"{call}: {first} has shape {sizes.shape} and {second} {values.shape}; give one of each a run, in two lists"
         )
     for name, array in arrays.items():
         if (wrong := array[~((array > 0) & np.isfinite(array))]).size:
-            raise UsageError(f"{call}: {name} must be positive and finite, and {wrong[0]:g} came; leave that run out")
+            raise ValueError(f"{call}: {name} must be positive and finite, and {wrong[0]:g} came; leave that run out")
     return list(arrays.values())
 
 
 def _size(call: str, batch_size: float) -> float:
     if not 0 < batch_size < math.inf:
-        raise UsageError(f"{call}: batch_size must be positive and finite, not {batch_size:g}")
+        raise ValueError(f"{call}: batch_size must be positive and finite, not {batch_size:g}")
     return batch_size
 
 
 def _checked(call: str, confidence: float, draws: int) -> float:
     most = 1 - 2 / (draws + 1)
     if not 0 < confidence <= most:
-        raise UsageError(
+        raise ValueError(
             f"{call}: confidence={confidence:g} must be above 0 and at most {most:g}, for {draws} draws; 0.95 is usual"
         )
     return confidence

@@ -9,8 +9,6 @@ import numpy as np
 import optax
 import scipy
 
-from ..._errors import UsageError
-
 # Enough for the 2.5% and 97.5% quantiles: 50 resamples lie beyond each.
 BOOTSTRAP_RESAMPLES = 2_000
 # With fewer blocks there are too few distinct resamples for a distribution.
@@ -43,9 +41,68 @@ class NoiseState(NamedTuple):
     average: NoiseEstimate
 
 
-def squared_norm(tree: Any) -> jax.Array:
-    """Returns the sum of squares over all arrays of a tree, in at least float32."""
-    return optax.tree.norm(jax.tree.map(_widened, tree), squared=True)
+def squared_norm(tree: Any, weights: Any = None) -> jax.Array:
+    """Returns the sum of squares over all arrays of a tree, in at least float32.
+
+    Args:
+      tree: a tree of arrays.
+      weights: a tree of the same structure and shapes, or of shapes that broadcast to them, with which each square is
+        multiplied, such as `adam_weights` gives; None: 1.
+
+    Example:
+      >>> squared_norm({"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([10.0, 1.0])}).item()
+      14.0
+    """
+    tree = jax.tree.map(_widened, tree)
+    if weights is None:
+        return optax.tree.norm(tree, squared=True)
+    return optax.tree.sum(jax.tree.map(lambda a, w: w * jnp.square(a), tree, weights))
+
+
+def adam_weights(opt_state: Any, b2: float, epsilon: float = 1e-8) -> Any:
+    """Returns the weights with which Adam sees the gradient: 1 / (sqrt(v) + epsilon), v corrected for its start.
+
+    An update of Adam is that of SGD after a change of coordinates that stretches each parameter by the square root of
+    its weight. In these coordinates |G|^2 and tr Sigma are sums of weight times square, and their ratio is the noise
+    scale that matters to the optimizer. The weights count as constants, as they nearly are from one update to the next.
+
+    Args:
+      opt_state: the state of an Optax optimizer that holds the state of one `optax.scale_by_adam`, as `optax.adam` and
+        `optax.adamw` do, also within `optax.chain`.
+      b2: the decay of the second moment, as it was given to the optimizer.
+      epsilon: the `eps` of the optimizer.
+
+    Returns:
+      A tree like the parameters, for `weights` of `value_and_grad_with_noise`. Before the first update all weights are
+      1, so that a training step needs no special case.
+
+    Raises:
+      ValueError: the state holds no second moment, or more than one.
+
+    Example:
+      >>> params = {"w": jnp.array([1.0, 1.0])}
+      >>> optimizer = optax.adamw(1e-3, b2=0.99)
+      >>> _, opt_state = optimizer.update({"w": jnp.array([4.0, 0.5])}, optimizer.init(params), params)
+      >>> [round(weight, 3) for weight in adam_weights(opt_state, b2=0.99)["w"].tolist()]
+      [0.25, 2.0]
+
+    Source: the change of coordinates, Zhang et al., "Which Algorithmic Choices Matter at Which Batch Sizes?", arXiv
+    1907.04164, 2019, section 2; Adam, Kingma and Ba, arXiv 1412.6980, 2014.
+    """
+    states = [
+        state
+        for state in jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, optax.ScaleByAdamState))
+        if isinstance(state, optax.ScaleByAdamState)
+    ]
+    if len(states) != 1:
+        raise ValueError(
+            f"adam_weights: the optimizer's state must hold one state of scale_by_adam, and it holds {len(states)}; "
+            "give the state of optax.adam or optax.adamw, or weights of your own"
+        )
+    count = states[0].count
+    # 0 before the first update, where `nu` is 0 too.
+    correction = jnp.where(count > 0, 1 - b2 ** jnp.maximum(count, 1).astype(jnp.float32), 1.0)
+    return jax.tree.map(lambda nu: jnp.where(count > 0, 1 / (jnp.sqrt(nu / correction) + epsilon), 1.0), states[0].nu)
 
 
 _SQUARED_NORM = jax.jit(squared_norm)
@@ -72,7 +129,7 @@ def noise_from_shards(shard_gradients: Any, shard_size: int) -> NoiseEstimate:
       Scalars in at least float32.
 
     Raises:
-      UsageError: there are fewer than two shards, leaves differ in the number of shards, or b is less than 1.
+      ValueError: there are fewer than two shards, leaves differ in the number of shards, or b is less than 1.
 
     Example:
       >>> estimate = noise_from_shards({"w": jnp.array([[1.0], [3.0]])}, shard_size=8)
@@ -84,7 +141,7 @@ def noise_from_shards(shard_gradients: Any, shard_size: int) -> NoiseEstimate:
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(shard_gradients)]
     shards = _first_axis(shapes)
     if shards is None:
-        raise UsageError(
+        raise ValueError(
             "noise_from_shards: every leaf must have the shards along its first axis, the same number in each; the "
             f"shapes are {shapes}. Stack the gradients of shards: jax.tree.map(lambda *g: jnp.stack(g), *gradients)"
         )
@@ -112,7 +169,7 @@ def noise_from_norms(mean_square_of_shards: Any, square_of_mean: Any, shards: in
       Scalars.
 
     Raises:
-      UsageError: there are fewer than two shards, or b is less than 1.
+      ValueError: there are fewer than two shards, or b is less than 1.
 
     Example:
       >>> def on_device(gradient):
@@ -144,7 +201,7 @@ def measure_noise(
       One estimate per batch, in NumPy arrays of shape (batches,).
 
     Raises:
-      UsageError: there are no batches or fewer than two shards, or `shards` does not divide a batch.
+      ValueError: there are no batches or fewer than two shards, or `shards` does not divide a batch.
 
     Example:
       >>> gradient_fn = jax.jit(jax.grad(lambda w, x: jnp.mean((w - x) ** 2) / 2))  # for one example: w - x
@@ -157,7 +214,7 @@ def measure_noise(
         shapes = [np.shape(leaf) for leaf in jax.tree.leaves(batch)]
         examples = _first_axis(shapes)
         if not examples or shards < 2 or examples % shards:
-            raise UsageError(
+            raise ValueError(
                 f"measure_noise: shards={shards} must be at least 2 and divide the first axis, which counts examples "
                 f"and must have the same size in every leaf; the shapes are {shapes}. Give a divisor of the batch size"
             )
@@ -173,7 +230,7 @@ def measure_noise(
         square_of_mean = float(_SQUARED_NORM(total)) / shards**2
         estimates.append(noise_from_norms(squares / shards, square_of_mean, shards, size))
     if not estimates:
-        raise UsageError("measure_noise: there are no batches; give at least one")
+        raise ValueError("measure_noise: there are no batches; give at least one")
     return NoiseEstimate(*(np.array(values) for values in zip(*estimates, strict=True)))
 
 
@@ -195,7 +252,7 @@ def update_noise(state: NoiseState, estimate: NoiseEstimate, decay: float = 0.99
         1 / (1 - decay) estimates.
 
     Raises:
-      UsageError: `decay` is out of range.
+      ValueError: `decay` is out of range.
 
     Example:
       >>> state = update_noise(init_noise(), NoiseEstimate(1.0, 10.0), decay=0.5)
@@ -204,7 +261,7 @@ def update_noise(state: NoiseState, estimate: NoiseEstimate, decay: float = 0.99
       [3.0, 30.0]
     """
     if not 0 <= decay < 1:
-        raise UsageError(f"update_noise: decay={decay} must be at least 0 and less than 1, such as 0.99")
+        raise ValueError(f"update_noise: decay={decay} must be at least 0 and less than 1, such as 0.99")
     given = NoiseEstimate(*(jnp.asarray(number, jnp.float32) for number in estimate))
     average, ema = optax.ema(decay).update(given, state.ema)
     return NoiseState(ema, average)  # pyright: ignore[reportArgumentType]  (optax types both as any tree)
@@ -226,32 +283,6 @@ def noise_scale(state: NoiseState) -> jax.Array:
     norm2, trace = state.average
     unresolved = jnp.where((norm2 <= 0) & (trace > 0), jnp.inf, jnp.nan)
     return jnp.where(norm2 > 0, trace / norm2, unresolved)
-
-
-def larger_batch(scale: float, batch_size: int) -> str:
-    """Describes how doubling the batch would change the number of updates and of examples.
-
-    Training at batch size B takes a number of updates S proportional to 1 + B_simple / B, and B S examples.
-
-    Args:
-      scale: B_simple, the noise scale in examples.
-      batch_size: B, in examples.
-
-    Returns:
-      A clause that completes a sentence about the noise scale.
-
-    Example:
-      >>> larger_batch(100.0, 100)
-      'about the batch of 100: twice the batch would take 25% fewer updates and 50% more examples'
-
-    Source: McCandlish et al., "An Empirical Model of Large-Batch Training", arXiv 1812.06162, 2018, section 2.3.
-    """
-    if not 0 < scale < np.inf:
-        return "gradient not yet distinguishable from noise: a far larger batch would still take fewer updates"
-    saved = 1 - (1 + scale / (2 * batch_size)) / (1 + scale / batch_size)
-    where = "above" if scale > 3 * batch_size else "below" if scale < batch_size / 3 else "about"
-    place = f"{where} the batch of {batch_size}" if where == "about" else f"far {where} the batch of {batch_size}"
-    return f"{place}: twice the batch would take {saved:.0%} fewer updates and {1 - 2 * saved:.0%} more examples"
 
 
 def noise_scale_interval(
@@ -277,7 +308,7 @@ def noise_scale_interval(
       The lower and the upper end, in examples. An end is inf where the steps do not bound the noise scale.
 
     Raises:
-      UsageError: there are fewer than 8 blocks, an estimate is not finite, or tr Sigma is not positive at any step.
+      ValueError: there are fewer than 8 blocks, an estimate is not finite, or tr Sigma is not positive at any step.
 
     Example:
       >>> draws = np.random.default_rng(0).normal(size=(2, 200))
@@ -293,13 +324,13 @@ def noise_scale_interval(
     steps = values.shape[1] if values.ndim == 2 else 0
     length = max(1, round(steps ** (1 / 3))) if block is None else block
     if not 0 < confidence < 1 or length < 1 or steps < MIN_BLOCKS * length:
-        raise UsageError(
+        raise ValueError(
             f"noise_scale_interval: confidence must be between 0 and 1, and there must be at least {MIN_BLOCKS} "
             f"blocks; there are confidence={confidence} and {steps} steps in blocks of {length}. Measure more steps or "
             "give a smaller block"
         )
     if not np.isfinite(values).all() or values[1].max() <= 0:
-        raise UsageError(
+        raise ValueError(
             "noise_scale_interval: all estimates must be finite, and tr Sigma positive in at least one; "
             f"{np.sum(~np.isfinite(values))} numbers are not finite, and the greatest tr Sigma is {values[1].max()}. "
             "Leave out the steps that are not finite, and measure more steps"
@@ -343,7 +374,7 @@ def _estimate(square_of_mean: Any, spread: Any, shards: int, shard_size: int) ->
 
 def _check_shards(shards: int, shard_size: int, *, caller: str) -> None:
     if shards < 2 or shard_size < 1:
-        raise UsageError(
+        raise ValueError(
             f"{caller}: there must be at least 2 shards of at least 1 example, and there are {shards} of "
             f"{shard_size}. On one device, split the batch into parts and compute the gradient of each"
         )

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from experiments._errors import UsageError
-from experiments.studies import censored_fit, scaling
+from batchnorm_jax import batch_size
+from batchnorm_jax.batch_size import _censored, _fits
 
 SIZES = np.array([32, 128, 512, 2048])
 S_MIN, B_CRIT = 100.0, 400.0
@@ -31,15 +31,15 @@ def relative(noise, shape, seed):
 @pytest.fixture(autouse=True)
 def few_draws(monkeypatch):
     """One less than a multiple of 40, so that the ends of 95% fall on a draw."""
-    monkeypatch.setattr(scaling, "DRAWS", 39)
+    monkeypatch.setattr(_fits, "DRAWS", 39)
 
 
 @pytest.mark.parametrize("b_crit", [1.0, 20.0, 400.0, 50_000.0, 1e6])
 def test_the_curve_is_recovered_from_points_on_it(b_crit):
-    fit = scaling.fit_steps_to_target(SIZES[::-1], steps(SIZES[::-1], b_crit))
+    fit = batch_size.fit_steps_to_target(SIZES[::-1], steps(SIZES[::-1], b_crit))
     found = [fit.min_steps, fit.min_examples, fit.critical_batch_size]
     np.testing.assert_allclose(found, [S_MIN, S_MIN * b_crit, b_crit], rtol=1e-4)
-    assert scaling.predict_steps(fit, 777) == pytest.approx(steps(777, b_crit), rel=1e-6)
+    assert batch_size.predict_steps(fit, 777) == pytest.approx(steps(777, b_crit), rel=1e-6)
     # Nothing is uncertain, but for the rounding of steps to come.
     assert fit.intervals["min_examples"] == pytest.approx((S_MIN * b_crit,) * 2, rel=1e-2)
 
@@ -47,12 +47,12 @@ def test_the_curve_is_recovered_from_points_on_it(b_crit):
 def test_the_curve_is_recovered_where_some_runs_stopped_below_it():
     sizes = np.repeat(SIZES, 2)
     stopped = np.arange(len(sizes)) % 3 == 0
-    fit = scaling.fit_steps_to_target(sizes, np.where(stopped, 0.7, 1.0) * steps(sizes), censored=stopped)
+    fit = batch_size.fit_steps_to_target(sizes, np.where(stopped, 0.7, 1.0) * steps(sizes), censored=stopped)
     assert (fit.min_steps, fit.critical_batch_size) == pytest.approx((S_MIN, B_CRIT), rel=1e-4)
 
 
 def test_the_step_time_is_recovered_from_points_on_its_line():
-    fit = scaling.fit_step_time(SIZES, seconds(SIZES))
+    fit = batch_size.fit_step_time(SIZES, seconds(SIZES))
     assert fit[:3] == pytest.approx((OVERHEAD, THROUGHPUT, OVERHEAD * THROUGHPUT), rel=1e-4)
 
 
@@ -74,7 +74,7 @@ def test_the_fit_is_the_maximum_of_the_likelihood(seed):
     best = optimize.minimize(
         loss, start, method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-10, "maxiter": 2000}
     )
-    fit = scaling.fit_steps_to_target(sizes, counts, censored=lost)
+    fit = batch_size.fit_steps_to_target(sizes, counts, censored=lost)
     np.testing.assert_allclose(np.log([fit.min_steps, fit.min_examples]), best.x[:2], atol=1e-4)
 
 
@@ -83,8 +83,8 @@ def test_a_set_beside_one_with_censored_numbers_has_the_same_loss():
     residual = np.random.default_rng(0).standard_normal((30, 4))
     lost = np.zeros((30, 4), bool)
     lost[0, 0] = True
-    together = np.stack(censored_fit._location(residual, lost))
-    np.testing.assert_allclose(together[:, 1:], censored_fit._location(residual[1:], lost[1:]), rtol=1e-6, atol=1e-6)
+    together = np.stack(_censored._location(residual, lost))
+    np.testing.assert_allclose(together[:, 1:], _censored._location(residual[1:], lost[1:]), rtol=1e-6, atol=1e-6)
     assert together[0, 0] > residual[0].mean()
 
 
@@ -96,7 +96,7 @@ def test_runs_that_did_not_reach_the_target_are_not_taken_for_ones_that_did():
         drawn = steps(sizes) * relative(0.4, len(sizes), seed)
         counts, lost = np.minimum(drawn, limit), drawn > limit
         for name, given_ in (("censored", lost), ("observed", None)):
-            fit = scaling.fit_steps_to_target(sizes, counts, censored=given_)
+            fit = batch_size.fit_steps_to_target(sizes, counts, censored=given_)
             errors[name].append(math.log(fit.min_examples / (S_MIN * B_CRIT)))
     bias = {name: np.mean(values) for name, values in errors.items()}
     error = {name: np.std(values) / math.sqrt(60) for name, values in errors.items()}
@@ -118,7 +118,7 @@ SETTINGS = {
 @pytest.mark.parametrize(("name", "confidence"), [*((name, 0.8) for name in SETTINGS), ("four points", 0.95)])
 def test_intervals_hold_the_truth_as_often_as_they_say(name, confidence, monkeypatch):
     """In 200 simulated studies, within four standard errors: neither less often nor more."""
-    monkeypatch.setattr(scaling, "DRAWS", 19 if confidence == 0.8 else 39)
+    monkeypatch.setattr(_fits, "DRAWS", 19 if confidence == 0.8 else 39)
     sizes, b_crit, noise, budget = SETTINGS[name]
     limit = np.full(len(sizes), np.inf) if budget is None else budget(sizes)
     truth = {
@@ -134,10 +134,10 @@ def test_intervals_hold_the_truth_as_often_as_they_say(name, confidence, monkeyp
         if np.sum(reached) < 3 or np.ptp(sizes[reached]) == 0:
             continue
         studies += 1
-        fit = scaling.fit_steps_to_target(
+        fit = batch_size.fit_steps_to_target(
             sizes, np.minimum(drawn, limit), censored=~reached, confidence=confidence, seed=seed
         )
-        intervals = fit.intervals | {"steps": scaling.predict_steps_interval(fit, 500, confidence=confidence)}
+        intervals = fit.intervals | {"steps": batch_size.predict_steps_interval(fit, 500, confidence=confidence)}
         for key, (low, high) in intervals.items():
             held[key] += low <= truth[key] <= high
     assert studies > 190
@@ -150,7 +150,7 @@ def test_intervals_of_the_step_time_hold_the_truth_as_often_as_they_say():
     truth = {"overhead": OVERHEAD, "throughput": THROUGHPUT, "knee": OVERHEAD * THROUGHPUT}
     held, studies = dict.fromkeys(truth, 0), 200
     for seed in range(studies):
-        fit = scaling.fit_step_time(SIZES, seconds(SIZES) * relative(0.1, 4, seed), confidence=0.8, seed=seed)
+        fit = batch_size.fit_step_time(SIZES, seconds(SIZES) * relative(0.1, 4, seed), confidence=0.8, seed=seed)
         for key, (low, high) in fit.intervals.items():
             held[key] += low <= truth[key] <= high
     for key, times in held.items():
@@ -159,7 +159,7 @@ def test_intervals_of_the_step_time_hold_the_truth_as_often_as_they_say():
 
 def test_batches_that_are_all_small_bound_the_critical_size_from_below_alone():
     sizes = np.repeat([8, 16, 32], 5)
-    fit = scaling.fit_steps_to_target(sizes, steps(sizes, 1e5) * relative(0.05, 15, 0))
+    fit = batch_size.fit_steps_to_target(sizes, steps(sizes, 1e5) * relative(0.05, 15, 0))
     low, high = fit.intervals["critical_batch_size"]
     assert 32 < low < 1e5 and high == math.inf and fit.intervals["min_steps"][0] == 0
     low, high = fit.intervals["min_examples"]
@@ -168,7 +168,7 @@ def test_batches_that_are_all_small_bound_the_critical_size_from_below_alone():
 
 def test_batches_that_are_all_large_bound_the_critical_size_from_above_alone():
     sizes = np.repeat([1024, 2048, 4096], 5)
-    fit = scaling.fit_steps_to_target(sizes, steps(sizes, 1.0) * relative(0.05, 15, 1))
+    fit = batch_size.fit_steps_to_target(sizes, steps(sizes, 1.0) * relative(0.05, 15, 1))
     low, high = fit.intervals["critical_batch_size"]
     assert low == 0 and 1 < high < 1024 and fit.intervals["min_examples"][0] == 0
     low, high = fit.intervals["min_steps"]
@@ -177,16 +177,16 @@ def test_batches_that_are_all_large_bound_the_critical_size_from_above_alone():
 
 def test_a_constant_that_is_not_there_is_zero_and_its_ratio_infinite():
     """Steps that fall faster than the batch grows, and times that do not grow with it: the ends of all curves."""
-    falling = scaling.fit_steps_to_target(SIZES, 1e6 / SIZES**1.1)
+    falling = batch_size.fit_steps_to_target(SIZES, 1e6 / SIZES**1.1)
     assert falling.min_steps == 0 and falling.critical_batch_size == math.inf
-    assert scaling.predict_steps(falling, 64) == falling.min_examples / 64
-    rising = scaling.fit_step_time(SIZES, 0.1 * SIZES**-0.1)
+    assert batch_size.predict_steps(falling, 64) == falling.min_examples / 64
+    rising = batch_size.fit_step_time(SIZES, 0.1 * SIZES**-0.1)
     assert rising.throughput == math.inf == rising.knee and 0.04 < rising.overhead < 0.1
 
 
 def test_draws_are_those_of_the_seed_and_the_fit_is_not_theirs():
     counts = steps(SIZES) * relative(0.1, 4, 0)
-    first, again, other = (scaling.fit_steps_to_target(SIZES, counts, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (batch_size.fit_steps_to_target(SIZES, counts, seed=seed) for seed in (0, 0, 1))
     assert first.intervals == again.intervals != other.intervals
     assert first[:3] == other[:3]
 
@@ -198,8 +198,8 @@ def test_units_of_batches_and_of_steps_do_not_matter(batch_unit, step_unit, seed
     sizes, limit = np.repeat(SIZES, 2), steps(32)
     drawn = steps(sizes) * relative(0.1, len(sizes), seed)
     counts, lost = np.minimum(drawn, limit), drawn > limit
-    fit = scaling.fit_steps_to_target(sizes, counts, censored=lost)
-    scaled = scaling.fit_steps_to_target(batch_unit * sizes, step_unit * counts, censored=lost)
+    fit = batch_size.fit_steps_to_target(sizes, counts, censored=lost)
+    scaled = batch_size.fit_steps_to_target(batch_unit * sizes, step_unit * counts, censored=lost)
     units = {"min_steps": step_unit, "min_examples": step_unit * batch_unit, "critical_batch_size": batch_unit}
     for name, unit in units.items():
         assert getattr(scaled, name) == pytest.approx(unit * getattr(fit, name), rel=1e-4)
@@ -210,8 +210,8 @@ def test_units_of_batches_and_of_steps_do_not_matter(batch_unit, step_unit, seed
 def test_the_best_batch_size_is_where_the_time_is_least(b_crit, knee):
     grid = np.geomspace(1e-2, 1e6, 400_001)
     times = (1 + b_crit / grid) * (knee + grid)
-    assert scaling.best_batch_size(b_crit, knee) == pytest.approx(grid[times.argmin()], rel=1e-4)
-    assert scaling.best_batch_size(math.inf, knee) == math.inf and scaling.best_batch_size(b_crit, 0.0) == 0
+    assert batch_size.best_batch_size(b_crit, knee) == pytest.approx(grid[times.argmin()], rel=1e-4)
+    assert batch_size.best_batch_size(math.inf, knee) == math.inf and batch_size.best_batch_size(b_crit, 0.0) == 0
 
 
 GOOD = {"batch_sizes": [32, 64, 128], "steps": [300, 200, 150]}
@@ -239,8 +239,8 @@ GOOD = {"batch_sizes": [32, 64, 128], "steps": [300, 200, 150]}
     ],
 )
 def test_what_cannot_be_fitted_is_refused(wrong, message):
-    with pytest.raises(UsageError, match=f"^fit_steps_to_target: .*{message}"):
-        scaling.fit_steps_to_target(**(GOOD | wrong))
+    with pytest.raises(ValueError, match=f"^fit_steps_to_target: .*{message}"):
+        batch_size.fit_steps_to_target(**(GOOD | wrong))
 
 
 @pytest.mark.parametrize(
@@ -256,19 +256,19 @@ def test_what_cannot_be_fitted_is_refused(wrong, message):
     ],
 )
 def test_times_that_cannot_be_fitted_are_refused(wrong, message):
-    with pytest.raises(UsageError, match=f"^fit_step_time: .*{message}"):
-        scaling.fit_step_time(**({"batch_sizes": [32, 64, 128], "seconds": [0.1, 0.2, 0.3]} | wrong))
+    with pytest.raises(ValueError, match=f"^fit_step_time: .*{message}"):
+        batch_size.fit_step_time(**({"batch_sizes": [32, 64, 128], "seconds": [0.1, 0.2, 0.3]} | wrong))
 
 
 def test_what_cannot_be_predicted_is_refused():
-    fit = scaling.fit_steps_to_target(**GOOD)
+    fit = batch_size.fit_steps_to_target(**GOOD)
     for size in (0, -1, math.nan, math.inf):
-        with pytest.raises(UsageError, match=r"^predict_steps: batch_size must be positive and finite"):
-            scaling.predict_steps(fit, size)
-    with pytest.raises(UsageError, match=r"^predict_steps_interval: batch_size"):
-        scaling.predict_steps_interval(fit, 0)
-    with pytest.raises(UsageError, match=r"^predict_steps_interval: confidence=2"):
-        scaling.predict_steps_interval(fit, 64, confidence=2)
+        with pytest.raises(ValueError, match=r"^predict_steps: batch_size must be positive and finite"):
+            batch_size.predict_steps(fit, size)
+    with pytest.raises(ValueError, match=r"^predict_steps_interval: batch_size"):
+        batch_size.predict_steps_interval(fit, 0)
+    with pytest.raises(ValueError, match=r"^predict_steps_interval: confidence=2"):
+        batch_size.predict_steps_interval(fit, 64, confidence=2)
     for pair in ((-1, 1), (1, -1), (-1, -1), (math.nan, 1), (math.inf, 0)):
-        with pytest.raises(UsageError, match=r"^best_batch_size: critical_batch_size="):
-            scaling.best_batch_size(*pair)
+        with pytest.raises(ValueError, match=r"^best_batch_size: critical_batch_size="):
+            batch_size.best_batch_size(*pair)

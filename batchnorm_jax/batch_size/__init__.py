@@ -1,0 +1,62 @@
+"""Which batch size? The gradient noise scale, fits and scaling rules, for any training loop in JAX.
+
+`value_and_grad_with_noise` measures the noise within a training step, `fit_steps_to_target` and `fit_step_time` turn
+measured runs into a critical batch size and a knee, and `scale_learning_rate` and `scale_decay` carry an optimizer's
+numbers to another batch size. All are plain functions on arrays and numbers; Flax is not needed.
+"""
+
+from batchnorm_jax._extras import need as _need
+
+_need("optax", "scipy", extra="batch_size", caller=__name__)
+
+from batchnorm_jax.batch_size._fits import (
+    ScalingFit,
+    StepTimeFit,
+    best_batch_size,
+    fit_step_time,
+    fit_steps_to_target,
+    interval_of,
+    predict_steps,
+    predict_steps_interval,
+)
+from batchnorm_jax.batch_size._noise import (
+    NoiseEstimate,
+    NoiseState,
+    adam_weights,
+    init_noise,
+    measure_noise,
+    noise_from_norms,
+    noise_from_shards,
+    noise_scale,
+    noise_scale_interval,
+    squared_norm,
+    update_noise,
+)
+from batchnorm_jax.batch_size._rules import half_life, scale_decay, scale_learning_rate
+from batchnorm_jax.batch_size._step import value_and_grad_with_noise
+
+__all__ = [
+    "NoiseEstimate",
+    "NoiseState",
+    "ScalingFit",
+    "StepTimeFit",
+    "adam_weights",
+    "best_batch_size",
+    "fit_step_time",
+    "fit_steps_to_target",
+    "half_life",
+    "init_noise",
+    "interval_of",
+    "measure_noise",
+    "noise_from_norms",
+    "noise_from_shards",
+    "noise_scale",
+    "noise_scale_interval",
+    "predict_steps",
+    "predict_steps_interval",
+    "scale_decay",
+    "scale_learning_rate",
+    "squared_norm",
+    "update_noise",
+    "value_and_grad_with_noise",
+]
