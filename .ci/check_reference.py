@@ -4,7 +4,7 @@ import importlib
 import sys
 from pathlib import Path
 
-for name in ("batchnorm_jax", "batchnorm_jax.linen", "batchnorm_jax.nnx", "batchnorm_jax.torch_interop"):
+for name in ("batchnorm_jax", *(f"batchnorm_jax.{part}" for part in ("batch_size", "linen", "nnx", "torch_interop"))):
     page = (Path(sys.argv[1]) / "reference" / f"{name.removeprefix('batchnorm_jax.')}.html").read_text()
     missing = [public for public in importlib.import_module(name).__all__ if f'id="{name}.{public}"' not in page]
     if missing:

@@ -39,13 +39,13 @@ def check_axis_name(axis_name: Any, *, caller: str, hint: str = "") -> None:
             )
 
 
-def axis_size(axis_name: AxisName | None, *, caller: str, whole: str = "the statistics are those") -> int:
+def axis_size(axis_name: AxisName | None, *, caller: str, what: str = "the statistics are those") -> int:
     """Returns the number of participants on `axis_name`: 1 for None, the product for several names.
 
     Args:
       axis_name: the name or names, or None.
       caller: the public call, for the message.
-      whole: what is that of the whole array where no axis is named, for the message.
+      what: the part of the message that says what concerns the whole array where no axis is named.
     """
     if axis_name is None:
         return 1
@@ -57,7 +57,7 @@ def axis_size(axis_name: AxisName | None, *, caller: str, whole: str = "the stat
         raise ValueError(
             f"{caller}: axis_name={axis_name!r} is not bound here{_bound_names()}. Call it inside jax.pmap, "
             "jax.shard_map or jax.vmap with that axis name. Under jax.jit with sharded arrays pass axis_name=None: "
-            f"{whole} of the whole array already."
+            f"{what} of the whole array already."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What to install where a package is missing that only a part of the library needs."""
+"""Names the extra to install where a package is missing that only a part of the library needs."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""Which batch size? The gradient noise scale, fits and scaling rules, for any training loop in JAX.
+"""Batch-size science for any training loop in JAX: the gradient noise scale, fits of measured runs, scaling rules.
 
 `value_and_grad_with_noise` measures the noise within a training step, `fit_steps_to_target` and `fit_step_time` turn
 measured runs into a critical batch size and a knee, and `scale_learning_rate` and `scale_decay` carry an optimizer's

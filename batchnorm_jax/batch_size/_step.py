@@ -29,7 +29,7 @@ def value_and_grad_with_noise(
     micro_batches: int = 1,
     has_aux: bool = False,
 ) -> Callable[..., tuple[Any, Any, NoiseEstimate]]:
-    """Like `jax.value_and_grad` on a batch that is cut into parts, with an estimate of the gradient noise beside it.
+    """Returns a `jax.value_and_grad` for a batch that is cut into parts, which estimates the gradient noise as well.
 
     The noise follows from how far the gradients of the parts lie apart. A training step computes these gradients
     anyway: each device its own, and gradient accumulation one for each micro-batch. What is added is the squared norm
@@ -83,7 +83,7 @@ def value_and_grad_with_noise(
 
     def of_batch(params: Any, batch: Any, *args: Any, weights: Any = None) -> tuple[Any, Any, NoiseEstimate]:
         examples = _examples(batch, here, caller)
-        parts = here * axis_size(axis_name, caller=caller, whole="loss and gradient are those")
+        parts = here * axis_size(axis_name, caller=caller, what="loss and gradient are those")
         if parts < 2:
             raise ValueError(
                 f"{caller}: the noise follows from the difference between parts of the batch, and there is one part. "

@@ -1,5 +1,7 @@
 """Options that cannot be meant are refused where they are given; those of other libraries are answered with ours."""
 
+import importlib.util
+import re
 import subprocess
 import sys
 
@@ -142,3 +144,19 @@ def test_the_packages_are_imported_when_asked_for():
     with pytest.raises(AttributeError, match=r"take batchnorm_jax.linen.BatchNorm or"):
         batchnorm_jax.BatchNorm  # noqa: B018
     assert {"linen", "nnx", "batch_norm"} <= set(dir(batchnorm_jax))
+
+
+@pytest.mark.parametrize(
+    ("module", "package", "extra"),
+    [("batch_size", "scipy", "batch_size"), ("linen", "flax", "flax"), ("nnx", "flax", "flax")],
+)
+def test_a_missing_package_is_told_with_its_extra(monkeypatch, module, package, extra):
+    name = f"batchnorm_jax.{module}"
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delattr(batchnorm_jax, module, raising=False)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda asked: None if asked == package else found(asked))
+    says = f"{name} needs {package}, which is not installed: pip install 'batchnorm_jax[{extra}]'"
+    with pytest.raises(ModuleNotFoundError, match=re.escape(says)) as caught:
+        importlib.import_module(name)
+    assert caught.value.name == package

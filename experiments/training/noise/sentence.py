@@ -1,4 +1,4 @@
-"""What a noise scale says about a batch size, as a clause of a sentence."""
+"""Puts into words how far a batch size is from the noise scale."""
 
 import math
 
