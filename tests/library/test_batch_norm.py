@@ -57,6 +57,7 @@ def test_derivatives_of_every_order_and_mode(variant, x64):
         r.normal(size=(6, 2, 3)),
     )
 
+    @jax.jit  # Operation by operation would be hundreds of programs to compile.
     def function(x, scale, bias, residual):
         y, moments = call(variant, {"epsilon": EPSILON}, x, scale, bias, residual)
         return y, moments.mean, moments.var
@@ -99,9 +100,14 @@ def test_hessian_vector_products_agree(variant, x64):
     def loss(x):
         return jnp.sum(jnp.sin(call(variant, {}, x, scale, bias, residual)[0]) * w)
 
-    forward_over_reverse = jax.jvp(jax.grad(loss), (x,), (w,))[1]
-    reverse_over_reverse = jax.grad(lambda x: jnp.vdot(jax.grad(loss)(x), w))(x)
-    reverse_over_forward = jax.grad(lambda x: jax.jvp(loss, (x,), (w,))[1])(x)
+    @jax.jit
+    def products(x):
+        forward_over_reverse = jax.jvp(jax.grad(loss), (x,), (w,))[1]
+        reverse_over_reverse = jax.grad(lambda x: jnp.vdot(jax.grad(loss)(x), w))(x)
+        reverse_over_forward = jax.grad(lambda x: jax.jvp(loss, (x,), (w,))[1])(x)
+        return forward_over_reverse, reverse_over_reverse, reverse_over_forward
+
+    forward_over_reverse, reverse_over_reverse, reverse_over_forward = products(x)
     assert reference.normwise_error(forward_over_reverse, reverse_over_reverse) < 1e-8
     assert reference.normwise_error(forward_over_reverse, reverse_over_forward) < 1e-8
 
@@ -110,7 +116,7 @@ def test_hessian_vector_products_agree(variant, x64):
 @pytest.mark.parametrize("x", [np.ones((6, 3)), np.full((3, 3), 2.0), np.zeros((6, 3))], ids=["ones", "twos", "zeros"])
 def test_finite_gradients_at_zero_variance(variant, x):
     x = jnp.asarray(x, jnp.float32)
-    grads = jax.grad(lambda x, s: jnp.sum(call(variant, {}, x, s, s, x)[0] ** 2), (0, 1))(x, jnp.ones(3))
+    grads = jax.jit(jax.grad(lambda x, s: jnp.sum(call(variant, {}, x, s, s, x)[0] ** 2), (0, 1)))(x, jnp.ones(3))
     assert all(np.isfinite(g).all() for g in grads)
 
 
