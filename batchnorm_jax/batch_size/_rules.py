@@ -38,8 +38,8 @@ def scale_learning_rate(
     Example:
       >>> scale_learning_rate(0.1, 256, 8192)
       3.2
-      >>> scale_learning_rate(0.1, 256, 8192, critical_batch_size=256)
-      0.19393939393939394
+      >>> round(scale_learning_rate(0.1, 256, 8192, critical_batch_size=256), 3)
+      0.194
 
     Sources: linear, Goyal et al., "Accurate, Large Minibatch SGD", arXiv 1706.02677, 2017; the square root, Krizhevsky,
     "One weird trick for parallelizing convolutional neural networks", arXiv 1404.5997, 2014, and for Adam, Malladi et
@@ -111,7 +111,7 @@ def half_life(decay: float, batch_size: float) -> float:
 
     Example:
       >>> round(half_life(0.999, 256))
-      177359
+      177357
     """
     if not 0 <= decay < 1:
         raise ValueError(f"half_life: decay must be at least 0 and below 1, not {decay!r}")

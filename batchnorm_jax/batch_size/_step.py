@@ -49,7 +49,8 @@ def value_and_grad_with_noise(
       shards: parts that are computed side by side (`vmap`). For `jit` with a batch that is sharded over devices: give
         the number of devices, and each computes its own part. Their gradients are in memory at once, one per shard.
       micro_batches: parts that are computed one after the other (`scan`), with one gradient in memory: gradient
-        accumulation. With both, each micro-batch is cut into shards.
+        accumulation. Of four, the first holds examples 0, 4, 8 and so on: some of every device, under `jit`. With both,
+        each micro-batch is cut into shards.
       has_aux: whether `loss_fn` returns more than the loss.
 
     Returns:
@@ -67,7 +68,7 @@ def value_and_grad_with_noise(
 
     Example:
       >>> grad_fn = value_and_grad_with_noise(lambda w, x: jnp.mean((w - x) ** 2) / 2, micro_batches=2)
-      >>> loss, gradient, estimate = jax.jit(grad_fn)(jnp.float32(0.0), jnp.array([-1.0, -1.0, -3.0, -3.0]))
+      >>> loss, gradient, estimate = jax.jit(grad_fn)(jnp.float32(0.0), jnp.array([-1.0, -3.0, -1.0, -3.0]))
       >>> loss.item(), gradient.item(), estimate.gradient_norm2.item(), estimate.trace.item()
       (2.5, 2.0, 3.0, 4.0)
 
@@ -101,13 +102,13 @@ def value_and_grad_with_noise(
         def of_shards(part: Any) -> tuple[_Sums, Any]:
             if shards == 1:
                 return of_part(part)
-            sums, aux = jax.vmap(of_part)(_cut(part, shards))
+            sums, aux = jax.vmap(of_part)(_in_shards(part, shards))
             return jax.tree.map(lambda a: jnp.sum(a, axis=0), sums), aux
 
         if micro_batches == 1:
             sums, aux = of_shards(batch)
         else:
-            sums, aux = _in_turn(of_shards, _cut(batch, micro_batches))
+            sums, aux = _in_turn(of_shards, _in_micro_batches(batch, micro_batches))
         gradient = jax.tree.map(lambda a: a / here, sums.gradient)
         # One operand for both, where a training step has one for its loss.
         scalars = jnp.stack([sums.value.astype(sums.square.dtype), sums.square]) / here
@@ -131,9 +132,19 @@ def _in_turn(function: Callable[[Any], tuple[_Sums, Any]], batches: Any) -> tupl
     return lax.scan(add, jax.tree.map(zeros_of, shapes), batches)
 
 
-def _cut(batch: Any, parts: int) -> Any:
-    """Returns the batch with its examples in so many equal parts, along a new first axis."""
-    return jax.tree.map(lambda a: jnp.reshape(a, (parts, a.shape[0] // parts, *a.shape[1:])), batch)
+def _in_shards(batch: Any, shards: int) -> Any:
+    """Returns the batch with its examples in so many contiguous parts, along a new first axis."""
+    return jax.tree.map(lambda a: jnp.reshape(a, (shards, a.shape[0] // shards, *a.shape[1:])), batch)
+
+
+def _in_micro_batches(batch: Any, micro_batches: int) -> Any:
+    """Returns the batch with its examples dealt out to so many parts in turn, along a new first axis.
+
+    Of a batch that is sharded over devices, each part then has examples on all of them, and none has to move.
+    """
+    return jax.tree.map(
+        lambda a: jnp.moveaxis(jnp.reshape(a, (a.shape[0] // micro_batches, micro_batches, *a.shape[1:])), 1, 0), batch
+    )
 
 
 def _examples(batch: Any, parts: int, caller: str) -> int:

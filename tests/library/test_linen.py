@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -54,6 +55,7 @@ def test_drop_in_for_flax(variant, input_dtype):
     mine = ours.init(jax.random.key(0), x, use_running_average=False)
     assert jax.tree.map(lambda a: (a.shape, a.dtype), mine) == jax.tree.map(lambda a: (a.shape, a.dtype), variables)
 
+    @partial(jax.jit, static_argnums=0)  # Operation by operation would be hundreds of programs to compile.
     def step(module, variables):
         def loss(params, x):
             y, updates = module.apply(

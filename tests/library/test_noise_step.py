@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from batchnorm_jax import batch_size
 from batchnorm_jax.batch_size import value_and_grad_with_noise
+from tests.compat import set_mesh
 
 DEVICES, EXAMPLES = 8, 32
 REPLICATED, SHARDED = PartitionSpec(), PartitionSpec("devices")
@@ -43,8 +44,10 @@ def reference(params, batch, parts, weights=None):
     return np.mean(error**2) / 2, {"w": mean[:3], "b": mean[3]}, estimate
 
 
-def contiguous(parts):
-    return np.arange(EXAMPLES).reshape(parts, -1)
+def parts_of(devices=1, micro_batches=1, shards=1):
+    """The examples of each part: contiguous on a device, dealt out to micro-batches in turn, contiguous in a shard."""
+    own = np.arange(EXAMPLES).reshape(devices, -1, micro_batches)
+    return np.moveaxis(own, 2, 1).reshape(devices * micro_batches * shards, -1)
 
 
 def mesh():
@@ -58,6 +61,13 @@ def in_jit(params, batch, **options):
 def in_sharded_jit(params, batch, **options):
     batch = jax.device_put(batch, NamedSharding(mesh(), SHARDED))
     return in_jit(params, batch, **options)
+
+
+def in_explicit_jit(params, batch, **options):
+    explicit = jax.make_mesh((DEVICES,), ("devices",), axis_types=(AxisType.Explicit,))
+    with set_mesh(explicit):
+        batch = jax.device_put(batch, NamedSharding(explicit, SHARDED))
+        return in_jit(jax.device_put(params, NamedSharding(explicit, REPLICATED)), batch, **options)
 
 
 def in_shard_map(params, batch, *, check_vma, **options):
@@ -91,28 +101,31 @@ def in_vmap(params, batch, **options):
 CHECKED = functools.partial(in_shard_map, check_vma=True)
 UNCHECKED = functools.partial(in_shard_map, check_vma=False)
 WAYS = {
-    "jit-micro_batches": (in_jit, {"micro_batches": 8}, 8),
-    "jit-shards": (in_jit, {"shards": 4}, 4),
-    "jit-both": (in_jit, {"micro_batches": 4, "shards": 4}, 16),
-    "sharded_jit-shards": (in_sharded_jit, {"shards": 8}, 8),
+    "jit-micro_batches": (in_jit, {"micro_batches": 8}, 1),
+    "jit-shards": (in_jit, {"shards": 4}, 1),
+    "jit-both": (in_jit, {"micro_batches": 4, "shards": 4}, 1),
+    "sharded_jit-shards": (in_sharded_jit, {"shards": 8}, 1),
+    "sharded_jit-both": (in_sharded_jit, {"micro_batches": 2, "shards": 8}, 1),
+    "explicit_jit-shards": (in_explicit_jit, {"shards": 8}, 1),
+    "explicit_jit-both": (in_explicit_jit, {"micro_batches": 2, "shards": 8}, 1),
     "shard_map": (CHECKED, {}, 8),
-    "shard_map-micro_batches": (CHECKED, {"micro_batches": 2}, 16),
-    "shard_map-shards": (CHECKED, {"shards": 4}, 32),
+    "shard_map-micro_batches": (CHECKED, {"micro_batches": 2}, 8),
+    "shard_map-shards": (CHECKED, {"shards": 4}, 8),
     "shard_map_unchecked": (UNCHECKED, {}, 8),
-    "shard_map_unchecked-micro_batches": (UNCHECKED, {"micro_batches": 2}, 16),
-    "shard_map_two_axes-micro_batches": (in_two_axes, {"micro_batches": 2}, 16),
+    "shard_map_unchecked-micro_batches": (UNCHECKED, {"micro_batches": 2}, 8),
+    "shard_map_two_axes-micro_batches": (in_two_axes, {"micro_batches": 2}, 8),
     "pmap": (in_pmap, {}, 8),
-    "pmap-micro_batches": (in_pmap, {"micro_batches": 4}, 32),
+    "pmap-micro_batches": (in_pmap, {"micro_batches": 4}, 8),
     "vmap": (in_vmap, {}, 8),
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_to_cut_a_batch_gives_its_loss_its_gradient_and_the_noise(way):
-    run, options, parts = WAYS[way]
+    run, options, devices = WAYS[way]
     params, batch = problem()
     loss, gradient, estimate = run(params, batch, **options)
-    right_loss, right_gradient, right_estimate = reference(params, batch, contiguous(parts))
+    right_loss, right_gradient, right_estimate = reference(params, batch, parts_of(devices, **options))
     np.testing.assert_allclose(loss, right_loss, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), gradient, right_gradient)
     np.testing.assert_allclose(estimate, right_estimate, rtol=1e-4)
@@ -153,10 +166,11 @@ def test_the_noise_adds_no_collective():
     assert all_reduced(value_and_grad_with_noise(loss_fn, axis_name="devices")) == [1, 2, 3]
 
 
-def test_under_jit_every_device_computes_the_part_that_it_has():
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_under_jit_every_device_computes_the_part_that_it_has(micro_batches):
     """Nothing of the batch moves: the only collectives are the sums over devices."""
     params, batch = problem()
-    step = jax.jit(value_and_grad_with_noise(loss_fn, shards=DEVICES))
+    step = jax.jit(value_and_grad_with_noise(loss_fn, shards=DEVICES, micro_batches=micro_batches))
     sharded = jax.device_put(batch, NamedSharding(mesh(), SHARDED))
     text = step.lower(params, sharded).compile().as_text()
     assert "all-reduce" in text
@@ -180,9 +194,9 @@ def test_what_the_loss_returns_beside_it():
 
     params, batch = problem()
     for options, right in {
-        (4, 1): batch["y"][::8],
+        (4, 1): batch["y"][:4],
         (1, 4): batch["y"][::8],
-        (4, 2): batch["y"][::4].reshape(4, 2),
+        (4, 2): np.stack([batch["y"][:4], batch["y"][16:20]], axis=1),
     }.items():
         micro_batches, shards = options
         step = value_and_grad_with_noise(with_aux, has_aux=True, micro_batches=micro_batches, shards=shards)
@@ -224,7 +238,7 @@ def test_the_noise_as_adam_sees_it():
     np.testing.assert_allclose(np.append(weights["w"], weights["b"]), right, rtol=1e-5)
     step = jax.jit(value_and_grad_with_noise(loss_fn, micro_batches=8))
     _, _, estimate = step(params, batch, weights=weights)
-    expected = reference(params, batch, contiguous(8), {"w": right[:3], "b": right[3]})[2]
+    expected = reference(params, batch, parts_of(micro_batches=8), {"w": right[:3], "b": right[3]})[2]
     np.testing.assert_allclose(estimate, expected, rtol=1e-4)
 
 
