@@ -56,7 +56,7 @@ def squared_norm(tree: Any, weights: Any = None) -> jax.Array:
     tree = jax.tree.map(_widened, tree)
     if weights is None:
         return optax.tree.norm(tree, squared=True)
-    return optax.tree.sum(jax.tree.map(lambda a, w: w * jnp.square(a), tree, weights))
+    return jnp.asarray(optax.tree.sum(jax.tree.map(lambda a, w: w * jnp.square(a), tree, weights)))
 
 
 def adam_weights(opt_state: Any, b2: float, epsilon: float = 1e-8) -> Any:
@@ -99,7 +99,7 @@ def adam_weights(opt_state: Any, b2: float, epsilon: float = 1e-8) -> Any:
             f"adam_weights: the optimizer's state must hold one state of scale_by_adam, and it holds {len(states)}; "
             "give the state of optax.adam or optax.adamw, or weights of your own"
         )
-    count = states[0].count
+    count = jnp.asarray(states[0].count)
     # 0 before the first update, where `nu` is 0 too.
     correction = jnp.where(count > 0, 1 - b2 ** jnp.maximum(count, 1).astype(jnp.float32), 1.0)
     return jax.tree.map(lambda nu: jnp.where(count > 0, 1 / (jnp.sqrt(nu / correction) + epsilon), 1.0), states[0].nu)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from functools import partial
 from typing import Any
 
 from batchnorm_jax.batch_size import scale_decay, scale_learning_rate
@@ -40,6 +41,12 @@ AUTO = "auto"
 LARGEST_SEED = 2**32 - 1
 # More devices than one process has on any machine.
 MAX_DEVICES = 1024
+# The rate at another batch size, from (rate, batch size, new batch size).
+LR_SCALINGS = {
+    "linear": partial(scale_learning_rate, rule="linear"),
+    "sqrt": partial(scale_learning_rate, rule="sqrt"),
+    "none": lambda rate, *_: rate,
+}
 
 
 def _option(default: Any, help: str, **limits: Any) -> Any:
@@ -136,7 +143,7 @@ class TrainConfig:
     lr_scaling: str | None = _option(
         None,
         "How the peak rate scales with the batch size: 'linear', 'sqrt' or 'none'. Default: by optimizer.",
-        among=("linear", "sqrt", "none"),
+        among=tuple(LR_SCALINGS),
     )
     learning_rate: float | None = _option(
         None, "Peak learning rate, in place of --base_learning_rate and --lr_scaling.", least=0
@@ -279,10 +286,7 @@ class TrainConfig:
         optimizer = OPTIMIZERS[self.optimizer]
         base = optimizer.base_rate if self.base_learning_rate is None else self.base_learning_rate
         scaling = self.lr_scaling or optimizer.scaling
-        if scaling == "none":
-            return base
-        new_batch_size = self.batch_size / self.backwards_per_forward
-        return scale_learning_rate(base, REFERENCE_BATCH_SIZE, new_batch_size, rule=scaling)
+        return LR_SCALINGS[scaling](base, REFERENCE_BATCH_SIZE, self.batch_size / self.backwards_per_forward)
 
     def running_momentum(self, batch_size: int | None = None) -> float:
         """Returns the momentum of the norms' running statistics at a batch size, by default the first of the run.
