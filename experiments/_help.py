@@ -16,7 +16,7 @@ GROUPS = {
         "dry_run", "json",
     ),
     "Data": (
-        "dataset", "data_dir", "image_size", "input", "validation_examples", "augmentation", "drop_remainder",
+        "dataset", "tasks", "data_dir", "image_size", "input", "validation_examples", "augmentation", "drop_remainder",
     ),
     "Model and normalization": (
         "model", "zero_last_scale", "dtype", "norm", "span", "norm_momentum", "norms", "per_device_batch_sizes",

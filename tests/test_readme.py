@@ -41,6 +41,9 @@ def test_the_python_examples_run():
         ("train", ["--preset", *(f"--{field.name}" for field in dataclasses.fields(TrainConfig))]),
         ("recommend", ["--dataset", "--target_accuracy", "--json"]),
         ("evaluate", ["--checkpoint"]),
+        ("batch_size_study", ["--parts", "--batch_sizes"]),
+        ("norm_study", ["--norms", "--tasks"]),
+        ("benchmark", ["--suite"]),
     ],
 )
 def test_help_lists_every_flag(module, flags):
