@@ -19,11 +19,12 @@ GROUPS = {
         "dataset", "tasks", "data_dir", "image_size", "input", "validation_examples", "augmentation", "drop_remainder",
     ),
     "Model and normalization": (
-        "model", "zero_last_scale", "dtype", "norm", "span", "norm_momentum", "norms", "per_device_batch_sizes",
+        "model", "zero_last_scale", "dtype", "norm", "span", "norm_momentum", "norms", "remat",
     ),
     "Batch and length": (
-        "batch_size", "batch_sizes", "accumulation_steps", "backwards_per_forward", "batch_ramp", "epochs", "steps",
-        "max_epochs", "target_accuracy", "budget_minutes",
+        "batch_size", "batch_sizes", "per_device_batch_size", "per_device_batch_sizes", "accumulation_steps",
+        "backwards_per_forward", "batch_ramp", "epochs", "steps", "max_epochs", "target_accuracy", "budget_minutes",
+        "rounds", "seconds",
     ),
     "Recipe": (
         "optimizer", "base_learning_rate", "lr_scaling", "learning_rate", "learning_rates", "schedule", "warmup_epochs",
