@@ -7,7 +7,7 @@ numbers to another batch size. All are plain functions on arrays and numbers; Fl
 
 from batchnorm_jax._extras import need as _need
 
-_need("optax", "scipy", extra="batch_size", caller=__name__)
+_need("optax", "scipy", extra="batch-size", caller=__name__)
 
 from batchnorm_jax.batch_size._fits import (
     ScalingFit,

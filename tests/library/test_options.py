@@ -148,7 +148,7 @@ def test_the_packages_are_imported_when_asked_for():
 
 @pytest.mark.parametrize(
     ("module", "package", "extra"),
-    [("batch_size", "scipy", "batch_size"), ("linen", "flax", "flax"), ("nnx", "flax", "flax")],
+    [("batch_size", "scipy", "batch-size"), ("linen", "flax", "flax"), ("nnx", "flax", "flax")],
 )
 def test_a_missing_package_is_told_with_its_extra(monkeypatch, module, package, extra):
     name = f"batchnorm_jax.{module}"
