@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from batchnorm_jax._compat import bound_axis_names, gather_invariant, vary_over, varying_axes
+from batchnorm_jax._compat import bound_axis_names, gather_invariant, varying_axes
 from batchnorm_jax.typing import AxisName, Groups
 
 
@@ -150,7 +150,7 @@ def vary_like(value: jax.Array, *references: jax.Array | None) -> jax.Array:
     varies and nothing happens.
     """
     missing = frozenset().union(*(varying_axes(r) for r in references if r is not None)) - varying_axes(value)
-    return vary_over(value, tuple(missing)) if missing else value
+    return lax.pcast(value, tuple(missing), to="varying") if missing else value
 
 
 def varies_beyond(value: jax.Array, reference: jax.Array) -> bool:

@@ -1,14 +1,13 @@
-"""Names and calls that differ between versions of JAX and Flax.
+"""Names and calls that differ between versions of JAX.
 
 No other module of the library tests for a version. Each test says which version has the newer spelling, so that the
 older one can be deleted once `pyproject.toml` asks for that version.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import core, lax
 from jax.extend import core as extended_core
 
@@ -16,32 +15,20 @@ from jax.extend import core as extended_core
 _HAS_AXIS_TYPE = hasattr(jax.typeof(0.0), "manual_axis_type")
 
 
-def varying_axes(value: jax.Array) -> frozenset[Hashable]:
-    """Returns the manual axes that a value varies over."""
-    kind: Any = jax.typeof(value)
-    return kind.manual_axis_type.varying if _HAS_AXIS_TYPE else kind.vma
-
-
-def vary_over(value: jax.Array, axes: tuple[Hashable, ...]) -> jax.Array:
-    """Marks a value as varying over manual axes that it does not vary over yet."""
-    if hasattr(lax, "pcast"):  # JAX 0.8.2.
-        return lax.pcast(value, axes, to="varying")
-    return lax.pvary(value, axes)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def zeros_of(shape: jax.ShapeDtypeStruct) -> jax.Array:
-    """Returns zeros of a result of `jax.eval_shape`, which vary over the same manual axes."""
-    kind: Any = shape.manual_axis_type if _HAS_AXIS_TYPE else shape
-    axes = () if kind is None else (kind.varying if _HAS_AXIS_TYPE else kind.vma) or ()
-    zeros = jnp.zeros(shape.shape, shape.dtype)
-    return vary_over(zeros, tuple(axes)) if axes else zeros
+def varying_axes(value: jax.Array | jax.ShapeDtypeStruct) -> frozenset[Hashable]:
+    """Returns the manual axes that a value, or a result of `jax.eval_shape`, varies over."""
+    kind: Any = value if isinstance(value, jax.ShapeDtypeStruct) else jax.typeof(value)
+    if _HAS_AXIS_TYPE:
+        kind = kind.manual_axis_type
+    # The result of `jax.eval_shape` has none where no axes are checked.
+    return frozenset() if kind is None else (kind.varying if _HAS_AXIS_TYPE else kind.vma) or frozenset()
 
 
 def gather_invariant(value: jax.Array, axis_name: Any) -> jax.Array:
     """Gathers over a checked axis; the result is known to be the same for every participant."""
     if _HAS_AXIS_TYPE:
         return lax.all_gather(value, axis_name, to="invarying")
-    # Up to 0.8.1 it is in `lax` too; 0.8.2 to 0.9.2 have it here alone.
+    # Up to 0.9.2 it has no public name.
     from jax._src.lax.parallel import all_gather_invariant  # pyright: ignore
 
     return all_gather_invariant(value, axis_name)
@@ -67,22 +54,3 @@ def scan_operands(params: Mapping[str, Any]) -> tuple[int, int]:
         consts, carry, _ = params["ft_in"].unpack()
         return len(consts), len(carry)
     return params["num_consts"], params["num_carry"]
-
-
-def variable_value(variable: Any) -> Any:
-    """Returns the value of a variable of `flax.nnx`."""
-    # Looked up in the class: the variable itself forwards unknown names to its value.
-    return variable.get_value() if hasattr(type(variable), "get_value") else variable.value  # Flax 0.12.1.
-
-
-def set_variable(variable: Any, value: Any) -> None:
-    """Sets the value of a variable of `flax.nnx`."""
-    if hasattr(type(variable), "set_value"):  # Flax 0.12.1.
-        variable.set_value(value)
-    else:
-        variable.value = value
-
-
-def promotion_of(norm: Any, default: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns the `promote_dtype` of a norm of `flax.nnx`, or the default where norms have no such option."""
-    return getattr(norm, "promote_dtype", default)  # Flax 0.12.1.

@@ -1,24 +1,14 @@
 """Names and calls of the tests that differ between versions of JAX and Flax; the library has its own `_compat`."""
 
-import warnings
 from typing import Any
 
 import jax
-import jax.experimental
 import pytest
+from flax import nnx
 
-with warnings.catch_warnings():
-    # Flax 0.12.0 asks JAX 0.8.0 for names that the latter has deprecated.
-    warnings.simplefilter("ignore", DeprecationWarning)
-    from flax import nnx
-
-# JAX 0.8.0.
-enable_x64: Any = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 # JAX 0.10.1. Before it, the error has no public name.
 TypePromotionError: Any = getattr(jax.dtypes, "TypePromotionError", ValueError)
-# JAX 0.7.1.
-set_mesh: Any = jax.set_mesh if hasattr(jax, "set_mesh") else jax.sharding.use_mesh
-# Their compiler for CPUs adds the numbers of a sum one after another where it fuses the sum with what follows.
+# These versions compile some sums for a CPU so that numbers are added one after another.
 ADDS_ONE_AFTER_ANOTHER = (0, 9, 1) <= jax.__version_info__ < (0, 10, 2)
 
 

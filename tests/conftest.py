@@ -22,8 +22,6 @@ SLOWEST_FILES = (
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-from tests.compat import enable_x64  # noqa: E402
-
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", DEVICES)
 jax.config.update("jax_cpu_enable_async_dispatch", False)
@@ -50,5 +48,5 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture
 def x64():
-    with enable_x64(True):
+    with jax.enable_x64(True):
         yield

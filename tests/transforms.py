@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from tests.compat import set_mesh
-
 AXIS = "batch"
 TWO_AXES = ("rows", "columns")
 
@@ -93,11 +91,11 @@ def _jit(axis_type):
         jitted = jax.jit(lambda s, r: function(None, s, r))
 
         def run(sharded, replicated):
-            with set_mesh(mesh):
+            with jax.set_mesh(mesh):
                 return jitted(jax.device_put(sharded, split), jax.device_put(replicated, same))
 
         def lower(sharded, replicated):
-            with set_mesh(mesh):
+            with jax.set_mesh(mesh):
                 return jitted.lower(jax.device_put(sharded, split), jax.device_put(replicated, same))
 
         run.lower = lower

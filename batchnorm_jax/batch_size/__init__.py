@@ -22,17 +22,16 @@ from batchnorm_jax.batch_size._fits import (
 from batchnorm_jax.batch_size._noise import (
     NoiseEstimate,
     NoiseState,
-    adam_weights,
     init_noise,
     measure_noise,
     noise_from_norms,
     noise_from_shards,
     noise_scale,
     noise_scale_interval,
-    squared_norm,
     update_noise,
 )
 from batchnorm_jax.batch_size._rules import half_life, scale_decay, scale_learning_rate
+from batchnorm_jax.batch_size._squares import adam_weights, squared_norm
 from batchnorm_jax.batch_size._step import value_and_grad_with_noise
 
 __all__ = [

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from batchnorm_jax._collectives import axis_size, check_axis_name, vary_like
-from batchnorm_jax._compat import zeros_of
-from batchnorm_jax.batch_size._noise import NoiseEstimate, noise_from_norms, squared_norm
+from batchnorm_jax._compat import varying_axes
+from batchnorm_jax.batch_size._noise import NoiseEstimate, noise_from_norms
+from batchnorm_jax.batch_size._squares import squared_norm
 from batchnorm_jax.typing import AxisName
 
 
@@ -129,7 +130,13 @@ def _in_turn(function: Callable[[Any], tuple[_Sums, Any]], batches: Any) -> tupl
         more, aux = function(batch)
         return jax.tree.map(jnp.add, sums, more), aux
 
-    return lax.scan(add, jax.tree.map(zeros_of, shapes), batches)
+    return lax.scan(add, jax.tree.map(_zeros, shapes), batches)
+
+
+def _zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
+    """Returns zeros that vary over the same manual axes, as the carry of a scan in a checked `shard_map` must."""
+    zeros, axes = jnp.zeros(shape.shape, shape.dtype), tuple(varying_axes(shape))
+    return lax.pcast(zeros, axes, to="varying") if axes else zeros
 
 
 def _in_shards(batch: Any, shards: int) -> Any:

@@ -7,13 +7,11 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.nnx.nn import dtypes
 from jax.typing import ArrayLike
 
 from batchnorm_jax import _folding
 from batchnorm_jax._arrays import statistics_dtype
 from batchnorm_jax._checks import feature_axes
-from batchnorm_jax._compat import promotion_of
 from batchnorm_jax._options import NormOptions
 from batchnorm_jax._saving import effective_scale
 from batchnorm_jax.nnx._pairs import features_last, find_pairs, put
@@ -98,7 +96,7 @@ class FoldedNorm(nnx.Module):
         self.axis = norm.axis
         self.dtype = norm.dtype
         self.dtypes = tuple(None if v is None else v[...].dtype for v in variables)
-        self.promote_dtype = promotion_of(norm, dtypes.promote_dtype)
+        self.promote_dtype = norm.promote_dtype
         self.activation = getattr(norm, "activation", None)
         # train() and eval() set it, so that training a model whose norms are folded is an error.
         self.use_running_average = True

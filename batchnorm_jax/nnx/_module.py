@@ -14,7 +14,6 @@ from jax.typing import ArrayLike, DTypeLike
 
 from batchnorm_jax._checks import as_array, feature_axes
 from batchnorm_jax._collectives import as_groups, check_axis_name
-from batchnorm_jax._compat import set_variable
 from batchnorm_jax._inference import Running
 from batchnorm_jax._layer import Request, call, check_layer, diagnose, options_of
 from batchnorm_jax._operands import as_operands
@@ -208,7 +207,7 @@ class BatchNorm(nnx.Module):
         if called.running is not None:
             # A variable may be a reference that a gradient is taken through, which takes only values.
             for variable, value in zip((self.mean, self.var), jax.lax.stop_gradient(called.running), strict=True):
-                set_variable(variable, value)
+                variable.set_value(value)
             self._count_step()
         return called.y
 

@@ -159,8 +159,7 @@ def put(place: Place, value: Any) -> None:
     """Puts another module in a place."""
     if isinstance(place.parent, tuple):
         raise ValueError(f"fold: {place.path!r} is in a tuple, which cannot be changed; keep it in an nnx.List")
-    # Up to Flax 0.12.0 the places of an `nnx.List` are numbers, later they are attributes.
-    if isinstance(place.parent, dict) or isinstance(place.key, int):
+    if isinstance(place.parent, dict | list):
         place.parent[place.key] = value
     else:
         setattr(place.parent, place.key, value)

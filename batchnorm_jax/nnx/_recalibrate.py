@@ -9,7 +9,6 @@ from flax import nnx
 
 from batchnorm_jax import _recalibrate
 from batchnorm_jax._checks import feature_axes
-from batchnorm_jax._compat import set_variable, variable_value
 from batchnorm_jax._inference import Running
 from batchnorm_jax._layer import pool_calls, pooled_moments, pooled_over
 from batchnorm_jax._warnings import warn_of_unchanged
@@ -76,15 +75,15 @@ def recalibrate(
         for path, norm in found.items():
             _start_recording(norm, variables["batch_stats"][path], by_running=by_running)
         copy(batch, *args, **kwargs)
-        return {path: variable_value(norm.recorded) for path, norm in found.items() if norm.recorded is not None}
+        return {path: norm.recorded.get_value() for path, norm in found.items() if norm.recorded is not None}
 
     stats = {path: {"mean": norm.mean[...], "var": norm.var[...]} for path, norm in own.items()}
     variables = _recalibrate.recalibrate(
         _recalibrate.of_batches(moments_fn), {"batch_stats": stats, "state": state}, batches, mode=mode
     )
     for path, norm in own.items():
-        set_variable(norm.mean, variables["batch_stats"][path]["mean"])
-        set_variable(norm.var, variables["batch_stats"][path]["var"])
+        norm.mean.set_value(variables["batch_stats"][path]["mean"])
+        norm.var.set_value(variables["batch_stats"][path]["var"])
 
 
 def _start_recording(norm: Any, stats: dict[str, jax.Array], *, by_running: bool) -> None:
@@ -104,8 +103,8 @@ def _start_recording(norm: Any, stats: dict[str, jax.Array], *, by_running: bool
         # The statistics that are to be replaced must have no part in the new ones.
         recording.r_max, recording.d_max = 1.0, 0.0
     recording.recorded = nnx.data(None)
-    set_variable(recording.mean, stats["mean"])
-    set_variable(recording.var, stats["var"])
+    recording.mean.set_value(stats["mean"])
+    recording.var.set_value(stats["var"])
 
 
 @functools.cache
@@ -120,7 +119,7 @@ def _recording(kind: Any) -> type:
             over = pooled_over(self, None)
             self.axis_name, self.axis_index_groups = over.axis_name, over.groups
             found = pooled_moments(self, x, stats, features, mask)
-            before = None if self.recorded is None else variable_value(self.recorded)
+            before = None if self.recorded is None else self.recorded.get_value()
             self.recorded = nnx.Intermediate(pool_calls(before, found))
             return kind.__call__(self, x, self.by_running, mask=mask, residual=residual, update_stats=False)
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from batchnorm_jax._compat import set_variable
 from batchnorm_jax._options import SharedKeywords
 from batchnorm_jax._renorm import Limits, check_limits, limits_at, relaxed_d_max, relaxed_r_max
 from batchnorm_jax._synchronize import SynchronizeOptions
@@ -74,4 +73,4 @@ class BatchRenorm(BatchNorm):
         return limits_at(self.r_max, self.d_max, self.steps[...])
 
     def _count_step(self) -> None:
-        set_variable(self.steps, self.steps[...] + 1)
+        self.steps.set_value(self.steps[...] + 1)

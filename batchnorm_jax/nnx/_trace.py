@@ -9,7 +9,6 @@ import jax
 from flax import nnx
 
 from batchnorm_jax._checks import feature_axes
-from batchnorm_jax._compat import set_variable
 from batchnorm_jax._flow import Flow, mark
 from batchnorm_jax._pairs import Seen, Trace, objection_to_equation, objection_to_norm, traced
 from batchnorm_jax.nnx._pairs import NORMS, Model
@@ -36,7 +35,7 @@ def trace(model: nnx.Module, args: tuple, kwargs: Mapping[str, Any]) -> Trace:
             for path, stored in variables[collection].items():
                 module = places[path].value
                 for name, value in stored.items():
-                    set_variable(getattr(module, name), value)
+                    getattr(module, name).set_value(value)
                 module.__class__ = _marked(type(module))
                 module.path_in_trace = path
         result = copy(*args, **kwargs)

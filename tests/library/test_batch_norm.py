@@ -16,7 +16,6 @@ from jax.test_util import check_grads
 from batchnorm_jax import batch_norm
 from experiments.benchmarking import hlo
 from tests import reference
-from tests.compat import set_mesh
 from tests.parity import EPSILON, draw, mask_of
 from tests.transforms import AXIS, TRANSFORMS, make_mesh
 
@@ -318,7 +317,7 @@ def test_sharded_features_on_an_explicit_mesh():
         return jax.grad(lambda *a: jnp.sum(w * jnp.sin(batch_norm(*a, axis=(1, 2))[0])), (0, 1, 2))(x, scale, bias)
 
     want = jax.jit(gradients)(x, scale, bias)
-    with set_mesh(mesh):
+    with jax.set_mesh(mesh):
         cut = [jax.device_put(a, P(None, "model")) for a in (scale, bias)]
         got = jax.jit(gradients)(jax.device_put(x, P("data", None, "model")), *cut)
     for a, b in zip(got, want, strict=True):

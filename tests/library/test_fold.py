@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from jax import lax
 
 from batchnorm_jax import fold, normalize
-from tests.compat import enable_x64
 from tests.reference import normwise_error
 
 EPSILON = 1e-3
@@ -82,7 +81,7 @@ def test_a_convolution_of_any_shape(seed, groups, in_each, out_each, window, str
         )
         return y + bias.reshape((1,) * (rank + 1) + (-1,))
 
-    with enable_x64(True):
+    with jax.enable_x64(True):
         y = np.asarray(conv(*as_jax(jnp.float64, x, kernel, bias)))
     want = (y - mean) / np.sqrt(var + EPSILON) * scale + beta
     x32, *arrays = as_jax(jnp.float32, x, kernel, bias, mean, var, scale, beta)

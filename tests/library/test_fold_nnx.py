@@ -1,6 +1,5 @@
 """nnx.fold: a copy gives what the model gives in evaluation, for every layer and norm; the model stays as it is."""
 
-import inspect
 import re
 from functools import partial
 
@@ -13,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchnorm_jax.nnx import BatchNorm, BatchRenorm, fold
-from tests.compat import needs, view
+from tests.compat import view
 from tests.library.test_fold_linen import BFLOAT16_TOLERANCE, TOLERANCE, draw
 from tests.reference import normwise_error
 
@@ -236,7 +235,6 @@ def test_under_jit_and_stacked():
     assert normwise_error(call(folded, x), call(models, x)) < TOLERANCE
 
 
-@needs("kernel_metadata", "Flax 0.12.1", there="kernel_metadata" in inspect.signature(nnx.Linear.__init__).parameters)
 def test_metadata_of_parameters_is_kept():
     rngs = nnx.Rngs(0)
     linear = nnx.Linear(4, 4, use_bias=False, kernel_metadata={"note": "kernel"}, rngs=rngs)

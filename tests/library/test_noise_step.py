@@ -13,7 +13,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from batchnorm_jax import batch_size
 from batchnorm_jax.batch_size import value_and_grad_with_noise
-from tests.compat import set_mesh
 
 DEVICES, EXAMPLES = 8, 32
 REPLICATED, SHARDED = PartitionSpec(), PartitionSpec("devices")
@@ -65,7 +64,7 @@ def in_sharded_jit(params, batch, **options):
 
 def in_explicit_jit(params, batch, **options):
     explicit = jax.make_mesh((DEVICES,), ("devices",), axis_types=(AxisType.Explicit,))
-    with set_mesh(explicit):
+    with jax.set_mesh(explicit):
         batch = jax.device_put(batch, NamedSharding(explicit, SHARDED))
         return in_jit(jax.device_put(params, NamedSharding(explicit, REPLICATED)), batch, **options)
 

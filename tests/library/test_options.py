@@ -15,7 +15,6 @@ from flax import nnx
 import batchnorm_jax
 from batchnorm_jax import Moments, NegativeScaleWarning, batch_norm, linen, pool, update_running
 from batchnorm_jax import nnx as ours_nnx
-from batchnorm_jax._compat import set_variable
 
 MOMENTS = Moments(jnp.zeros(3), jnp.ones(3), jnp.asarray(8.0))
 X = jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)
@@ -107,7 +106,7 @@ def test_a_negative_scale_of_a_layer_that_keeps_its_output_is_told_of(evaluating
     with pytest.warns(NegativeScaleWarning, match=r"applies \|scale\|.*1 of 3 scales are negative.*evaluate and train"):
         module.apply(variables, X, mutable=["batch_stats"])
     norm = ours_nnx.BatchNorm(3, rngs=nnx.Rngs(0), **options)
-    set_variable(norm.scale, variables["params"]["scale"])
+    norm.scale.set_value(variables["params"]["scale"])
     with pytest.warns(NegativeScaleWarning, match="1 of 3"):
         norm(X)
     model = nn.Sequential([nn.Dense(3), module])

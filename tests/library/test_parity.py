@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from batchnorm_jax import batch_norm
 from tests import reference
-from tests.compat import ADDS_ONE_AFTER_ANOTHER, enable_x64
+from tests.compat import ADDS_ONE_AFTER_ANOTHER
 from tests.parity import (
     BATCH,
     COLLECTIVES,
@@ -42,7 +42,7 @@ def test_parity_with_the_reference(transform, dtype, mask, pool, layout, collect
         impossible = "give axis_name too"
     if pool == "span over devices" and transform == "jit_explicit":
         impossible = "would cross them"
-    with enable_x64(dtype == "float64"):
+    with jax.enable_x64(dtype == "float64"):
         if impossible:
             with pytest.raises(ValueError, match=impossible):
                 compare(transform, dtype, mask, pool, layout, collective)

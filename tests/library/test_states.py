@@ -13,7 +13,6 @@ from flax import nnx
 import batchnorm_jax.linen
 import batchnorm_jax.nnx
 from batchnorm_jax import Moments, batch_norm, batch_renorm, conditioning
-from batchnorm_jax._compat import set_variable
 from experiments.benchmarking.norm import accuracy
 from tests import reference
 from tests.parity import BATCH, DEVICES, DTYPES, EPSILON, assert_parity, draw, mask_of, run
@@ -75,7 +74,7 @@ def _variables(scale, bias, stats):
 def _filled(norm, scale, bias, stats):
     variables = (norm.scale, norm.bias, norm.mean, norm.var)
     for variable, value in zip(variables, (scale, bias, *stats), strict=True):
-        set_variable(variable, value)
+        variable.set_value(value)
     return norm
 
 

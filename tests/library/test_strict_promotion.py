@@ -9,7 +9,6 @@ from flax import nnx
 import batchnorm_jax.linen
 import batchnorm_jax.nnx
 from batchnorm_jax import Moments, batch_norm, batch_renorm, conditioning, fold, normalize, pool, update_running
-from batchnorm_jax._compat import set_variable
 from tests.compat import TypePromotionError
 
 # Of the input, the parameters and the result.
@@ -93,8 +92,8 @@ def test_the_modules_mix_no_dtypes(norm, training, dtypes):
 
     def with_nnx(x, scale, bias):
         module = getattr(batchnorm_jax.nnx, norm)(3, **options, rngs=nnx.Rngs(0))
-        set_variable(module.scale, scale)
-        set_variable(module.bias, bias)
+        module.scale.set_value(scale)
+        module.bias.set_value(bias)
         return module(x)
 
     for function in (with_linen, with_nnx):

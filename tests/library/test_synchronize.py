@@ -11,7 +11,6 @@ from jax.sharding import PartitionSpec as P
 
 from batchnorm_jax import linen
 from batchnorm_jax import nnx as ours_nnx
-from batchnorm_jax._compat import variable_value
 from tests.reference import normwise_error
 from tests.transforms import AXIS, make_mesh
 
@@ -203,7 +202,7 @@ def test_nnx_pools_over_the_devices():
     want_gradients, want = nnx.grad(loss, has_aux=True)(flax_model)
     assert normwise_error(y.reshape(want.shape), want) < 1e-5
     for name in ("mean", "var"):
-        assert normwise_error(variable_value(stats["bn"][name])[0], getattr(flax_model.bn, name)[...]) < 1e-5
+        assert normwise_error(stats["bn"][name].get_value()[0], getattr(flax_model.bn, name)[...]) < 1e-5
     for got, expected in zip(jax.tree.leaves(gradients), jax.tree.leaves(want_gradients), strict=True):
         np.testing.assert_allclose(got[0], expected, rtol=1e-3, atol=1e-4)
 

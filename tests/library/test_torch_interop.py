@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 import batchnorm_jax.linen
 import batchnorm_jax.nnx
 from batchnorm_jax.torch_interop import Layer, from_torch, options_from_torch, options_to_torch, to_torch
-from tests.compat import enable_x64
 from tests.reference import normwise_error
 
 DTYPES = [np.float16, jnp.bfloat16, np.float32, np.float64]
@@ -275,7 +274,7 @@ def test_nothing_is_shared():
 def test_float64_is_never_rounded(x64):
     state = {"weight": np.full((1, 1), 0.1), "bias": np.full(1, 0.1)}
     assert isinstance(from_torch(state)[0]["params"]["bias"], jax.Array)
-    with enable_x64(False):
+    with jax.enable_x64(False):
         variables, _ = from_torch(state)
         assert isinstance(variables["params"]["bias"], np.ndarray)
         check_equal(to_torch(variables), state)
