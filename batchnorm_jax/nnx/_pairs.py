@@ -159,7 +159,8 @@ def put(place: Place, value: Any) -> None:
     """Puts another module in a place."""
     if isinstance(place.parent, tuple):
         raise ValueError(f"fold: {place.path!r} is in a tuple, which cannot be changed; keep it in an nnx.List")
-    if isinstance(place.parent, dict | list):
+    # In older versions of Flax, such as 0.12.2, the places of an `nnx.List` are numbers; later they are attributes.
+    if isinstance(place.parent, dict) or isinstance(place.key, int):
         place.parent[place.key] = value
     else:
         setattr(place.parent, place.key, value)
