@@ -50,3 +50,10 @@ def pytest_collection_modifyitems(items):
 def x64():
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_programs():
+    """Frees what a file's tests compiled, or the test processes grow to several gigabytes and slow down."""
+    yield
+    jax.clear_caches()

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -125,7 +126,7 @@ def test_what_a_suite_does_not_have_is_refused_before_it_is_measured(monkeypatch
 
 def test_a_suite_is_given_what_was_chosen_and_writes_its_file(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(suites, "measure", lambda suite, chosen, _: asked.append((suite.name, chosen)) or [])
+    monkeypatch.setattr(suites, "measure", lambda suite, chosen, *_: asked.append((suite.name, chosen)) or [])
     suites.run(suites.Request(suite="fold", workdir=str(tmp_path)), ["--suite=fold"])
     suites.run(suites.Request(peers=("torch",), parts=("steps",), seconds=0.25, rounds=3, workdir=str(tmp_path)), [])
     assert asked == [
@@ -135,6 +136,30 @@ def test_a_suite_is_given_what_was_chosen_and_writes_its_file(monkeypatch, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fold.json", "train.json"]
     written = json.loads((tmp_path / "fold.json").read_text())
     assert written["rows"] == [] and written["made_by"]["command"] == "python -m experiments.benchmark --suite=fold"
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "options"),
+    [("norm", "speed", {}), ("fold", "simple_cnn", {}), ("train", "steps", {"batch_sizes": (512, 256)})],
+)
+def test_what_was_measured_before_a_suite_fails_is_kept(name, part, options, tmp_path, monkeypatch):
+    measured = []
+
+    def in_turn(variants, **_):
+        measured.append(variants)
+        if len(measured) > 1:
+            raise MemoryError
+        return {variant: [1.0, 2.0] for variant in variants}
+
+    monkeypatch.setattr(timing, "in_turn", in_turn)
+    monkeypatch.setattr(torch_peer, "available", lambda: False)
+    monkeypatch.setattr(speed, "CPU_CASES", 2 * (layers.Case((8, 4, 4, 16), "float32"),))
+    request = suites.Request(suite=name, parts=(part,), peers=() if name == "fold" else None, **options)
+    with pytest.raises(MemoryError):
+        suites.run(replace(request, workdir=str(tmp_path)), [])
+    rows = _files.read_json(tmp_path / f"{name}.json", suites.SUITES[name].file).rows
+    kept = {"norm": lambda: rows.speed.rows, "fold": lambda: rows, "train": lambda: rows.steps}[name]()
+    assert len(kept) == 1
 
 
 @pytest.mark.parametrize("transform", ["pmap", "shard_map", "shard_map, check_vma=False", "jit"])

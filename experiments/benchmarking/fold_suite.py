@@ -14,7 +14,7 @@ from .. import models
 from ..records.benchmarks.fold import FoldFile, FoldRow
 from ..training.machine import devices
 from . import timing
-from .suite import Chosen, Suite
+from .suite import Chosen, Keep, Suite, forget
 
 BEFORE, AFTER = "before", "after"
 # The number of drawn examples that the running statistics are computed from.
@@ -39,11 +39,12 @@ CASES = (
 PARTS = tuple(dict.fromkeys(case.model for case in CASES))
 
 
-def run(chosen: Chosen) -> list[FoldRow]:
+def run(chosen: Chosen, keep: Keep = forget) -> list[FoldRow]:
     """Measures the cases of the chosen models; the times before and after folding alternate.
 
     Args:
       chosen: the models, names from `PARTS`, and the timing.
+      keep: a function that is given the rows so far after each case.
 
     Returns:
       One row per case.
@@ -68,6 +69,7 @@ def run(chosen: Chosen) -> list[FoldRow]:
         )
         rows.append(row)
         print(describe(row), flush=True)
+        keep(rows)
     return rows
 
 
@@ -83,7 +85,7 @@ SUITE = Suite(
     name="fold",
     help="inference before and after norms are folded",
     parts=PARTS,
-    measure=lambda chosen, _: run(chosen),
+    measure=lambda chosen, _, keep: run(chosen, keep),
     file=FoldFile,
 )
 

@@ -38,6 +38,7 @@ from .recommend_compare import (
     recommended_cell,
 )
 from .recommend_table import table
+from .suite import Keep, forget
 
 PEERS = ()
 GRID, RECOMMENDATION, AGAIN = "grid", "recommendation", "again"
@@ -95,13 +96,14 @@ PROBLEMS = {
 PARTS = tuple(PROBLEMS)
 
 
-def run(parts: Sequence[str], *, folder: Path, data_dir: str | None = None) -> list[Comparison]:
+def run(parts: Sequence[str], *, folder: Path, data_dir: str | None = None, keep: Keep = forget) -> list[Comparison]:
     """Measures problems; stored runs are reused, and a finished problem needs no data.
 
     Args:
       parts: names from `PARTS`.
       folder: the parent of one folder per problem.
       data_dir: the data directory of TFDS; None: TFDS's own.
+      keep: a function that is given the rows so far after each problem.
 
     Returns:
       One row per problem, from `tabulate`.
@@ -112,6 +114,7 @@ def run(parts: Sequence[str], *, folder: Path, data_dir: str | None = None) -> l
         if not _is_done(problem, place):
             measure(problem, place, data_dir)
         rows.append(tabulate(problem, place))
+        keep(rows)
         print("\n".join([*table(rows[-1:]), ""]), flush=True)
     if len(rows) > 1:
         print("\n".join(table(rows)))

@@ -76,6 +76,14 @@ class Chosen(NamedTuple):
     seconds: float = 1.0
 
 
+# A function that is given the rows so far, to write them down: what was measured is not lost if the rest fails.
+Keep = Callable[[Any], object]
+
+
+def forget(rows: Any) -> None:
+    """Keeps nothing: the `Keep` of a caller that takes the rows from the result."""
+
+
 @dataclass(frozen=True)
 class Suite:
     """A suite of benchmarks.
@@ -84,7 +92,7 @@ class Suite:
       name: the name in `--suite`.
       help: a phrase for the measured quantity.
       parts: the names of the parts.
-      measure: a function that measures the chosen parts and prints each row when it is done.
+      measure: a function that measures the chosen parts, and prints and keeps each row when it is done.
       file: the type of the file that holds the rows, a `records.benchmarks.result.ResultFile`.
       peers: the names of the libraries or variants that the suite can compare with.
       seconds: the default for the approximate duration of one timing.
@@ -96,7 +104,7 @@ class Suite:
     name: str
     help: str
     parts: tuple[str, ...]
-    measure: Callable[[Chosen, Options], Any]
+    measure: Callable[[Chosen, Options, Keep], Any]
     file: Any
     peers: tuple[str, ...] = ()
     seconds: float = 1.0

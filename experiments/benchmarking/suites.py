@@ -9,14 +9,16 @@ from .._limits import option
 from ..records.benchmarks.result import ResultFile
 from . import fold_suite, recommend_suite, result, train_suite
 from .norm import suite as norm_suite
-from .suite import Chosen, Options, Suite
+from .suite import Chosen, Keep, Options, Suite
 
 RECOMMEND = Suite(
     name="recommend",
     help="recommended batch sizes beside exhaustive grids: about two hours; rows in --workdir are reused",
     parts=recommend_suite.PARTS,
     peers=recommend_suite.PEERS,
-    measure=lambda chosen, options: recommend_suite.run(chosen.parts, folder=options.folder, data_dir=options.data_dir),
+    measure=lambda chosen, options, keep: recommend_suite.run(
+        chosen.parts, folder=options.folder, data_dir=options.data_dir, keep=keep
+    ),
     file=ResultFile[Any],
 )
 SUITES = {suite.name: suite for suite in (train_suite.SUITE, norm_suite.SUITE, fold_suite.SUITE, RECOMMEND)}
@@ -60,15 +62,20 @@ def run(request: Request, arguments: Sequence[str]) -> None:
         rounds=request.rounds,
         seconds=request.seconds or suite.seconds,
     )
-    path = result.write(measure(suite, chosen, request), suite.path(request), arguments)
+    path = suite.path(request)
+
+    def keep(rows: Any) -> None:
+        result.write(rows, path, arguments)
+
+    keep(measure(suite, chosen, request, keep))
     print(f"written to {path}")
     if suite.draw is not None:
         print(f"and {reporting.write_svg(suite.draw(path), path.with_suffix('.svg'))}")
 
 
-def measure(suite: Suite, chosen: Chosen, options: Options) -> Any:
-    """Measures and returns the rows of a suite, and prints each when it is done."""
-    return suite.measure(chosen, options)
+def measure(suite: Suite, chosen: Chosen, options: Options, keep: Keep) -> Any:
+    """Measures and returns the rows of a suite, and prints and keeps each when it is done."""
+    return suite.measure(chosen, options, keep)
 
 
 def _suite(request: Request) -> Suite:

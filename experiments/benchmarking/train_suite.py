@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,7 +17,7 @@ from ..training.state import Source
 from ..training.step.feeding import Feed
 from ..training.step.run import Run, prepare
 from . import timing, torch_peer, trainer
-from .suite import Chosen, Options, Suite
+from .suite import Chosen, Keep, Options, Suite, forget
 
 OURS, TORCH = "batchnorm_jax", "torch"
 PEERS = (TORCH,)
@@ -57,30 +57,40 @@ def recipe(batch_size: int, dataset: str, data_dir: str | None) -> TrainConfig:
     )
 
 
-def measure(chosen: Chosen, options: Options) -> TrainRows:
+def measure(chosen: Chosen, options: Options, keep: Keep = forget) -> TrainRows:
     """Measures parts of the suite: the first step, the trainer's overhead, and the step beside its peers."""
     data = Data(options.dataset, options.data_dir)
+    results: dict[str, Any] = {}
     # Parts in separate processes come first: the other parts load JAX and PyTorch into this process's memory.
-    return TrainRows(**{name: PARTS[name](chosen, options.batch_sizes, data) for name in PARTS if name in chosen.parts})
+    for name in (name for name in PARTS if name in chosen.parts):
+
+        def keep_part(value: Any, name: str = name) -> None:
+            results[name] = value
+            keep(TrainRows(**results))
+
+        keep_part(PARTS[name](chosen, options.batch_sizes, data, keep_part))
+    return TrainRows(**results)
 
 
-def _start(chosen: Chosen, batch_sizes: Sequence[int], data: Data) -> Start:
-    del batch_sizes, data
+def _start(chosen: Chosen, batch_sizes: Sequence[int], data: Data, keep: Keep) -> Start:
+    del batch_sizes, data, keep
     return trainer.start(chosen.rounds)
 
 
-def _overhead(chosen: Chosen, batch_sizes: Sequence[int], data: Data) -> list[OverheadRow]:
+def _overhead(chosen: Chosen, batch_sizes: Sequence[int], data: Data, keep: Keep) -> list[OverheadRow]:
+    del keep
     large = [batch_size for batch_size in batch_sizes if batch_size >= MIN_OVERHEAD_BATCH_SIZE]
     return trainer.overhead(large, **data._asdict(), rounds=chosen.rounds)
 
 
-def run(chosen: Chosen, batch_sizes: Sequence[int], data: Data) -> list[StepRow]:
+def run(chosen: Chosen, batch_sizes: Sequence[int], data: Data, keep: Keep = forget) -> list[StepRow]:
     """Measures the training step at every batch size; this trainer and its peers take turns.
 
     Args:
       chosen: the peers, names from `PEERS`, and the timing.
       batch_sizes: the global batch sizes.
       data: the data set, of which only the shapes of the images matter here.
+      keep: a function that is given the rows so far after each batch size.
 
     Returns:
       One row per batch size.
@@ -111,6 +121,7 @@ def run(chosen: Chosen, batch_sizes: Sequence[int], data: Data) -> list[StepRow]
         )
         rows.append(row)
         print(describe(row), flush=True)
+        keep(rows)
     return rows
 
 

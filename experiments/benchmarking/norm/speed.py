@@ -9,7 +9,7 @@ import numpy as np
 from ...records.benchmarks.norm import OURS, Speed, SpeedRow
 from ...training.machine import devices
 from .. import timing
-from ..suite import Chosen
+from ..suite import Chosen, Keep, forget
 from . import layers
 from .layers import Case
 
@@ -34,38 +34,43 @@ PASSES = {"": 8, "relu": 8, "residual": 11}
 NO_CPU, NO_GPU = "not measured: this is not a CPU", "not measured: no GPU here"
 
 
-def on_cpu(chosen: Chosen) -> Speed:
+def on_cpu(chosen: Chosen, keep: Keep = forget) -> Speed:
     """Measures the cases for a CPU; on another platform, returns a note that they were not measured."""
     if jax.default_backend() != "cpu":
         return _not_measured(CPU_CASES, NO_CPU)
-    rows = run(CPU_CASES, chosen, devices.cpu_cores())
+    rows = run(CPU_CASES, chosen, devices.cpu_cores(), keep)
     return Speed(rows=rows, geometric_mean_of_ratios=geometric_means(rows))
 
 
-def on_gpu(chosen: Chosen) -> Speed:
+def on_gpu(chosen: Chosen, keep: Keep = forget) -> Speed:
     """Measures the cases for a GPU; on another platform, returns a note that they were not measured."""
     if jax.default_backend() != "gpu":
         return _not_measured(GPU_CASES, NO_GPU)
-    return Speed(rows=run(GPU_CASES, chosen, devices.cpu_cores()))
+    return Speed(rows=run(GPU_CASES, chosen, devices.cpu_cores(), keep))
 
 
 def _not_measured(cases: Sequence[Case], note: str) -> Speed:
     return Speed(rows=[SpeedRow(case=str(case)) for case in cases], note=note)
 
 
-def run(cases: Sequence[Case], chosen: Chosen, threads: int) -> list[SpeedRow]:
+def run(cases: Sequence[Case], chosen: Chosen, threads: int, keep: Keep = forget) -> list[SpeedRow]:
     """Measures every case; this library and its peers take turns.
 
     Args:
       cases: the cases to measure.
       chosen: the peers, names from `layers.PEERS`, and the timing; a peer that is not installed is left out.
       threads: the number of threads that PyTorch may use.
+      keep: a function that is given a `Speed` of the rows so far after each case.
 
     Returns:
       One row per case.
     """
     names = [OURS, *(peer for peer in chosen.peers if layers.available(peer))]
-    return [_row(case, names, chosen, threads) for case in cases]
+    rows = []
+    for case in cases:
+        rows.append(_row(case, names, chosen, threads))
+        keep(Speed(rows=rows))
+    return rows
 
 
 def _row(case: Case, names: Sequence[str], chosen: Chosen, threads: int) -> SpeedRow:

@@ -1,6 +1,6 @@
 """Compiles layers and networks for a topology, and compares each norm with Flax's."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from ...records.benchmarks.topology import (
     TopologyFile,
     TopologyRows,
 )
-from ..suite import Chosen, Options, Suite
+from ..suite import Chosen, Keep, Options, Suite, forget
 from . import jobs, pods, table, targets
 from .compiler import Compiler
 from .jobs import VARIANTS
@@ -55,8 +55,9 @@ def run(
     variants: Sequence[str] = tuple(VARIANTS),
     networks: Networks | None = None,
     shapes: Sequence[tuple[int, ...]] = SHAPES,
+    keep: Keep = forget,
 ) -> TopologyRows:
-    """Compiles every row of the parts, and prints each when it is done.
+    """Compiles every row of the parts, and prints and keeps each when it is done.
 
     Args:
       topology: a name that `targets.parse` knows.
@@ -65,6 +66,7 @@ def run(
       variants: keys of `VARIANTS`.
       networks: the options of the networks; None: the defaults.
       shapes: the shapes of one device's input to a layer, NHWC.
+      keep: a function that is given the rows so far.
 
     Returns:
       The rows by part. If the compiler of the topology is not installed, each row tells how to install it.
@@ -73,32 +75,32 @@ def run(
     chip = targets.CHIPS[target.chip]
     where = f"{topology} ({chip.title})"
     options = networks or Networks()
-    layer_rows = network_rows = costs = None
+    rows = TopologyRows(
+        topology=topology, title=chip.title, memory_bytes=chip.memory_bytes, memory_source=chip.memory_source
+    )
     with Compiler(target) as compiler:
         if LAYERS in parts:
             print(table.layer_head(where), flush=True)
-            layer_rows = [
-                row
-                for shape in shapes
-                for fusion in FUSIONS
-                for row in _rows(compiler, _layer_jobs(topology, variants, shape, fusion), table.layer_line)
-            ]
+            layers: list[Row[LayerJob]] = []
+            rows = replace(rows, layers=layers)
+            for shape in shapes:
+                for fusion in FUSIONS:
+                    for row in _rows(compiler, _layer_jobs(topology, variants, shape, fusion), table.layer_line):
+                        layers.append(row)
+                        keep(rows)
         if {NETWORK, LARGEST, PODS} & set(parts):
             print(table.network_head(where, options.batch_size, options.image_size), flush=True)
             memory = chip.memory_bytes if LARGEST in parts else None
             largest = None if memory is None else partial(_with_largest_batch, compiler, memory=memory)
-            network_rows = _rows(compiler, _network_jobs(topology, variants, options), table.network_line, largest)
-        if PODS in parts and network_rows is not None:
-            costs = _pods(target.chip, {row.job.variant: row.figures for row in network_rows})
-    return TopologyRows(
-        topology=topology,
-        title=chip.title,
-        memory_bytes=chip.memory_bytes,
-        memory_source=chip.memory_source,
-        layers=layer_rows,
-        resnet50=network_rows,
-        pods=costs,
-    )
+            compiled: list[Row[NetworkJob]] = []
+            rows = replace(rows, resnet50=compiled)
+            for row in _rows(compiler, _network_jobs(topology, variants, options), table.network_line, largest):
+                compiled.append(row)
+                keep(rows)
+            if PODS in parts:
+                costs = _pods(target.chip, {row.job.variant: row.figures for row in compiled})
+                rows = replace(rows, pods=costs)
+    return rows
 
 
 def _layer_jobs(topology: str, variants: Sequence[str], shape: tuple[int, ...], fusion: str) -> list[LayerJob]:
@@ -144,8 +146,8 @@ def _rows(
     chosen: Sequence[AnyJob],
     line: Callable[[Row[AnyJob]], str],
     complete: Callable[[Row[AnyJob]], Row[AnyJob]] | None = None,
-) -> list[Row[AnyJob]]:
-    """Compiles jobs of one kind, prints and returns their rows, and compares with Flax's row, which comes first.
+) -> Iterator[Row[AnyJob]]:
+    """Compiles jobs of one kind, compares with Flax's row, which comes first, and prints and yields each row.
 
     Args:
       compiler: the compiler that compiles the jobs.
@@ -153,7 +155,6 @@ def _rows(
       line: a function that returns the printed line of a row.
       complete: a function that completes a row that was compiled; None: nothing is added.
     """
-    rows = []
     flax = None
     for job in chosen:
         row = _row(compiler, job)
@@ -163,9 +164,8 @@ def _rows(
             row = replace(row, ratio=ratio(row.figures, flax))
         if row.figures and complete is not None:
             row = complete(row)
-        rows.append(row)
         print(line(row), flush=True)
-    return rows
+        yield row
 
 
 def _row(compiler: Compiler, job: AnyJob) -> Row[AnyJob]:
@@ -196,9 +196,9 @@ def _with_largest_batch(compiler: Compiler, row: Row[NetworkJob], memory: int) -
     return replace(row, largest=LargestBatch(examples=None, how=refused))
 
 
-def _measure(chosen: Chosen, options: Options) -> TopologyRows:
+def _measure(chosen: Chosen, options: Options, keep: Keep) -> TopologyRows:
     networks = Networks(options.per_device_batch_size, options.image_size, options.remat)
-    return run(options.topology or "", chosen.parts, chosen.peers, networks)
+    return run(options.topology or "", chosen.parts, chosen.peers, networks, keep=keep)
 
 
 def _draw(path: Path) -> "Figure":
