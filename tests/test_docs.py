@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from experiments import _files
 from experiments.benchmarking import recommend_suite, recommend_table
+from experiments.benchmarking.norm import speed
+from experiments.records.benchmarks.norm import NormFile
+from experiments.records.runs import Summary
 from experiments.reporting import study_sections
 
 ROOT = Path(__file__).parent.parent
@@ -110,6 +114,26 @@ def test_a_page_has_the_table_of_the_committed_recommendations():
     rows = [recommend_suite.tabulate(recommend_suite.PROBLEMS[name], GRIDS / name) for name in done]
     for line in recommend_table.table(rows):
         assert line in said, line
+
+
+def test_a_page_has_the_times_of_the_norm_that_were_measured_on_a_gpu():
+    gpu = _files.read_json(RESULTS / "norm_gpu.json", NormFile).rows.gpu
+    page = (RESULTS / "norm.md").read_text()
+    peers = ("torch", "flax", "flax_stable", "equinox", "haiku")
+    for row in gpu.rows:
+        cells = [row.case, f"{row.milliseconds['batchnorm_jax'].median:.3f}", *(str(row.ratio[peer]) for peer in peers)]
+        assert f"| {' | '.join(cells)} | {row.of_floor['batchnorm_jax'].median:.2f} |" in page
+    means = speed.geometric_means(gpu.rows)
+    assert means == pytest.approx(gpu.geometric_mean_of_ratios)
+    assert f"| geometric mean | | {' | '.join(f'{means[peer]:.2f}' for peer in peers)} | |" in page
+
+
+@pytest.mark.parametrize("name", ["e20", "e30"])
+def test_a_page_has_the_accuracies_that_were_measured_on_a_gpu(name):
+    summary = _files.read_json(RESULTS / "cifar10_h200" / name / "summary.json", Summary)
+    seconds = summary.seconds["compute"] + summary.seconds["evaluate"]
+    cells = f"{summary.epochs:.0f} | {summary.results['test'].accuracy:.2%} | {seconds:.1f}"
+    assert f"(cifar10_h200/{name}/metrics.jsonl)) | {cells} |" in (RESULTS / "training.md").read_text()
 
 
 def test_the_run_on_digits_reached_what_is_said_of_it():

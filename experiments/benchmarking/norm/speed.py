@@ -46,7 +46,8 @@ def on_gpu(chosen: Chosen, keep: Keep = forget) -> Speed:
     """Measures the cases for a GPU; on another platform, returns a note that they were not measured."""
     if jax.default_backend() != "gpu":
         return _not_measured(GPU_CASES, NO_GPU)
-    return Speed(rows=run(GPU_CASES, chosen, devices.cpu_cores(), keep))
+    rows = run(GPU_CASES, chosen, devices.cpu_cores(), keep)
+    return Speed(rows=rows, geometric_mean_of_ratios=geometric_means(rows))
 
 
 def _not_measured(cases: Sequence[Case], note: str) -> Speed:

@@ -194,11 +194,12 @@ PRESETS: dict[str, Preset] = {
         "Hoffer et al., arXiv 1705.08741, 2017; rates and milestones from eladhoffer/bigBatch; the model here is "
         "ResNet-18, and gradients are not clipped",
     ),
-    # Meant to reach 93% or more, at 512 and with --batch_size=8192.
+    # Also with --batch_size=8192.
     "cifar10_nesterov": Preset(
         {**_CIFAR10, "batch_size": 512, "optimizer": "nesterov", "base_learning_rate": 0.1},
-        "not measured: it needs a GPU",
+        "89.04% with --epochs=30 --dtype=bfloat16, on images that passed through JPEG once (PyTorch there: 89.68%)",
         "this project, after kuangliu/pytorch-cifar (rate 0.1, momentum 0.9, decay 5e-4, cosine, crops and flips)",
+        "20 s and compilation on one H200",
     ),
     # Segmentation. More --epochs raise the result further.
     "shapes_fcn": Preset(
