@@ -1,0 +1,73 @@
+"""A training program as five functions, which every instrument of this project can train."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+# The training state of a problem, such as parameters and the state of the optimizer: a tree of arrays.
+State = Any
+Batch = Any
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A training program, in whatever library.
+
+    Attributes:
+      examples: the number of training examples.
+      init: (seed) -> state, a tree of arrays.
+      update: (state, batch, learning_rate) -> (state, loss): one update with a batch, at a learning rate that the
+        caller gives. Called with batches of several sizes.
+      batch: (seed, step, size) -> the batch of an update, `size` examples. The same arguments give the same batch.
+      evaluate: (state) -> the loss, or the accuracy, on examples that `batch` never gives.
+      goal: the quantity that `evaluate` returns: "loss", of which less is better, or "accuracy", of which more is.
+      rule: how the rate grows with the batch: "sqrt" for Adam and its kin, "linear" for SGD.
+      batch_size: the batch size at which `learning_rate` is good, in examples.
+      learning_rate: a rate to start from.
+    """
+
+    examples: int
+    init: Callable[[int], State]
+    update: Callable[[State, Batch, Any], tuple[State, Any]]
+    batch: Callable[[int, int, int], Batch]
+    evaluate: Callable[[State], Any]
+    goal: Literal["loss", "accuracy"] = "loss"
+    rule: Literal["linear", "sqrt"] = "sqrt"
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+
+
+def stream(seed: int, start: int, count: int, examples: int) -> np.ndarray:
+    """Returns a part of an endless stream of examples, in which every epoch has a random order of its own.
+
+    Batches cut from it in turn see the same examples in the same order at every batch size, which makes runs with
+    different batch sizes easier to compare.
+
+    Args:
+      seed: the seed of the orders.
+      start: the place in the stream of the first example.
+      count: the number of examples.
+      examples: the number of training examples.
+
+    Returns:
+      The numbers of the examples, shape (count,).
+
+    Example:
+      >>> sorted(stream(0, 0, 4, 4).tolist()), stream(0, 2, 2, 4).tolist() == stream(0, 0, 4, 4)[2:].tolist()
+      ([0, 1, 2, 3], True)
+    """
+    parts = []
+    while count > 0:
+        epoch, place = divmod(start, examples)
+        part = _order(seed, epoch, examples)[place : place + count]
+        parts.append(part)
+        start, count = start + len(part), count - len(part)
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+@functools.lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, examples: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(examples)
