@@ -65,7 +65,7 @@ EXPERIMENTS = [
     {"_files"},
     {"_workdirs"},
     {"_users"},
-    {"data", "models"},
+    {"data", "models", "problems"},
     {"training"},
     {"benchmarking", "studies"},
     {"_flags", "_help"},

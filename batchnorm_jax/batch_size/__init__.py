@@ -10,7 +10,8 @@ from batchnorm_jax._extras import need as _need
 
 _need("optax", "scipy", extra="batch-size", caller=__name__)
 
-from batchnorm_jax.batch_size._branching import Branch, BranchFit, fit_branches, train_branches
+from batchnorm_jax.batch_size._branch_fit import BranchFit, fit_branches
+from batchnorm_jax.batch_size._branching import Branch, train_branches
 from batchnorm_jax.batch_size._crossing import steps_to_target
 from batchnorm_jax.batch_size._fits import (
     ScalingFit,
