@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import interpolate, optimize, stats
+import scipy
 
 from batchnorm_jax.batch_size._branching import Branch
 
@@ -150,7 +150,7 @@ def _fit(caller: str, curves: Sequence[_Curve]) -> tuple[float, dict[int, float]
     original, others = curves[0], curves[1:]
     # Noise would make the original's loss rise here and there, and a loss then has no single place on it.
     finite = np.all(np.isfinite(original.losses))
-    falling = -optimize.isotonic_regression(-original.losses).x if finite else original.losses
+    falling = -scipy.optimize.isotonic_regression(-original.losses).x if finite else original.losses
     if not finite or not falling[-1] < falling[0]:
         first, last = original.losses[[0, -1]]
         raise ValueError(
@@ -158,7 +158,7 @@ def _fit(caller: str, curves: Sequence[_Curve]) -> tuple[float, dict[int, float]
             "branch earlier, or use a lower rate"
         )
 
-    expected = interpolate.PchipInterpolator(original.examples, falling)
+    expected = scipy.interpolate.PchipInterpolator(original.examples, falling)
 
     def error(curve: _Curve, efficiency: np.ndarray) -> np.ndarray:
         chosen = _last(curve, FITTED_SHARE)
@@ -188,7 +188,7 @@ def _least(function: Callable[[np.ndarray], np.ndarray], low: float, high: float
     values = function(grid)
     index = int(np.argmin(values))
     around = grid[max(0, index - 1)], grid[min(len(grid) - 1, index + 1)]
-    found = optimize.minimize_scalar(lambda x: float(function(np.asarray(x))), bounds=around, method="bounded")
+    found = scipy.optimize.minimize_scalar(lambda x: float(function(np.asarray(x))), bounds=around, method="bounded")
     # The search stops short of a bound, where the least value may be.
     return float(found.x if found.fun < values[index] else grid[index])
 
@@ -204,7 +204,7 @@ def _unbounded(log_critical: float, curves: Sequence[_Curve]) -> float:
 def _jackknife(estimate: float, left_out: np.ndarray, confidence: float) -> tuple[float, float]:
     seeds = len(left_out)
     error = math.sqrt((seeds - 1) / seeds * float(np.sum((left_out - left_out.mean()) ** 2)))
-    half = float(stats.t.ppf((1 + confidence) / 2, seeds - 1)) * error
+    half = float(scipy.stats.t.ppf((1 + confidence) / 2, seeds - 1)) * error
     return estimate - half, estimate + half
 
 

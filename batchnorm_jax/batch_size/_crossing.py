@@ -3,8 +3,8 @@
 import math
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy import optimize
 
 
 def steps_to_target(steps: ArrayLike, losses: ArrayLike, target: float) -> float:
@@ -48,7 +48,7 @@ def steps_to_target(steps: ArrayLike, losses: ArrayLike, target: float) -> float
     ended = len(values) if finite.all() else int(np.argmin(finite))
     if ended == 0:
         return math.inf
-    places, fitted = places[:ended], optimize.isotonic_regression(values[:ended], increasing=False)
+    places, fitted = places[:ended], scipy.optimize.isotonic_regression(values[:ended], increasing=False)
     firsts = fitted.blocks[:-1]
     levels = fitted.x[firsts]
     if levels[-1] > target:
