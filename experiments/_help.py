@@ -16,7 +16,8 @@ GROUPS = {
         "dry_run", "json",
     ),
     "Data": (
-        "dataset", "tasks", "data_dir", "image_size", "input", "validation_examples", "augmentation", "drop_remainder",
+        "dataset", "problem", "tasks", "data_dir", "image_size", "input", "validation_examples", "augmentation",
+        "drop_remainder",
     ),
     "Model and normalization": (
         "model", "zero_last_scale", "dtype", "norm", "span", "norm_momentum", "norms", "remat",
@@ -24,10 +25,11 @@ GROUPS = {
     "Batch and length": (
         "batch_size", "batch_sizes", "per_device_batch_size", "per_device_batch_sizes", "accumulation_steps",
         "backwards_per_forward", "batch_ramp", "epochs", "steps", "max_epochs", "target_accuracy", "budget_minutes",
-        "rounds", "seconds",
+        "rounds", "seconds", "branch_points", "branch_examples", "multiples", "tolerance",
     ),
     "Recipe": (
-        "optimizer", "base_learning_rate", "lr_scaling", "learning_rate", "learning_rates", "schedule", "warmup_epochs",
+        "optimizer", "base_learning_rate", "lr_scaling", "learning_rate", "learning_rates", "rate_factors", "schedule",
+        "warmup_epochs",
         "step_epochs", "step_factor", "cycle_epochs", "momentum", "weight_decay", "decay_all", "label_smoothing",
         "seed", "seeds",
     ),

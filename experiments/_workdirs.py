@@ -9,17 +9,25 @@ from . import _commands, _files
 from ._errors import UsageError
 
 RUN, STUDY, NORM_STUDY, RECOMMENDATION = "train", "batch_size_study", "norm_study", "recommend"
+BRANCHES = "branch"
 # The results of each program, as an error message calls them.
 RESULTS_OF = {
     RUN: f"a run of {_commands.program(RUN)}",
     STUDY: f"a study of {_commands.program(STUDY)}",
     NORM_STUDY: f"a study of {_commands.program(NORM_STUDY)}",
     RECOMMENDATION: f"a recommendation of {_commands.program(RECOMMENDATION)}",
+    BRANCHES: f"branches of {_commands.program(BRANCHES)}",
 }
 # The file that names the program. Folders of earlier versions lack it; there the result files tell.
 MARK_FILE = ".program"
 ROWS_FILE = "results.jsonl"
-_FILES = {"recommendation.json": RECOMMENDATION, "study.json": STUDY, "config.json": RUN, "metrics.jsonl": RUN}
+_FILES = {
+    "recommendation.json": RECOMMENDATION,
+    "study.json": STUDY,
+    "branches.jsonl": BRANCHES,
+    "config.json": RUN,
+    "metrics.jsonl": RUN,
+}
 # Beginnings of the keys of a norm study's rows, and of a recommendation's.
 _KEYS = (
     (NORM_STUDY, rb"grid-(?:classification|segmentation)|rate-(?:batch|frozen)"),

@@ -41,7 +41,13 @@ def _writer(workdir: str):
         _workdirs.STUDY: write_study_page,
         _workdirs.NORM_STUDY: write_norm_study_page,
     }
-    return writers.get(_workdirs.program_of(Path(workdir)) or "", write_page)
+    program = _workdirs.program_of(Path(workdir)) or ""
+    if program == _workdirs.BRANCHES:
+        raise UsageError(
+            f"{workdir} holds {_workdirs.RESULTS_OF[program]}, of which there is no page; the same command prints "
+            "their answers again"
+        )
+    return writers.get(program, write_page)
 
 
 def run() -> None:

@@ -69,7 +69,7 @@ EXPERIMENTS = [
     {"training"},
     {"benchmarking", "studies"},
     {"_flags", "_help"},
-    {"train", "evaluate", "batch_size_study", "recommend", "norm_study", "benchmark", "report"},
+    {"train", "evaluate", "batch_size_study", "branch", "recommend", "norm_study", "benchmark", "report"},
 ]
 # The rooms of `experiments.training`, and what stands beside them.
 TRAINING = [

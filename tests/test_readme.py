@@ -43,6 +43,7 @@ def test_the_python_examples_run():
         ("evaluate", ["--checkpoint"]),
         ("batch_size_study", ["--parts", "--batch_sizes"]),
         ("norm_study", ["--norms", "--tasks"]),
+        ("branch", ["--problem", "--multiples", "--rate_factors"]),
         ("benchmark", ["--suite"]),
     ],
 )

@@ -61,6 +61,16 @@ def problem(width: int = 32) -> Problem:
     def evaluate(state: Any) -> jax.Array:
         return jnp.mean(jnp.argmax(logits(state[0], held_out.images), axis=-1) == held_out.labels)
 
+    gradient_fn = jax.jit(jax.grad(loss_fn))
     return Problem(
-        examples, init, update, batch, evaluate, goal="accuracy", rule="linear", batch_size=16, learning_rate=0.05
+        examples,
+        init,
+        update,
+        batch,
+        evaluate,
+        goal="accuracy",
+        rule="linear",
+        batch_size=16,
+        learning_rate=0.05,
+        gradient=lambda state, batch: gradient_fn(state[0], batch),
     )

@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from .._errors import UsageError
+
 # The training state of a problem, such as parameters and the state of the optimizer: a tree of arrays.
 State = Any
 Batch = Any
@@ -27,6 +29,11 @@ class Problem:
       rule: how the rate grows with the batch: "sqrt" for Adam and its kin, "linear" for SGD.
       batch_size: the batch size at which `learning_rate` is good, in examples.
       learning_rate: a rate to start from.
+      gradient: (state, batch) -> the gradient of the batch's mean loss, a tree, from which the gradient noise scale is
+        measured; None: it is not.
+
+    Raises:
+      UsageError: a number, the goal or the rule is out of range.
     """
 
     examples: int
@@ -38,6 +45,21 @@ class Problem:
     rule: Literal["linear", "sqrt"] = "sqrt"
     batch_size: int = 32
     learning_rate: float = 1e-3
+    gradient: Callable[[State, Batch], Any] | None = None
+
+    def __post_init__(self):
+        """Checks what is not a function."""
+        for name, given, known in (("goal", self.goal, ("loss", "accuracy")), ("rule", self.rule, ("linear", "sqrt"))):
+            if given not in known:
+                raise UsageError(f"the {name} of a problem is '{known[0]}' or '{known[1]}', not {given!r}")
+        for name in ("examples", "batch_size", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"the {name} of a problem must be positive, not {getattr(self, name)!r}")
+
+    def loss(self, state: State) -> float:
+        """Returns the held-out loss of a state, or the share of wrong answers if the goal is an accuracy."""
+        value = float(self.evaluate(state))
+        return 1.0 - value if self.goal == "accuracy" else value
 
 
 def stream(seed: int, start: int, count: int, examples: int) -> np.ndarray:

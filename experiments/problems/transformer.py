@@ -139,7 +139,11 @@ def problem(size: Size | None = None) -> Problem:
     def batch(seed: int, step: int, size: int) -> np.ndarray:
         return train[window * stream(seed, step * size, size, examples)[:, None] + places]
 
-    return Problem(examples, init, update, batch, partial(_evaluate, jax.jit(loss_fn), evaluated))
+    gradient_fn = jax.jit(jax.grad(loss_fn))
+    return Problem(
+        examples, init, update, batch, partial(_evaluate, jax.jit(loss_fn), evaluated),
+        gradient=lambda state, windows: gradient_fn(state[0], windows),
+    )  # fmt: skip
 
 
 def _evaluate(loss_fn: Callable[..., jax.Array], windows: np.ndarray, state: Any) -> jax.Array:

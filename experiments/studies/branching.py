@@ -1,0 +1,245 @@
+"""The study of branches: how large the batch of any training program may become, at several points of a run."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from batchnorm_jax.batch_size import (
+    Branch,
+    fit_branches,
+    measure_noise,
+    noise_scale_interval,
+    scale_learning_rate,
+    train_branches,
+)
+
+from .. import _commands, _files
+from .._errors import UsageError
+from .._limits import option, option_as_in
+from ..problems import loading
+from ..problems.problem import Problem
+from ..records.branching import Branching, BranchPoint, BranchRow
+from ..records.fields import finite
+from ..training.config.options import TrainConfig
+
+ROWS, RESULT = "branches.jsonl", "branching.json"
+# The seed of the run, and that of the examples which measure its noise.
+RUN_SEED, NOISE_SEED = 1_000, 2_000
+NOISE_BATCHES, NOISE_SHARDS, SHARD_EXAMPLES = 16, 8, 16
+# The fewest updates of the largest batch, where the length of a branch is not given.
+LEAST_UPDATES = 8
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of a study; the entry point makes one flag per field, documented by `FIELD.metadata["help"]`."""
+
+    problem: str = option(
+        f"{_commands.module('problems.mlp')}:problem",
+        "The training program: a function 'package.module:function' that returns its five functions.",
+        form=loading.check_name,
+    )
+    batch_size: int | None = option(None, "Batch size of the run. Default: the problem's.", least=1)
+    learning_rate: float | None = option(None, "Rate of the run. Default: the problem's.", above=0)
+    branch_points: tuple[int, ...] | None = option(
+        None,
+        "Examples after which branches leave the run. Default: half an epoch and two epochs.",
+        example="2000,8000",
+        what="whole numbers",
+        least=1,
+    )
+    branch_examples: int | None = option(
+        None, "Examples of each branch. Default: as many as the run has seen, and eight updates or more.", least=1
+    )
+    multiples: tuple[int, ...] = option(
+        (2, 4, 8, 16), "Batch sizes of the branches, as multiples of the run's.", example="2,4,8", least=2
+    )
+    rate_factors: tuple[float, ...] = option(
+        (1.0, 0.5), "Rates to try in each branch, as multiples of the scaling rule's.", example="1,0.5", above=0
+    )
+    seeds: tuple[int, ...] = option(
+        (0, 1, 2), "Seeds of the batches; the interval needs two or more.", example="0,1,2", least=0
+    )
+    tolerance: float = option(0.01, "Loss by which a branch may end above the run's own.", least=0)
+    workdir: str | None = option_as_in(
+        TrainConfig, "workdir", None, "Folder for the results. Default: runs/branch-NAME."
+    )
+
+    def __post_init__(self):
+        """Checks what the limits of single options do not say."""
+        points = list(self.branch_points or ())
+        if points != sorted(set(points)):
+            raise UsageError(f"--branch_points must rise, as in 2000,8000, not {','.join(map(str, points))}")
+
+    @property
+    def folder(self) -> Path:
+        """The folder for the results."""
+        name = self.problem.replace(":", "_")
+        return Path(self.workdir or f"runs/branch-{name}")
+
+
+class Study:
+    """A study of one problem: the run, its branches, and the rows of those that are done."""
+
+    def __init__(self, request: Request, problem: Problem):
+        """Prepares a study; nothing is trained yet.
+
+        Raises:
+          UsageError: a branch is shorter than a batch.
+        """
+        self.request, self.problem, self.folder = request, problem, request.folder
+        self.batch_size = request.batch_size or problem.batch_size
+        self.learning_rate = request.learning_rate or problem.learning_rate
+        least = LEAST_UPDATES * self.batch_size * max(request.multiples)
+        given = request.branch_points or (problem.examples // 2, 2 * problem.examples)
+        # The run is at a whole number of updates.
+        self.points = [max(1, round(point / self.batch_size)) * self.batch_size for point in given]
+        self.lengths = {point: request.branch_examples or max(point, least) for point in self.points}
+        largest = self.batch_size * max(request.multiples)
+        if min(self.lengths.values()) < largest:
+            raise UsageError(
+                f"--branch_examples={request.branch_examples} is less than the largest batch, {largest:,} examples; "
+                "give more of them or smaller --multiples"
+            )
+        rows = _files.read_rows(self.folder / ROWS, BranchRow)[0] if (self.folder / ROWS).exists() else []
+        self._rows = {row.key: row for row in rows}
+
+    def run(self, command: str) -> Branching:
+        """Trains the run and what is missing of its branches, and writes and returns the answers.
+
+        Args:
+          command: the command that made the study, to be stored.
+        """
+        answers = []
+        for point, state in self._run():
+            branches = [branch for seed in self.request.seeds for branch in self._branches(point, state, seed)]
+            answers.append(self._answer(point, state, branches))
+            print(line(answers[-1]), flush=True)
+        result = Branching(
+            problem=self.request.problem,
+            goal=self.problem.goal,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            tolerance=self.request.tolerance,
+            command=command,
+            points=answers,
+        )
+        _files.write_json(self.folder / RESULT, result)
+        return result
+
+    def _run(self) -> Iterator[tuple[int, Any]]:
+        """Yields each point and the state of the run there."""
+        problem, state, done = self.problem, self.problem.init(RUN_SEED), 0
+        for point in self.points:
+            for step in range(done, point // self.batch_size):
+                state, _ = problem.update(state, problem.batch(RUN_SEED, step, self.batch_size), self.learning_rate)
+            done = point // self.batch_size
+            yield point, state
+
+    def _key(self, point: int, seed: int, batch_size: int, rate: float) -> str:
+        run = f"b{self.batch_size}-r{self.learning_rate:.6g}"
+        return f"{run}-at{point}-for{self.lengths[point]}-seed{seed}-b{batch_size}-r{rate:.6g}"
+
+    def _branches(self, point: int, state: Any, seed: int) -> list[Branch]:
+        """Returns the branches of a seed at a point; all of them are trained unless the rows of all are there."""
+        request, problem = self.request, self.problem
+        wanted = self._wanted(point, seed)
+        if not all(key in self._rows for key in wanted):
+            started = time.monotonic()
+            for branch in train_branches(
+                state, problem.update, problem.batch, problem.loss,
+                batch_size=self.batch_size, learning_rate=self.learning_rate, examples=self.lengths[point],
+                rule=problem.rule, multiples=request.multiples, factors=request.rate_factors, seeds=(seed,),
+                start=point,
+            ):  # fmt: skip
+                now = time.monotonic()
+                self._keep(point, branch, now - started)
+                started = now
+        return [_branch(self._rows[key]) for key in wanted]
+
+    def _wanted(self, point: int, seed: int) -> list[str]:
+        """Returns the keys of the branches of a seed at a point, as `train_branches` makes them."""
+        keys = [self._key(point, seed, self.batch_size, self.learning_rate)]
+        for multiple in sorted(set(self.request.multiples)):
+            size = self.batch_size * multiple
+            rate = scale_learning_rate(self.learning_rate, self.batch_size, size, rule=self.problem.rule)
+            keys += [self._key(point, seed, size, rate * factor) for factor in self.request.rate_factors]
+        return keys
+
+    def _keep(self, point: int, branch: Branch, seconds: float) -> None:
+        row = BranchRow(
+            key=self._key(point, branch.seed, branch.batch_size, branch.learning_rate),
+            point=point,
+            seed=branch.seed,
+            batch_size=branch.batch_size,
+            learning_rate=branch.learning_rate,
+            examples=[int(count) for count in branch.examples],
+            losses=[finite(loss) for loss in branch.losses],
+            seconds=round(seconds, 3),
+        )
+        _files.add_row(self.folder / ROWS, row)
+        self._rows[row.key] = row
+        print(
+            f"at {point:,}  seed {branch.seed}  batch {branch.batch_size:,}  rate {branch.learning_rate:.4g}  "
+            f"loss {branch.losses[0]:.4f} to {branch.losses[-1]:.4f}  {seconds:.1f} s",
+            flush=True,
+        )
+
+    def _answer(self, point: int, state: Any, branches: list[Branch]) -> BranchPoint:
+        loss, noise = self.problem.loss(state), self._noise(state)
+        try:
+            fit = fit_branches(branches, tolerance=self.request.tolerance)
+        except ValueError as error:
+            return BranchPoint(point=point, loss=loss, **noise, why_not=str(error))
+        low, high = fit.interval or (math.inf, math.inf)
+        return BranchPoint(
+            point=point,
+            loss=loss,
+            **noise,
+            critical_batch_size=finite(fit.critical_batch_size),
+            interval=(finite(low), finite(high)),
+            within_tolerance=fit.within_tolerance,
+            beyond_tolerance=fit.beyond_tolerance,
+            efficiency=list(fit.efficiency.items()),
+            learning_rates=list(fit.learning_rates.items()),
+        )
+
+    def _noise(self, state: Any) -> dict[str, Any]:
+        """Returns the gradient noise scale at a state and its interval, if the problem has a gradient."""
+        problem, size = self.problem, NOISE_SHARDS * SHARD_EXAMPLES
+        if problem.gradient is None:
+            return {}
+        batches = (problem.batch(NOISE_SEED, step, size) for step in range(NOISE_BATCHES))
+        measured = measure_noise(problem.gradient, state, batches, NOISE_SHARDS)
+        norm2 = float(np.mean(measured.gradient_norm2))
+        scale = float(np.mean(measured.trace)) / norm2 if norm2 > 0 else math.inf
+        # The examples of the batches are drawn anew, so they need no blocks.
+        low, high = noise_scale_interval(measured, block=1)
+        return {"noise_scale": finite(scale), "noise_interval": (finite(low), finite(high))}
+
+
+def _branch(row: BranchRow) -> Branch:
+    losses = [math.inf if loss is None else loss for loss in row.losses]
+    return Branch(row.batch_size, row.learning_rate, row.seed, np.array(row.examples), np.array(losses))
+
+
+def line(point: BranchPoint) -> str:
+    """Returns the answer at a point in a line."""
+    said = f"after {point.point:,} examples, loss {point.loss:.4f}: "
+    if point.why_not is not None:
+        return f"{said}no answer: {point.why_not}"
+    critical = "above what was tried" if point.critical_batch_size is None else f"{point.critical_batch_size:,.0f}"
+    low, high = point.interval
+    if point.critical_batch_size is not None and (low, high) != (None, None):
+        critical += f" ({low or 0:,.0f} to {'no bound' if high is None else f'{high:,.0f}'})"
+    if point.beyond_tolerance is None:
+        tolerated = f"all up to {point.within_tolerance:,} end within the tolerance"
+    else:
+        tolerated = f"{point.within_tolerance:,} ends within the tolerance, {point.beyond_tolerance:,} does not"
+    noise = "" if point.noise_scale is None else f"; gradient noise scale {point.noise_scale:,.0f}"
+    return f"{said}critical batch size {critical}; {tolerated}{noise}"
