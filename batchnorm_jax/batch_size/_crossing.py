@@ -28,9 +28,9 @@ def steps_to_target(steps: ArrayLike, losses: ArrayLike, target: float) -> float
       ValueError: the shapes differ or are empty, the steps do not rise, or a number is not one.
 
     Example:
-      >>> steps_to_target([0, 100, 200, 300], [2.0, 1.0, 1.2, 0.8], 1.1)
+      >>> round(steps_to_target([0, 100, 200, 300], [2.0, 1.0, 1.2, 0.8], 1.1), 3)
       150.0
-      >>> steps_to_target([0, 100, 200], [-0.1, -0.8, -0.9], -0.85)
+      >>> round(steps_to_target([0, 100, 200], [-0.1, -0.8, -0.9], -0.85), 3)
       150.0
 
     Source: isotonic regression, Barlow et al., "Statistical Inference under Order Restrictions", 1972.
