@@ -25,18 +25,17 @@ def install(session: nox.Session, *wanted: str, constraints: str | None = PINNED
     session.install(*wanted, *limits, env={"PIP_CONSTRAINT": "", "UV_CONSTRAINT": ""})
 
 
-def run_tests(session: nox.Session, folder: str, **environment: str) -> None:
+def run_tests(session: nox.Session, folder: str) -> None:
     """Runs the tests of a folder, or only those that the command line names."""
     named = any(Path(argument.split("::")[0]).exists() for argument in session.posargs)
-    session.run(*PYTEST, "--dist=loadfile", *([] if named else [folder]), *session.posargs, env=environment)
+    session.run(*PYTEST, "--dist=loadfile", *([] if named else [folder]), *session.posargs)
 
 
 @nox.session(python="3.11")
 def oldest(session: nox.Session) -> None:
     """Runs the library's tests with the oldest JAX and Flax that it supports."""
     install(session, "--editable", ".[test-library]", constraints=OLDEST)
-    # Most of the time is compiling, and what differs between versions is not in the machine code of each operation.
-    run_tests(session, "tests/library", XLA_FLAGS="--xla_backend_optimization_level=0")
+    run_tests(session, "tests/library")
 
 
 @nox.session(python="3.11")
