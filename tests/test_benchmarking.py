@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from batchnorm_jax.batch_size import init_noise
 from experiments import _files, data, models
 from experiments._errors import UsageError
-from experiments.benchmarking import hlo, result, suites, timing, torch_peer, train_suite
+from experiments.benchmarking import hlo, noise_suite, result, suites, timing, torch_peer, train_suite
 from experiments.benchmarking.norm import accuracy, collectives, layers, memory, speed, suite
 from experiments.benchmarking.suite import Chosen
 from experiments.models.resnet import resnet18, resnet50
@@ -20,6 +21,13 @@ from experiments.records.benchmarks.norm import Collective, NormRows
 from experiments.records.benchmarks.topology import TopologyRows
 from experiments.records.benchmarks.train import TrainRows
 from experiments.reporting import norm_figure
+
+# Work for the noise suite whose steps take no time to compile.
+SMALL_WORK = noise_suite.Work(
+    np.zeros(3, np.float32),
+    lambda w, x: jnp.mean((x @ w - 1) ** 2),
+    jnp.asarray(np.random.default_rng(0).normal(size=(16, 3)), jnp.float32),
+)
 
 
 def test_variants_are_timed_in_turn_and_the_order_rotates():
@@ -140,7 +148,12 @@ def test_a_suite_is_given_what_was_chosen_and_writes_its_file(monkeypatch, tmp_p
 
 @pytest.mark.parametrize(
     ("name", "part", "options"),
-    [("norm", "speed", {}), ("fold", "simple_cnn", {}), ("train", "steps", {"batch_sizes": (512, 256)})],
+    [
+        ("norm", "speed", {}),
+        ("fold", "simple_cnn", {}),
+        ("train", "steps", {"batch_sizes": (512, 256)}),
+        ("noise", "transformer", {}),
+    ],
 )
 def test_what_was_measured_before_a_suite_fails_is_kept(name, part, options, tmp_path, monkeypatch):
     measured = []
@@ -154,12 +167,44 @@ def test_what_was_measured_before_a_suite_fails_is_kept(name, part, options, tmp
     monkeypatch.setattr(timing, "in_turn", in_turn)
     monkeypatch.setattr(torch_peer, "available", lambda: False)
     monkeypatch.setattr(speed, "CPU_CASES", 2 * (layers.Case((8, 4, 4, 16), "float32"),))
-    request = suites.Request(suite=name, parts=(part,), peers=() if name == "fold" else None, **options)
+    monkeypatch.setattr(noise_suite, "CASES", {"transformer": lambda _: SMALL_WORK})
+    peers = None if suites.SUITES[name].peers else ()
+    request = suites.Request(suite=name, parts=(part,), peers=peers, **options)
     with pytest.raises(MemoryError):
         suites.run(replace(request, workdir=str(tmp_path)), [])
     rows = _files.read_json(tmp_path / f"{name}.json", suites.SUITES[name].file).rows
-    kept = {"norm": lambda: rows.speed.rows, "fold": lambda: rows, "train": lambda: rows.steps}[name]()
+    kept = {"norm": lambda: rows.speed.rows, "train": lambda: rows.steps}.get(name, lambda: rows)()
     assert len(kept) == 1
+
+
+def test_the_noise_suite_reports_a_row_per_way_of_cutting_the_batch(monkeypatch):
+    monkeypatch.setattr(noise_suite, "CASES", {"transformer": lambda _: SMALL_WORK})
+    monkeypatch.setattr(noise_suite.devices, "set_up", lambda _: jax.devices()[:2])
+    rows = noise_suite.run(Chosen(("transformer",), rounds=2, seconds=0.01))
+    assert [(row.way, row.devices, row.parameters, row.batch_size) for row in rows] == [
+        ("4 micro-batches", 1, 3, 16),
+        ("2 devices", 2, 3, 16),
+    ]
+    assert all(row.ratio.median > 0 and "with noise" in noise_suite.describe(row) for row in rows)
+
+
+@pytest.mark.parametrize(
+    "make", [noise_suite.accumulating_steps, lambda *a, **k: noise_suite.sharded_steps(*a, **k, used=jax.devices()[:4])]
+)
+def test_with_and_without_the_noise_the_same_step_is_timed(make, monkeypatch):
+    """Otherwise the ratio would be that of two trainings."""
+    after = []
+
+    def steps(step, params, batch):
+        (params, *_), loss = step((params, noise_suite.OPTIMIZER.init(params), init_noise()), batch)
+        after.append((params, loss))
+
+    monkeypatch.setattr(noise_suite, "_steps", steps)
+    for noise in (False, True):
+        # The step gives its state away.
+        make(SMALL_WORK._replace(params=jnp.zeros(3)), noise=noise)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *after)
+    assert np.all(np.asarray(after[0][0]) != 0)
 
 
 @pytest.mark.parametrize("transform", ["pmap", "shard_map", "shard_map, check_vma=False", "jit"])

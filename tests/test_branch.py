@@ -99,6 +99,21 @@ def test_a_users_program_is_branched_and_the_same_command_trains_nothing_again(m
     assert len(mine()) == len(made) + 8 + 8 + 2 * (16 + 2 * 8 + 2 * 4)
 
 
+def test_another_program_in_the_same_folder_is_trained_anew(mine, monkeypatch):
+    Path("mine.py").write_text(PROBLEM + "\n\ndef other():\n    return Quadratic()\n")
+    flags = ("--branch_points=16", "--branch_examples=64", "--seeds=0")
+    study(*flags, monkeypatch=monkeypatch)
+    before = len(mine())
+    study(*flags, "--problem=mine:other", monkeypatch=monkeypatch)
+    assert len(mine()) - before == 4 + 16 + 2 * 8 + 2 * 4
+
+
+def test_a_run_that_diverged_is_not_branched(mine, monkeypatch, capsys):
+    with np.errstate(all="ignore"):
+        assert study("--learning_rate=1e9", "--branch_points=4000", monkeypatch=monkeypatch) == 2
+    assert "after 4,000 examples; give a lower --learning_rate" in capsys.readouterr().err
+
+
 def _path(name):
     return Path("there") / name
 

@@ -10,6 +10,7 @@ import pytest
 from experiments import _files
 from experiments.benchmarking import recommend_suite, recommend_table
 from experiments.benchmarking.norm import speed
+from experiments.records.benchmarks.noise import NoiseCostFile
 from experiments.records.benchmarks.norm import NormFile
 from experiments.records.runs import Summary
 from experiments.reporting import study_sections
@@ -126,6 +127,14 @@ def test_a_page_has_the_times_of_the_norm_that_were_measured_on_a_gpu():
     means = speed.geometric_means(gpu.rows)
     assert means == pytest.approx(gpu.geometric_mean_of_ratios)
     assert f"| geometric mean | | {' | '.join(f'{means[peer]:.2f}' for peer in peers)} | |" in page
+
+
+def test_a_page_has_the_cost_of_the_noise_that_was_measured_on_a_gpu():
+    (row,) = _files.read_json(RESULTS / "noise_gpu.json", NoiseCostFile).rows
+    having, without = (row.milliseconds[name].median for name in ("with noise", "without"))
+    page = (DOCS / "guide/noise.md").read_text()
+    assert f"{having:.1f} ms a step with the estimate and {without:.1f}\nwithout, {row.ratio.median:.2f} times" in page
+    assert f"({row.ratio.low:.2f} to {row.ratio.high:.2f} in seven rounds" in page
 
 
 @pytest.mark.parametrize("name", ["e20", "e30"])

@@ -113,8 +113,9 @@ def _curves(caller: str, branches: Sequence[Branch]) -> _Curves:
     for branch in branches:
         found.setdefault((branch.batch_size, branch.learning_rate), {})[branch.seed] = branch
     seeds = sorted({branch.seed for branch in branches})
-    if len({size for size, _ in found}) < 2:
-        raise ValueError(f"{caller}: branches of at least two batch sizes are needed, and the sizes are {list(found)}")
+    sizes = sorted({size for size, _ in found})
+    if len(sizes) < 2:
+        raise ValueError(f"{caller}: branches of at least two batch sizes are needed, and the sizes are {sizes}")
     for (size, rate), by_seed in found.items():
         if sorted(by_seed) != seeds:
             raise ValueError(

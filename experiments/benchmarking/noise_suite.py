@@ -1,6 +1,6 @@
 """The noise suite: what an estimate of the gradient noise adds to a training step that cuts its batch anyway."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from .suite import Chosen, Keep, Suite, forget
 WITH, WITHOUT = "with noise", "without"
 MICRO_BATCHES = 4
 AXIS = "batch"
+OPTIMIZER = optax.adamw(1e-4)
 
 
 class Work(NamedTuple):
@@ -41,9 +42,9 @@ class Work(NamedTuple):
 
 
 def _transformer(size: transformer.Size, examples: int) -> Work:
-    params, loss_fn = transformer.model(size)
+    init, loss_fn = transformer.model(size)
     characters = np.random.default_rng(0).integers(0, transformer.text()[1], (examples, size.length + 1))
-    return Work(params, loss_fn, jnp.asarray(characters, jnp.int32))
+    return Work(init(jax.random.key(0)), loss_fn, jnp.asarray(characters, jnp.int32))
 
 
 def _resnet(width: int, examples: int) -> Work:
@@ -87,9 +88,11 @@ def run(chosen: Chosen, keep: Keep = forget) -> list[NoiseCostRow]:
     for name in chosen.parts:
         work = CASES[name](used[0].platform != "cpu")
         examples = jax.tree.leaves(work.batch)[0].shape[0]
-        ways = {f"{MICRO_BATCHES} micro-batches": (accumulating_steps, 1)}
+        ways: dict[str, tuple[Callable[..., Callable[[int], None]], int]] = {
+            f"{MICRO_BATCHES} micro-batches": (accumulating_steps, 1)
+        }
         if len(used) > 1 and examples % len(used) == 0:
-            ways[f"{len(used)} devices"] = (sharded_steps, len(used))
+            ways[f"{len(used)} devices"] = (partial(sharded_steps, used=used), len(used))
         for way, (make, number) in ways.items():
             variants = {kind: make(work, noise=kind == WITH) for kind in (WITH, WITHOUT)}
             measured = timing.in_turn(variants, rounds=chosen.rounds, seconds=chosen.seconds)
@@ -148,9 +151,9 @@ def _accumulated(grad_fn: Callable[..., Any], params: Any, batch: Any) -> tuple[
     return loss, gradient, None
 
 
-def sharded_steps(work: Work, *, noise: bool) -> Callable[[int], None]:
-    """Returns a function that runs steps under `shard_map` on all devices."""
-    mesh = jax.make_mesh((jax.device_count(),), (AXIS,))
+def sharded_steps(work: Work, *, noise: bool, used: Sequence[devices.Device]) -> Callable[[int], None]:
+    """Returns a function that runs steps under `shard_map` on some devices."""
+    mesh = jax.make_mesh((len(used),), (AXIS,), devices=used)
 
     def plain(params: Any, batch: Any) -> tuple[jax.Array, Any, None]:
         local = lax.pcast(params, AXIS, to="varying")
@@ -171,12 +174,11 @@ def sharded_steps(work: Work, *, noise: bool) -> Callable[[int], None]:
 
 def _step(grad_fn: Callable[..., Any]) -> Callable[..., Any]:
     """Returns a step of Adam, which also keeps the running average of an estimate if there is one."""
-    optimizer = optax.adamw(1e-4)
 
     def step(state: Any, batch: Any) -> tuple[Any, jax.Array]:
         params, opt_state, noise = state
         loss, gradient, estimate = grad_fn(params, batch)
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        updates, opt_state = OPTIMIZER.update(gradient, opt_state, params)
         noise = noise if estimate is None else update_noise(noise, estimate)
         return (optax.apply_updates(params, updates), opt_state, noise), loss
 
@@ -186,7 +188,7 @@ def _step(grad_fn: Callable[..., Any]) -> Callable[..., Any]:
 def _steps(step: Callable[..., Any], params: Any, batch: Any) -> Callable[[int], None]:
     # Each variant gives its state away to the step, and so begins with its own copy.
     params = jax.tree.map(jnp.copy, params)
-    state = params, optax.adamw(1e-4).init(params), init_noise()
+    state = params, OPTIMIZER.init(params), init_noise()
 
     def run(number: int) -> None:
         nonlocal state

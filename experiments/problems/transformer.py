@@ -81,26 +81,25 @@ def text() -> tuple[np.ndarray, int]:
     return numbers.astype(np.int32), len(known)
 
 
-def model(size: Size, seed: int = 0) -> tuple[Any, Callable[[Any, jax.Array], jax.Array]]:
-    """Returns the parameters of a new transformer, and its loss.
+def model(size: Size) -> tuple[Callable[[jax.Array], Any], Callable[[Any, Any], jax.Array]]:
+    """Returns the functions that initialise a transformer and compute its loss.
 
     Args:
       size: the size of the transformer.
-      seed: the seed of the parameters.
 
     Returns:
-      The parameters, and a function from parameters and windows of characters, shape (N, length + 1), to the mean
-      cross-entropy of each next character.
+      A function from a random key to parameters, and one from parameters and windows of characters, shape
+      (N, length + 1), to the mean cross-entropy of each next character.
     """
     made = partial(Transformer, size, text()[1])
     graph, _ = nnx.split(nnx.eval_shape(lambda: made(nnx.Rngs(0))), nnx.Param)
-    params = jax.jit(lambda key: nnx.state(made(nnx.Rngs(key)), nnx.Param))(jax.random.key(seed))
+    init = jax.jit(lambda key: nnx.state(made(nnx.Rngs(key)), nnx.Param))
 
-    def loss_fn(params: Any, windows: jax.Array) -> jax.Array:
+    def loss_fn(params: Any, windows: Any) -> jax.Array:
         logits = nnx.merge(graph, params)(windows[:, :-1])
         return optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:]).mean()
 
-    return params, loss_fn
+    return init, loss_fn
 
 
 def problem(size: Size | None = None) -> Problem:
@@ -122,11 +121,11 @@ def problem(size: Size | None = None) -> Problem:
     examples = len(train) // window
     places = np.arange(window)
     evaluated = held_out[: len(held_out) // window * window].reshape(-1, window)[:EVALUATED_WINDOWS]
-    _, loss_fn = model(size)
+    init_params, loss_fn = model(size)
     optimizer = optax.chain(optax.scale_by_adam(b2=0.99), optax.add_decayed_weights(WEIGHT_DECAY))
 
     def init(seed: int) -> Any:
-        params, _ = model(size, seed)
+        params = init_params(jax.random.key(seed))
         return params, optimizer.init(params)
 
     @jax.jit
@@ -139,12 +138,11 @@ def problem(size: Size | None = None) -> Problem:
     def batch(seed: int, step: int, size: int) -> np.ndarray:
         return train[window * stream(seed, step * size, size, examples)[:, None] + places]
 
+    @jax.jit
+    def evaluate(state: Any) -> jax.Array:
+        return loss_fn(state[0], evaluated)
+
     gradient_fn = jax.jit(jax.grad(loss_fn))
     return Problem(
-        examples, init, update, batch, partial(_evaluate, jax.jit(loss_fn), evaluated),
-        gradient=lambda state, windows: gradient_fn(state[0], windows),
-    )  # fmt: skip
-
-
-def _evaluate(loss_fn: Callable[..., jax.Array], windows: np.ndarray, state: Any) -> jax.Array:
-    return loss_fn(state[0], windows)
+        examples, init, update, batch, evaluate, gradient=lambda state, windows: gradient_fn(state[0], windows)
+    )

@@ -10,7 +10,7 @@ class BranchRow(FileRecord, frozen=True, kw_only=True):
     """A row of `branches.jsonl`: one branch.
 
     Attributes:
-      key: the name of the branch, which says all that it depends on but the problem.
+      key: the name of the branch, which says all that it depends on.
       point: the examples that the run had seen where it branched off.
       seed: the seed of the batches.
       batch_size: examples per update.

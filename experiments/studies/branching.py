@@ -13,7 +13,6 @@ from batchnorm_jax.batch_size import (
     Branch,
     fit_branches,
     measure_noise,
-    noise_scale_interval,
     scale_learning_rate,
     train_branches,
 )
@@ -26,6 +25,7 @@ from ..problems.problem import Problem
 from ..records.branching import Branching, BranchPoint, BranchRow
 from ..records.fields import finite
 from ..training.config.options import TrainConfig
+from .smoothness import pooled_noise_scale
 
 ROWS, RESULT = "branches.jsonl", "branching.json"
 # The seed of the run, and that of the examples which measure its noise.
@@ -114,11 +114,17 @@ class Study:
 
         Args:
           command: the command that made the study, to be stored.
+
+        Raises:
+          UsageError: the loss of the run is not finite at a point.
         """
         answers = []
         for point, state in self._run():
+            loss = self.problem.loss(state)
+            if not math.isfinite(loss):
+                raise UsageError(f"the held-out loss is {loss} after {point:,} examples; give a lower --learning_rate")
             branches = [branch for seed in self.request.seeds for branch in self._branches(point, state, seed)]
-            answers.append(self._answer(point, state, branches))
+            answers.append(self._answer(point, loss, state, branches))
             print(line(answers[-1]), flush=True)
         result = Branching(
             problem=self.request.problem,
@@ -142,7 +148,7 @@ class Study:
             yield point, state
 
     def _key(self, point: int, seed: int, batch_size: int, rate: float) -> str:
-        run = f"b{self.batch_size}-r{self.learning_rate:.6g}"
+        run = f"{self.request.problem}-b{self.batch_size}-r{self.learning_rate:.6g}"
         return f"{run}-at{point}-for{self.lengths[point]}-seed{seed}-b{batch_size}-r{rate:.6g}"
 
     def _branches(self, point: int, state: Any, seed: int) -> list[Branch]:
@@ -190,8 +196,8 @@ class Study:
             flush=True,
         )
 
-    def _answer(self, point: int, state: Any, branches: list[Branch]) -> BranchPoint:
-        loss, noise = self.problem.loss(state), self._noise(state)
+    def _answer(self, point: int, loss: float, state: Any, branches: list[Branch]) -> BranchPoint:
+        noise = self._noise(state)
         try:
             fit = fit_branches(branches, tolerance=self.request.tolerance)
         except ValueError as error:
@@ -210,16 +216,13 @@ class Study:
         )
 
     def _noise(self, state: Any) -> dict[str, Any]:
-        """Returns the gradient noise scale at a state and its interval, if the problem has a gradient."""
+        """Returns the fields of the gradient noise scale at a state; none if the problem has no gradient."""
         problem, size = self.problem, NOISE_SHARDS * SHARD_EXAMPLES
         if problem.gradient is None:
             return {}
         batches = (problem.batch(NOISE_SEED, step, size) for step in range(NOISE_BATCHES))
         measured = measure_noise(problem.gradient, state, batches, NOISE_SHARDS)
-        norm2 = float(np.mean(measured.gradient_norm2))
-        scale = float(np.mean(measured.trace)) / norm2 if norm2 > 0 else math.inf
-        # The examples of the batches are drawn anew, so they need no blocks.
-        low, high = noise_scale_interval(measured, block=1)
+        scale, (low, high) = pooled_noise_scale(measured)
         return {"noise_scale": finite(scale), "noise_interval": (finite(low), finite(high))}
 
 

@@ -52,18 +52,26 @@ def noise_windows(measured: Sequence[Sequence[float]]) -> list[NoiseWindow]:
         return found
     for part in np.array_split(np.array(measured, float), min(WINDOWS, max(1, len(measured) // MIN_MEASUREMENTS))):
         steps, losses, norm2, trace = part.T
-        scale = trace.mean() / norm2.mean() if norm2.mean() > 0 else math.inf
-        try:
-            # Measurements are of examples drawn anew, so they need no blocks.
-            low, high = noise_scale_interval(NoiseEstimate(norm2, trace), block=1, confidence=CONFIDENCE)
-        except ValueError:
-            low, high = 0.0, math.inf
+        scale, interval = pooled_noise_scale(NoiseEstimate(norm2, trace))
         found.append(
-            NoiseWindow(
-                update=float(np.median(steps)),
-                loss=float(losses.mean()),
-                scale=float(scale),
-                interval=(float(low), float(high)),
-            )
+            NoiseWindow(update=float(np.median(steps)), loss=float(losses.mean()), scale=scale, interval=interval)
         )
     return found
+
+
+def pooled_noise_scale(measured: NoiseEstimate) -> tuple[float, tuple[float, float]]:
+    """Returns the noise scale of measurements that are averaged before they are divided, and its interval.
+
+    Both ends of the interval are open, (0, inf), where the measurements are too few.
+
+    Args:
+      measured: the measurements, arrays of shape (measurements,), of examples drawn anew each time.
+    """
+    norm2, trace = float(np.mean(measured.gradient_norm2)), float(np.mean(measured.trace))
+    scale = trace / norm2 if norm2 > 0 else math.inf
+    try:
+        # Examples that are drawn anew need no blocks.
+        low, high = noise_scale_interval(measured, block=1, confidence=CONFIDENCE)
+    except ValueError:
+        return scale, (0.0, math.inf)
+    return scale, (float(low), float(high))
