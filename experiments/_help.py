@@ -24,8 +24,9 @@ GROUPS = {
     ),
     "Batch and length": (
         "batch_size", "batch_sizes", "per_device_batch_size", "per_device_batch_sizes", "accumulation_steps",
-        "backwards_per_forward", "batch_ramp", "epochs", "steps", "max_epochs", "target_accuracy", "budget_minutes",
-        "rounds", "seconds", "branch_points", "branch_examples", "multiples", "tolerance",
+        "backwards_per_forward", "batch_ramp", "epochs", "steps", "max_epochs", "target_accuracy", "target_loss",
+        "past_target", "budget_minutes", "rounds", "seconds", "branch_points", "branch_examples", "multiples",
+        "tolerance",
     ),
     "Recipe": (
         "optimizer", "base_learning_rate", "lr_scaling", "learning_rate", "learning_rates", "rate_factors", "schedule",
@@ -37,7 +38,7 @@ GROUPS = {
         "num_devices", "distributed", "coordinator_address", "num_processes", "process_id",
     ),
     "Results": (
-        "workdir", "log_every", "evaluate_every", "noise_every", "live", "checkpoint_every",
+        "workdir", "log_every", "evaluate_every", "evaluate_growth", "noise_every", "live", "checkpoint_every",
     ),
 }  # fmt: skip
 MORE = "More"

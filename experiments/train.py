@@ -15,9 +15,9 @@ from . import _commands, _flags
 from ._errors import StorageError, UsageError
 from ._users import is_users_own
 from .training.config import presets
-from .training.config.options import TrainConfig
+from .training.config.options import TrainConfig, refuse_beside_problem
 from .training.machine.processes import PeerError
-from .training.progress import NonFiniteLossError
+from .training.progress import NonFiniteLossError, score
 from .training.session import resolve, train
 from .training.terminal import say
 
@@ -46,6 +46,8 @@ def main() -> None:
         preset = presets.PRESETS[FLAGS.preset]
         say(f"preset    {FLAGS.preset}: {preset.result}\nsource    {preset.source}")
     given = _flags.given(TrainConfig)
+    if FLAGS.problem is not None:
+        refuse_beside_problem(given, FLAGS.problem)
     try:
         config = resolve(presets.configure(FLAGS.preset, given))
         for text in presets.unused(config, given):
@@ -60,10 +62,12 @@ def main() -> None:
     print(f"\n{'split':<12}{'examples':>9}{'accuracy':>11}{'loss':>9}")
     for name, result in summary.results.items():
         iou = "" if result.mean_iou is None else f"   mean IoU {result.mean_iou:.2%}"
-        print(f"{name:<12}{result.examples:>9,}{result.accuracy:>11.2%}{result.loss:>9.4f}{iou}")
+        examples = "" if result.examples is None else f"{result.examples:,}"
+        accuracy = "" if result.accuracy is None else f"{result.accuracy:.2%}"
+        print(f"{name:<12}{examples:>9}{accuracy:>11}{result.loss:>9.4f}{iou}")
     for name, result in (summary.recalibrated or {}).items():
         print(
-            f"warning   {name}: {result.accuracy:.2%} with statistics of training images in place of running ones; "
+            f"warning   {name}: {score(result)} with statistics of training images in place of running ones; "
             f"`{shlex.join(_commands.start('evaluate'))} --recalibrate=pooled` uses them"
         )
     if summary.target:
@@ -72,9 +76,10 @@ def main() -> None:
     say("\nseconds   " + "  ".join(f"{name} {value:.1f}" for name, value in summary.seconds.items()))
     if summary.overhead is not None:
         say(f"overhead  {summary.overhead:.1%} of training is outside the compiled step")
-    own = [f"--{name}={value}" for name in ("model", "dataset") if is_users_own(value := getattr(config, name))]
-    evaluate = [*_commands.start("evaluate"), f"--checkpoint={config.workdir}", *own]
-    print(f"evaluate  {shlex.join(evaluate)}")
+    if config.problem is None:
+        own = [f"--{name}={value}" for name in ("model", "dataset") if is_users_own(value := getattr(config, name))]
+        evaluate = [*_commands.start("evaluate"), f"--checkpoint={config.workdir}", *own]
+        print(f"evaluate  {shlex.join(evaluate)}")
     print(f"curves    {shlex.join(['tensorboard', f'--logdir={config.workdir}'])}")
     print(f"report    {write_page(str(config.workdir))}")
 

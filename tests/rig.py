@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments import data
 from experiments.training.evaluation import evaluator
-from experiments.training.step.feeding import Feed, signature
+from experiments.training.step.feeding import Feed
 from experiments.training.step.run import prepare
 
 
@@ -42,7 +42,7 @@ def first_steps(config, dataset, number, num_devices, dtype=None, start=None):
     feed = Feed(config, dataset.train, run.mesh, resident=config.input != "streamed")
     rows, programs = [], {}
     for sources in itertools.islice(_updates(run.plan, feed), number):
-        key = signature(sources)
+        key = feed.signature(sources)
         if key not in programs:
             programs[key] = run.compile(state, sources, run.plan)
         state, row = programs[key].call(state, sources)

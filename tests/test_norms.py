@@ -11,7 +11,7 @@ from experiments import data
 from experiments._errors import UsageError
 from experiments.models.layout import CHWN, NHWC
 from experiments.models.normalised import normalised
-from experiments.training import session
+from experiments.training import of_images, session
 from experiments.training.config.options import TrainConfig
 from experiments.training.evaluation.population import population_statistics
 from experiments.training.recipe import norms
@@ -94,7 +94,7 @@ def test_frozen_statistics_are_those_of_the_training_set_and_stay(digits, device
     config = TrainConfig(batch_size=64, norm="frozen", learning_rate=0.01, warmup_epochs=0)
     small = digits._replace(train=digits.train.read(np.arange(512)))
     run = rig.run_of(config, small, devices)
-    state = session.initial_state(config, run, small)
+    state = of_images.initial_state(config, run, small)
     images = (small.train.images / np.float32(255) - run.recipe.mean) / run.recipe.std
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     seen = inputs_of_norms(run.model, jax.device_get(variables), images)

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from experiments._errors import UsageError
-from experiments.training import session
+from experiments.training import of_images
 from experiments.training.config import plan as plans
 from experiments.training.config import preflight, presets
 from experiments.training.config.options import TrainConfig
@@ -214,7 +214,7 @@ def test_the_preflight_says_what_norms_of_the_models_own_do():
             r"warmup of 200 updates is not shorter.*--warmup_epochs",
         ),
         (
-            lambda: session.set_up_devices(TrainConfig(num_devices=3, batch_size=100)),
+            lambda: of_images.set_up_devices(TrainConfig(num_devices=3, batch_size=100)),
             r"--batch_size=100 is not divisible by 3 devices; .* 99 and 102.*--num_devices=1",
         ),
         (lambda: devices.set_up(9, 90), r"--num_devices=9, but this process has 8"),
@@ -286,7 +286,7 @@ def test_the_preflight_says_what_norms_of_the_models_own_do():
             r"first change after 64 updates, inside the warmup of 128",
         ),
         (
-            lambda: session.set_up_devices(TrainConfig(num_devices=4, batch_size=100, accumulation_steps=2)),
+            lambda: of_images.set_up_devices(TrainConfig(num_devices=4, batch_size=100, accumulation_steps=2)),
             r"--batch_size=100 .* 4 devices x 2 --accumulation_steps; .* 96 and 104\. Or give --num_devices=2\.$",
         ),
         (

@@ -13,9 +13,9 @@ import scipy
 from ..records.comparison import CheckedPrediction, ComparedSetting
 from ..records.recommendation import Advice, Recommendation
 from ..records.studies import StudyRow
-from ..studies.convergence import CONFIDENCE
+from ..studies.convergence import CONFIDENCE, updates_to_target
 from ..studies.recommending.curves import best_runs
-from ..studies.recommending.runs import step_seconds, updates_to_target
+from ..studies.recommending.runs import step_seconds
 
 Ratio = tuple[float, float, float]
 

@@ -1,6 +1,6 @@
 """Records of the measurements that a recommendation makes."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from .fields import Count, Finite, OpenInterval, Options, Positive, Size
 from .record import Record, check_options
@@ -86,11 +86,14 @@ class MeasuredRun(Record, frozen=True, kw_only=True):
       batch_size: examples per update.
       rate: the learning rate, which is constant.
       seed: the seed of the run.
-      updates: the number of updates made; 0 if the run diverged.
+      updates: the number of updates after which the target was reached, without the noise of single evaluations; if it
+        was not, the number of updates made; 0 if the run diverged.
+      between: the updates before the evaluations next to that number; None: the target was not reached, or an earlier
+        version wrote the row.
       reached: whether the run reached the target.
       diverged: whether the run ended with a loss that is not finite.
       step_seconds: compute time per update, in seconds; None: the run diverged.
-      evaluate_every: updates between two evaluations; 0: an earlier version wrote the row, without this field.
+      evaluate_every: updates between the first evaluations; 0: an earlier version wrote the row, without this field.
     """
 
     key: str = ""
@@ -102,12 +105,14 @@ class MeasuredRun(Record, frozen=True, kw_only=True):
     diverged: bool
     step_seconds: Finite | None
     evaluate_every: Count = 0
+    between: tuple[Count, Count] | None = None
 
 
 class _Shown(Record, frozen=True, kw_only=True):
     """The types of the options that a report shows."""
 
-    dataset: str
+    dataset: str | None = None
+    problem: str | None = None
     model: str = ""
     norm: str | None = None
 
@@ -123,14 +128,18 @@ class Evidence(Record, frozen=True, kw_only=True):
       devices: the number of devices that share a batch.
       kind: the kind of the devices, such as "cpu".
       unit: the smallest batch size; every batch size is this number times a power of two.
-      target: the accuracy to reach; None: none was given.
-      optimizer: the optimizer of all runs.
+      target: the accuracy or the loss to reach; None: none was given.
+      goal: the kind of the target, "accuracy" or "loss".
+      optimizer: the optimizer of all runs; None: that of the problem.
+      rule: how the rate grows with the batch well below the critical batch size, "linear" or "sqrt".
       step_time: one entry per run that was timed.
       memory: the memory of a training step; None: not known.
       race: one entry per short run that did not diverge.
       noise: the gradient noise scale; None: not measured.
       runs: the runs to the target, in the order in which they were made.
       not_measured: one text per missing measurement, with the reason.
+      minutes_needed: the least budget with which a measurement that time did not allow would have been made, for the
+        longest of them; None: time allowed all.
     """
 
     options: Options
@@ -140,13 +149,18 @@ class Evidence(Record, frozen=True, kw_only=True):
     kind: str
     unit: Size = 1
     target: Finite | None
-    optimizer: str = "nesterov"
+    goal: Literal["accuracy", "loss"] = "accuracy"
+    optimizer: str | None = "nesterov"
+    rule: Literal["linear", "sqrt"] = "linear"
     step_time: list[TimedUpdate]
     memory: Memory | None
     race: list[RaceEntry]
     noise: Noise | None
     runs: list[MeasuredRun]
     not_measured: list[str]
+    minutes_needed: Finite | None = None
 
     def __post_init__(self):
         check_options(self.options, _Shown)
+        if not {"dataset", "problem"} & self.options.keys():
+            raise ValueError("Expected the option 'dataset' or 'problem'")

@@ -57,7 +57,7 @@ class Advice(Record, frozen=True, kw_only=True):
       per_device: examples per micro-batch and device.
       accumulation_steps: micro-batches per update.
       learning_rate: the constant learning rate.
-      optimizer: the optimizer of all runs.
+      optimizer: the optimizer of all runs; None: that of the problem.
       warmup_epochs: epochs of warmup.
       span: examples that are normalised together; None: all examples of a micro-batch.
       source: the basis of the predicted updates.
@@ -75,7 +75,7 @@ class Advice(Record, frozen=True, kw_only=True):
     per_device: Count
     accumulation_steps: Size
     learning_rate: Positive
-    optimizer: str
+    optimizer: str | None
     warmup_epochs: NonNegative = 0
     span: Size | None
     source: Source

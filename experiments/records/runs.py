@@ -18,21 +18,64 @@ from .fields import (
 )
 from .record import FileRecord, Record
 
+# Options of a run that mean nothing for a problem, which brings its data, its model and its optimizer.
+OF_DATA_AND_MODEL = (
+    "dataset",
+    "data_dir",
+    "image_size",
+    "input",
+    "validation_examples",
+    "augmentation",
+    "drop_remainder",
+    "model",
+    "zero_last_scale",
+    "dtype",
+    "norm",
+    "span",
+    "norm_momentum",
+    "accumulation_steps",
+    "backwards_per_forward",
+    "optimizer",
+    "base_learning_rate",
+    "momentum",
+    "weight_decay",
+    "decay_all",
+    "label_smoothing",
+    "distributed",
+    "coordinator_address",
+    "num_processes",
+    "process_id",
+)
+
 
 class Result(Record, frozen=True, kw_only=True, omit_defaults=True):
     """The evaluation of one split.
 
     Attributes:
-      accuracy: the share of examples, or of pixels, that are classified correctly.
-      loss: mean cross-entropy in nats, without label smoothing.
-      examples: the number of examples evaluated.
+      accuracy: the share of examples, or of pixels, that are classified correctly; None: a problem whose goal is a
+        loss.
+      loss: mean cross-entropy in nats, without label smoothing; for a problem the loss that it returns, or the share of
+        wrong answers if its goal is an accuracy.
+      examples: the number of examples evaluated; None: a problem does not say it.
       mean_iou: mean intersection over union of the classes, for segmentation; None for classification.
     """
 
-    accuracy: Share
+    accuracy: Share | None = None
     loss: Finite
-    examples: Count
+    examples: Count | None = None
     mean_iou: Share | None = None
+
+    @property
+    def known_accuracy(self) -> float:
+        """The accuracy; raises `LookupError` if there is none."""
+        if self.accuracy is None:
+            raise LookupError("there is no accuracy: the goal of this problem is a loss")
+        return self.accuracy
+
+    @property
+    def merit(self) -> float:
+        """The accuracy, or minus the loss if there is none: of two runs the one with more is better."""
+        return -self.loss if self.accuracy is None else self.accuracy
 
 
 # Results by the name of their split, in the order of evaluation; the first split decides between runs.
@@ -40,14 +83,17 @@ Results = Annotated[dict[str, Result], Meta(min_length=1)]
 
 
 class Target(Record, frozen=True, kw_only=True):
-    """The accuracy at which a run stops.
+    """The accuracy or the loss at which a run stops.
 
     Attributes:
-      accuracy: the accuracy on the first evaluated split, as a share of 1.
-      reached_after_updates: the number of updates after which it was reached; None: it was not reached.
+      accuracy: the accuracy on the first evaluated split, as a share of 1; None: the target is a loss.
+      loss: the loss on that split; None: the target is an accuracy.
+      reached_after_updates: the number of updates after which it was reached, at the first evaluation that finds it so
+        or, with `past_target`, without the noise of evaluations; None: it was not reached.
     """
 
-    accuracy: Share = 0.0
+    accuracy: Share | None = None
+    loss: Finite | None = None
     reached_after_updates: Count | None = None
 
 
@@ -70,8 +116,8 @@ class Summary(FileRecord, frozen=True, kw_only=True):
       results: the last evaluation of every split.
       updates: the number of parameter updates.
       epochs: passes over the training set.
-      target: the accuracy at which the run was to stop; None: it had no target.
-      parameters: the number of trained parameters.
+      target: the accuracy or the loss at which the run was to stop; None: it had no target.
+      parameters: the number of trained parameters; of a problem, all numbers of its state.
       seconds: wall-clock seconds by what they were spent on, with "compute" among them, and their total, "in all".
       overhead: the share of the training time outside the compiled step; None: no step was run.
       devices: the number and kind of the devices, such as "8 x cpu".
@@ -138,19 +184,39 @@ class DataFacts(Record, frozen=True, kw_only=True):
             raise ValueError(f"Expected {channels} entries of `pixel_mean` and `pixel_std`, one per channel")
 
 
-class StoredRun(FileRecord, frozen=True, kw_only=True):
-    """`config.json`: the configuration of a run and the facts about its data.
+class ProblemFacts(Record, frozen=True, kw_only=True):
+    """Facts about a problem that resuming needs.
+
+    Attributes:
+      examples: the number of training examples.
+      goal: the quantity that is evaluated, "loss" or "accuracy".
+      state: a digest of the shapes and types of the state.
+    """
+
+    examples: Size
+    goal: str
+    state: str
+
+
+class StoredRun(FileRecord, frozen=True, kw_only=True, omit_defaults=True):
+    """`config.json`: the configuration of a run and the facts about its data, or about its problem.
 
     Attributes:
       config: every option of `TrainConfig` by its name.
-      data: facts about the training data.
+      data: facts about the training data; None: the run trains a problem.
+      problem: facts about the problem; None: the run trains on a data set.
       run: the name of the run, which its checkpoints hold too; None: written by an earlier version, in which runs had
         no names.
     """
 
     config: Options
-    data: DataFacts
+    data: DataFacts | None = None
+    problem: ProblemFacts | None = None
     run: str | None = None
+
+    def __post_init__(self):
+        if (self.data is None) == (self.problem is None):
+            raise ValueError("Expected one of `data` and `problem`")
 
 
 class MetricsRow(FileRecord, frozen=True, kw_only=True):
@@ -167,18 +233,18 @@ class MetricsRow(FileRecord, frozen=True, kw_only=True):
     epoch: NonNegative = 0.0
 
 
-class TrainRow(MetricsRow, frozen=True, kw_only=True):
+class TrainRow(MetricsRow, frozen=True, kw_only=True, omit_defaults=True):
     """Metrics of one training batch.
 
     Attributes:
-      loss: mean cross-entropy in nats, with the label smoothing of the run.
-      accuracy: the share of the batch that is classified correctly.
+      loss: mean cross-entropy in nats, with the label smoothing of the run; of a problem, what its update returns.
       learning_rate: the learning rate of the update.
+      accuracy: the share of the batch that is classified correctly; None: a problem does not say it.
     """
 
     loss: Finite
-    accuracy: Finite
     learning_rate: Finite
+    accuracy: Finite | None = None
 
 
 class NoiseRow(MetricsRow, frozen=True, kw_only=True):
@@ -213,13 +279,13 @@ class EvaluationRow(MetricsRow, frozen=True, kw_only=True, omit_defaults=True):
     """The evaluation of one split; `kind` is the name of the split.
 
     Attributes:
-      accuracy: the share of examples, or of pixels, that are classified correctly.
-      loss: mean cross-entropy in nats.
-      examples: the number of examples evaluated; None: written by an earlier version, which left it out.
+      accuracy: as in `Result`.
+      loss: as in `Result`.
+      examples: the number of examples evaluated; None: a problem, or an earlier version that left it out.
       mean_iou: mean intersection over union, for segmentation; None for classification.
     """
 
-    accuracy: Share
+    accuracy: Share | None = None
     loss: Finite
     examples: Count | None = None
     mean_iou: Share | None = None

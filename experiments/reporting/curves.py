@@ -1,5 +1,6 @@
 """The learning curves of a run: loss, accuracy and learning rate."""
 
+import math
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -28,17 +29,18 @@ def read_rows(path: Path) -> tuple[list[MetricsRow], int]:
 
 
 def training_curves(workdir: str | Path) -> Figure:
-    """Draws the loss, the accuracy and the learning rate of a run against its updates.
+    """Draws the loss, the accuracy, where there is one, and the learning rate of a run against its updates.
 
     Args:
       workdir: the folder of the run, which holds `metrics.jsonl`.
 
     Returns:
-      A figure of three panels; save it with `write_svg(figure, "curves.svg")`.
+      A figure of two or three panels; save it with `write_svg(figure, "curves.svg")`.
     """
-    figure = Figure(figsize=(10, 3.6), layout="constrained")
     series = _series(workdir)
-    for axes, draw in zip(figure.subplots(1, 3), _PANELS, strict=True):
+    panels = _panels(series)
+    figure = Figure(figsize=(10 * len(panels) / 3, 3.6), layout="constrained")
+    for axes, draw in zip(figure.subplots(1, len(panels)), panels, strict=True):
         draw(axes, series)
     return figure
 
@@ -46,7 +48,7 @@ def training_curves(workdir: str | Path) -> Figure:
 def curve_panels(workdir: str | Path) -> list[Figure]:
     """Returns each panel of `training_curves` as a separate figure, so that a page can arrange them by its width."""
     figures, series = [], _series(workdir)
-    for draw in _PANELS:
+    for draw in _panels(series):
         drawing, (axes,) = canvas()
         draw(axes, series)
         figures.append(drawing)
@@ -87,8 +89,9 @@ def _series(workdir: str | Path) -> _Series:
 
 def _draw(axes: Axes, series: _Series, value: Callable[[TrainRow | EvaluationRow], float], last: str) -> None:
     """Draws a quantity of the training batches and of every evaluated split."""
-    at = [row.step for row in series.train]
-    axes.plot(at, [value(row) for row in series.train], color=TRAIN_COLOUR, linewidth=1, label="training batch")
+    values = [value(row) for row in series.train]
+    if not all(map(math.isnan, values)):
+        axes.plot([row.step for row in series.train], values, color=TRAIN_COLOUR, linewidth=1, label="training batch")
     for split, rows, colour in series.coloured():
         values = [value(row) for row in rows]
         label = f"{split}: {values[-1]:{last}}"
@@ -99,12 +102,16 @@ def _draw(axes: Axes, series: _Series, value: Callable[[TrainRow | EvaluationRow
 def _loss(axes: Axes, series: _Series) -> None:
     _draw(axes, series, lambda row: row.loss, ".4f")
     axes.set(xlabel="update")
-    logarithmic(axes, "loss")
+    # A loss such as minus a log likelihood may be negative.
+    if all(row.loss > 0 for rows in (series.train, *series.evaluations.values()) for row in rows):
+        logarithmic(axes, "loss")
+    else:
+        axes.set(ylabel="loss")
     legend(axes, "Loss")
 
 
 def _accuracy(axes: Axes, series: _Series) -> None:
-    _draw(axes, series, lambda row: 100 * row.accuracy, ".2f")
+    _draw(axes, series, _percent, ".2f")
     axes.set(xlabel="update", ylabel="accuracy (%)", ylim=(max(0, _floor(series)), 100.5))
     legend(axes, "Accuracy (%)")
 
@@ -132,10 +139,17 @@ def _rate(axes: Axes, series: _Series) -> None:
     legend(axes, "Learning rate")
 
 
-_PANELS = (_loss, _accuracy, _rate)
+def _panels(series: _Series) -> list[Callable[[Axes, _Series], None]]:
+    """Returns the functions that draw the panels: without that of the accuracy where no split has one."""
+    has_accuracy = any(row.accuracy is not None for rows in series.evaluations.values() for row in rows)
+    return [_loss, *([_accuracy] * has_accuracy), _rate]
+
+
+def _percent(row: TrainRow | EvaluationRow) -> float:
+    return math.nan if row.accuracy is None else 100 * row.accuracy
 
 
 def _floor(series: _Series) -> float:
     """Returns the lower end of the accuracy axis, low enough to show the second half of training."""
-    ends = [100 * row.accuracy for _, split, _ in series.coloured() for row in split[len(split) // 2 :]]
+    ends = [_percent(row) for _, split, _ in series.coloured() for row in split[len(split) // 2 :]]
     return min(ends) - 5 if ends else 0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from .. import _commands, _files
 from .._errors import UsageError
-from ..records.runs import Result, StoredRun, Summary
+from ..records.runs import OF_DATA_AND_MODEL, Result, StoredRun, Summary
 from .curves import curve_panels, read_rows
 from .document import commands, figure, made_on, table
 from .section import write_report
@@ -35,8 +35,12 @@ def write_page(workdir: str | Path) -> Path:
 
 def _page(workdir: Path, summary: Summary, stored: StoredRun, broken: int) -> tuple[str, list[str]]:
     """Returns the title and the body of the page."""
-    config, note = stored.config, stored.data.note or ""
-    title = f"{config['model']} on {config['dataset']}, batch {config['batch_size']}"
+    config = stored.config
+    note = (stored.data.note if stored.data is not None else None) or ""
+    # A problem brings what other runs are told by options.
+    of_problem = config.get("problem")
+    trained = of_problem or f"{config['model']} on {config['dataset']}"
+    title = f"{trained}, batch {config['batch_size']}"
     best = ", ".join(f"{_score(result)} on {name}" for name, result in summary.results.items())
     caption = "Loss, accuracy and learning rate against updates."
     if config.get("label_smoothing"):
@@ -44,6 +48,8 @@ def _page(workdir: Path, summary: Summary, stored: StoredRun, broken: int) -> tu
     if broken:
         caption += f" {broken} rows that were cut short are left out."
     options = [(name, _commands.shareable(str(value))) for name, value in config.items() if value is not None]
+    if of_problem:
+        options = [(name, value) for name, value in options if name not in OF_DATA_AND_MODEL]
     with_iou = any(result.mean_iou is not None for result in summary.results.values())
     parts = [
         made_on([summary.first_step_ended] if summary.first_step_ended else []),
@@ -53,7 +59,8 @@ def _page(workdir: Path, summary: Summary, stored: StoredRun, broken: int) -> tu
         table(
             ("split", "examples", "accuracy", "loss") + ("mean IoU",) * with_iou,
             [
-                (name, f"{r.examples:,}", f"{r.accuracy:.2%}", f"{r.loss:.4f}") + (f"{r.mean_iou or 0:.2%}",) * with_iou
+                (name, _known(r.examples, ","), _known(r.accuracy, ".2%"), f"{r.loss:.4f}")
+                + (f"{r.mean_iou or 0:.2%}",) * with_iou
                 for name, r in summary.results.items()
             ],
         ),
@@ -73,7 +80,13 @@ def _page(workdir: Path, summary: Summary, stored: StoredRun, broken: int) -> tu
 
 def _score(result: Result) -> str:
     """Returns the score of a split as words in a sentence."""
+    if result.accuracy is None:
+        return f"a loss of {result.loss:.4f}"
     return f"{result.accuracy:.2%}" if result.mean_iou is None else f"mean IoU {result.mean_iou:.2%}"
+
+
+def _known(value: float | None, form: str) -> str:
+    return "" if value is None else f"{value:{form}}"
 
 
 def _starts(summary: Summary) -> str:

@@ -198,7 +198,8 @@ def _page(folder: str | Path) -> tuple[str, list[str]]:
         parts += ["<h2>Not measured</h2>", _list(evidence.not_measured)]
     parts.append(f"<p>{spent(result)} were spent.</p>")
     options = evidence.options
-    return f"Which batch size for {options.get('model', 'simple_cnn')} on {options['dataset']}?", parts
+    trained = options.get("problem") or f"{options.get('model', 'simple_cnn')} on {options['dataset']}"
+    return f"Which batch size for {trained}?", parts
 
 
 def _list(texts: list[str]) -> str:

@@ -43,6 +43,8 @@ SOURCES: dict[Source, str] = {
     "the target at several batch sizes.",
     "usual": "Only one batch size was run to the target, so it rests in part on what is usual for other models.",
 }
+# What a measurement takes beyond what was expected of it.
+SPARE = 1.2
 SHORT_OF_TIME = "too little time is left"
 
 
@@ -53,16 +55,15 @@ def headline(result: Recommendation) -> str:
         if any(SHORT_OF_TIME in text for text in result.evidence.not_measured):
             return (
                 "No recommendation yet: there was not enough time to decide. Run the same command again with "
-                f"--budget_minutes={math.ceil(2 * result.minutes)}; what has been measured is kept."
+                f"--budget_minutes={_minutes_needed(result)}; what has been measured is kept."
             )
         return "No recommendation: the measurements do not decide it. What is missing is below."
-    target = result.evidence.target
     text = f"Use a batch size of {advice.batch_size:,} with a learning rate of {advice.learning_rate:g}."
     chosen = advice.chosen
     if chosen.seconds is None or chosen.updates is None:
         return text
     seconds, low, high = chosen.seconds
-    goal = f"{100 * target:g}%" if target is not None else "the target"
+    goal = _target(result.evidence)
     ends = (
         f"; 19 of 20 runs should take between {_seconds(_rough(low))} and {_seconds(_rough(high))}"
         if low is not None and high is not None and high <= MAX_SHOWN
@@ -72,6 +73,19 @@ def headline(result: Recommendation) -> str:
         f"{text} Training should reach {goal} after about {_seconds(_rough(seconds))} of computing, "
         f"in {_count(_rough(chosen.updates[0]))} updates{ends}."
     )
+
+
+def _minutes_needed(result: Recommendation) -> int:
+    """Returns the minutes that a budget needs for what time did not allow, with some to spare; more than there were."""
+    needed = max(SPARE * (result.evidence.minutes_needed or 0.0), 1.5 * result.minutes)
+    return math.ceil(needed)
+
+
+def _target(evidence: Evidence) -> str:
+    """Returns the target as words in a sentence."""
+    if evidence.target is None:
+        return "the target"
+    return f"a loss of {evidence.target:g}" if evidence.goal == "loss" else f"{100 * evidence.target:g}%"
 
 
 def reasons(advice: Advice) -> list[str]:
@@ -108,7 +122,9 @@ def command(advice: Advice) -> str:
 def settings(advice: Advice, evidence: Evidence) -> list[tuple[str, str]]:
     """Returns the recommended settings, as pairs of name and text."""
     parts = advice.accumulation_steps
-    norm = evidence.options.get("norm") or SPANNED_NORM
+    optimizer = advice.optimizer or "of the problem"
+    has_norm = evidence.options.get("problem") is None
+    norm = str(evidence.options.get("norm") or SPANNED_NORM)
     micro = advice.batch_size // parts
     span = "the whole batch" if micro == advice.batch_size else f"each micro-batch of {micro:,}"
     span = span if advice.span is None else f"{advice.span} examples"
@@ -116,8 +132,8 @@ def settings(advice: Advice, evidence: Evidence) -> list[tuple[str, str]]:
     batch = f"{advice.batch_size:,} examples per update: {advice.per_device:,} on each of {devices}"
     return [
         ("batch", batch + (f", {parts} times before each update (accumulation)" if parts > 1 else "")),
-        ("rate", f"{advice.learning_rate:g}, constant, without warmup; optimizer {advice.optimizer}"),
-        ("norm", f"{norm}" + (f", statistics over {span}" if norm == SPANNED_NORM else "")),
+        ("rate", f"{advice.learning_rate:g}, constant, without warmup; optimizer {optimizer}"),
+        *([("norm", norm + (f", statistics over {span}" if norm == SPANNED_NORM else ""))] * has_norm),
     ]
 
 
@@ -125,6 +141,8 @@ def measured(evidence: Evidence) -> list[str]:
     """Returns one line of text per measurement."""
     held_out = evidence.held_out
     goal = f"{held_out:,} held out for the target" if held_out else "none held out: the test split has the target"
+    if evidence.options.get("problem") is not None:
+        goal = "the target is on what the problem holds out"
     texts = [f"data: {evidence.examples:,} examples to train on, {goal}"]
     if evidence.memory is not None:
         texts.append(_memory(evidence.memory))

@@ -26,7 +26,7 @@ class Spread(NamedTuple):
 
 def accuracy(row: StudyRow) -> float:
     """Returns the accuracy in percent, on the split that the run is judged by; NaN where the loss was not finite."""
-    return math.nan if row.summary is None else 100 * row.summary.result.accuracy
+    return math.nan if row.summary is None else 100 * row.summary.result.known_accuracy
 
 
 def by_seed(rows: Iterable[StudyRow]) -> dict[str, list[StudyRow]]:

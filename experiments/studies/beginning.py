@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from ..training import session
+from ..training.clock import Clock
 from ..training.config.options import TrainConfig
-from ..training.step.run import prepare
 
 
 def begins(folder: Path, options: dict[str, Any]) -> str:
@@ -19,9 +19,7 @@ def begins(folder: Path, options: dict[str, Any]) -> str:
       The platform of its devices.
 
     Raises:
-      UsageError: devices, data or model cannot be had or used; what training would say.
+      UsageError: devices, data, model or problem cannot be had or used; what training would say.
     """
     config = session.resolve(TrainConfig(**options, workdir=str(folder)))
-    chosen, dataset, statistics = session.start(config)
-    prepare(config, dataset, statistics, chosen)
-    return chosen[0].platform
+    return session.prepare(config, Clock()).devices[0].platform

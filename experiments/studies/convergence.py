@@ -1,10 +1,11 @@
-"""Runs to a target accuracy, and the search for the learning rate that reaches it in the fewest updates.
+"""Runs to a target, and the search for the learning rate that reaches it in the fewest updates.
 
 Rates are constant, without warmup or decay, so that the length that a run may have does not change its course. The
-target is an accuracy on training images that are held out, where that can be.
+target is an accuracy, or a loss, on training examples that are held out, where that can be.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -35,7 +36,7 @@ class Setting(Base):
     """The settings of runs to a target: batch sizes, rates, limits and seeds.
 
     Attributes:
-      target: accuracy.
+      target: the accuracy, or the loss if that is the goal of the problem.
       fixed_sizes: batch sizes to run at one rate.
       tuned_sizes: batch sizes to tune the rate at, rising.
       rates: where the search starts at the smallest of `tuned_sizes`, rising; at each other size it starts in the same
@@ -94,22 +95,19 @@ def job_options(data: Data, setting: Setting, batch_size: int, seed: int, **chan
         **data.options,
         "batch_size": batch_size,
         "epochs": max(1, min(setting.max_epochs, MOST_UPDATES * batch_size // data.examples)),
-        "target_accuracy": setting.target,
-        "validation_examples": data.held_out,
+        f"target_{data.goal}": setting.target,
         "evaluate_every": every,
         "log_every": every,
-        "schedule": "constant",
-        "warmup_epochs": 0,
-        "weight_decay": 0.0,
-        "label_smoothing": 0.0,
+        **data.constant,
         "seed": seed,
         **changes,
     }
 
 
 def tuned_job(data: Data, setting: Setting, batch_size: int, rate: float, seed: int) -> Job:
-    """Returns a run with Nesterov's momentum of 0.9."""
-    options = job_options(data, setting, batch_size, seed, optimizer="nesterov", learning_rate=rate)
+    """Returns a run with Nesterov's momentum of 0.9, or with the optimizer of the problem."""
+    optimizer = {} if data.is_problem else {"optimizer": "nesterov"}
+    options = job_options(data, setting, batch_size, seed, **optimizer, learning_rate=rate)
     return Job(f"tuned-b{batch_size}-r{rate:.4g}-seed{seed}", options)
 
 
@@ -123,10 +121,10 @@ def grid_jobs(data: Data, setting: Setting) -> list[Job]:
     ]
 
 
-def evaluations(workdir: Path) -> list[list[float]]:
-    """Returns [updates, accuracy, loss] at each evaluation of the split that a run evaluates first."""
+def evaluations(workdir: Path) -> list[tuple[int, float | None, float]]:
+    """Returns updates, accuracy and loss at each evaluation of the split that a run evaluates first."""
     rows = [row for row in metrics.read(workdir / metrics.FILE) if isinstance(row, EvaluationRow)]
-    return [[row.step, row.accuracy, row.loss] for row in rows if row.kind == rows[0].kind]
+    return [(row.step, row.accuracy, row.loss) for row in rows if row.kind == rows[0].kind]
 
 
 def updates_to_target(row: StudyRow) -> int | None:
@@ -139,24 +137,24 @@ class Trial(NamedTuple):
 
     Attributes:
       updates: until the target was reached; None: it was not.
-      accuracy: at the end; None: the loss was not finite, or the run failed.
+      merit: the accuracy at the end, or minus the loss; None: the loss was not finite, or the run failed.
       failed: the run ended with an error other than a loss that is not finite.
     """
 
     updates: int | None
-    accuracy: float | None
+    merit: float | None
     failed: bool = False
 
     @property
     def ended(self) -> bool:
         """Whether the run ended with a finite loss."""
-        return self.accuracy is not None
+        return self.merit is not None
 
 
 def trial_of(row: StudyRow) -> Trial:
     """Returns the outcome of a run."""
-    accuracy = None if row.summary is None else row.summary.result.accuracy
-    return Trial(updates_to_target(row), accuracy, failed=not row.is_result)
+    merit = None if row.summary is None else row.summary.result.merit
+    return Trial(updates_to_target(row), merit, failed=not row.is_result)
 
 
 class Tuned(NamedTuple):
@@ -164,7 +162,7 @@ class Tuned(NamedTuple):
 
     Attributes:
       batch_size: the batch size of the search.
-      rate: the rate that reached the target first; if none did, that with the best accuracy at its end; None: no run
+      rate: the rate that reached the target first; if none did, the best one at its end; None: no run
         ended with a finite loss.
       reached: whether the target was reached.
       on_edge: the rate is the least or the greatest of the grid, which was not extended further.
@@ -224,14 +222,14 @@ def rounded(rate: float) -> float:
 
 
 def _best(trials: Mapping[float, Trial]) -> float:
-    """Returns the rate with the fewest updates to the target; without any, with the best accuracy, or the least."""
+    """Returns the rate with the fewest updates to the target; without any, the best at its end, or the least."""
 
     def badness(rate: float) -> tuple[int, float, float]:
         trial = trials[rate]
         if trial.updates is not None:
             return 0, trial.updates, rate
         # Where all losses are not finite the rates are too high.
-        return (1, -trial.accuracy, rate) if trial.accuracy is not None else (2, 0.0, rate)
+        return (1, -trial.merit, rate) if trial.merit is not None else (2, 0.0, rate)
 
     return min(trials, key=badness)
 
@@ -274,7 +272,7 @@ def tuned_so_far(data: Data, setting: Setting, runner: Runner) -> tuple[dict[int
         middle = len(setting.rates) // 2
         place = sum(other.options["batch_size"] == job.options["batch_size"] for other in waiting)
         waiting.append(job)
-        return Trial(updates=10**9 + abs(place - middle), accuracy=0.0)
+        return Trial(updates=10**9 + abs(place - middle), merit=-math.inf)
 
     found = run_tuned(data, setting, look)
     asked = {job.options["batch_size"] for job in waiting if job.options["seed"] == SEARCH_SEED}

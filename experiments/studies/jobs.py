@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +19,13 @@ from ..records.rows import study_row
 from ..records.studies import StudyRow
 from ..training.config import plan
 from ..training.config.options import TrainConfig
+from ..training.progress import score
 
 FILE = "results.jsonl"
 # Named rather than imported: what it imports takes seconds, which the process that trains has spent already.
 BEGINS = _commands.module("studies.beginning:begins")
 # Runs that differ in none of these begin alike.
-KIND = ("dataset", "data_dir", "image_size", "model", "norm", "dtype", "num_devices")
+KIND = ("problem", "dataset", "data_dir", "image_size", "model", "norm", "dtype", "num_devices")
 
 
 class Job(NamedTuple):
@@ -39,6 +40,15 @@ class Job(NamedTuple):
     key: str
     options: dict[str, Any]
     label: str = ""
+
+
+def devices_of(options: Mapping[str, Any]) -> int | None:
+    """Returns the number of devices of the process that trains; None: as many as a run would have.
+
+    A CPU is one device for a problem, unless more are asked for.
+    """
+    devices = options.get("num_devices")
+    return 1 if devices is None and options.get("problem") is not None else devices
 
 
 def workdir(job: Job, folder: Path) -> Path:
@@ -136,7 +146,7 @@ class Runner:
         first = None
         for job in kinds.values():
             options = {name: value for name, value in job.options.items() if value is not None}
-            answer = self._worker.call(BEGINS, self._folder, options.get("num_devices"), {"options": options})
+            answer = self._worker.call(BEGINS, self._folder, devices_of(options), {"options": options})
             if "value" in answer:
                 return
             first = first or answer["error"]
@@ -194,7 +204,7 @@ class Runner:
         if row is None or row.summary is None or getattr(row, name) is not None:
             return
         given = {option: job.options[option] for option in named if job.options.get(option) is not None}
-        answer = self._worker.call(function, workdir(job, self._folder), job.options.get("num_devices"), given)
+        answer = self._worker.call(function, workdir(job, self._folder), devices_of(job.options), given)
         if "value" in answer:
             self._keep({**msgspec.to_builtins(row), name: answer["value"]})
         else:
@@ -208,14 +218,19 @@ class Runner:
         self._rows[row.key] = study_row(json.loads(_files.line(row)))
         return self._rows[row.key]
 
-    def ask(self, function: Callable[[Path], Any], num_devices: int | None = None) -> Any:
+    def ask(self, function: Callable[..., Any], num_devices: int | None = None, **given: Any) -> Any:
         """Returns the value of a function of the study's folder, called in the process that trains; it is not kept.
+
+        Args:
+          function: a function of a module; JSON must be able to hold its result.
+          num_devices: the number of devices of the process; None: as many as a run would have.
+          **given: further arguments of the function.
 
         Raises:
           UsageError: it failed.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        answer = self._worker.call(function, self._folder, num_devices)
+        answer = self._worker.call(function, self._folder, num_devices, given)
         if "error" in answer:
             raise UsageError(answer["error"])
         return answer["value"]
@@ -241,7 +256,7 @@ class _Worker:
     def train(self, job: Job) -> dict[str, Any]:
         """Returns the summary of a job or its error."""
         options = {k: v for k, v in job.options.items() if v is not None}
-        return self._ask({"train": {**options, "workdir": str(workdir(job, self._folder))}}, options.get("num_devices"))
+        return self._ask({"train": {**options, "workdir": str(workdir(job, self._folder))}}, devices_of(options))
 
     def call(
         self,
@@ -308,4 +323,4 @@ class _Worker:
 def _say(row: StudyRow) -> str:
     if row.summary is None:
         return str(row.error)
-    return "  ".join(f"{name} {result.accuracy:.2%}" for name, result in row.summary.results.items())
+    return "  ".join(f"{name} {score(result)}" for name, result in row.summary.results.items())

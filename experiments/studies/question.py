@@ -2,11 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 from .._errors import UsageError
+from ..records.runs import OF_DATA_AND_MODEL
 from ..records.studies import Analysis, StudyRow
+from ..training.of_problem import ProblemNumbers
 from .jobs import Job, Runner
+from .smoothness import CONSTANT
 
 
 class Changes(NamedTuple):
@@ -85,17 +88,34 @@ class Study:
 
 
 class Data(NamedTuple):
-    """A data set and a model, with the number of training examples.
+    """What is trained, a model on a data set or a problem, with the number of training examples.
 
     Attributes:
       options: options of `TrainConfig` that all runs share.
       examples: the number of training examples, without those held out.
-      held_out: the number of training examples to evaluate on; 0: the test split is evaluated.
+      held_out: the number of training examples to evaluate on; 0: the test split is evaluated, or what the problem
+        holds out.
+      goal: the kind of a target, "accuracy" or "loss".
+      problem: what `of_problem.describe` says of the problem; None: a model on a data set.
     """
 
     options: dict[str, Any]
     examples: int
     held_out: int
+    goal: Literal["accuracy", "loss"] = "accuracy"
+    problem: ProblemNumbers | None = None
+
+    @property
+    def is_problem(self) -> bool:
+        """Whether a problem is trained."""
+        return self.problem is not None
+
+    @property
+    def constant(self) -> dict[str, Any]:
+        """The options of runs whose rate and batch stay as they are, evaluated on what is held out."""
+        if self.is_problem:
+            return {name: CONSTANT[name] for name in CONSTANT if name not in OF_DATA_AND_MODEL}
+        return {**CONSTANT, "validation_examples": self.held_out}
 
 
 class Asked(NamedTuple):

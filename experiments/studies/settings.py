@@ -2,11 +2,15 @@
 
 import dataclasses
 import math
+import tempfile
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from .. import data as datasets
 from .._errors import UsageError
+from ..training import of_problem
+from .jobs import Runner, devices_of
 from .question import Changes, Data, Setting, Study
 from .questions import QUESTIONS
 
@@ -105,12 +109,27 @@ def data_of(study: Study) -> Data:
     return with_held_out({**PLAIN, **study.options})
 
 
-def with_held_out(options: dict[str, Any]) -> Data:
-    """Loads a data set to know its size; a twelfth is held out for a target, where that can be."""
+def with_held_out(options: dict[str, Any], goal: Literal["accuracy", "loss"] = "accuracy") -> Data:
+    """Loads a data set to know its size; a twelfth is held out for a target, where that can be.
+
+    Of a problem the process that trains tells the numbers, and the goal.
+
+    Args:
+      options: options of `TrainConfig` that all runs share.
+      goal: the kind of a target on a data set, "accuracy" or "loss".
+
+    Raises:
+      UsageError: the data set or the problem cannot be loaded.
+    """
+    if options.get("problem") is not None:
+        with tempfile.TemporaryDirectory() as folder, Runner(Path(folder)) as runner:
+            told = runner.ask(of_problem.describe, devices_of(options), options=options)
+        numbers = of_problem.ProblemNumbers(**told)
+        return Data(options, numbers.examples, 0, numbers.goal, numbers)
     dataset = datasets.load(options["dataset"], options.get("data_dir"), image_size=options.get("image_size"))
     in_memory = isinstance(dataset.train, datasets.Examples)
     held_out = dataset.train.size // HELD_OUT if dataset.independent and in_memory else 0
-    return Data(options, dataset.train.size - held_out, held_out)
+    return Data(options, dataset.train.size - held_out, held_out, goal)
 
 
 def fitted(study: Study, examples: int, parts: Sequence[str]) -> Study:

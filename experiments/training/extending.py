@@ -9,7 +9,7 @@ from .config import plan as plans
 from .config.options import AUTO, TrainConfig
 from .recipe.norms import NORMS
 from .recipe.optimizers import OPTIMIZERS
-from .step.parts import make_descent
+from .step.parts import make_schedule
 
 
 def why_not(there: TrainConfig, here: TrainConfig, examples: int, devices: int) -> str | None:
@@ -36,7 +36,7 @@ def why_not(there: TrainConfig, here: TrainConfig, examples: int, devices: int) 
             return None
         steps = jnp.arange(old.total_steps)
         rates = [
-            np.asarray(jax.vmap(make_descent(config, plan).schedule(config.peak_learning_rate))(steps))
+            np.asarray(jax.vmap(make_schedule(config, plan)(config.peak_learning_rate))(steps))
             for config, plan in ((there, old), (here, new))
         ]
     except UsageError as error:

@@ -1,33 +1,32 @@
 """The training loop: updates, and between them evaluations, noise measurements, logging and checkpoints."""
 
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import jax
 import msgspec
 import numpy as np
 
-from batchnorm_jax.batch_size import NoiseEstimate, init_noise, noise_scale, update_noise
+from batchnorm_jax.batch_size import NoiseEstimate, init_noise, noise_scale, steps_to_target, update_noise
 
 from ..records.checkpoints import Notes
 from ..records.runs import NoiseRow, RampRow, Result, StepMemory
 from .clock import Clock
 from .config import preflight
-from .config.options import AUTO, TrainConfig
-from .evaluation import evaluator
+from .config.options import AUTO
 from .machine import processes
 from .noise import ramp
 from .noise.probe import MAX_SHARDS, SHARD_EXAMPLES
 from .noise.sentence import larger_batch
 from .progress import NON_FINITE_REMEDY, NonFiniteLossError, Progress
-from .state import Source, TrainState
-from .step import feeding
-from .step.run import Run
+from .state import TrainState
 from .step.updates import Program
 from .storage.checkpoints import Checkpoints
 from .storage.metrics import MetricsLog
+from .trainee import Evaluate, Feed, Trainee
 
 # With a running noise scale, one example is measured for every 10 that are trained on: about a tenth more computing.
 TRAINED_PER_MEASURED_EXAMPLES = 10
@@ -41,14 +40,12 @@ class Fit:
     """The training loop of one run; call it with the state to start from.
 
     Args:
-      config: configuration of the run.
-      run: the run: its plan, its model and the function that compiles its updates.
+      trainee: what is trained: its configuration, its plan, the function that compiles its updates, and its noise.
       feed: the batches.
-      evaluate: the evaluator of the test splits.
+      evaluate: the evaluation of every split.
       checkpoints: the checkpoints of the run.
       log: the metrics file.
       clock: the clock that adds up time by what it is spent on.
-      noise: a function that measures the gradient noise of a state.
 
     Attributes:
       plan: the plan of the run, with the phases that an automatic ramp has added.
@@ -60,29 +57,31 @@ class Fit:
 
     def __init__(
         self,
-        config: TrainConfig,
-        run: Run,
-        feed: feeding.Feed,
-        evaluate: evaluator.Evaluator,
+        trainee: Trainee,
+        feed: Feed,
+        evaluate: Evaluate,
         checkpoints: Checkpoints,
         log: MetricsLog,
         clock: Clock,
-        noise: Callable[[TrainState], NoiseEstimate],
     ):
-        self._config, self._run, self._feed, self._evaluate = config, run, feed, evaluate
-        self.plan = ramp.restored(run.plan, checkpoints.notes.ramp)
+        self._config, self._compile, self._noise = trainee.config, trainee.compile, trainee.noise
+        self._devices, self._feed, self._evaluate = trainee.devices, feed, evaluate
+        self.plan = ramp.restored(trainee.plan, checkpoints.notes.ramp)
         self._checkpoints, self._clock = checkpoints, clock
-        self._log, self._noise = log, noise
+        self._log = log
         self._programs: dict[Any, Program] = {}
         self.first_step_ended: float | None = None
         self.memory: StepMemory | None = None
         self.starts = 1
         self._computing = 0.0
+        # The evaluations of the first split so far, by their steps.
+        self._course: list[tuple[int, Result]] = []
+        self._places = _Places(self._config.evaluate_every, self._config.evaluate_growth)
         # The first step of the present epoch, and an iterator over its remaining updates.
-        self._open: tuple[int, Iterator[list[Source]]] | None = None
+        self._open: tuple[int, Iterator[list[Any]]] | None = None
 
     def __call__(self, state: TrainState) -> tuple[TrainState, dict[str, Result], int | None]:
-        """Trains to the last step, or to the target accuracy.
+        """Trains to the last step, or to the target.
 
         Args:
           state: the state to start from, new or from a checkpoint.
@@ -95,7 +94,7 @@ class Fit:
           NonFiniteLossError: a loss or a parameter is not finite.
           SystemExit: the process received SIGTERM; the state is saved.
         """
-        step, results, reached = int(state.step), {}, None
+        step, results = int(state.step), {}
         first = processes.is_first()
         self.starts = self._checkpoints.notes.starts + 1
         self._progress = Progress(self.plan, self._log, step, log_every=self._config.log_every, quiet=not first)
@@ -103,22 +102,25 @@ class Fit:
         for estimate in self._log.noise(step):
             self._running_noise = update_noise(self._running_noise, NoiseEstimate(*estimate), RUNNING_NOISE_DECAY)
         with self._progress, processes.Termination() as self._termination:
+            self._course = self._log.course(step)
             if self._is_evaluated(step):
                 # The run was stopped here, where an evaluation is due; make it if its rows are missing or damaged.
                 results = self._log.evaluations(step)
                 if set(results) != self._evaluate.names:
                     results = self._evaluate_and_log(state, step)
-                reached = self._reached(results, step)
-            while step < self.plan.total_steps and reached is None:
+            while step < self.plan.total_steps and not self._is_over(step):
                 state, step = self._to_evaluation(state, step)
                 results = self._pause(state, step)
-                reached = self._reached(results, step)
-        return state, results, reached
+        return state, results, self._reached()
 
     def _is_evaluated(self, step: int) -> bool:
         """Returns whether an evaluation is due at this step: at the end of an epoch, or by --evaluate_every."""
-        before = step - self._config.backwards_per_forward
-        return self._ends_epoch(step) or (step > 0 and _is_due(self._config.evaluate_every, before, step))
+        config, before = self._config, step - self._config.backwards_per_forward
+        if step <= 0:
+            return False
+        if config.evaluate_growth:
+            return step == self.plan.total_steps or self._places.next_after(before) <= step
+        return self._ends_epoch(step) or _is_due(config.evaluate_every, before, step)
 
     def _ends_epoch(self, step: int) -> bool:
         return step > 0 and step == self.plan.locate(step - 1).last_step
@@ -131,7 +133,7 @@ class Fit:
         trained_examples = TRAINED_PER_MEASURED_EXAMPLES * SHARD_EXAMPLES * MAX_SHARDS
         return min(max(1, trained_examples // phase.batch_size), phase.steps_per_epoch)
 
-    def _updates(self, step: int) -> Iterator[list[Source]]:
+    def _updates(self, step: int) -> Iterator[list[Any]]:
         """Returns an iterator over the updates that are left of the epoch of a step."""
         position = self.plan.locate(step)
         if self._open is None or self._open[0] != position.first_step:
@@ -143,11 +145,11 @@ class Fit:
         clock, progress = self._clock, self._progress
         progress.start_epoch()
         self._computing = -clock.seconds["compute"]
-        updates, noise_every = self._updates(step), self._noise_every(step)
+        noise_every = self._noise_every(step)
         under_way, paused = None, False
         while not paused:
             with clock.beside("input", "compute", under_way):
-                sources = next(updates)
+                sources = next(self._updates(step))
             program = self._program(state, sources)
             with clock("compute"):
                 state, metrics = program.call(state, sources)
@@ -160,7 +162,7 @@ class Fit:
             with clock.beside("log", "compute", under_way):
                 # These are the metrics of the previous step: reading this step's would wait for the device.
                 progress.read()
-                progress.expect(step, metrics, feeding.examples(sources))
+                progress.expect(step, metrics, self._feed.examples(sources))
             if _is_due(noise_every, before, step):
                 self._settle(state)
                 self._measure_noise(state, step)
@@ -168,7 +170,8 @@ class Fit:
             # Where an evaluation is due, `_pause` saves the state instead, after the evaluation unless SIGTERM came.
             if not paused:
                 stop = self._termination.is_due(step)
-                if stop or _is_due(self._config.checkpoint_every, before, step):
+                every = self._config.checkpoint_every
+                if stop or (_is_due(every, before, step) if every else self._ends_epoch(step)):
                     self._settle(state)
                     self._save(state, step)
                 if stop:
@@ -199,7 +202,7 @@ class Fit:
             _exit_terminated(step)
         results = self._evaluate_and_log(state, step)
         before = step - self._config.backwards_per_forward
-        last = last or self._reached(results, step) is not None
+        last = last or self._is_over(step)
         stop = self._termination.is_due(step)
         every = self._config.checkpoint_every
         if last or stop or (_is_due(every, before, step) if every else self._ends_epoch(step)):
@@ -216,9 +219,10 @@ class Fit:
         for name, result in results.items():
             if not np.isfinite(result.loss):
                 raise NonFiniteLossError(f"the loss on {name} is {result.loss} after step {step}; {NON_FINITE_REMEDY}")
+        self._course.append((step, next(iter(results.values()))))
         with self._clock("log"):
             # The ramp row goes first: evaluation rows at this step mean that everything before them is written.
-            if self._reached(results, step) is None:
+            if not self._is_over(step):
                 self._log_ramp(step)
             self._progress.end_epoch(step, results, self._computing)
             if self._config.live and np.isfinite(self._running_noise.average.trace):
@@ -253,12 +257,13 @@ class Fit:
         batch_size = self.plan.locate(max(step - 1, 0)).phase.batch_size
         return f"noise     {said}{larger_batch(scale, batch_size)}"
 
-    def _program(self, state: TrainState, sources: list[Source]) -> Program:
-        key = feeding.signature(sources)
+    def _program(self, state: TrainState, sources: list[Any]) -> Program:
+        key = self._feed.signature(sources)
         if key not in self._programs:
             with self._clock("compile"):
-                program = self._run.compile(state, sources, self.plan)
-            memory = preflight.step_memory(program.largest, self._run.mesh.local_devices)
+                program = self._compile(state, sources, self.plan)
+            local = [device for device in self._devices if device.process_index == jax.process_index()]
+            memory = preflight.step_memory(program.largest, local)
             line = preflight.memory_line(memory)
             if not self._programs:
                 self.memory = memory
@@ -267,11 +272,28 @@ class Fit:
             self.plan = ramp.within_memory(self.plan, memory)
         return self._programs[key]
 
-    def _reached(self, results: dict[str, Result], step: int) -> int | None:
-        """Returns the step if the target accuracy is reached there, else None."""
-        target = self._config.target_accuracy
-        is_reached = target is not None and next(iter(results.values())).accuracy >= target
-        return step if is_reached else None
+    def _reached(self) -> int | None:
+        """Returns the updates after which the target was reached; None: it was not, or there is none.
+
+        That is the first evaluation at it; with `past_target`, where the losses without their noise are at it.
+        """
+        config = self._config
+        of_accuracy = config.target_accuracy is not None
+        target = -config.target_accuracy if config.target_accuracy is not None else config.target_loss
+        if target is None:
+            return None
+        losses = [-(result.accuracy or 0.0) if of_accuracy else result.loss for _, result in self._course]
+        if not config.past_target:
+            return next((step for (step, _), loss in zip(self._course, losses, strict=True) if loss <= target), None)
+        if min(losses, default=math.inf) > target:
+            return None
+        at = steps_to_target([step for step, _ in self._course], losses, target)
+        return math.ceil(at) if math.isfinite(at) else None
+
+    def _is_over(self, step: int) -> bool:
+        """Returns whether the run ends here, because it has reached the target and gone past it as far as asked."""
+        reached = self._reached()
+        return reached is not None and step >= reached * (1 + self._config.past_target)
 
     def _save(self, state: TrainState, step: int) -> None:
         """Saves a state, unless its parameters or statistics are not finite.
@@ -284,6 +306,20 @@ class Fit:
                     raise NonFiniteLossError(f"the parameters are not finite after step {step}; {NON_FINITE_REMEDY}")
             notes = Notes(seconds=dict(self._clock.seconds), starts=self.starts, ramp=ramp.notes(self.plan))
             self._checkpoints.save(state, notes)
+
+
+class _Places:
+    """The updates after which a run is evaluated, at distances that grow with them."""
+
+    def __init__(self, every: int, growth: float):
+        self._every, self._growth = every, growth
+        self._place = 0
+
+    def next_after(self, step: int) -> int:
+        """Returns the first place after a step; call it with steps that rise."""
+        while self._place <= step:
+            self._place += max(self._every, math.floor(self._growth * self._place))
+        return self._place
 
 
 def _is_due(every: int, before: int, step: int) -> bool:

@@ -9,7 +9,7 @@ import msgspec
 from ..records.runs import EvaluationRow, Result, TrainRow
 from .config.plan import Plan
 from .storage.metrics import MetricsLog
-from .terminal import StatusLine, say
+from .terminal import StatusLine, duration, say
 
 NON_FINITE_REMEDY = (
     "checkpoints of earlier steps are kept. Try a lower learning rate (--learning_rate, --base_learning_rate) "
@@ -50,7 +50,7 @@ class Progress:
         self._line = StatusLine(hidden=quiet)
         self._quiet = quiet
         self._expected = None
-        self._images, self._since = 0, time.perf_counter()
+        self._examples, self._since = 0, time.perf_counter()
         self._read_step = step
         # The first step that was read, and when. The time left is extrapolated from there on, without compilation.
         self._first: tuple[int, float] | None = None
@@ -63,15 +63,15 @@ class Progress:
     def __exit__(self, *error) -> None:
         self._line.__exit__(*error)
 
-    def expect(self, step: int, metrics, images: int) -> None:
+    def expect(self, step: int, metrics, examples: int) -> None:
         """Registers the metrics of a step for the next `read`.
 
         Args:
           step: updates so far, that step included.
           metrics: its metrics, arrays that the device may still be computing.
-          images: the number of images in its batch.
+          examples: the number of examples in its batch.
         """
-        self._expected = (step, metrics, images)
+        self._expected = (step, metrics, examples)
 
     def wait(self) -> None:
         """Waits until the device has computed the registered metrics."""
@@ -86,12 +86,12 @@ class Progress:
         """
         if self._expected is None:
             return
-        step, metrics, images = self._expected
+        step, metrics, examples = self._expected
         self._expected = None
         self.last = {name: float(value) for name, value in metrics.items()}
         if not math.isfinite(self.last["loss"]):
             raise NonFiniteLossError(f"the loss is {self.last['loss']} at step {step}; {NON_FINITE_REMEDY}")
-        self._images += images
+        self._examples += examples
         if step // self._log_every > self._read_step // self._log_every:
             made = {"kind": "train", "step": step, "epoch": self.plan.epochs_at(step), **self.last}
             self._log.write(TrainRow(**made))
@@ -103,12 +103,12 @@ class Progress:
         """Returns the bar, followed by as many fields as there is room for, the most important first."""
         total = self.plan.total_steps
         now, (first, since) = time.perf_counter(), self._first or (step, 0.0)
-        left = f"{_duration((now - since) * (total - step) / (step - first))} left" if step > first else ""
+        left = f"{duration((now - since) * (total - step) / (step - first))} left" if step > first else ""
         fields = {
             "left": left,
             "loss": f"loss {self.last['loss']:.3f}",
-            "accuracy": f"accuracy {self.last['accuracy']:.1%}",
-            "images": f"{self._images / max(now - self._since, 1e-9):,.0f} images/s",
+            "accuracy": f"accuracy {self.last['accuracy']:.1%}" if "accuracy" in self.last else "",
+            "speed": f"{self._examples / max(now - self._since, 1e-9):,.0f} examples/s",
             "rate": f"rate {self.last['learning_rate']:.3g}",
         }
         percent, done = f"{step / total:>4.0%} ", f" {step}/{total}"
@@ -128,8 +128,8 @@ class Progress:
         return (CELL_EIGHTHS[-1] * (eighths // 8) + CELL_EIGHTHS[eighths % 8].strip()).ljust(cells, "·")
 
     def start_epoch(self) -> None:
-        """Resets the counts of images and seconds."""
-        self._images, self._since = 0, time.perf_counter()
+        """Resets the counts of examples and seconds."""
+        self._examples, self._since = 0, time.perf_counter()
 
     def end_epoch(self, step: int, results: dict[str, Result], computing: float) -> None:
         """Logs an evaluation, and prints it in a line with the speed since `start_epoch`.
@@ -145,13 +145,13 @@ class Progress:
         if self._quiet:
             return
         scores = "  ".join(
-            f"{name} {result.accuracy:.2%}" + ("" if result.mean_iou is None else f" IoU {result.mean_iou:.2%}")
+            f"{name} {score(result)}" + ("" if result.mean_iou is None else f" IoU {result.mean_iou:.2%}")
             for name, result in results.items()
         )
         loss = f"loss {self.last['loss']:.4f}  " if self.last else ""
         say(
             f"epoch {self.plan.epochs_at(step):>5.4g}  step {step:>6}  {loss}{scores}  "
-            f"{self._images / max(computing, 1e-9):,.0f} images/s"
+            f"{self._examples / max(computing, 1e-9):,.0f} examples/s"
         )
 
     def say(self, text: str) -> None:
@@ -160,14 +160,11 @@ class Progress:
             say(text)
 
 
-def _duration(seconds: float) -> str:
-    """Formats a duration as hours, minutes and seconds, or as "days" from 100 hours on.
+def score(result: Result) -> str:
+    """Returns the accuracy of a result as text, or its loss if it has no accuracy.
 
     Example:
-      >>> _duration(3723.4), _duration(62), _duration(9e9)
-      ('1:02:03', '1:02', 'days')
+      >>> score(Result(accuracy=0.9, loss=0.3)), score(Result(loss=1.25))
+      ('90.00%', 'loss 1.2500')
     """
-    if seconds >= 100 * 3600:
-        return "days"
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
+    return f"loss {result.loss:.4f}" if result.accuracy is None else f"{result.accuracy:.2%}"

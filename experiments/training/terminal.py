@@ -6,14 +6,16 @@ import re
 import shutil
 import sys
 import textwrap
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO, cast
 
 # A line begins with a label, padded to this width; the continuation of a wrapped line is indented as far.
 LABEL_COLUMNS = 10
 # Ten times per second looks continuous; drawing more often would only cost time.
 MIN_REDRAW_SECONDS = 0.1
+COUNTDOWN_SECONDS = 1.0
 # Carriage return, then "erase to the end of the line".
 ERASE_LINE = "\r\x1b[K"
 # Beginnings of a line that is a command, in a checkout and where the package is installed.
@@ -76,9 +78,11 @@ class _Aside:
         self._stream, self._line = stream, line
 
     def write(self, text: str) -> int:
-        if text:
-            self._line.give_way(ends_line=text.endswith("\n"))
-        return self._stream.write(text)
+        # Another thread may draw the line, and must not do so in between.
+        with self._line.lock:
+            if text:
+                self._line.give_way(ends_line=text.endswith("\n"))
+            return self._stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -106,6 +110,7 @@ class StatusLine:
         self._shown, self._free = False, True
         self._drawn = -MIN_REDRAW_SECONDS
         self._kept = contextlib.ExitStack()
+        self.lock = threading.RLock()
 
     def __enter__(self) -> "StatusLine":
         if self._works:
@@ -124,13 +129,14 @@ class StatusLine:
           line: number of columns -> the text of the line.
         """
         now = time.monotonic()
-        if not self._works or not self._free or now - self._drawn < MIN_REDRAW_SECONDS:
-            return
-        self._drawn, self._shown = now, True
-        # The last column stays free: some terminals move to the next row once it is filled.
-        columns = width(self._stream) - 1
-        self._stream.write(ERASE_LINE + line(columns)[:columns])
-        self._stream.flush()
+        with self.lock:
+            if not self._works or not self._free or now - self._drawn < MIN_REDRAW_SECONDS:
+                return
+            self._drawn, self._shown = now, True
+            # The last column stays free: some terminals move to the next row once it is filled.
+            columns = width(self._stream) - 1
+            self._stream.write(ERASE_LINE + line(columns)[:columns])
+            self._stream.flush()
 
     def give_way(self, *, ends_line: bool) -> None:
         """Erases the line before other text is printed; it is not drawn again until that text ends a line.
@@ -152,3 +158,42 @@ class StatusLine:
         except (UnicodeEncodeError, LookupError):
             return False
         return True
+
+
+@contextlib.contextmanager
+def countdown(left: Callable[[], float], what: str) -> Iterator[None]:
+    """Shows the time that is left, each second, for as long as the context lasts; not where there is no terminal.
+
+    Args:
+      left: returns the seconds that are left; once there are none, the line says so.
+      what: what is under way.
+    """
+    ended = threading.Event()
+    with StatusLine() as line:
+
+        def draw() -> None:
+            while not ended.wait(COUNTDOWN_SECONDS):
+                seconds = left()
+                said = f"{duration(seconds)} left" if seconds > 0 else "the time is used up; this run is the last"
+                line.draw(lambda columns, text=f"{said}  {what}": text[:columns])
+
+        drawing = threading.Thread(target=draw, daemon=True)
+        drawing.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            drawing.join()
+
+
+def duration(seconds: float) -> str:
+    """Formats a duration as hours, minutes and seconds, or as "days" from 100 hours on.
+
+    Example:
+      >>> duration(3723.4), duration(62), duration(9e9)
+      ('1:02:03', '1:02', 'days')
+    """
+    if seconds >= 100 * 3600:
+        return "days"
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"

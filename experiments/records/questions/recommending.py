@@ -12,12 +12,12 @@ class Evaluation(NamedTuple):
 
     Attributes:
       updates: updates so far.
-      accuracy: the accuracy, as a share of 1.
-      loss: the mean cross-entropy, in nats.
+      accuracy: the accuracy, as a share of 1; None: the goal is a loss.
+      loss: the loss, as in `records.runs.Result`.
     """
 
     updates: Count
-    accuracy: Share
+    accuracy: Share | None
     loss: Finite
 
 
@@ -34,11 +34,17 @@ class ShortRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class TargetRow(NoiseRow, frozen=True, kw_only=True, omit_defaults=True):
-    """A run to the target, along which the gradient noise may be measured."""
+    """A run to the target, along which the gradient noise may be measured.
+
+    Attributes:
+      evaluations: the evaluations during the run; None: not read yet, or written by an earlier version.
+    """
 
     NEEDED = ("batch_size", "learning_rate", "seed")
     TIMED = True
     TO_TARGET = True
+
+    evaluations: list[Evaluation] | None = None
 
 
 ROWS = {"short": ShortRow, "target": TargetRow}

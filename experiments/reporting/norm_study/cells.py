@@ -96,7 +96,7 @@ def cell(group: Sequence[StudyRow]) -> Cell:
 def _score(summary: Summary) -> float:
     """Returns the score in percent: the mean intersection over union if the run has one, else the accuracy."""
     result = summary.result
-    return 100 * (result.accuracy if result.mean_iou is None else result.mean_iou)
+    return 100 * (result.known_accuracy if result.mean_iou is None else result.mean_iou)
 
 
 def half_width(values: Sequence[float]) -> float:

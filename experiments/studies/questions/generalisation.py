@@ -189,7 +189,7 @@ def _budget(row: StudyRow) -> Budget:
 def _minima(budget: Budget, batch_size: int, group: Sequence[tuple[MinimumRow, Minimum]]) -> SizeMinima:
     first, there = group[0]
     train = [found.train.accuracy for _, found in group]
-    test = [row.ended.result.accuracy for row, _ in group]
+    test = [row.ended.result.known_accuracy for row, _ in group]
     return SizeMinima(
         budget=budget,
         batch_size=batch_size,

@@ -86,7 +86,7 @@ def run(asked: Asked) -> Analysis:
     return Analysis(keys=keys_of(asked.runner.run_all(jobs)))
 
 
-def course(workdir: Path) -> dict[str, list[list[float]]]:
+def course(workdir: Path) -> dict[str, list]:
     """Returns the course of a run.
 
     Returns:

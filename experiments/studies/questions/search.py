@@ -59,7 +59,7 @@ def search_jobs(dataset: Options) -> list[Job]:
 def best(rows: Sequence[StudyRow], batch_size: int) -> StudyRow | None:
     """Returns the row of the search with the highest accuracy at a batch size; None if no run ended well."""
     found = [row for row in rows if row.summary is not None and row.batch_size == batch_size]
-    return max(found, key=lambda row: row.ended.result.accuracy, default=None)
+    return max(found, key=lambda row: row.ended.result.known_accuracy, default=None)
 
 
 def final_jobs(dataset: Options, searched: Sequence[StudyRow]) -> list[Job]:

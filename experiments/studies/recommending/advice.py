@@ -11,12 +11,13 @@ from batchnorm_jax.batch_size import interval_of
 from ...records.evidence import Evidence
 from ...records.fields import Bounded, OpenInterval, Options, finite
 from ...records.recommendation import Advice, Estimate, Prediction
+from ...records.runs import OF_DATA_AND_MODEL
 from ...training.config.options import TrainConfig
 from ...training.config.plan import MIN_UPDATES_PER_EPOCH
 from ...training.recipe.norms import NORMS
 from ..convergence import CONFIDENCE, rounded
 from ..smoothness import CONSTANT
-from .curves import RUN_LOG_SD, Curves, best_runs, curves_of
+from .curves import Curves, best_runs, curves_of
 from .runs import scaled_rate
 
 # Predictions reach up to this factor beyond the batch sizes that were tried.
@@ -30,6 +31,8 @@ SCATTER_SEED = 2
 # The epoch limit of the recommended run, in multiples of the predicted epochs: a slow seed should still reach the
 # target.
 EPOCH_LIMIT_FACTOR = 2
+# The distance of the evaluations of the recommended run, as a share of its updates so far: it stops that much late.
+ADVISED_GROWTH = 0.05
 # The rule for rates needs a finite critical batch size: a number that stands for infinity.
 MAX_CRITICAL_EXAMPLES = 1e9
 
@@ -91,22 +94,30 @@ def advise(evidence: Evidence) -> Advice | None:
 def _options(evidence: Evidence, curves: Curves, batch_size: int, rate: float, micro: int) -> Options:
     """Returns the options of the training command, which repeat the options of the measured runs."""
     options: Options = {
+        **constant_of(evidence),
         **evidence.options,
-        **CONSTANT,
         "batch_size": batch_size,
-        "optimizer": evidence.optimizer,
+        **({} if evidence.optimizer is None else {"optimizer": evidence.optimizer}),
         "learning_rate": rate,
     }
     if micro > 1:
         options["accumulation_steps"] = micro
     if evidence.target is not None:
-        options |= {"target_accuracy": evidence.target, "validation_examples": evidence.held_out}
+        options[f"target_{evidence.goal}"] = evidence.target
+        if evidence.held_out:
+            options["validation_examples"] = evidence.held_out
     if curves.has_target:
         epochs = EPOCH_LIMIT_FACTOR * float(curves.updates(batch_size)[0]) * batch_size / evidence.examples
         options["epochs"] = max(1, math.ceil(epochs))
         every = next((run.evaluate_every * run.batch_size for run in evidence.runs), 0)
-        options["evaluate_every"] = max(1, round(every / batch_size))
+        options |= {"evaluate_every": max(1, round(every / batch_size)), "evaluate_growth": ADVISED_GROWTH}
     return options
+
+
+def constant_of(evidence: Evidence) -> Options:
+    """Returns the options of a run whose rate and batch stay as they are, for the data set or the problem."""
+    of_problem = evidence.options.get("problem") is not None
+    return {name: value for name, value in CONSTANT.items() if not (of_problem and name in OF_DATA_AND_MODEL)}
 
 
 class _Limits:
@@ -120,7 +131,8 @@ class _Limits:
         # A norm that corrects by running statistics uses those of the previous update, not of the previous micro-batch,
         # and the trainer refuses to accumulate with it.
         norm = NORMS[str(evidence.options.get("norm") or TrainConfig.norm)]
-        self.cuts = not norm.corrects_by_running_statistics
+        # A problem has its own ways to accumulate.
+        self.cuts = evidence.options.get("problem") is None and not norm.corrects_by_running_statistics
         span = evidence.options.get("span")
         self.span = None if span is None else int(span)
 
@@ -147,7 +159,7 @@ def _seconds(problem: _Limits, curves: Curves, batch_size: int) -> np.ndarray:
     """Returns the compute time to the target: by the most likely curves, then by each draw; shape (1 + draws,)."""
     # With accumulation, the time of an update grows in proportion to the number of micro-batches.
     parts = problem.micro_batches(batch_size)
-    return curves.updates(batch_size) * parts * curves.update_seconds(batch_size / parts)
+    return curves.of_setting(batch_size) * parts * curves.update_seconds(batch_size / parts)
 
 
 def _prediction(evidence: Evidence, problem: _Limits, curves: Curves, batch_size: int) -> Prediction:
@@ -156,9 +168,9 @@ def _prediction(evidence: Evidence, problem: _Limits, curves: Curves, batch_size
     updates = epochs = seconds = None
     if curves.has_target:
         # Runs scatter about the curve, by their seeds.
-        scatter = np.exp(np.random.default_rng(SCATTER_SEED).normal(0, RUN_LOG_SD, len(curves.steps)))
+        scatter = np.exp(np.random.default_rng(SCATTER_SEED).normal(0, curves.seed_spread, len(curves.steps)))
         scatter[0] = 1
-        drawn = scatter * curves.updates(batch_size)
+        drawn = scatter * curves.of_setting(batch_size)
         updates, epochs = _bounded(drawn), _bounded(drawn * batch_size / examples)
         seconds = _bounded(scatter * _seconds(problem, curves, batch_size))
     return Prediction(
@@ -191,7 +203,7 @@ def _rate(evidence: Evidence, batch_size: int, critical: float) -> float:
         return rounded(math.exp(logs))
     near = min(sizes, key=lambda size: abs(math.log(size / batch_size)))
     # Where doubling the batch halves the updates, the rate doubles too.
-    return scaled_rate(best[near], near, batch_size, min(critical, MAX_CRITICAL_EXAMPLES))
+    return scaled_rate(best[near], near, batch_size, min(critical, MAX_CRITICAL_EXAMPLES), evidence.rule)
 
 
 class _Binding(NamedTuple):
@@ -216,6 +228,7 @@ _NOISE = _Binding(
 
 def _binding(evidence: Evidence, problem: _Limits, curves: Curves, batch_size: int) -> _Binding:
     twice = 2 * batch_size
+    # By the curve alone: the deviations of single settings say nothing of what binds.
     whole = curves.updates(batch_size)[0] * curves.update_seconds(batch_size)[0]
     without = curves.updates(twice)[0] * curves.update_seconds(twice)[0]
     if not problem.fits(batch_size) or (not problem.fits(twice) and without < whole):

@@ -2,7 +2,8 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,10 +14,10 @@ from batchnorm_jax.batch_size import StepTimeFit, fit_step_time
 from ...records.evidence import Evidence, MeasuredRun, Noise
 from ...records.fields import finite
 from ...records.recommendation import Source
-from ..convergence import CONFIDENCE, SEARCH_SEED
+from ..convergence import CONFIDENCE
 
 # Different seeds, so that the draws are independent.
-STEPS_SEED, TIME_SEED = 0, 1
+STEPS_SEED, TIME_SEED, SETTING_SEED = 0, 1, 3
 # As many draws as the fit of the times has, with which they are paired.
 DRAWS = 999
 # The usual ratio of a run's noise scale to its critical batch size: 2 to 8, by the averages that McCandlish et al. give
@@ -25,13 +26,17 @@ NOISE_OVER_CRITICAL = 3.5
 # The standard deviation of the log of the critical batch size: about the value that a well-measured noise scale
 # implies, by the same averages; and about the usual value, where the noise scale is not known.
 NOISE_LOG_SD, USUAL_LOG_SD = math.log(2), math.log(6)
-# The standard deviation of the log of the updates that a run needs, about the curve. It covers the seed, and the rate,
-# which was chosen among few. (Seeds of one setting alone make 0.36, pooled over docs/results/recommend; it is 0.2 to
-# 0.5 by problem.)
-RUN_LOG_SD = 0.4
+# The standard deviation of the log of the updates of a setting, over many seeds, about the curve: its rate was chosen
+# among few, and the curve is a law that holds only nearly.
+SETTING_LOG_SD = 0.2
+# The standard deviation of that logarithm between seeds of one setting, pooled over docs/results/recommend (it is 0.2
+# to 0.5 by problem), and the number of measured differences that it counts for beside those of the problem itself.
+SEED_LOG_SD, SEED_LOG_SD_WEIGHT = 0.36, 4
 # The additional standard deviation at a batch size where no run reached the target: perhaps no rate there was good.
 UNTUNED_LOG_SD = math.log(2)
 USUAL_CRITICAL_EXAMPLES = 300.0
+# From this ratio of the evaluations on both sides on, they count as the ends of an interval and not as one place.
+WIDE = 1.25
 # The grid of the posterior: the number of values of the critical batch size, the number of values of the least updates
 # at each, and the half width of the grid in standard deviations.
 CRITICAL_VALUES, STEPS_VALUES, GRID_SDS = 401, 121, 6.0
@@ -58,16 +63,35 @@ class Curves(NamedTuple):
       time: the fit to the time per update.
       source: the basis of the updates.
       has_target: whether the updates are known, and not only the ratio of min_examples to min_steps.
+      settings: the runs of each batch size at its best rate.
+      seed_spread: the standard deviation of the log of the updates between seeds.
     """
 
     steps: np.ndarray
     time: StepTimeFit
     source: Source
     has_target: bool
+    settings: Mapping[int, "SettingRuns"]
+    seed_spread: float
 
     def updates(self, batch_size: float) -> np.ndarray:
-        """Returns the updates to the target: the most likely value, then the draws; shape (1 + draws,)."""
+        """Returns the updates to the target by the curve: the most likely value, then the draws; (1 + draws,)."""
         return self.steps[:, 0] + self.steps[:, 1] / batch_size
+
+    def of_setting(self, batch_size: int) -> np.ndarray:
+        """Returns the updates of a batch size at a good rate, averaged over seeds, as `updates` does.
+
+        At a size that was run they lie between the curve and the mean of the runs, nearer to it the more runs there
+        are; where none was, they scatter about the curve.
+        """
+        curve = np.log(self.updates(batch_size))
+        found = self.settings.get(batch_size)
+        share = 0.0 if found is None else SETTING_LOG_SD**2 / found.spread(self.seed_spread) ** 2
+        # Another batch size has another deviation.
+        random = np.random.default_rng((SETTING_SEED, batch_size))
+        off = random.normal(0, SETTING_LOG_SD * math.sqrt(1 - share), len(curve))
+        off[0] = 0
+        return np.exp(curve + off + (0.0 if found is None else share * (found.mean - curve)))
 
     def update_seconds(self, batch_size: float) -> np.ndarray:
         """Returns the seconds per update: the most likely value, then the draws; shape (1 + draws,)."""
@@ -78,6 +102,57 @@ class Curves(NamedTuple):
     def critical(self) -> np.ndarray:
         """Returns the critical batch size: the most likely value, then the draws; shape (1 + draws,)."""
         return self.steps[:, 1] / self.steps[:, 0]
+
+
+class SettingRuns(NamedTuple):
+    """The runs of one setting that reached the target at a known place.
+
+    Attributes:
+      mean: the mean of the logarithms of their updates.
+      number: how many there are.
+    """
+
+    mean: float
+    number: int
+
+    def spread(self, seed_spread: float) -> float:
+        """Returns the standard deviation of the mean about the curve."""
+        return math.hypot(SETTING_LOG_SD, seed_spread / math.sqrt(self.number))
+
+
+def settings_of(runs: Sequence[MeasuredRun]) -> dict[int, SettingRuns]:
+    """Returns the settings of runs at the best rates, by batch size, as far as they reached the target."""
+    logs: dict[int, list[float]] = defaultdict(list)
+    for run in runs:
+        if run.reached and not _is_wide(run):
+            logs[run.batch_size].append(math.log(run.updates))
+    return {size: SettingRuns(statistics.mean(values), len(values)) for size, values in logs.items()}
+
+
+def seed_spread(runs: Sequence[MeasuredRun]) -> float:
+    """Returns the standard deviation of the log of the updates between seeds, of this problem and of usual ones.
+
+    Example:
+      >>> fields = {"batch_size": 64, "rate": 0.1, "reached": True, "diverged": False, "step_seconds": None}
+      >>> alike = [MeasuredRun(seed=seed, updates=100, **fields) for seed in range(13)]
+      >>> seed_spread([]), round(seed_spread(alike), 2)
+      (0.36, 0.18)
+    """
+    squares, number = SEED_LOG_SD_WEIGHT * SEED_LOG_SD**2, SEED_LOG_SD_WEIGHT
+    logs: dict[tuple[int, float], list[float]] = defaultdict(list)
+    for run in runs:
+        if run.reached:
+            logs[run.batch_size, run.rate].append(math.log(run.updates))
+    for values in logs.values():
+        squares += len(values) * statistics.pvariance(values)
+        number += len(values) - 1
+    return math.sqrt(squares / number)
+
+
+def _is_wide(run: MeasuredRun) -> bool:
+    """Returns whether the evaluations on both sides of the target are so far apart that only they are known."""
+    low, high = run.between or (run.updates, run.updates)
+    return high >= WIDE * max(low, 1)
 
 
 def curves_of(evidence: Evidence) -> Curves | None:
@@ -92,7 +167,10 @@ def curves_of(evidence: Evidence) -> Curves | None:
     if prior is None and not sizes:
         return None
     source = "runs" if len(sizes) > 1 else "usual" if prior is None else "noise"
-    return Curves(steps_by(prior, chosen), time, source, has_target=bool(sizes))
+    spread = seed_spread(evidence.runs)
+    return Curves(
+        steps_by(prior, chosen, spread), time, source, bool(sizes), settings=settings_of(chosen), seed_spread=spread
+    )
 
 
 def noise_over(measured: Sequence[Sequence[float]]) -> Noise:
@@ -133,17 +211,21 @@ def prior_of(noise: Noise | None) -> NoisePrior | None:
     return NoisePrior(scale, spread) if spread < USUAL_LOG_SD else None
 
 
-def steps_by(prior: NoisePrior | None, runs: Sequence[MeasuredRun], seed: int = STEPS_SEED) -> np.ndarray:
+def steps_by(
+    prior: NoisePrior | None, runs: Sequence[MeasuredRun], spread: float = SEED_LOG_SD, seed: int = STEPS_SEED
+) -> np.ndarray:
     """Infers least updates and least examples to a target, S(B) = S_min + E_min / B, from few runs and the noise scale.
 
     The inference is by Bayes' rule. The prior of log(E_min / S_min) is normal: about the usual value and, if the noise
-    scale is known, also about a fraction of it. The prior of log S_min is flat. The log S of each run is normal about
-    the curve. A run that did not reach the target implies that its S is larger than its updates; that evidence is
-    weaker at a batch size where no rate reached the target.
+    scale is known, also about a fraction of it. The prior of log S_min is flat. The mean log S of the runs of a batch
+    size is normal about the curve, and that of a single run known to lie between two evaluations. A run that did not
+    reach the target implies that its S is larger than its updates; that evidence is weaker at a batch size where no
+    rate reached the target.
 
     Args:
       prior: the gradient noise scale; None: not known.
       runs: the runs at a good rate of each batch size. If none reached the target, S_min is 1.
+      spread: the standard deviation of log S between seeds.
       seed: the seed of the draws.
 
     Returns:
@@ -177,12 +259,16 @@ def steps_by(prior: NoisePrior | None, runs: Sequence[MeasuredRun], seed: int = 
         # The grid of log S_min, centred at each ratio on the mean that the runs that reached the target imply; shape
         # (values, offsets).
         alone = [math.log(run.updates) - np.log1p(np.exp(ratio) / run.batch_size) for run in reached]
-        least = np.mean(alone, axis=0) + RUN_LOG_SD * np.linspace(-GRID_SDS, GRID_SDS, STEPS_VALUES)
+        one = math.hypot(SETTING_LOG_SD, spread)
+        least = np.mean(alone, axis=0) + one * np.linspace(-GRID_SDS, GRID_SDS, STEPS_VALUES)
+        for size, found in settings_of(runs).items():
+            off = (found.mean - least - np.log1p(np.exp(ratio) / size)) / found.spread(spread)
+            weight = weight - off**2 / 2
         for run in runs:
-            expected = least + np.log1p(np.exp(ratio) / run.batch_size)
-            spread = RUN_LOG_SD if run.batch_size in tuned else math.hypot(RUN_LOG_SD, UNTUNED_LOG_SD)
-            off = (math.log(run.updates) - expected) / spread
-            weight = weight + (-(off**2) / 2 if run.reached else scipy.special.log_ndtr(-off))
+            if not run.reached or _is_wide(run):
+                expected = least + np.log1p(np.exp(ratio) / run.batch_size)
+                untuned = 0.0 if run.batch_size in tuned else UNTUNED_LOG_SD
+                weight = weight + _log_likelihood(run, expected, math.hypot(one, untuned))
     probability = np.exp(weight - weight.max()).ravel()
     drawn = np.random.default_rng(seed).choice(probability.size, DRAWS, p=probability / probability.sum())
     row, column = np.unravel_index(np.append(np.argmax(probability), drawn), weight.shape)
@@ -190,20 +276,46 @@ def steps_by(prior: NoisePrior | None, runs: Sequence[MeasuredRun], seed: int = 
     return np.stack([first, first * np.exp(ratio[row, 0])], axis=1)
 
 
+def _log_likelihood(run: MeasuredRun, expected: np.ndarray, spread: float) -> np.ndarray:
+    """Returns the logarithm of the likelihood of a run, by the expected logarithms of its updates.
+
+    Args:
+      run: a run that did not reach the target, or reached it between evaluations that are far apart.
+      expected: of any shape.
+      spread: the standard deviation of the logarithm of the updates about what is expected.
+    """
+    if not run.reached:
+        return scipy.special.log_ndtr((expected - math.log(run.updates)) / spread)
+    low, high = run.between or (run.updates, run.updates)
+    below = (math.log(high) - expected) / spread
+    if low == 0:
+        return scipy.special.log_ndtr(below)
+    above = (math.log(low) - expected) / spread
+    # The difference of two probabilities, in the tail in which it loses no digits.
+    mirrored = above > 0
+    below, above = np.where(mirrored, -above, below), np.where(mirrored, -below, above)
+    larger, smaller = scipy.special.log_ndtr(below), scipy.special.log_ndtr(above)
+    return larger + np.log1p(-np.exp(smaller - larger))
+
+
 def best_runs(runs: Sequence[MeasuredRun]) -> list[MeasuredRun]:
     """Returns the runs at the best rate of each batch size.
 
-    At a size where no run reached the target, only the run with the most updates is returned.
+    That is the rate with the most seeds at which the target was reached, since the better ones are run with more; among
+    several the one with the least updates in the mean of their logarithms. At a size where no run reached the target,
+    only the run with the most updates is returned.
     """
     chosen = []
     ended = [run for run in runs if not run.diverged]
     for size in sorted({run.batch_size for run in ended}):
         there = [run for run in ended if run.batch_size == size]
-        searched = [run for run in there if run.seed == SEARCH_SEED]
-        reached = [run for run in searched if run.reached]
+        reached: dict[float, list[float]] = defaultdict(list)
+        for run in there:
+            if run.reached:
+                reached[run.rate].append(math.log(run.updates))
         if reached:
-            rate = min(reached, key=lambda run: run.updates).rate
+            rate = min(reached, key=lambda rate: (-len(reached[rate]), statistics.mean(reached[rate])))
             chosen += [run for run in there if run.rate == rate]
-        elif searched:
-            chosen.append(max(searched, key=lambda run: run.updates))
+        else:
+            chosen.append(max(there, key=lambda run: run.updates))
     return chosen

@@ -28,8 +28,13 @@ class Findings:
         """The largest batch that fits in memory; None: not known."""
         return None if self.memory is None else self.memory.largest
 
-    def evidence(self, problem: Problem) -> Evidence:
-        """Returns the measurements, together with the problem, as evidence."""
+    def evidence(self, problem: Problem, seconds_needed: float | None = None) -> Evidence:
+        """Returns the measurements, together with the problem, as evidence.
+
+        Args:
+          problem: the training for which a batch size is sought.
+          seconds_needed: the budget that all refused measurements would have needed; None: none was refused.
+        """
         return Evidence(
             options=problem.data.options,
             examples=problem.data.examples,
@@ -38,11 +43,14 @@ class Findings:
             kind=problem.kind,
             unit=problem.unit,
             target=problem.target,
+            goal=problem.data.goal,
             optimizer=problem.optimizer,
+            rule=problem.rule,
             step_time=self.step_time,
             memory=self.memory,
             race=self.race,
             noise=self.noise,
             runs=self.runs,
             not_measured=self.not_measured,
+            minutes_needed=None if seconds_needed is None else seconds_needed / 60,
         )

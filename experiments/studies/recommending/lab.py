@@ -5,14 +5,20 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 
-from ...records.questions.recommending import Evaluation, ShortRow
+from batchnorm_jax.batch_size import scale_learning_rate
+
+from ...records.questions.recommending import Evaluation, ShortRow, TargetRow
 from ...records.questions.smoothness import NoiseRow
 from ...records.studies import StudyRow
+from ...training.config.options import REFERENCE_BATCH_SIZE, TrainConfig
 from ...training.noise.probe import MAX_SHARDS, SHARD_EXAMPLES
+from ...training.of_problem import NOISE_SHARD_EXAMPLES
+from ...training.recipe.optimizers import OPTIMIZERS
+from ...training.terminal import countdown, duration
 from .. import convergence, smoothness
 from ..convergence import Data
 from ..jobs import Job, Runner
@@ -27,18 +33,31 @@ class Problem(NamedTuple):
     """The training for which a batch size is sought.
 
     Attributes:
-      data: the data set, the model and their sizes.
-      target: the accuracy to reach; None: no target was given, and no run trains to one.
+      data: the data set and the model, or the problem, and their sizes.
+      target: the accuracy or the loss to reach; None: no target was given, and no run trains to one.
       devices: the number of devices that share a batch.
       kind: the kind of the devices, such as "cpu".
-      optimizer: the optimizer of all runs.
+      optimizer: the optimizer of all runs; None: that of the problem.
     """
 
     data: Data
     target: float | None
     devices: int
     kind: str
-    optimizer: str = "nesterov"
+    optimizer: str | None = "nesterov"
+
+    @property
+    def rule(self) -> Literal["linear", "sqrt"]:
+        """How the rate grows with the batch well below the critical batch size."""
+        # Optimizers that are not told by a problem are SGD with momentum.
+        return "linear" if self.data.problem is None else self.data.problem.rule
+
+    def usual_rate(self, batch_size: int) -> float:
+        """Returns the rate at a batch size that is usual for the optimizer, or the problem's own."""
+        if self.data.problem is not None:
+            own = self.data.problem
+            return scale_learning_rate(own.learning_rate, own.batch_size, batch_size, rule=own.rule)
+        return OPTIMIZERS[self.optimizer or TrainConfig.optimizer].base_rate * batch_size / REFERENCE_BATCH_SIZE
 
     @property
     def unit(self) -> int:
@@ -52,11 +71,15 @@ class Problem(NamedTuple):
     @property
     def shard_size(self) -> int:
         """The number of examples per shard of a noise measurement."""
+        if self.data.is_problem:
+            return NOISE_SHARD_EXAMPLES
         return self.data.options.get("span") or SHARD_EXAMPLES
 
     @property
     def can_measure_noise(self) -> bool:
-        """True if there are enough examples for two shards."""
+        """True if there are enough examples for two shards, and a problem has a gradient."""
+        if self.data.problem is not None:
+            return self.data.problem.has_gradient
         return self.data.examples >= 2 * self.shard_size
 
 
@@ -126,29 +149,35 @@ class Lab:
         self.seconds = seconds
         self._started = clock()
         self._compiled: set[float] = set()
+        # The longest budget that a refused measurement would have needed.
+        self.seconds_needed: float | None = None
 
     def spent(self) -> float:
         """Returns the seconds that have passed since the lab was made."""
         return self._clock() - self._started
 
     def affords(self, seconds: float) -> bool:
-        """Returns whether the budget has at least this many seconds left."""
-        return self.spent() + seconds <= self.seconds
+        """Returns whether the budget has at least this many seconds left; notes the budget that would have had."""
+        needed = self.spent() + seconds
+        if needed > self.seconds:
+            self.seconds_needed = max(needed, self.seconds_needed or 0.0)
+        return needed <= self.seconds
 
     def is_compiled(self, batch_size: float) -> bool:
         """Returns whether a run was requested at this batch size, so that its program is cached."""
         return batch_size in self._compiled
 
     def run(self, job: Job) -> StudyRow:
-        """Runs a job with `Runner.run`, and returns its row."""
+        """Runs a job with `Runner.run`, under a countdown, and returns its row."""
         self._compiled.add(job.options["batch_size"])
-        return self._runner.run(job)
+        with countdown(lambda: self.seconds - self.spent(), job.key):
+            return self._runner.run(job, f"{duration(max(0.0, self.seconds - self.spent()))} left")
 
     def evaluations(self, job: Job) -> list[Evaluation]:
-        """Returns the evaluations during a finished short run; an empty list if it failed."""
+        """Returns the evaluations during a run that has ended; an empty list if it failed."""
         self._runner.note(job, "evaluations", convergence.evaluations)
         row = self._runner.run(job)
-        return (row.evaluations or []) if isinstance(row, ShortRow) else []
+        return (row.evaluations or []) if isinstance(row, ShortRow | TargetRow) else []
 
     def noise(self, job: Job) -> list[tuple[float, float, float, float]]:
         """Returns the noise measurements of a run, as in `NoiseRow.noise`; an empty list if it failed."""

@@ -13,9 +13,7 @@ from batchnorm_jax.batch_size import StepTimeFit, fit_step_time
 from ..._errors import UsageError
 from ...records.evidence import Evidence, Memory, Noise, TimedUpdate, TriedBatch
 from ...records.studies import StudyRow
-from ...training.config.options import REFERENCE_BATCH_SIZE
 from ...training.config.plan import MIN_UPDATES_PER_EPOCH
-from ...training.recipe.optimizers import OPTIMIZERS
 from ..convergence import SEARCH_SEED
 from ..jobs import Job
 from .curves import USUAL_CRITICAL_EXAMPLES, noise_over
@@ -68,7 +66,7 @@ def measure(lab: Lab, problem: Problem) -> Evidence:
     timed = _time(lab, problem, findings)
     if len(timed) < 2:
         missing.append("all that rests on the time of an update: fewer than two batch sizes could be timed")
-        return findings.evidence(problem)
+        return findings.evidence(problem, lab.seconds_needed)
     if len(points) < MIN_SIZES and not missing:
         missing.append(
             f"the knee: of batch sizes that {problem.unit} divides, only {len(points)} could be timed on "
@@ -78,14 +76,13 @@ def measure(lab: Lab, problem: Problem) -> Evidence:
     costs = costs_of(timed, problem, _update_seconds(points, fit), lab.is_compiled)
     findings.memory = _memory(lab, problem, timed, costs, missing)
     start = _first_size(problem, timed, fit, findings.largest)
-    rate = OPTIMIZERS[problem.optimizer].base_rate * start / REFERENCE_BATCH_SIZE
     # The race leaves enough time for the first run to the target.
     reserve = 0.0 if problem.target is None else FIRST_RUN_SHARE * lab.seconds
-    begin = Race(lab, problem, costs, findings, reserve)(start, rate, USUAL_CRITICAL_EXAMPLES)
+    begin = Race(lab, problem, costs, findings, reserve)(start, problem.usual_rate(start), USUAL_CRITICAL_EXAMPLES)
     if begin is None:
-        return findings.evidence(problem)
+        return findings.evidence(problem, lab.seconds_needed)
     if problem.target is None:
-        missing.append("updates to a target: no --target_accuracy was given")
+        missing.append(f"updates to a target: no --target_{problem.data.goal} was given")
     else:
         TargetSearch(lab, problem, costs, findings)(begin.batch_size, begin.rate)
     if findings.prior is None:
@@ -99,7 +96,7 @@ def measure(lab: Lab, problem: Problem) -> Evidence:
         missing.append(
             f"{NOISE_SCALE}: its measurements are too few, or too noisy, to say much of it, so it is not used"
         )
-    return findings.evidence(problem)
+    return findings.evidence(problem, lab.seconds_needed)
 
 
 def _job(problem: Problem, key: str, batch_size: int, steps: int, rate: float, **changes: int) -> Job:
@@ -208,7 +205,11 @@ def _noise_alone(
     """Makes a run that measures the noise, of `length` updates or, if `length` is None, of a share of the budget."""
     batch_size, rate = along
     if not problem.can_measure_noise:
-        missing.append(f"{NOISE_SCALE}: {problem.data.examples:,} examples are too few")
+        missing.append(
+            f"{NOISE_SCALE}: the problem has no `gradient`"
+            if problem.data.is_problem
+            else f"{NOISE_SCALE}: {problem.data.examples:,} examples are too few"
+        )
         return None
     steps = length or max(2 * MIN_MEASUREMENTS, round(NOISE_RUN_SHARE * lab.seconds / costs.update(batch_size)))
     every = max(1, steps // MIN_MEASUREMENTS)

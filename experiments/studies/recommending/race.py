@@ -83,7 +83,7 @@ class Race:
                 break
             size = min(near, key=lambda b: (1 + critical / b) * self._costs.update(b))
             tried.add(size)
-            if not self._run(size, scaled_rate(best.rate, best.batch_size, size, critical)):
+            if not self._run(size, scaled_rate(best.rate, best.batch_size, size, critical, self._problem.rule)):
                 break
             best = self._best()
         return best

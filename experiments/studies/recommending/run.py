@@ -2,13 +2,14 @@
 
 import math
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal
 
 from ... import _files, _workdirs
 from ..._errors import UsageError
 from ...records.fields import Options
 from ...records.recommendation import Recommendation
 from ...training.config.options import TrainConfig
+from ...training.of_problem import check_target
 from ..jobs import Job, Runner
 from ..settings import with_held_out
 from .advice import advise
@@ -21,18 +22,26 @@ FILE = "recommendation.json"
 
 
 def recommend(
-    options: Options, *, target: float | None, minutes: float, folder: Path, optimizer: str = "nesterov"
+    options: Options,
+    *,
+    target: float | None,
+    minutes: float,
+    folder: Path,
+    optimizer: str | None = None,
+    goal: Literal["accuracy", "loss"] = "accuracy",
 ) -> Recommendation:
     """Measures what the budget allows, and recommends the batch size that follows.
 
     Rows in the folder are reused and cost nothing, so that the same call resumes a recommendation that was stopped.
 
     Args:
-      options: the options of `TrainConfig` that all runs share: data set, model and others.
-      target: the accuracy to reach; None: there is no target.
+      options: the options of `TrainConfig` that all runs share: data set and model, or problem, and others, such as the
+        decay of the weights, which is none without.
+      target: the accuracy or the loss to reach; None: there is no target.
       minutes: the time limit for all measurements, without the loading of the data.
       folder: the folder for the rows and the result.
-      optimizer: the optimizer of all runs.
+      optimizer: the optimizer of all runs; None: that of the problem, else Nesterov's momentum.
+      goal: the kind of the target.
 
     Returns:
       The measurements and the advice, which are also written to `recommendation.json` in the folder.
@@ -42,17 +51,26 @@ def recommend(
     """
     if not 0 < minutes < math.inf:
         raise UsageError(f"--budget_minutes must be positive and finite, such as 10, not {minutes:g}")
-    if target is not None and not 0 < target <= 1:
+    if target is not None and goal == "accuracy" and not 0 < target <= 1:
         raise UsageError(f"--target_accuracy is a share of 1, such as 0.98, not {target:g}")
+    name = options.get("problem")
+    if name is None:
+        optimizer = optimizer or TrainConfig.optimizer
     # Making the configuration refuses invalid options before any run is started.
-    config = TrainConfig(**cast("Any", options), optimizer=optimizer)
+    given: dict[str, Any] = {**options, **({} if optimizer is None else {"optimizer": optimizer})}
+    config = TrainConfig(**given)
     _workdirs.claim(folder, _workdirs.RECOMMENDATION)
-    data = with_held_out(options)
+    data = with_held_out(options, goal)
+    if name is not None and target is not None:
+        check_target(str(name), data.goal, **{goal: target})
     with Runner(folder) as runner:
         lab = Lab(runner, 60 * minutes)
-        devices = runner.ask(count_devices, config.num_devices)
-        # Runs may use fewer devices than the machine has.
-        problem = Problem(data, target, config.num_devices or devices["count"], devices["kind"], optimizer)
+        if data.problem is not None:
+            problem = Problem(data, target, data.problem.devices, data.problem.kind, None)
+        else:
+            devices = runner.ask(count_devices, config.num_devices)
+            # Runs may use fewer devices than the machine has.
+            problem = Problem(data, target, config.num_devices or devices["count"], devices["kind"], optimizer)
         if problem.unit > data.examples:
             by, loosen = (f" and --span={config.span}", "--span") if config.span else ("", "--num_devices")
             raise UsageError(

@@ -1,22 +1,33 @@
 """The runs of a recommendation: batch sizes, rates and evaluations, and the figures read from the row of a run."""
 
 import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
-from batchnorm_jax.batch_size import scale_learning_rate
+from batchnorm_jax.batch_size import scale_learning_rate, steps_to_target
 
 from ...records.evidence import MeasuredRun
 from ...records.fields import Options
+from ...records.questions.recommending import Evaluation
 from ...records.studies import StudyRow
 from ...training.config.plan import MIN_UPDATES_PER_EPOCH
-from ..convergence import RESOLUTION, rounded
+from ..convergence import rounded
 from ..jobs import Job
-from ..smoothness import CONSTANT
 from .lab import Costs, Problem
+
+Rule = Literal["linear", "sqrt"]
 
 # The fewest updates for a run to be timed: the first update is slower than the others.
 MIN_TIMED_UPDATES = 10
-# Evaluations during a run may take at most this share of the compute time.
+# Evaluations may take at most this share of the time that a run may have.
 EVALUATION_TIME_SHARE = 0.2
+# The distance of evaluations as a share of the updates so far: the first that is affordable. Runs of one setting are
+# further apart than that by their seeds.
+GROWTHS = (0.1, 0.2, 0.4)
+# The least distance of the first evaluations, in epochs.
+FINEST = 0.004
+# A run goes past its target by this share of its updates, so that noise is told from reaching it.
+PAST_TARGET = 0.2
 # The most characters of an error that are shown, so that it fits on a line or two.
 MAX_ERROR_CHARACTERS = 200
 
@@ -30,8 +41,8 @@ def size_near(batch_size: float, problem: Problem, limit: int | None = None) -> 
     return problem.unit * 2 ** min(max(0, round(math.log2(max(batch_size, 1) / problem.unit))), highest)
 
 
-def scaled_rate(rate: float, batch_size: float, other: float, critical: float) -> float:
-    """Scales a rate to another batch size: in proportion well below the critical batch size, and not at all well above.
+def scaled_rate(rate: float, batch_size: float, other: float, critical: float, rule: Rule = "linear") -> float:
+    """Scales a rate to another batch size: by the rule well below the critical batch size, and not at all well above.
 
     Example:
       >>> scaled_rate(0.1, 100, 200, critical=1e9), scaled_rate(0.1, 100, 200, critical=1e-3)
@@ -40,27 +51,66 @@ def scaled_rate(rate: float, batch_size: float, other: float, critical: float) -
     Source: McCandlish et al., "An Empirical Model of Large-Batch Training", arXiv 1812.06162, 2018, equation 2.6, with
     the measured critical batch size in place of the noise scale.
     """
-    return rounded(scale_learning_rate(rate, batch_size, other, critical_batch_size=critical))
+    return rounded(scale_learning_rate(rate, batch_size, other, rule=rule, critical_batch_size=critical))
 
 
 def constant_options(problem: Problem, batch_size: int, rate: float) -> Options:
     """Returns the options of a run at a constant rate, which all runs of a recommendation and its advice share."""
     return {
+        **problem.data.constant,
+        # The user's own recipe comes last.
         **problem.data.options,
-        **CONSTANT,
         "batch_size": batch_size,
-        "optimizer": problem.optimizer,
+        **({} if problem.optimizer is None else {"optimizer": problem.optimizer}),
         "learning_rate": rate,
-        "validation_examples": problem.data.held_out,
     }
 
 
-def evaluate_every(problem: Problem, costs: Costs, batch_size: int) -> int:
-    """Returns the number of updates between two evaluations of a run to the target."""
-    finest = RESOLUTION * problem.data.examples / batch_size
-    affordable = costs.evaluation / (EVALUATION_TIME_SHARE * costs.update(batch_size))
-    epoch = problem.data.examples // batch_size
-    return max(1, min(round(max(finest, affordable)), epoch))
+class Evaluations(NamedTuple):
+    """The places where a run to the target is evaluated: the distance of the first, and how it grows.
+
+    Attributes:
+      every: updates between the first evaluations.
+      growth: the share of the updates so far to which that distance grows.
+    """
+
+    every: int
+    growth: float
+
+    def number(self, updates: float) -> float:
+        """Returns about how many evaluations a run has.
+
+        Example:
+          >>> round(Evaluations(2, 0.1).number(100)), round(Evaluations(2, 0.1).number(10))
+          (27, 5)
+        """
+        straight = min(updates, self.every / self.growth)
+        return straight / self.every + max(0.0, math.log(updates / straight) / math.log1p(self.growth))
+
+    def options(self) -> Options:
+        """Returns the options of a run."""
+        return {"evaluate_every": self.every, "evaluate_growth": self.growth}
+
+
+def evaluations_of(problem: Problem, costs: Costs, batch_size: int, updates: float) -> Evaluations:
+    """Returns the finest places that cost no more than a share of the time of a run.
+
+    Args:
+      problem: the training.
+      costs: the estimated costs of runs.
+      batch_size: examples per update.
+      updates: the most updates of the run.
+    """
+    room = EVALUATION_TIME_SHARE * costs.of(batch_size, updates, 0)
+    for growth in GROWTHS:
+        # An evaluation for each example would be wasted: its noise stays the same.
+        every = max(1, round(FINEST * problem.data.examples / batch_size))
+        while every < growth * updates:
+            found = Evaluations(every, growth)
+            if found.number(updates) * costs.evaluation <= room:
+                return found
+            every *= 2
+    return Evaluations(max(1, math.ceil(GROWTHS[-1] * updates)), GROWTHS[-1])
 
 
 def step_seconds(row: StudyRow) -> float:
@@ -68,20 +118,50 @@ def step_seconds(row: StudyRow) -> float:
     return row.ended.seconds["compute"] / row.ended.updates
 
 
-def updates_to_target(row: StudyRow) -> int | None:
-    """Returns the number of updates after which a run reached its target; None: the run did not reach it."""
-    return None if row.summary is None else row.summary.reached_after
+class Reached(NamedTuple):
+    """The updates after which a run reached its target.
+
+    Attributes:
+      updates: the most likely number, without the noise of single evaluations.
+      between: the updates before the evaluations on both sides of it, the first 0 where there was none before.
+    """
+
+    updates: int
+    between: tuple[int, int]
 
 
-def measured_run(job: Job, row: StudyRow) -> MeasuredRun:
+def reached(problem: Problem, evaluations: Sequence[Evaluation]) -> Reached | None:
+    """Finds when a run reached the target; None: it did not, or only by a lucky evaluation.
+
+    Args:
+      problem: the training, which has a target.
+      evaluations: the evaluations of a run that went past the target.
+    """
+    assert problem.target is not None
+    of_accuracy = problem.data.goal == "accuracy"
+    losses = [-e.accuracy if of_accuracy and e.accuracy is not None else e.loss for e in evaluations]
+    if not losses:
+        return None
+    places = [e.updates for e in evaluations]
+    at = steps_to_target(places, losses, -problem.target if of_accuracy else problem.target)
+    if not math.isfinite(at):
+        return None
+    # What the first evaluation finds was reached at any time before it.
+    before = max((place for place in places if place < at), default=0)
+    return Reached(max(1, round(at)), (before, min(place for place in places if place >= at)))
+
+
+def measured_run(problem: Problem, job: Job, row: StudyRow, evaluations: Sequence[Evaluation]) -> MeasuredRun:
     """Returns the outcome of a run to the target that ended or diverged."""
+    found = None if row.summary is None else reached(problem, evaluations)
     return MeasuredRun(
         key=job.key,
         batch_size=job.options["batch_size"],
         rate=job.options["learning_rate"],
         seed=job.options["seed"],
-        updates=0 if row.summary is None else row.summary.updates,
-        reached=updates_to_target(row) is not None,
+        updates=0 if row.summary is None else row.summary.updates if found is None else found.updates,
+        between=None if found is None else found.between,
+        reached=found is not None,
         diverged=row.diverged,
         step_seconds=None if row.summary is None else step_seconds(row),
         evaluate_every=job.options["evaluate_every"],

@@ -1,17 +1,20 @@
 """The search for the fastest setting by runs to the target, over batch sizes and learning rates."""
 
 import math
+import statistics
 
 from ...records.evidence import MeasuredRun, TimedUpdate
 from ..convergence import SEARCH_SEED, rounded
 from ..jobs import Job
-from .curves import best_runs, noise_over, steps_by
+from .curves import best_runs, noise_over, seed_spread, steps_by
 from .findings import Findings
 from .lab import Costs, Lab, Problem
 from .runs import (
+    EVALUATION_TIME_SHARE,
     MIN_TIMED_UPDATES,
+    PAST_TARGET,
     constant_options,
-    evaluate_every,
+    evaluations_of,
     measured_run,
     scaled_rate,
     size_near,
@@ -42,7 +45,12 @@ SAME_RATE_LOG = 0.1
 SIZE_EXPONENTS = range(24)
 MAX_SIZES = 4
 MAX_RATES = 5
-FINAL_SEEDS = (0, 1)
+# The most seeds of a setting beside that of the search, how many are run at a time, and the settings that are left at
+# the end. Runs that take at most this multiple of the least time are compared further.
+FINAL_SEEDS, SEEDS_AT_A_TIME, LEAST_SETTINGS = 8, 2, 2
+NEAR_TIME_RATIO = 1.5
+# A run that missed the target counts as one of so many times its updates.
+MISSED = 2.0
 
 
 class TargetSearch:
@@ -50,8 +58,8 @@ class TargetSearch:
 
     The search begins at the first batch size, with rates from the best of the short runs downward. Other batch sizes
     follow, first on the side that short runs favour, then near the best size by the curve so far. Each gets a rate that
-    is scaled by that curve, and a neighbouring rate. At the fastest batch size rates in between follow, and then other
-    seeds.
+    is scaled by that curve, and a neighbouring rate. At the fastest batch size rates in between follow, then its
+    neighbours, and then the fastest settings with other seeds.
     """
 
     def __init__(self, lab: Lab, problem: Problem, costs: Costs, findings: Findings):
@@ -70,19 +78,52 @@ class TargetSearch:
     def __call__(self, start: int, rate: float) -> None:
         """Runs the search, from a batch size and the best rate of short runs at that size."""
         # The limit follows from the whole budget, not from the time left, so that a resumed search makes the same runs.
-        every = evaluate_every(self._problem, self._costs, start)
-        update = self._costs.update(start) + self._noise_seconds(start) + self._costs.evaluation / every
-        most = int(FIRST_RUN_SHARE * self._lab.seconds / update)
+        update = (1 + EVALUATION_TIME_SHARE) * self._costs.update(start) + self._noise_seconds(start)
+        most = int(FIRST_RUN_SHARE * self._lab.seconds / ((1 + PAST_TARGET) * update))
         if not self._first(start, rate, most):
             return
         while (size := self._next_size()) is not None and self._try_size(size):
             pass
         self._refine()
-        for seed in FINAL_SEEDS:
-            # The fastest batch size comes first, in case time runs out.
-            for run in sorted(self._bests(), key=self._time):
-                if most := self._allowed(run.batch_size, run.updates):
-                    self._run(run.batch_size, run.rate, most, seed)
+        for size in self._neighbours():
+            self._try_size(size)
+        self._halve()
+
+    def _neighbours(self) -> list[int]:
+        """Returns the batch sizes on both sides of the fastest one that have not been tried."""
+        fastest = min(self._bests(), key=self._time).batch_size
+        near = {size_near(size, self._problem, self._limit) for size in (2 * fastest, fastest / 2)}
+        return sorted(near - set(self._tried()), reverse=True)
+
+    def _halve(self) -> None:
+        """Runs the fastest settings with other seeds: each time two more seeds, and half of the settings.
+
+        Single runs of one setting are far apart, so that the fastest of them is so by luck in part.
+        """
+        left = self._settings()
+        for first in range(0, FINAL_SEEDS, SEEDS_AT_A_TIME):
+            # The fastest setting comes first, in case time runs out.
+            left = sorted(left, key=self._mean_time)[: max(LEAST_SETTINGS, len(left) // 2)]
+            for size, rate in left:
+                for seed in range(first, first + SEEDS_AT_A_TIME):
+                    if most := self._allowed(size, math.exp(self._mean(size, rate))):
+                        self._run(size, rate, most, seed)
+
+    def _settings(self) -> list[tuple[int, float]]:
+        """Returns the batch sizes and rates at which a run came near the fastest one, and the best of each size."""
+        least = min(self._time(run) for run in self._bests())
+        reached = [run for run in self._runs if run.reached and run.seed == SEARCH_SEED]
+        near = [run for run in reached if self._time(run) <= NEAR_TIME_RATIO * least]
+        return list(dict.fromkeys((run.batch_size, run.rate) for run in [*self._bests(), *near]))
+
+    def _mean(self, batch_size: int, rate: float) -> float:
+        """Returns the mean of the logarithms of the updates of a setting; a run that missed counts as twice its own."""
+        there = [run for run in self._runs if (run.batch_size, run.rate) == (batch_size, rate)]
+        return statistics.mean(math.log(max(run.updates, 1) * (1 if run.reached else MISSED)) for run in there)
+
+    def _mean_time(self, setting: tuple[int, float]) -> float:
+        size, rate = setting
+        return math.exp(self._mean(size, rate)) * self._costs.update(size)
 
     def _first(self, batch_size: int, rate: float, most: int) -> bool:
         """Runs the first batch size at falling rates while that helps; returns whether a run reached the target."""
@@ -135,19 +176,20 @@ class TargetSearch:
         return next((most for most in allowed if self._affords(batch_size, most)), 0)
 
     def _affords(self, batch_size: int, updates: float, reserve: float = 0.0) -> bool:
-        every = evaluate_every(self._problem, self._costs, batch_size)
-        return self._lab.affords(self._costs.of(batch_size, updates, 1 + updates / every) + reserve)
+        updates *= 1 + PAST_TARGET
+        evaluations = evaluations_of(self._problem, self._costs, batch_size, updates).number(updates)
+        return self._lab.affords(self._costs.of(batch_size, updates, 1 + evaluations) + reserve)
 
     def _run(
         self, batch_size: int, rate: float, most: int, seed: int = SEARCH_SEED, *, noise: bool = False
     ) -> MeasuredRun | None:
-        """Makes a run to the target of at most `most` updates; None: the run failed, other than by diverging."""
+        """Makes a run that reaches the target in at most `most` updates; None: it failed, other than by diverging."""
         job = self._job(batch_size, rate, most, seed, noise and self._problem.can_measure_noise)
         row = self._lab.run(job)
         if not row.is_result:
             self._missing.append(f"batch size {batch_size} at rate {rate:g}: {why(row)}")
             return None
-        run = measured_run(job, row)
+        run = measured_run(self._problem, job, row, self._lab.evaluations(job))
         self._runs.append(run)
         if run.step_seconds is not None and run.updates >= MIN_TIMED_UPDATES:
             self._findings.step_time.append(TimedUpdate(batch_size, run.step_seconds))
@@ -158,14 +200,16 @@ class TargetSearch:
 
     def _job(self, batch_size: int, rate: float, most: int, seed: int, noise: bool) -> Job:
         problem, costs = self._problem, self._costs
-        every = evaluate_every(problem, costs, batch_size)
+        steps = math.ceil((1 + PAST_TARGET) * most)
+        evaluations = evaluations_of(problem, costs, batch_size, steps)
         options = {
             **constant_options(problem, batch_size, rate),
-            "steps": most,
-            "target_accuracy": problem.target,
-            "evaluate_every": every,
-            "log_every": every,
-            "checkpoint_every": most,
+            "steps": steps,
+            f"target_{problem.data.goal}": problem.target,
+            "past_target": PAST_TARGET,
+            **evaluations.options(),
+            "log_every": evaluations.every,
+            "checkpoint_every": steps,
             "seed": seed,
         }
         if noise:
@@ -222,7 +266,7 @@ class TargetSearch:
 
     def _curve(self) -> tuple[float, float]:
         """Returns the most likely least updates and least examples, by the measurements so far."""
-        least, examples = steps_by(self._findings.prior, best_runs(self._runs))[0]
+        least, examples = steps_by(self._findings.prior, best_runs(self._runs), seed_spread(self._runs))[0]
         return float(least), float(examples)
 
     def _try_size(self, size: int) -> bool:
@@ -233,7 +277,7 @@ class TargetSearch:
         """
         near = min(self._bests(), key=lambda run: abs(math.log(run.batch_size / size)))
         least, examples = self._curve()
-        rate = scaled_rate(near.rate, near.batch_size, size, examples / least)
+        rate = scaled_rate(near.rate, near.batch_size, size, examples / least, self._problem.rule)
         most = self._allowed(size, least + examples / size)
         if not most:
             self._missing.append(f"updates to the target at batch size {size}: too little time is left")

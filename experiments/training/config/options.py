@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,9 @@ from batchnorm_jax.batch_size import scale_decay, scale_learning_rate
 from ... import _limits, models
 from ... import data as datasets
 from ..._errors import UsageError
+from ...problems import loading
 from ...records.fields import Options
+from ...records.runs import OF_DATA_AND_MODEL
 from ..recipe import augmentation, schedules
 from ..recipe.augmentation import AUGMENTATIONS
 from ..recipe.norms import NORMS
@@ -32,6 +35,8 @@ PLACES = (
     "num_processes",
     "process_id",
 )
+# Options that earlier versions did not have: at their defaults they are no part of the name of a run.
+LATER = ("problem", "target_loss", "past_target", "evaluate_growth")
 REFERENCE_BATCH_SIZE = 256
 REFERENCE_NORM_MOMENTUM = 0.9
 DTYPES = ("float32", "bfloat16")
@@ -47,6 +52,24 @@ LR_SCALINGS = {
     "sqrt": partial(scale_learning_rate, rule="sqrt"),
     "none": lambda rate, *_: rate,
 }
+
+
+def refuse_beside_problem(given: Iterable[str], problem: str) -> None:
+    """Refuses options that change nothing for a problem.
+
+    Args:
+      given: the names of the options that were given.
+      problem: the name of the problem.
+
+    Raises:
+      UsageError: one of them is of data, model or optimizer.
+    """
+    for name in given:
+        if name in OF_DATA_AND_MODEL:
+            raise UsageError(
+                f"--{name} changes nothing with --problem={problem}, which brings its own data, model and optimizer; "
+                "leave one of the two out"
+            )
 
 
 def _option(default: Any, help: str, **limits: Any) -> Any:
@@ -112,6 +135,12 @@ class TrainConfig:
         least=0,
         below=1,
     )
+    problem: str | None = _option(
+        None,
+        "Training program of your own, in place of data set, model and optimizer: 'package.module:function', which "
+        "returns its five functions.",
+        form=loading.check_name,
+    )
     batch_size: int = _option(64, "Global batch size: devices x examples per device x accumulation steps.", least=1)
     accumulation_steps: int = _option(1, "Micro-batches whose gradients are added up for one update.", least=1)
     backwards_per_forward: int = _option(
@@ -135,6 +164,16 @@ class TrainConfig:
         above=0,
         most=1,
         says="is a share of 1, such as 0.98",
+    )
+    target_loss: float | None = _option(
+        None, "Stop at the first evaluation where the loss of the first split evaluated is at most this, such as 0.1."
+    )
+    past_target: float = _option(
+        0.0,
+        "Train on past the target by this share of the updates that it took, to tell it from a lucky evaluation: what "
+        "counts is where the evaluations, smoothed, reach it.",
+        least=0,
+        most=10,
     )
     optimizer: str = _option("nesterov", f"Optimizer: {OPTIMIZERS.choices}.", among=OPTIMIZERS.names)
     base_learning_rate: float | None = _option(
@@ -197,6 +236,13 @@ class TrainConfig:
         "Updates between two evaluations, beside those at the end of every epoch. 0: at the end of every epoch alone.",
         least=0,
     )
+    evaluate_growth: float = _option(
+        0.0,
+        "With --evaluate_every, the share of the updates so far to which the distance between evaluations grows, such "
+        "as 0.1; then no end of an epoch but the last is evaluated. 0: it does not grow.",
+        least=0,
+        most=1,
+    )
     noise_every: int = _option(
         0, "Updates between two measurements of the gradient noise scale, written to metrics.jsonl. 0: none.", least=0
     )
@@ -212,6 +258,21 @@ class TrainConfig:
         self._check_combinations()
 
     def _check_combinations(self) -> None:
+        if self.problem is not None:
+            self._check_problem()
+        if self.target_accuracy is not None and self.target_loss is not None:
+            raise UsageError("--target_accuracy and --target_loss exclude each other; give one of them")
+        if self.past_target and self.target_accuracy is None and self.target_loss is None:
+            raise UsageError(f"--past_target={self.past_target:g} changes nothing without a target; give one")
+        if self.evaluate_growth and not self.evaluate_every:
+            raise UsageError(
+                f"--evaluate_growth={self.evaluate_growth:g} lets the distance of --evaluate_every grow; give that too"
+            )
+        if self.evaluate_growth and self.batch_ramp == AUTO:
+            raise UsageError(
+                f"--batch_ramp={AUTO} decides at the end of every epoch, where --evaluate_growth does not stop; leave "
+                "one of the two out"
+            )
         k = self.backwards_per_forward
         if k > 1 and self.accumulation_steps > 1:
             raise UsageError(f"--backwards_per_forward={k} splits one forward pass; it takes --accumulation_steps=1")
@@ -256,6 +317,11 @@ class TrainConfig:
                 f"--process_id must be less than --num_processes={self.num_processes}, and counts from 0, not "
                 f"{self.process_id}"
             )
+
+    def _check_problem(self) -> None:
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        given = [name for name in OF_DATA_AND_MODEL if getattr(self, name) != defaults[name]]
+        refuse_beside_problem(given, str(self.problem))
 
     def _check_ramp(self, ramp: int | str) -> None:
         if isinstance(ramp, str) and not SCHEDULES[self.schedule].is_constant:
@@ -305,9 +371,16 @@ class TrainConfig:
     def identity(self) -> Options:
         """Returns the fields on which a run's numbers depend, `num_devices` if the norm's statistics are per device."""
         places = set(PLACES) - ({"num_devices"} if NORMS[self.norm].depends_on_devices else set())
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in places}
+        later = {field.name for field in dataclasses.fields(self) if field.name in LATER}
+        later = {name for name in later if getattr(self, name) == getattr(TrainConfig, name)}
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in places | later}
+
+    @property
+    def trained(self) -> str:
+        """What is trained, in a name for folders: the problem, or data set and model."""
+        return (self.problem or f"{self.dataset}-{self.model}").replace(":", "_")
 
     def default_workdir(self) -> str:
         """Returns a folder under `runs/` that follows from the identity: the same command finds it again."""
         digest = hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:8]
-        return f"runs/{self.dataset.replace(':', '_')}-{self.model.replace(':', '_')}-b{self.batch_size}-{digest}"
+        return f"runs/{self.trained}-b{self.batch_size}-{digest}"

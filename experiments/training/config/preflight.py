@@ -48,13 +48,12 @@ def describe(
       tried: facts about the model; None: not traced.
     """
     per_device = config.batch_size // devices // config.accumulation_steps
-    first = plan.phases[0]
     where = f" in {processes} processes" if processes > 1 else ""
     lines = [
         f"data      {config.dataset}: {plan.examples:,} training examples",
         f"batch     global {config.batch_size} = {devices} {platform} device{'s' * (devices > 1)}{where} x "
         f"{per_device} per device x {config.accumulation_steps} accumulation",
-        f"updates   {plan.total_steps:,} in {plan.epochs:.4g} epochs of {first.steps_per_epoch:,}; "
+        f"updates   {_updates(plan)}; "
         f"{plan.dropped:,} examples ({plan.dropped / plan.examples:.1%}) left out of each epoch",
         f"rate      {_rate(config, plan)}",
         f"norm      {_norm(config, per_device, devices)}",
@@ -64,7 +63,41 @@ def describe(
             f"norm      {len(tried.own_norms)} that the model makes itself run so as well; their "
             "running statistics are averaged by --norm_momentum"
         )
-    lines += [
+    lines += _changes(config, plan)
+    texts = _warnings(config, plan, per_device)
+    if tried is not None:
+        texts += _few_positions(config, plan, per_device, devices, tried.positions)
+    return lines + [f"warning   {text}" for text in texts]
+
+
+def describe_problem(config: TrainConfig, plan: Plan, devices: int, platform: str) -> list[str]:
+    """Returns the lines to print before the run of a problem.
+
+    Args:
+      config: the configuration of the run.
+      plan: the sizes of the run.
+      devices: the number of devices that hold the problem's state.
+      platform: the platform of the devices.
+    """
+    few = plan.total_steps < FEW_UPDATES and config.steps is None
+    return [
+        f"problem   {config.problem}: {plan.examples:,} training examples, its state on {devices} {platform} "
+        f"device{'s' * (devices > 1)}",
+        f"batch     {config.batch_size}",
+        f"updates   {_updates(plan)}",
+        f"rate      {_course(config, plan)}",
+        *_changes(config, plan),
+        *([f"warning   only {plan.total_steps} updates; train longer, or take a smaller batch"] * few),
+    ]
+
+
+def _updates(plan: Plan) -> str:
+    return f"{plan.total_steps:,} in {plan.epochs:.4g} epochs of {plan.phases[0].steps_per_epoch:,}"
+
+
+def _changes(config: TrainConfig, plan: Plan) -> list[str]:
+    """Returns the lines about batches that grow and a warmup that is shortened."""
+    lines = [
         f"ramp      batch {p.batch_size} from epoch {p.first_epoch}: {p.steps_per_epoch:,} updates per epoch"
         for p in plan.phases[1:]
     ]
@@ -79,24 +112,24 @@ def describe(
             f"note      --warmup_epochs={config.warmup_epochs:g} is {wanted} updates, as long as the run or longer; "
             f"shortened to {plan.warmup_steps} of its {plan.total_steps}"
         )
-    texts = _warnings(config, plan, per_device)
-    if tried is not None:
-        texts += _few_positions(config, plan, per_device, devices, tried.positions)
-    return lines + [f"warning   {text}" for text in texts]
+    return lines
 
 
 def _rate(config: TrainConfig, plan: Plan) -> str:
     if OPTIMIZERS[config.optimizer].full_batch:
         unused = "rate, schedule, warmup and momentum"
         return f"{config.optimizer}; a line search finds each step, so that {unused} are not used"
-    text = (
-        f"{config.optimizer}, peak {plan.peak_learning_rate:g} after {plan.warmup_steps} updates of warmup, "
-        f"then {config.schedule}"
-    )
-    if plan.boundaries:
-        text += " (" + ", ".join(f"x {scale:g} at {step}" for step, scale in plan.boundaries.items()) + ")"
+    text = f"{config.optimizer}, {_course(config, plan)}"
     if config.backwards_per_forward > 1:
         text += f"; {config.backwards_per_forward} updates per forward pass"
+    return text
+
+
+def _course(config: TrainConfig, plan: Plan) -> str:
+    """Returns the course of the learning rate in words."""
+    text = f"peak {plan.peak_learning_rate:g} after {plan.warmup_steps} updates of warmup, then {config.schedule}"
+    if plan.boundaries:
+        text += " (" + ", ".join(f"x {scale:g} at {step}" for step, scale in plan.boundaries.items()) + ")"
     return text
 
 
@@ -168,8 +201,8 @@ def _warnings(config: TrainConfig, plan: Plan, per_device: int) -> list[str]:
 
 
 def step_memory(compiled: Any, devices: Sequence[Any]) -> StepMemory:
-    """Returns the memory of a compiled step on those devices of this process that run it."""
-    analysis = compiled.memory_analysis()
+    """Returns the memory of a compiled step on those devices of this process that run it; None: it is not compiled."""
+    analysis = None if compiled is None else compiled.memory_analysis()
     on_cpu = devices[0].platform == "cpu"
     limit = machine.memory_of(devices[0])
     if analysis is None:
@@ -190,7 +223,7 @@ def memory_line(memory: StepMemory) -> str:
       UsageError: the step needs more memory than the device has.
     """
     if memory.needed is None:
-        return "memory    not known: this backend does not analyse it"
+        return "memory    not known: neither this backend nor the program says it"
     if memory.limit is None:
         return f"memory    {memory.needed / 2**30:.2f} GiB predicted for a step"
     if memory.needed > memory.limit:

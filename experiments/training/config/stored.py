@@ -11,10 +11,11 @@ import msgspec
 
 from ... import _files
 from ..._errors import UsageError
-from ...records.runs import DataFacts, StoredRun
+from ...records.runs import DataFacts, ProblemFacts, StoredRun
 from .options import TrainConfig
 
 FILE = "config.json"
+Facts = DataFacts | ProblemFacts
 # A run may be made longer, so checkpoints do not depend on these options.
 LENGTHS = ("epochs", "steps")
 
@@ -24,19 +25,19 @@ class Stored(NamedTuple):
 
     Attributes:
       config: the configuration of the run.
-      facts: facts about its training data.
+      facts: facts about its training data, or about its problem.
       run: the name of the run, which its checkpoints carry; None: written by an earlier version.
     """
 
     config: TrainConfig
-    facts: DataFacts
+    facts: Facts
     run: str | None
 
 
 def write_config(
     workdir: Path,
     config: TrainConfig,
-    facts: DataFacts,
+    facts: Facts,
     why_not_longer: Callable[[TrainConfig], str | None] | None = None,
 ) -> None:
     """Writes `config.json` into a new run's folder; in an old one, checks that it is the same run, or a longer one.
@@ -44,7 +45,7 @@ def write_config(
     Args:
       workdir: the folder of the run, which exists.
       config: the configuration of the run.
-      facts: facts about its training data.
+      facts: facts about its training data, or about its problem.
       why_not_longer: given a stored configuration that differs in the length alone, returns why a run of `config`
         cannot resume from it, or None if it can.
 
@@ -54,13 +55,13 @@ def write_config(
     """
     path = workdir / FILE
     if not path.exists():
-        name = run_name(config, facts)
-        _files.write_json(path, StoredRun(config=dataclasses.asdict(config), data=facts, run=name))
+        _files.write_json(path, _stored(config, facts, run_name(config, facts)))
         return
     stored = read_config(workdir)
     there, here = stored.config.identity(), config.identity()
-    differs = [f"--{name}: {there[name]} there, {here[name]} here" for name in here if there[name] != here[name]]
-    length_alone = all(there[name] == here[name] for name in here if name not in LENGTHS)
+    names = [name for name in here | there if there.get(name) != here.get(name)]
+    differs = [f"--{name}: {there.get(name)} there, {here.get(name)} here" for name in names]
+    length_alone = set(names) <= set(LENGTHS)
     reason = why_not_longer(stored.config) if differs and length_alone and why_not_longer else ""
     if differs and reason is not None:
         raise UsageError(
@@ -71,17 +72,28 @@ def write_config(
     known = {name: value for name, value in msgspec.structs.asdict(stored.facts).items() if value is not None}
     changed = [name for name, value in known.items() if getattr(facts, name) != value]
     if changed:
+        of, remedy = (
+            ("on other data", "--data_dir") if isinstance(facts, DataFacts) else ("of a changed problem", "code")
+        )
         raise UsageError(
-            f"the workdir {workdir} holds a run on other data: its {', '.join(changed)} differ. "
-            "Give another --workdir, or the --data_dir that it was made with"
+            f"the workdir {workdir} holds a run {of}: its {', '.join(changed)} differ. "
+            f"Give another --workdir, or the {remedy} that it was made with"
         )
     if differs:
-        _files.write_json(path, StoredRun(config=dataclasses.asdict(config), data=facts, run=stored.run))
+        _files.write_json(path, _stored(config, facts, stored.run))
 
 
-def run_name(config: TrainConfig, facts: DataFacts) -> str:
+def _stored(config: TrainConfig, facts: Facts, run: str | None) -> StoredRun:
+    stored = dataclasses.asdict(config)
+    if isinstance(facts, DataFacts):
+        return StoredRun(config=stored, data=facts, run=run)
+    return StoredRun(config=stored, problem=facts, run=run)
+
+
+def run_name(config: TrainConfig, facts: Facts) -> str:
     """Returns a name of a run that follows from its configuration, but for its length, and from its data."""
-    identity = {name: value for name, value in config.identity().items() if name not in (*LENGTHS, "target_accuracy")}
+    ends = (*LENGTHS, "target_accuracy", "target_loss")
+    identity = {name: value for name, value in config.identity().items() if name not in ends}
     text = json.dumps([identity, msgspec.to_builtins(facts)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -109,4 +121,6 @@ def read_config(workdir: Path) -> Stored:
             f"{where}{error}. Give another --workdir; or move {path} away, and the command that made the run writes it "
             "again"
         ) from error
-    return Stored(config, stored.data, stored.run)
+    facts = stored.data or stored.problem
+    assert facts is not None  # The record holds one of them.
+    return Stored(config, facts, stored.run)

@@ -14,7 +14,7 @@ from ... import _users
 from ... import data as datasets
 from ..._errors import UsageError, unknown_name
 from ...data.domains import DOMAINS, to_domain
-from ...records.runs import Result
+from ...records.runs import DataFacts, Result
 from ..config.stored import read_config
 from ..machine import devices
 from ..state import Recipe, TrainState
@@ -94,6 +94,11 @@ def restore(
     """
     workdir = Path(workdir)
     config, facts, run = read_config(workdir)
+    if not isinstance(facts, DataFacts):
+        raise UsageError(
+            f"{workdir} holds a run of the problem {config.problem}, which has no data set and no model to evaluate; "
+            "its results are in its report"
+        )
     name = _allowed(workdir, "dataset", dataset, config.dataset)
     config = dataclasses.replace(config, model=_allowed(workdir, "model", model, config.model))
     chosen = devices.set_up(num_devices)

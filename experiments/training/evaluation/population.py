@@ -136,9 +136,9 @@ def where_recalibrated_differs(
 
 def _differ(before: Result, after: Result) -> bool:
     # Counting one more correct and one more wrong prediction keeps the standard error above 0 at accuracies 0 and 1.
-    examples = before.examples
-    share = (examples * (before.accuracy + after.accuracy) / 2 + 1) / (examples + 2)
-    return abs(after.accuracy - before.accuracy) > 2 * math.sqrt(share * (1 - share) / examples)
+    examples = before.examples or 0
+    share = (examples * (before.known_accuracy + after.known_accuracy) / 2 + 1) / (examples + 2)
+    return abs(after.known_accuracy - before.known_accuracy) > 2 * math.sqrt(share * (1 - share) / max(examples, 1))
 
 
 def has_running(batch_stats: Any) -> bool:

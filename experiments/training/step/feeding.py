@@ -45,6 +45,15 @@ class Feed:
             everything = train.read(np.arange(train.size)) if not isinstance(train, datasets.Examples) else train
             self._arrays = place(tuple(everything), NamedSharding(mesh, PartitionSpec()))
 
+    def examples(self, sources: list[Source]) -> int:
+        """Returns the size of the global batch of an update, padding included."""
+        return examples(sources)
+
+    def signature(self, sources: list[Source]) -> Any:
+        """Returns a key that is equal for updates that one program can read: type, shapes and dtypes."""
+        leaves, structure = jax.tree.flatten(sources[0])
+        return structure, tuple((a.shape, a.dtype) for a in leaves)
+
     def updates(self, position: Position, step: int) -> Iterator[list[Source]]:
         """Yields the sources of each remaining update of an epoch.
 
@@ -175,9 +184,3 @@ def examples(sources: list[Source]) -> int:
 def is_masked(sources: list[Source]) -> bool:
     """Returns whether some of the examples of an update are padding."""
     return sources[0].mask is not None
-
-
-def signature(sources: list[Source]) -> Any:
-    """Returns a key that is equal for updates that one compiled program can read: type, shapes and dtypes."""
-    leaves, structure = jax.tree.flatten(sources[0])
-    return structure, tuple((a.shape, a.dtype) for a in leaves)

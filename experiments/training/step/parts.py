@@ -1,9 +1,11 @@
 """The parts of a run that its configuration names: model, optimizer, schedule and recipe."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from ... import models
 from ..config import plan as plans
@@ -38,8 +40,8 @@ def make_optimizer(config: TrainConfig, schedule) -> Any:
     )
 
 
-def make_descent(config: TrainConfig, plan: plans.Plan) -> Descent:
-    """Returns the optimizer and the schedule of a configuration, both as functions of the peak learning rate."""
+def make_schedule(config: TrainConfig, plan: plans.Plan) -> Callable[[Any], optax.Schedule]:
+    """Returns the schedule of a configuration, as a function of the peak learning rate."""
 
     def schedule(peak):
         return schedules.make(
@@ -51,6 +53,12 @@ def make_descent(config: TrainConfig, plan: plans.Plan) -> Descent:
             cycle_steps=plan.cycle_steps,
         )
 
+    return schedule
+
+
+def make_descent(config: TrainConfig, plan: plans.Plan) -> Descent:
+    """Returns the optimizer and the schedule of a configuration, both as functions of the peak learning rate."""
+    schedule = make_schedule(config, plan)
     return Descent(lambda peak: make_optimizer(config, schedule(peak)), schedule)
 
 

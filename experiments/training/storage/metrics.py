@@ -10,6 +10,8 @@ from ... import _files
 from ...records.runs import EvaluationRow, MetricsRow, NoiseRow, Result, metrics_row
 
 FILE = "metrics.jsonl"
+# The split on which a problem evaluates, which does not say of how many examples it is.
+HELD_OUT = "held out"
 # Fields that are constant, or a straight line, in every run, so that a TensorBoard chart of them shows nothing.
 NOT_CURVES = ("version", "step", "epoch", "examples")
 
@@ -58,11 +60,16 @@ class MetricsLog:
     def evaluations(self, step: int) -> dict[str, Result]:
         """Returns the logged results of the evaluation after a step, by split; empty if there was no evaluation."""
         return {
-            row.kind: Result(accuracy=row.accuracy, loss=row.loss, examples=row.examples, mean_iou=row.mean_iou)
+            row.kind: _result(row)
             for row in read(self._path)
-            # Earlier versions did not write the number of examples, which a result must have.
-            if isinstance(row, EvaluationRow) and row.step == step and row.examples is not None
+            # Earlier versions did not write the number of examples, which the result on a data set must have.
+            if isinstance(row, EvaluationRow) and row.step == step and (row.examples or row.kind == HELD_OUT)
         }
+
+    def course(self, step: int) -> list[tuple[int, Result]]:
+        """Returns the updates and the result of each evaluation of the first split, up to a step."""
+        rows = [row for row in read(self._path) if isinstance(row, EvaluationRow) and row.step <= step]
+        return [(row.step, _result(row)) for row in rows if row.kind == rows[0].kind]
 
     def noise(self, step: int) -> list[tuple[float, float]]:
         """Returns the estimates of |G|^2 and tr Sigma that were logged up to a step, in the order of the steps."""
@@ -94,3 +101,7 @@ class MetricsLog:
         ]
         writer: Any = self._events.file_writer
         writer.add_summary(messages.Summary(value=scalars), row.step)
+
+
+def _result(row: EvaluationRow) -> Result:
+    return Result(accuracy=row.accuracy, loss=row.loss, examples=row.examples, mean_iou=row.mean_iou)

@@ -1,0 +1,365 @@
+"""The training of a problem, a program of five functions, as a trainee."""
+
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from batchnorm_jax.batch_size import NoiseEstimate, measure_noise, scale_learning_rate
+
+from .. import _users
+from .. import data as datasets
+from .._errors import UsageError
+from ..problems import loading
+from ..problems.problem import Problem
+from ..records.runs import ProblemFacts, Result
+from . import extending
+from .clock import Clock
+from .config import plan as plans
+from .config import preflight
+from .config.options import AUTO, LR_SCALINGS, TrainConfig
+from .config.plan import Plan, Position
+from .machine import devices
+from .state import TrainState
+from .step.parts import make_schedule
+from .step.updates import Program
+from .storage.metrics import HELD_OUT
+from .trainee import Trainee
+
+# A noise measurement takes as many examples as that of a data set, from batches with a seed of their own.
+NOISE_SHARDS, NOISE_SHARD_EXAMPLES = 32, 16
+NOISE_SEED = 2_000_000_000
+RATES_AT_A_TIME = 1_024
+
+
+class Reading(NamedTuple):
+    """What an update reads.
+
+    Attributes:
+      batch: the batch, whatever the problem makes of it.
+      examples: the number of its examples.
+      step: the number of updates before this one.
+    """
+
+    batch: Any
+    examples: int
+    step: int
+
+
+class ProblemNumbers(NamedTuple):
+    """What a study needs to know of a problem.
+
+    Attributes:
+      examples: the number of training examples.
+      goal: the quantity that is evaluated, "loss" or "accuracy".
+      rule: how the rate grows with the batch.
+      batch_size: the batch size at which the rate is good.
+      learning_rate: the problem's own rate.
+      has_gradient: whether the gradient noise can be measured.
+      devices: the number of devices that hold its state.
+      kind: the kind of these devices.
+    """
+
+    examples: int
+    goal: Literal["loss", "accuracy"]
+    rule: Literal["linear", "sqrt"]
+    batch_size: int
+    learning_rate: float
+    has_gradient: bool
+    devices: int
+    kind: str
+
+
+def trainee(config: TrainConfig, clock: Clock) -> Trainee:
+    """Loads a problem and prepares its run; writes nothing.
+
+    Args:
+      config: configuration of the run, with a `problem`.
+      clock: counts the time.
+
+    Raises:
+      UsageError: the problem cannot be loaded, fails, or does not suit the configuration.
+    """
+    devices.keep_compiled_programs(datasets.cache_dir() / "compiled")
+    with clock("start"):
+        # A problem that divides its batch does so itself. A CPU is one device for it, unless more are asked for.
+        devices.set_up(config.num_devices or 1)
+        problem = load(config)
+        config = with_rate(config, problem)
+    with clock("compile"):
+        started = Started(config, problem)
+        plan = plans.make(config, problem.examples, len(started.devices))
+        made = _Run(config, problem, plan, started.structure)
+    text = str(started.structure.tree) + str([(leaf.shape, str(leaf.dtype)) for leaf in started.state.opt_state])
+    return Trainee(
+        config=config,
+        plan=plan,
+        devices=started.devices,
+        state=started.state,
+        compile=made.compile,
+        noise=made.noise,
+        facts=ProblemFacts(
+            examples=problem.examples, goal=problem.goal, state=hashlib.sha256(text.encode()).hexdigest()[:16]
+        ),
+        lines=preflight.describe_problem(config, plan, len(started.devices), started.devices[0].platform),
+        parameters=sum(int(np.size(leaf)) for leaf in started.state.opt_state),
+        why_not_longer=lambda there: extending.why_not(
+            with_rate(there, problem), config, problem.examples, len(started.devices)
+        ),
+        place=lambda: (made, _Evaluation(made)),
+        begin=lambda: started.state,
+    )
+
+
+def describe(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a study needs to know of a problem; called in the process that trains, which alone may use devices.
+
+    Args:
+      folder: the folder of the study, which is not used.
+      options: options of `TrainConfig`, the problem among them.
+
+    Returns:
+      A `ProblemNumbers`, as values that JSON can hold.
+    """
+    del folder
+    config = TrainConfig(**options)
+    loaded = load(config)
+    devices_of_state = Started(config, loaded).devices
+    return ProblemNumbers(
+        examples=loaded.examples,
+        goal=loaded.goal,
+        rule=loaded.rule,
+        batch_size=loaded.batch_size,
+        learning_rate=loaded.learning_rate,
+        has_gradient=loaded.gradient is not None,
+        devices=len(devices_of_state),
+        kind=devices_of_state[0].device_kind,
+    )._asdict()
+
+
+def load(config: TrainConfig) -> Problem:
+    """Returns the problem of a configuration, which suits its target and its noise measurements.
+
+    Raises:
+      UsageError: it cannot be loaded, or does not suit.
+    """
+    assert config.problem is not None
+    problem = loading.load("problem", config.problem)
+    check_target(config.problem, problem.goal, config.target_accuracy, config.target_loss)
+    flags = {"--noise_every": config.noise_every, "--live": config.live, "--batch_ramp=auto": config.batch_ramp == AUTO}
+    flag = next((name for name, given in flags.items() if given), None)
+    if flag and problem.gradient is None:
+        raise UsageError(
+            f"{flag} measures the gradient noise, and --problem={config.problem} has no `gradient`, a function "
+            "(state, batch) -> the gradient of the batch's mean loss; give it one, or leave the flag out"
+        )
+    return problem
+
+
+def check_target(name: str, goal: str, accuracy: float | None = None, loss: float | None = None) -> None:
+    """Refuses a target of the other kind than a problem's goal.
+
+    Raises:
+      UsageError: a target accuracy is given and the problem evaluates a loss, or the other way round.
+    """
+    given, right = ("accuracy", "loss") if accuracy is not None else ("loss", "accuracy")
+    if {"accuracy": accuracy, "loss": loss}[given] is not None and goal != given:
+        raise UsageError(
+            f"--target_{given} is given, and --problem={name} evaluates its {right} (its `goal`); give --target_{right}"
+        )
+
+
+def with_rate(config: TrainConfig, problem: Problem) -> TrainConfig:
+    """Returns the configuration with the problem's own rate at its batch size, where it has none."""
+    if config.learning_rate is not None:
+        return config
+    if config.lr_scaling is None:
+        rate = scale_learning_rate(problem.learning_rate, problem.batch_size, config.batch_size, rule=problem.rule)
+    else:
+        rate = LR_SCALINGS[config.lr_scaling](problem.learning_rate, problem.batch_size, config.batch_size)
+    return dataclasses.replace(config, learning_rate=rate)
+
+
+@contextlib.contextmanager
+def _running(config: TrainConfig, name: str) -> Iterator[None]:
+    """Turns an error of one of the five functions into a sentence that names it."""
+    assert config.problem is not None
+    with _users.running("problem", config.problem, f"its {name}"):
+        yield
+
+
+class _Leaf(NamedTuple):
+    """How an array of a problem's state is kept: keys of random numbers as numbers, everything else as it is.
+
+    Attributes:
+      key: the implementation of a key; None: not a key.
+    """
+
+    key: str | None
+
+    @classmethod
+    def of(cls, leaf: Any) -> "_Leaf":
+        is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return cls(str(jax.random.key_impl(leaf)) if is_key else None)
+
+    def plain(self, leaf: Any) -> jax.Array:
+        """Returns an array of numbers."""
+        if self.key is not None:
+            return jax.random.key_data(leaf)
+        return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
+
+    def own(self, array: jax.Array) -> jax.Array:
+        """Returns what the problem knows."""
+        return array if self.key is None else jax.random.wrap_key_data(array, impl=self.key)
+
+
+class _Structure(NamedTuple):
+    """The tree of a problem's state, which is kept as a list, so that any class of tree can be stored."""
+
+    tree: Any
+    leaves: list[_Leaf]
+
+    def own(self, state: TrainState) -> Any:
+        """Returns the state as the problem knows it."""
+        kept = zip(self.leaves, state.opt_state, strict=True)
+        return jax.tree.unflatten(self.tree, [leaf.own(array) for leaf, array in kept])
+
+    def plain(self, own: Any, step: Any) -> TrainState:
+        """Returns a state of the problem's as the session keeps it."""
+        leaves = jax.tree.leaves(own)
+        if len(leaves) != len(self.leaves):
+            raise UsageError(
+                f"the `update` of --problem returns a state of {len(leaves)} arrays, and its `init` one of "
+                f"{len(self.leaves)}; both must have the same structure"
+            )
+        return TrainState(step, {}, {}, [leaf.plain(a) for leaf, a in zip(self.leaves, leaves, strict=True)])
+
+
+class Started:
+    """The state of a problem before its first update.
+
+    Attributes:
+      structure: how the state is kept.
+      state: the state as a session keeps it.
+      devices: the devices that hold it.
+    """
+
+    def __init__(self, config: TrainConfig, problem: Problem):
+        """Initialises the problem with the seed of a configuration."""
+        with _running(config, "init"):
+            leaves, tree = jax.tree.flatten(problem.init(config.seed))
+            kept = [_Leaf.of(leaf) for leaf in leaves]
+            arrays = [leaf.plain(a) for leaf, a in zip(kept, leaves, strict=True)]
+        self.structure = _Structure(tree, kept)
+        self.state = TrainState(jnp.zeros((), jnp.int32), {}, {}, arrays)
+        held = {device for array in arrays for device in array.devices()} or set(jax.local_devices()[:1])
+        self.devices = sorted(held, key=lambda device: device.id)
+
+
+class _Run:
+    """The batches, each a `Reading`, the programs and the noise of a run; a `trainee.Feed`."""
+
+    def __init__(self, config: TrainConfig, problem: Problem, plan: Plan, structure: _Structure):
+        self.config, self.problem, self.structure = config, problem, structure
+        self._first = plan.phases[0]
+
+    def updates(self, position: Position, step: int) -> Iterator[list[Any]]:
+        """Yields the batch of each update of an epoch that is left."""
+        size = position.phase.batch_size
+        # Batches are counted in their own size, so that a batch that has grown goes on where the smaller ones ended.
+        ahead = position.phase.first_epoch * self.problem.examples // size - position.phase.first_step
+        for number in range(step, position.last_step):
+            place = number + (ahead if position.phase.first_epoch else 0)
+            with _running(self.config, "batch"):
+                batch = self.problem.batch(self.config.seed, place, size)
+            yield [Reading(batch, size, number)]
+
+    def examples(self, sources: list[Any]) -> int:
+        """Returns the number of examples of an update."""
+        return sources[0].examples
+
+    def signature(self, sources: list[Any]) -> Any:
+        """Returns the batch size, which decides the shapes."""
+        return sources[0].examples
+
+    def compile(self, state: TrainState, sources: list[Any], plan: Plan) -> Program:
+        """Compiles the update for a batch; one that is not a jitted function compiles at its first call."""
+        rates = _Rates(make_schedule(self.config, plan)(plan.peak_learning_rate))
+        update, structure = self.problem.update, self.structure
+        largest, batch, rate = None, sources[0].batch, rates.at(sources[0].step)
+        with _running(self.config, "update"):
+            if hasattr(update, "lower"):
+                largest = update.lower(structure.own(state), batch, rate).compile()
+            else:
+                # A function that is not jitted as a whole compiles its parts as it runs, here on a copy.
+                jax.block_until_ready(update(jax.tree.map(jnp.copy, structure.own(state)), batch, rate))
+
+        def call(state: TrainState, sources: list[Any]) -> tuple[TrainState, dict[str, jax.Array]]:
+            (source,) = sources
+            rate = rates.at(source.step)
+            with _running(self.config, "update"):
+                own, loss = update(structure.own(state), source.batch, rate)
+                metrics = {"loss": jnp.asarray(loss), "learning_rate": jnp.asarray(rate)}
+                return structure.plain(own, np.asarray(source.step + 1, np.int32)), metrics
+
+        return Program(call, largest)
+
+    def noise(self, state: TrainState) -> NoiseEstimate:
+        """Measures the gradient noise, on examples that follow from the step."""
+        gradient = self.problem.gradient
+        assert gradient is not None  # `load` refuses measurements of a problem without.
+        size = NOISE_SHARDS * NOISE_SHARD_EXAMPLES
+        with _running(self.config, "gradient"):
+            batch = self.problem.batch(NOISE_SEED + self.config.seed % 1_000, int(state.step), size)
+            estimate = measure_noise(gradient, self.structure.own(state), [batch], NOISE_SHARDS)
+        return NoiseEstimate(*(value.item() for value in estimate))
+
+
+class _Rates:
+    """The learning rates by the number of updates, as numbers of the host, many at a time.
+
+    A program on a device for each would take longer than a small update.
+    """
+
+    def __init__(self, schedule: optax.Schedule):
+        self._schedule = jax.jit(jax.vmap(schedule))
+        self._first, self._rates = 0, np.zeros(0)
+
+    def at(self, step: int) -> float:
+        """Returns the rate of the update that follows `step` updates."""
+        if not 0 <= step - self._first < len(self._rates):
+            self._first = step
+            self._rates = np.asarray(self._schedule(jnp.arange(step, step + RATES_AT_A_TIME)), np.float64)
+        return self._rates[step - self._first].item()
+
+
+class _Evaluation:
+    """The evaluation of a problem; a `trainee.Evaluate`."""
+
+    def __init__(self, run: _Run):
+        self._run, self._is_compiled = run, False
+        self.names = {HELD_OUT}
+
+    def compile(self, state: TrainState) -> None:
+        """Compiles `evaluate`, unless it is not a jitted function and compiles at its first call."""
+        evaluate = self._run.problem.evaluate
+        if hasattr(evaluate, "lower") and not self._is_compiled:
+            with _running(self._run.config, "evaluate"):
+                evaluate.lower(self._run.structure.own(state)).compile()
+        self._is_compiled = True
+
+    def __call__(self, state: TrainState) -> dict[str, Result]:
+        """Returns the loss, or the accuracy and the share of wrong answers."""
+        problem = self._run.problem
+        with _running(self._run.config, "evaluate"):
+            value = float(problem.evaluate(self._run.structure.own(state)))
+        if problem.goal == "accuracy":
+            return {HELD_OUT: Result(accuracy=value, loss=1 - value)}
+        return {HELD_OUT: Result(loss=value)}
