@@ -9,9 +9,12 @@ from pathlib import Path
 from absl import flags
 
 from . import _commands, _files, _flags, _workdirs
+from ._errors import UsageError
 from .studies import batch_size, settings
+from .studies.question import Study
 from .studies.questions import QUESTIONS
-from .training.config.options import LARGEST_SEED, TrainConfig
+from .training.config.options import LARGEST_SEED, TrainConfig, refuse_beside_problem
+from .training.of_problem import check_target
 from .training.terminal import say
 
 FLAGS = flags.FLAGS
@@ -38,7 +41,9 @@ def define_flags() -> None:
         "image_size": f"As for {train}.",
         "model": "Model in place of the preset's; also 'package.module:factory'.",
         "norm": "Norm of every run. Default: none where batch sizes from 1 on are compared, else batch.",
+        "problem": "Training program of your own in place of a preset: 'package.module:function'.",
         "target_accuracy": "Accuracy that the runs to a target stop at, such as 0.98.",
+        "target_loss": "Loss that the runs to a target stop at, for a problem that evaluates a loss.",
         "num_devices": f"Devices of every run. Default: as {train}.",
         "workdir": "Folder for the results. Default: runs/batch_size_study-PRESET.",
     }
@@ -81,17 +86,9 @@ def main() -> int:
         for name, study in settings.PRESETS.items():
             say(f"{name:<10}{study.options['dataset']}: {', '.join(study.parts)}")
         return 0
-    study = settings.changed(
-        settings.PRESETS[FLAGS.preset],
-        {name: FLAGS[name].value for name in ("dataset", "data_dir", "image_size", "model", "norm", "num_devices")},
-        target=FLAGS.target_accuracy,
-        max_epochs=FLAGS.max_epochs,
-        batch_sizes=FLAGS.batch_sizes,
-        rates=FLAGS.learning_rates,
-        seeds=FLAGS.seeds,
-    )
+    study = _study()
     parts = FLAGS.parts or study.parts
-    folder = Path(FLAGS.workdir or f"runs/batch_size_study-{FLAGS.preset}")
+    folder = Path(FLAGS.workdir or f"runs/batch_size_study-{(FLAGS.problem or FLAGS.preset).replace(':', '_')}")
     _workdirs.check(folder, _workdirs.STUDY)
     if FLAGS.dry_run:
         for line in batch_size.describe(study, parts, folder):
@@ -103,6 +100,42 @@ def main() -> int:
     failed = batch_size.run(study, parts, folder)
     print(f"report      {write_study_page(folder)}")
     return _commands.status_of_study(failed)
+
+
+def _study() -> Study:
+    """Returns the study that the flags ask for.
+
+    Raises:
+      UsageError: flags exclude each other, or ask for what the study of a problem has not.
+    """
+    changes = {
+        "max_epochs": FLAGS.max_epochs,
+        "batch_sizes": FLAGS.batch_sizes,
+        "rates": FLAGS.learning_rates,
+        "seeds": FLAGS.seeds,
+    }
+    names = ("dataset", "data_dir", "image_size", "model", "norm", "num_devices")
+    options = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
+    if FLAGS.problem is None:
+        if FLAGS.target_loss is not None:
+            raise UsageError("--target_loss is for a --problem; the runs on a data set have a --target_accuracy")
+        return settings.changed(settings.PRESETS[FLAGS.preset], options, target=FLAGS.target_accuracy, **changes)
+    refuse_beside_problem(options, FLAGS.problem)
+    if FLAGS["preset"].present:
+        raise UsageError(f"--preset={FLAGS.preset} is of a data set; leave it out with --problem={FLAGS.problem}")
+    config = TrainConfig(problem=FLAGS.problem, target_accuracy=FLAGS.target_accuracy, target_loss=FLAGS.target_loss)
+    others = [part for part in FLAGS.parts or () if not QUESTIONS[part].of_problems]
+    if others:
+        can = ", ".join(name for name, asked in QUESTIONS.items() if asked.of_problems)
+        raise UsageError(f"--parts={','.join(others)} cannot be asked of a --problem; what can: {can}")
+    options["problem"] = FLAGS.problem
+    goal = settings.with_held_out(options).goal
+    check_target(FLAGS.problem, goal, config.target_accuracy, config.target_loss)
+    target = config.target_accuracy if config.target_loss is None else config.target_loss
+    study = settings.of_problem(options, target=target, **changes)
+    if target is None:
+        say(f"note      without --target_{goal} there are no runs to a target: only the time of an update is studied")
+    return study
 
 
 def note_command(folder: Path, command: str) -> None:

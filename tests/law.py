@@ -19,6 +19,7 @@ from experiments.studies.recommending.lab import Problem
 from experiments.studies.recommending.measure import measure
 from experiments.training.config import plan
 from experiments.training.config.options import TrainConfig
+from experiments.training.loop import Places
 from tests import made
 
 
@@ -64,6 +65,7 @@ class Law:
         # The number of updates after which a rate above a quarter of the best one diverges.
         self.longest, self.per_example = longest, per_example
         self.now, self.jobs = 0.0, []
+        self.seconds_needed = None
         self._outcomes: dict[str, Outcome] = {}
 
     def problem(self, target: float | None = 0.98, examples=55_000, devices=2, **options):
@@ -116,9 +118,10 @@ class Law:
         if rate > 8 * self.best_rate(size) or fragile:
             return Outcome(made.row(job.key, job.options, error="the loss is nan", diverged=True))
         needed = round(self.updates(size, rate) * math.exp(noise[0]))
-        updates = min(most, needed) if config.target_accuracy else most
+        past = math.ceil(needed * (1 + config.past_target))
+        updates = min(most, past) if config.target_accuracy else most
         compute = float(updates * self.update_seconds(size) * math.exp(noise[1] / 10))
-        evaluations = 1 + updates // (config.evaluate_every or 10**9)
+        evaluations = 1 + len(places(config, updates))
         measurements = updates // config.noise_every if config.noise_every else 0
         self.now += compute + evaluations * self.evaluation + measurements * 32 * self.update_seconds(2 * 64)
         summary = made.summary(
@@ -130,10 +133,11 @@ class Law:
         return Outcome(made.row(job.key, job.options, summary=summary), needed, measurements)
 
     def evaluations(self, job: Job):
-        """Returns evaluations in which the loss falls as a power of the updates, to 0.1 at the target."""
-        outcome, every = self._outcomes[job.key], job.options["evaluate_every"]
-        at = range(every, job.options["steps"] + 1, every) if outcome.row.summary else ()
-        return [Evaluation(step, 0.0, 0.1 * (step / outcome.needed) ** -0.5) for step in at]
+        """Returns evaluations in which the loss falls as a power of the updates, to 0.1 at the target, of 0.98."""
+        outcome, config = self._outcomes[job.key], TrainConfig(**job.options)
+        at = places(config, outcome.row.summary.updates) if outcome.row.summary else ()
+        losses = [0.1 * (step / outcome.needed) ** -0.5 for step in at]
+        return [Evaluation(step, 1 - 0.2 * loss, loss) for step, loss in zip(at, losses, strict=True)]
 
     def noise(self, job: Job):
         count = self._outcomes[job.key].measurements
@@ -141,6 +145,14 @@ class Law:
         norm2, trace = 1 + 0.1 * rng.normal(size=count), 1 + 0.1 * rng.normal(size=count)
         trace *= NOISE_OVER_CRITICAL * self.critical
         return [(i, 1.0, *estimate) for i, estimate in enumerate(zip(norm2, trace, strict=True))]
+
+
+def places(config, updates):
+    """Returns the updates after which a run is evaluated."""
+    found, places = [], Places(config.evaluate_every or 10**9, config.evaluate_growth)
+    while (found[-1] if found else 0) < updates:
+        found.append(min(updates, places.next_after(found[-1] if found else 0)))
+    return found
 
 
 def kept(result):

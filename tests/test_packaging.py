@@ -77,10 +77,11 @@ TRAINING = [
     {"machine", "storage", "recipe"},
     {"config"},
     {"step"},
-    {"evaluation", "noise"},
+    {"evaluation", "noise", "trainee"},
     {"progress"},
     {"loop"},
     {"extending"},
+    {"of_images", "of_problem"},
     {"session"},
 ]
 # Reads result files only.

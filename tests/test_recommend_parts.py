@@ -1,6 +1,7 @@
 """The grounds of a recommendation: the line of the memory, and Bayes' rule for few runs to a target."""
 
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,11 +10,12 @@ from hypothesis import strategies as st
 
 from experiments._errors import UsageError
 from experiments.records.evidence import MeasuredRun, Noise
-from experiments.studies.recommending import memory
+from experiments.studies.recommending import curves, memory
 from experiments.studies.recommending.curves import (
     NOISE_LOG_SD,
     NOISE_OVER_CRITICAL,
-    RUN_LOG_SD,
+    SEED_LOG_SD,
+    SETTING_LOG_SD,
     USUAL_CRITICAL_EXAMPLES,
     USUAL_LOG_SD,
     NoisePrior,
@@ -40,11 +42,11 @@ def runs(sizes, updates, reached=None):
     sizes=st.lists(st.sampled_from([8, 32, 128, 512, 2048]), min_size=4, max_size=5, unique=True),
 )
 def test_runs_outweigh_the_noise_scale_where_there_are_enough(scale, off, least, sizes):
-    """Without noise of their own: thirty runs at each of four sizes or more leave little of what was thought before."""
+    """On the curve: thirty runs at each of four sizes or more leave little of what was thought before."""
     sizes, truth = sorted(sizes) * 30, off * scale
-    (found, examples), *draws = steps_by(
-        NoisePrior(NOISE_OVER_CRITICAL * scale, 0.1), runs(sizes, [least * (1 + truth / size) for size in sizes])
-    )
+    noise = NoisePrior(NOISE_OVER_CRITICAL * scale, 0.1)
+    with mock.patch.object(curves, "SETTING_LOG_SD", 0.02):
+        (found, examples), *draws = steps_by(noise, runs(sizes, [least * (1 + truth / size) for size in sizes]))
     for size in set(sizes):
         assert found + examples / size == pytest.approx(least * (1 + truth / size), rel=0.1)
     if min(sizes) < truth / 4 and max(sizes) > 4 * truth:
@@ -62,7 +64,10 @@ def test_the_intervals_hold_what_was_drawn():
         noise = NoisePrior(NOISE_OVER_CRITICAL * truth * math.exp(random.normal(0, math.hypot(NOISE_LOG_SD, 0.5))), 0.5)
         least = math.exp(random.uniform(4, 8))
         sizes = random.choice([16, 64, 256, 1024], random.integers(1, 4))
-        updates = least * (1 + truth / sizes) * np.exp(random.normal(0, RUN_LOG_SD, len(sizes)))
+        # A setting has a deviation of its own, and each of its seeds another.
+        of_setting = {size: random.normal(0, SETTING_LOG_SD) for size in (16, 64, 256, 1024)}
+        off = [of_setting[size] for size in sizes] + random.normal(0, SEED_LOG_SD, len(sizes))
+        updates = least * (1 + truth / sizes) * np.exp(off)
         # A third of the runs are cut short.
         most = updates * np.where(random.random(len(sizes)) < 1 / 3, random.uniform(0.3, 1, len(sizes)), 2)
         if np.all(most < updates):

@@ -111,7 +111,7 @@ class MeasuredRun(Record, frozen=True, kw_only=True):
 class _Shown(Record, frozen=True, kw_only=True):
     """The types of the options that a report shows."""
 
-    dataset: str | None = None
+    dataset: str = ""
     problem: str | None = None
     model: str = ""
     norm: str | None = None
@@ -163,4 +163,4 @@ class Evidence(Record, frozen=True, kw_only=True):
     def __post_init__(self):
         check_options(self.options, _Shown)
         if not {"dataset", "problem"} & self.options.keys():
-            raise ValueError("Expected the option 'dataset' or 'problem'")
+            raise ValueError("Expected one of the options 'dataset' and 'problem'")

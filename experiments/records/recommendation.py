@@ -2,6 +2,7 @@
 
 from typing import Annotated, Literal
 
+import msgspec
 from msgspec import Meta
 
 from .evidence import Evidence
@@ -49,6 +50,30 @@ class Prediction(Record, frozen=True, kw_only=True):
     seconds: Bounded | None
 
 
+class Alternative(Record, frozen=True, kw_only=True):
+    """A batch size that may be the fastest.
+
+    Attributes:
+      batch_size: examples per update.
+      probability: the probability that it is, as far as the measurements tell.
+    """
+
+    batch_size: Size
+    probability: Share
+
+
+class Supposed(Record, frozen=True, kw_only=True):
+    """The answer that would follow from another critical batch size.
+
+    Attributes:
+      critical_batch_size: an end of the interval of the critical batch size, in examples.
+      batch_size: the batch size that would then be the fastest.
+    """
+
+    critical_batch_size: Positive
+    batch_size: Size
+
+
 class Advice(Record, frozen=True, kw_only=True):
     """The setting that follows from the measurements.
 
@@ -69,6 +94,9 @@ class Advice(Record, frozen=True, kw_only=True):
       loosen: a remedy for that constraint, as text.
       certainty: the probability that no other batch size is more than a tenth faster.
       options: the options of `experiments.train` for this setting.
+      alternatives: the batch sizes that may be the fastest, the most probable first. Earlier
+        versions did not write these and the next.
+      supposed: the answers at the ends of the interval of the critical batch size, as far as they are bounded.
     """
 
     batch_size: Size
@@ -87,6 +115,8 @@ class Advice(Record, frozen=True, kw_only=True):
     loosen: str
     certainty: Share
     options: Options
+    alternatives: list[Alternative] = msgspec.field(default_factory=list)
+    supposed: list[Supposed] = msgspec.field(default_factory=list)
 
     @property
     def chosen(self) -> Prediction:

@@ -53,7 +53,7 @@ def recommendation_lines(result: Recommendation) -> list[str]:
         rows = [[cell.replace(" to ", "-") for cell in cells] for cells in predictions(advice)]
         first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
         lines += [command(advice), "", *(f"{name:<10}{text}" for name, text in settings(advice, evidence)), ""]
-        lines += ["Why", *(f"- {text}" for text in reasons(advice)), "", f"{EXPECT}:", ""]
+        lines += ["Why", *(f"- {text}" for text in reasons(advice, evidence)), "", f"{EXPECT}:", ""]
         lines += [
             "  ".join([name.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))])
             for name, *cells in rows
@@ -187,7 +187,7 @@ def _page(folder: str | Path) -> tuple[str, list[str]]:
             commands(command(advice)),
             table(("setting", ""), settings(advice, evidence), numbers=False),
             "<h2>Why</h2>",
-            _list(reasons(advice)),
+            _list(reasons(advice, evidence)),
             figure(recommendation_figure(folder), _quantity(result).caption),
             "<h2>What to expect</h2>",
             f"<p>{EXPECT}.</p>",

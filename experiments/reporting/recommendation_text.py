@@ -88,8 +88,8 @@ def _target(evidence: Evidence) -> str:
     return f"a loss of {evidence.target:g}" if evidence.goal == "loss" else f"{100 * evidence.target:g}%"
 
 
-def reasons(advice: Advice) -> list[str]:
-    """Returns the reasons for the batch size and their certainty, each in one to three sentences."""
+def reasons(advice: Advice, evidence: Evidence) -> list[str]:
+    """Returns the reasons for the batch size, its price and its certainty, each in one to three sentences."""
     critical, knee = advice.critical_batch_size, advice.knee
     fallback = f"What limits the batch size: {advice.binds}. What would help: {advice.loosen}."
     return [
@@ -100,7 +100,69 @@ def reasons(advice: Advice) -> list[str]:
         "above, a larger batch saves few. This size is called the critical batch size.",
         f"How sure: with a probability of {advice.certainty:.0%}, as far as the measurements tell, no other batch "
         f"size is more than 10% faster. {SOURCES[advice.source]}",
+        *_price(advice),
+        _grounds(evidence),
+        *_what_would_change(advice),
+        _twice_the_budget(evidence),
     ]
+
+
+def _price(advice: Advice) -> list[str]:
+    """Returns a sentence about the examples that the target costs, beside the batch size that needs the fewest."""
+    read = {p.batch_size: p.updates[0] * p.batch_size for p in advice.candidates if p.updates is not None}
+    seconds = {p.batch_size: p.seconds[0] for p in advice.candidates if p.seconds is not None}
+    if advice.batch_size not in read or advice.batch_size not in seconds:
+        return []
+    own, fewest = read[advice.batch_size], min(read, key=lambda size: read[size])
+    said = f"Price: about {_count(_rough(own))} examples are read until the target, beside the time"
+    if fewest == advice.batch_size:
+        return [f"{said}; no other batch size here needs fewer."]
+    return [
+        f"{said}. A batch size of {fewest:,} would need the fewest, about {_count(_rough(read[fewest]))}, and take "
+        f"{_rough(seconds[fewest] / seconds[advice.batch_size]):g} times as long."
+    ]
+
+
+def _grounds(evidence: Evidence) -> str:
+    """Returns a sentence about the measurements that the numbers rest on."""
+    reached = [run for run in evidence.runs if run.reached]
+    sizes, seeds = {run.batch_size for run in reached}, {run.seed for run in reached}
+    updates = (
+        f"the updates on {len(reached)} runs to the target, of {len(sizes)} batch sizes and {len(seeds)} seeds"
+        if reached
+        else "the updates on no run to a target"
+    )
+    noise = f"; the gradient noise scale on {evidence.noise.measurements} measurements" if evidence.noise else ""
+    return f"What it rests on: {updates}; the time of an update on {len(evidence.step_time)} timed runs{noise}."
+
+
+def _what_would_change(advice: Advice) -> list[str]:
+    """Returns a sentence about what other measurements would have led to; none of an earlier version's advice."""
+    if not advice.alternatives:
+        return []
+    other = [found for found in advice.supposed if found.batch_size != advice.batch_size]
+    texts = [
+        f"with a critical batch size of {_count(_rough(found.critical_batch_size))}, an end of its interval, the curve "
+        f"would ask for a batch of {found.batch_size:,}"
+        for found in other
+    ]
+    rivals = [found for found in advice.alternatives if found.batch_size != advice.batch_size]
+    if rivals:
+        texts.append(f"the next likely to be the fastest is {rivals[0].batch_size:,} ({rivals[0].probability:.0%})")
+    if not texts:
+        return ["What would change it: neither end of the interval of the critical batch size would."]
+    return [f"What would change it: {'; '.join(texts)}."]
+
+
+def _twice_the_budget(evidence: Evidence) -> str:
+    """Returns a sentence about what more time would buy."""
+    if evidence.minutes_needed is None:
+        return "With twice the time: nothing was left undone for want of time; a higher target would use more of it."
+    return (
+        f"With twice the time: what is listed as not measured for want of time would be; the longest of it needs about "
+        f"{_count(math.ceil(SPARE * evidence.minutes_needed))} minutes in all. The same command with a larger "
+        "--budget_minutes goes on from here."
+    )
 
 
 def _examples(found: Estimate) -> str:

@@ -82,7 +82,7 @@ def write_study_page(folder: str | Path) -> Path:
     made_by = _files.read_lines(study.folder / "command.txt")
     parts += _made_by(rows, "".join(f"{_commands.shareable_text(line)}\n" for line in made_by))
     path = study.folder / "report.html"
-    studied = " and ".join(f"{model} on {dataset}" for dataset, model in _studied(rows))
+    studied = " and ".join(_studied(rows))
     _draw_again(study)
     _files.write(path, document("What the batch size does" + (f": {studied}" if studied else ""), parts))
     return path
@@ -108,10 +108,12 @@ def _left_out(study: StudyFiles, reasons: list[str]) -> list[str]:
     return [f"<p>{html.escape(reason)}</p>" for reason in dict.fromkeys(reasons)]
 
 
-def _studied(rows: Mapping[str, StudyRow]) -> list[tuple[str, str]]:
-    """Returns data set and model of the runs that ended."""
+def _studied(rows: Mapping[str, StudyRow]) -> list[str]:
+    """Returns what the runs that ended have trained: a model on a data set, or a problem."""
     options = (row.options for row in rows.values() if row.summary is not None)
-    return sorted({(str(of.get("dataset")), str(of.get("model", "simple_cnn"))) for of in options})
+    return sorted(
+        {str(of.get("problem") or f"{of.get('model', 'simple_cnn')} on {of.get('dataset')}") for of in options}
+    )
 
 
 def _made_by(rows: Mapping[str, StudyRow], command: str) -> list[str]:
@@ -123,7 +125,7 @@ def _made_by(rows: Mapping[str, StudyRow], command: str) -> list[str]:
         parts.append(commands(command))
     parts.append(
         f"<p>{len(ended)} training runs, "
-        + "; ".join(f"{html.escape(model)} on {html.escape(dataset)}" for dataset, model in facts)
+        + html.escape("; ".join(facts))
         + ". "
         + html.escape("; ".join(sorted({_machine(row.ended) for row in ended})))
         + ". One of them:</p>"

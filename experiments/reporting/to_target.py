@@ -91,5 +91,5 @@ def _spent(summary: Summary, unit: Quantity) -> float:
 
 
 def target_of(found: Analysis) -> str:
-    """Returns the target in percent."""
-    return f"{100 * found.target:g}%"
+    """Returns the target as words in a sentence: a share in percent, or a loss."""
+    return f"a loss of {found.target:g}" if found.goal == "loss" else f"{100 * found.target:g}%"

@@ -149,6 +149,7 @@ class Question:
       fewest_sizes: how many `Setting.compared_sizes` the training set must have room for.
       rates_follow: learning rates of later runs follow from earlier ones.
       on_request: asked only where a user names it.
+      of_problems: it can be asked of a problem too, whose optimizer and norms are its own.
     """
 
     order: int
@@ -161,6 +162,7 @@ class Question:
     fewest_sizes: int = 0
     rates_follow: bool = False
     on_request: bool = False
+    of_problems: bool = False
 
     def answer(self, asked: Asked) -> Analysis:
         """Runs what has not been run, and returns what the report needs beside the rows."""

@@ -1,24 +1,34 @@
 """The extent of the batch-size study: its presets, a user's changes to them, and the limits that the data set."""
 
 import dataclasses
+import functools
 import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from batchnorm_jax.batch_size import scale_learning_rate
+
 from .. import data as datasets
 from .._errors import UsageError
-from ..training import of_problem
+from ..training import of_problem as training
+from ..training.config.plan import MIN_UPDATES_PER_EPOCH
+from . import convergence
+from .convergence import rounded
 from .jobs import Runner, devices_of
 from .question import Changes, Data, Setting, Study
-from .questions import QUESTIONS
+from .questions import QUESTIONS, time
 
 # One in so many training examples is held out.
 HELD_OUT = 12
 # The norm if none is asked for: statistics of a batch of one image normalise nothing, and the batch size should act by
 # the gradient alone.
 PLAIN = {"norm": "none"}
+
+# Of a problem: batch sizes and rates as multiples of its own, and how far and how often they are run.
+SIZE_FACTORS, RATE_FACTORS = (1 / 4, 1, 4, 16), (0.5, 1.0, 2.0)
+MAX_EPOCHS, SEEDS, TIMING_ROUNDS = 40, (0, 1), 3
 
 
 def study_of(options: dict[str, Any], *settings: Setting) -> Study:
@@ -60,17 +70,19 @@ def changed(
     batch_sizes: Sequence[int] | None = None,
     rates: Sequence[float] | None = None,
     seeds: Sequence[int] | None = None,
+    goal: Literal["accuracy", "loss"] = "accuracy",
 ) -> Study:
     """Returns a study with what is given in place of what it has.
 
     Args:
       study: such as a preset.
       options: options of every run by their names; None: as in `study`.
-      target: the accuracy of runs to a target.
+      target: the accuracy or the loss of runs to a target.
       max_epochs: epochs after which such a run counts as not having reached it.
       batch_sizes: where the rate is tuned and minima are compared; a ramp begins at the smallest.
       rates: where the search begins at the smallest batch size; a ramp has the least of them.
       seeds: the seeds of every run that has several.
+      goal: the kind of the target.
 
     Raises:
       UsageError: a value is out of range, or some do not rise.
@@ -88,7 +100,7 @@ def changed(
             )
         if given != sorted(set(given)):
             raise UsageError(f"--{name} must rise, as {example}, not {given}")
-    if target is not None and not 0 < target <= 1:
+    if target is not None and goal == "accuracy" and not 0 < target <= 1:
         raise UsageError(f"--target_accuracy is a share of 1, such as 0.98, not {target}")
     changes = Changes(
         target,
@@ -104,9 +116,49 @@ def changed(
     )
 
 
+def of_problem(
+    options: dict[str, Any],
+    *,
+    target: float | None = None,
+    max_epochs: int | None = None,
+    batch_sizes: Sequence[int] | None = None,
+    rates: Sequence[float] | None = None,
+    seeds: Sequence[int] | None = None,
+) -> Study:
+    """Returns a study of a problem: its batch sizes lie about the problem's own, its rates about that rate by its rule.
+
+    Args:
+      options: options of every run by their names, `problem` among them.
+      target: the accuracy or the loss of runs to a target; None: there are no such runs.
+      max_epochs: as for `changed`, as are the others.
+      batch_sizes: batch sizes to tune the rate at and to time.
+      rates: where the search begins at the smallest batch size.
+      seeds: the seeds of every run that has several.
+
+    Raises:
+      UsageError: the problem cannot be loaded, or a value is out of range.
+    """
+    data = with_held_out(options)
+    numbers = data.problem
+    assert numbers is not None
+    most = max(numbers.devices, numbers.examples // MIN_UPDATES_PER_EPOCH)
+    about = (numbers.batch_size * factor for factor in SIZE_FACTORS)
+    sizes = sorted({min(most, max(1, round(size / numbers.devices))) * numbers.devices for size in about})
+    first = scale_learning_rate(numbers.learning_rate, numbers.batch_size, min(sizes), rule=numbers.rule)
+    found: list[Setting] = [time.Setting(tuple(sizes), examples=numbers.examples, rounds=TIMING_ROUNDS)]
+    if target is not None:
+        around = tuple(rounded(first * factor) for factor in RATE_FACTORS)
+        found.append(convergence.Setting(target, (), tuple(sizes), around, MAX_EPOCHS, SEEDS))
+    study = study_of(options, *found)
+    study = dataclasses.replace(study, parts=tuple(part for part in study.parts if QUESTIONS[part].of_problems))
+    changes = {"max_epochs": max_epochs, "batch_sizes": batch_sizes, "rates": rates, "seeds": seeds}
+    return changed(study, {}, target=target, goal=data.goal, **changes)
+
+
 def data_of(study: Study) -> Data:
-    """Returns the data set of a study, whose runs have no norm if none is asked for."""
-    return with_held_out({**PLAIN, **study.options})
+    """Returns what a study trains; runs on a data set have no norm if none is asked for."""
+    plain = {} if study.options.get("problem") is not None else PLAIN
+    return with_held_out({**plain, **study.options})
 
 
 def with_held_out(options: dict[str, Any], goal: Literal["accuracy", "loss"] = "accuracy") -> Data:
@@ -121,15 +173,21 @@ def with_held_out(options: dict[str, Any], goal: Literal["accuracy", "loss"] = "
     Raises:
       UsageError: the data set or the problem cannot be loaded.
     """
-    if options.get("problem") is not None:
-        with tempfile.TemporaryDirectory() as folder, Runner(Path(folder)) as runner:
-            told = runner.ask(of_problem.describe, devices_of(options), options=options)
-        numbers = of_problem.ProblemNumbers(**told)
+    if (name := options.get("problem")) is not None:
+        numbers = _numbers(name, options.get("num_devices"))
         return Data(options, numbers.examples, 0, numbers.goal, numbers)
     dataset = datasets.load(options["dataset"], options.get("data_dir"), image_size=options.get("image_size"))
     in_memory = isinstance(dataset.train, datasets.Examples)
     held_out = dataset.train.size // HELD_OUT if dataset.independent and in_memory else 0
     return Data(options, dataset.train.size - held_out, held_out, goal)
+
+
+@functools.lru_cache
+def _numbers(name: str, num_devices: int | None) -> training.ProblemNumbers:
+    """Returns the numbers of a problem, told by a process that trains: this one leaves the devices to it."""
+    options = {"problem": name, "num_devices": num_devices}
+    with tempfile.TemporaryDirectory() as folder, Runner(Path(folder)) as runner:
+        return training.ProblemNumbers(**runner.ask(training.describe, devices_of(options), options=options))
 
 
 def fitted(study: Study, examples: int, parts: Sequence[str]) -> Study:

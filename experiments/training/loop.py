@@ -76,7 +76,7 @@ class Fit:
         self._computing = 0.0
         # The evaluations of the first split so far, by their steps.
         self._course: list[tuple[int, Result]] = []
-        self._places = _Places(self._config.evaluate_every, self._config.evaluate_growth)
+        self._places = Places(self._config.evaluate_every, self._config.evaluate_growth)
         # The first step of the present epoch, and an iterator over its remaining updates.
         self._open: tuple[int, Iterator[list[Any]]] | None = None
 
@@ -308,7 +308,7 @@ class Fit:
             self._checkpoints.save(state, notes)
 
 
-class _Places:
+class Places:
     """The updates after which a run is evaluated, at distances that grow with them."""
 
     def __init__(self, every: int, growth: float):

@@ -1,13 +1,15 @@
-"""Records of the question about convergence: the updates to a target accuracy, and the learning rate."""
+"""Records of the question about convergence: the updates to a target, and the learning rate."""
 
-from ..fields import AboveOne, Count, Interval, Positive, Share, Size, Unbounded
+from typing import Literal
+
+from ..fields import AboveOne, Count, Finite, Interval, Positive, Share, Size, Unbounded
 from ..record import Record
 from ..studies import Analysis as Base
 from ..studies import StudyRow
 
 
 class ToTargetRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):
-    """A run that stops at the target accuracy."""
+    """A run that stops at the target."""
 
     NEEDED = ("batch_size", "seed", "learning_rate")
     TIMED = True
@@ -64,7 +66,8 @@ class Analysis(Base, frozen=True, kw_only=True):
     """The contents of `convergence.json`.
 
     Attributes:
-      target: the accuracy to reach, as a share of 1.
+      target: the accuracy to reach, as a share of 1, or the loss.
+      goal: the kind of the target.
       seeds: the seeds of the runs at the best rates.
       confidence: the confidence level of the intervals.
       tuned: one entry per batch size of the search, rising.
@@ -73,7 +76,8 @@ class Analysis(Base, frozen=True, kw_only=True):
       no_fit: the reason why there is no fit; None: there is one.
     """
 
-    target: Positive
+    target: Finite
+    goal: Literal["accuracy", "loss"] = "accuracy"
     seeds: list[Count]
     confidence: Share
     tuned: list[BestRate]

@@ -114,7 +114,7 @@ def target_and_rate_sections(study: StudyFiles) -> list[Section]:
 
 
 def _split(rows: Sequence[StudyRow]) -> str:
-    """Returns the name of the split that the target is an accuracy of."""
+    """Returns the name of the split that the target is of."""
     return next((next(iter(row.summary.results)) for row in rows if row.summary is not None), "test")
 
 

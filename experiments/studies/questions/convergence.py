@@ -1,6 +1,7 @@
 """Updates to a target accuracy by batch size, at one rate and at tuned rates."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from batchnorm_jax.batch_size import fit_steps_to_target
 
@@ -24,7 +25,9 @@ from ..question import Asked, Data, Question, keys_of
 
 
 def fixed_jobs(data: Data, setting: Setting, rate: float = 0.02, momentum: float = 0.5) -> list[Job]:
-    """Returns a run at every batch size at one rate, with each seed."""
+    """Returns a run at every batch size at one rate, with each seed; none of a problem, whose optimizer is its own."""
+    if data.is_problem:
+        return []
     return [
         Job(
             f"fixed-b{batch_size}-seed{seed}",
@@ -50,10 +53,15 @@ def run(asked: Asked) -> Analysis:
         rows.append(asked.runner.run(job))
         return trial_of(rows[-1])
 
-    return analyse(setting, rows, run_tuned(asked.data, setting, trial))
+    return analyse(setting, rows, run_tuned(asked.data, setting, trial), asked.data.goal)
 
 
-def analyse(setting: Setting, rows: Sequence[StudyRow], found: Sequence[Tuned]) -> Analysis:
+def analyse(
+    setting: Setting,
+    rows: Sequence[StudyRow],
+    found: Sequence[Tuned],
+    goal: Literal["accuracy", "loss"] = "accuracy",
+) -> Analysis:
     """Returns the best rates, and the fit of the updates to the target or the reason why there is none."""
     sizes, steps, censored = steps_for_fit(rows, found)
     fit, why = None, None
@@ -71,6 +79,7 @@ def analyse(setting: Setting, rows: Sequence[StudyRow], found: Sequence[Tuned]) 
     return Analysis(
         keys=keys_of(rows),
         target=setting.target,
+        goal=goal,
         seeds=list(setting.seeds),
         confidence=CONFIDENCE,
         tuned=[BestRate(batch_size=t.batch_size, rate=t.rate, reached=t.reached, on_edge=t.on_edge) for t in found],
@@ -130,4 +139,5 @@ QUESTION = Question(
     # A curve is fitted.
     fewest_sizes=2,
     rates_follow=True,
+    of_problems=True,
 )

@@ -20,4 +20,5 @@ QUESTION = Question(
     planned=planned,
     fewest_sizes=1,
     on_request=True,
+    of_problems=True,
 )

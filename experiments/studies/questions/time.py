@@ -55,8 +55,8 @@ class _Time(NamedTuple):
 _Times = Mapping[int, Mapping[int, _Time]]
 
 
-def jobs(options: Options, setting: Setting) -> list[Job]:
-    """Returns a run at every batch size in every round."""
+def jobs(options: Options, setting: Setting, rate: float = 0.01) -> list[Job]:
+    """Returns a run at every batch size in every round, at a rate at which it does not diverge."""
     return [
         Job(
             f"time-b{batch_size}-round{number}",
@@ -66,7 +66,7 @@ def jobs(options: Options, setting: Setting) -> list[Job]:
                 "steps": min(MOST_STEPS, max(LEAST_STEPS, setting.examples // batch_size)),
                 "schedule": "constant",
                 "warmup_epochs": 0,
-                "learning_rate": 0.01,
+                "learning_rate": rate,
                 "seed": number,
             },
         )
@@ -77,7 +77,9 @@ def jobs(options: Options, setting: Setting) -> list[Job]:
 
 def planned(asked: Asked) -> list[Job]:
     """Returns all runs."""
-    return jobs(asked.study.options, asked.study.of(Setting))
+    data = asked.data
+    of_problem = {} if data.problem is None else {"rate": data.problem.learning_rate / 10}
+    return jobs(asked.study.options, asked.study.of(Setting), **of_problem)
 
 
 def run(asked: Asked) -> Analysis:
@@ -176,4 +178,5 @@ QUESTION = Question(
         "mnist": Setting(_MNIST_TIMED, examples=30_000, rounds=5),
         "mnist_full": Setting(_MNIST_TIMED, examples=60_000, rounds=9),
     },
+    of_problems=True,
 )

@@ -10,7 +10,7 @@ from batchnorm_jax.batch_size import interval_of
 
 from ...records.evidence import Evidence
 from ...records.fields import Bounded, OpenInterval, Options, finite
-from ...records.recommendation import Advice, Estimate, Prediction
+from ...records.recommendation import Advice, Alternative, Estimate, Prediction, Supposed
 from ...records.runs import OF_DATA_AND_MODEL
 from ...training.config.options import TrainConfig
 from ...training.config.plan import MIN_UPDATES_PER_EPOCH
@@ -26,6 +26,8 @@ REACH_FACTOR = 4
 AS_GOOD_TIME_RATIO = 1.1
 # A batch size that was tried is preferred to an untried, faster one up to this ratio of their times.
 PREFERRED_TIME_RATIO = 1.05
+# Batch sizes that are less probable to be the fastest are not named.
+LEAST_PROBABILITY = 0.02
 # The seed of the draws for the distance of a run from the curve.
 SCATTER_SEED = 2
 # The epoch limit of the recommended run, in multiples of the predicted epochs: a slow seed should still reach the
@@ -88,7 +90,36 @@ def advise(evidence: Evidence) -> Advice | None:
         loosen=binding.loosen,
         certainty=float(np.mean(times[place, 1:] <= AS_GOOD_TIME_RATIO * times[:, 1:].min(axis=0))),
         options=_options(evidence, curves, batch_size, rate, micro),
+        alternatives=_alternatives(sizes, times[:, 1:]),
+        supposed=_supposed(problem, curves, sizes),
     )
+
+
+def _alternatives(sizes: Sequence[int], times: np.ndarray) -> list[Alternative]:
+    """Returns the probability of each batch size to be the fastest, by the draws of their times, if it is worth a word.
+
+    Args:
+      sizes: the batch sizes.
+      times: the times to the target by batch size and draw, shape (sizes, draws).
+    """
+    share = np.bincount(times.argmin(axis=0), minlength=len(sizes)) / times.shape[1]
+    found = [Alternative(batch_size=size, probability=float(p)) for size, p in zip(sizes, share, strict=True)]
+    return sorted((a for a in found if a.probability >= LEAST_PROBABILITY), key=lambda a: -a.probability)
+
+
+def _supposed(problem: "_Limits", curves: Curves, sizes: Sequence[int]) -> list[Supposed]:
+    """Returns the fastest batch size by the curve at each end of the interval of the critical batch size."""
+    found = []
+    for critical in interval_of(curves.critical()[1:], CONFIDENCE):
+        if not 0 < critical < math.inf:
+            continue
+
+        def seconds(size: int, critical: float = critical) -> float:
+            parts = problem.micro_batches(size)
+            return (1 + critical / size) * parts * curves.update_seconds(size / parts)[0]
+
+        found.append(Supposed(critical_batch_size=critical, batch_size=min(sizes, key=seconds)))
+    return found
 
 
 def _options(evidence: Evidence, curves: Curves, batch_size: int, rate: float, micro: int) -> Options:
@@ -228,9 +259,7 @@ _NOISE = _Binding(
 
 def _binding(evidence: Evidence, problem: _Limits, curves: Curves, batch_size: int) -> _Binding:
     twice = 2 * batch_size
-    # By the curve alone: the deviations of single settings say nothing of what binds.
-    whole = curves.updates(batch_size)[0] * curves.update_seconds(batch_size)[0]
-    without = curves.updates(twice)[0] * curves.update_seconds(twice)[0]
+    whole, without = (curves.of_setting(b)[0] * curves.update_seconds(b)[0] for b in (batch_size, twice))
     if not problem.fits(batch_size) or (not problem.fits(twice) and without < whole):
         cut = "; --accumulation_steps makes up for it in part" if problem.cuts else ""
         return _Binding("memory", f"a half-precision --dtype or more devices{cut}")

@@ -19,8 +19,8 @@ Rule = Literal["linear", "sqrt"]
 
 # The fewest updates for a run to be timed: the first update is slower than the others.
 MIN_TIMED_UPDATES = 10
-# Evaluations may take at most this share of the time that a run may have.
-EVALUATION_TIME_SHARE = 0.2
+# Evaluations may take this share of the time that a run may have, but each run may have so many of them.
+EVALUATION_TIME_SHARE, LEAST_EVALUATIONS = 0.2, 8
 # The distance of evaluations as a share of the updates so far: the first that is affordable. Runs of one setting are
 # further apart than that by their seeds.
 GROWTHS = (0.1, 0.2, 0.4)
@@ -102,15 +102,16 @@ def evaluations_of(problem: Problem, costs: Costs, batch_size: int, updates: flo
       updates: the most updates of the run.
     """
     room = EVALUATION_TIME_SHARE * costs.of(batch_size, updates, 0)
+    affordable = max(LEAST_EVALUATIONS, room / costs.evaluation if costs.evaluation > 0 else math.inf)
     for growth in GROWTHS:
         # An evaluation for each example would be wasted: its noise stays the same.
         every = max(1, round(FINEST * problem.data.examples / batch_size))
         while every < growth * updates:
             found = Evaluations(every, growth)
-            if found.number(updates) * costs.evaluation <= room:
+            if found.number(updates) <= affordable:
                 return found
             every *= 2
-    return Evaluations(max(1, math.ceil(GROWTHS[-1] * updates)), GROWTHS[-1])
+    return Evaluations(max(1, round(updates / LEAST_EVALUATIONS)), GROWTHS[-1])
 
 
 def step_seconds(row: StudyRow) -> float:

@@ -102,19 +102,22 @@ class TargetSearch:
         """
         left = self._settings()
         for first in range(0, FINAL_SEEDS, SEEDS_AT_A_TIME):
-            # The fastest setting comes first, in case time runs out.
-            left = sorted(left, key=self._mean_time)[: max(LEAST_SETTINGS, len(left) // 2)]
+            # The fastest setting comes first, in case time runs out; and the best rate of each size before the others,
+            # so that sizes that are nearly equal are compared to the end.
+            left = sorted(left, key=self._mean_time)
+            bests = {size: (size, rate) for size, rate in reversed(left)}
+            left = sorted(left, key=lambda setting: setting != bests[setting[0]])[: max(LEAST_SETTINGS, len(left) // 2)]
             for size, rate in left:
                 for seed in range(first, first + SEEDS_AT_A_TIME):
                     if most := self._allowed(size, math.exp(self._mean(size, rate))):
                         self._run(size, rate, most, seed)
 
     def _settings(self) -> list[tuple[int, float]]:
-        """Returns the batch sizes and rates at which a run came near the fastest one, and the best of each size."""
+        """Returns the batch sizes and rates at which a run came near the fastest one."""
         least = min(self._time(run) for run in self._bests())
         reached = [run for run in self._runs if run.reached and run.seed == SEARCH_SEED]
         near = [run for run in reached if self._time(run) <= NEAR_TIME_RATIO * least]
-        return list(dict.fromkeys((run.batch_size, run.rate) for run in [*self._bests(), *near]))
+        return list(dict.fromkeys((run.batch_size, run.rate) for run in near))
 
     def _mean(self, batch_size: int, rate: float) -> float:
         """Returns the mean of the logarithms of the updates of a setting; a run that missed counts as twice its own."""
