@@ -94,7 +94,8 @@ def test_noise_that_few_measurements_do_not_bound_is_measured_again():
 
     evidence, advice = answer(Never(minutes=20))
     assert evidence.noise is None and advice.batch_size
-    assert sum("the gradient noise scale: its measurements are too few" in what for what in evidence.not_measured) == 1
+    said = [what for what in evidence.not_measured if "the gradient noise scale" in what]
+    assert len(said) == 1 and ("its measurements are too few" in said[0] or "too little time" in said[0])
 
 
 @pytest.mark.parametrize("longest", [math.inf, 1_000])

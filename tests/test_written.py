@@ -94,7 +94,7 @@ def _lock(folder):
 def _recommend(folder):
     with mock.patch.multiple(
         recommending,
-        with_held_out=lambda options: settings.Data(options, 60, 0),
+        with_held_out=lambda options, goal: settings.Data(options, 60, 0),
         Runner=mock.MagicMock(),
         measure=lambda _, problem: Findings(not_measured=["x" * 9_000]).evidence(problem),
         advise=lambda _: None,

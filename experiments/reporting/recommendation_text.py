@@ -2,7 +2,8 @@
 
 import math
 import shlex
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 
 from .. import _commands
 from ..records.evidence import Evidence, MeasuredRun, Memory
@@ -221,11 +222,11 @@ def measured(evidence: Evidence) -> list[str]:
             f"{_count(noise.scale)} examples ({_bounds(noise.interval)}), the median of "
             f"{noise.measurements} measurements along a run"
         )
-    return [*texts, *map(_run, evidence.runs)]
+    return [*texts, *_runs(evidence.runs)]
 
 
 def _memory(memory: Memory) -> str:
-    text = f"memory: {memory.fixed / 2**20:.3g} MiB and {memory.per_example / 2**20:.3g} MiB per example"
+    text = f"memory: {_bytes(memory.fixed)} and {_bytes(memory.per_example)} per example"
     if memory.largest is not None and memory.limit is not None:
         text += f"; the largest batch that fits in {memory.limit / 2**30:.1f} GiB: {memory.largest:,}"
     if tried := memory.tried:
@@ -233,10 +234,31 @@ def _memory(memory: Memory) -> str:
     return text
 
 
-def _run(run: MeasuredRun) -> str:
-    outcome = f"{'reached' if run.reached else 'not reached'} after {run.updates:,} updates"
-    setting = f"run: batch size {run.batch_size:,}, rate {run.rate:g}, seed {run.seed}"
-    return f"{setting}: {'diverged' if run.diverged else outcome}"
+def _bytes(value: float) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if value >= size / 10:
+            return f"{value / size:.3g} {unit}"
+    return f"{value / 2**10:.3g} KiB"
+
+
+def _runs(runs: Sequence[MeasuredRun]) -> list[str]:
+    """Returns one line per setting, with the outcome of each of its seeds."""
+    settings: dict[tuple[int, float], list[MeasuredRun]] = defaultdict(list)
+    for run in runs:
+        settings[run.batch_size, run.rate].append(run)
+    lines = []
+    for (size, rate), there in sorted(settings.items()):
+        reached = [f"{run.updates:,}" for run in sorted(there, key=lambda run: run.updates) if run.reached]
+        missed = [f"{run.updates:,}" for run in there if not run.reached and not run.diverged]
+        diverged = sum(run.diverged for run in there)
+        outcomes = [
+            *([f"reached after {', '.join(reached)} updates"] if reached else []),
+            *([f"not reached after {', '.join(missed)} updates"] if missed else []),
+            *([f"{diverged} diverged" if len(there) > 1 else "diverged"] if diverged else []),
+        ]
+        seeds = f"{len(there)} seeds" if len(there) > 1 else "one seed"
+        lines.append(f"runs of batch size {size:,} at rate {rate:g}, {seeds}: {'; '.join(outcomes)}")
+    return lines
 
 
 def _updates_per_epoch(prediction: Prediction) -> str:
@@ -252,7 +274,7 @@ _ROWS: tuple[tuple[str, Callable[[Prediction], str]], ...] = (
     ("updates", lambda p: _with_bounds(p.updates, _count)),
     ("epochs", lambda p: _with_bounds(p.epochs, _count)),
     ("computing time", lambda p: _with_bounds(p.seconds, _seconds)),
-    ("memory", lambda p: "not known" if p.memory is None else f"{p.memory / 2**30:.2f} GiB"),
+    ("memory", lambda p: "not known" if p.memory is None else _bytes(p.memory)),
 )
 
 

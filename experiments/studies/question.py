@@ -88,7 +88,7 @@ class Study:
 
 
 class Data(NamedTuple):
-    """What is trained, a model on a data set or a problem, with the number of training examples.
+    """A data set and a model, or a problem, with the number of training examples.
 
     Attributes:
       options: options of `TrainConfig` that all runs share.
@@ -96,7 +96,7 @@ class Data(NamedTuple):
       held_out: the number of training examples to evaluate on; 0: the test split is evaluated, or what the problem
         holds out.
       goal: the kind of a target, "accuracy" or "loss".
-      problem: what `of_problem.describe` says of the problem; None: a model on a data set.
+      problem: the numbers of the problem; None: a model on a data set.
     """
 
     options: dict[str, Any]

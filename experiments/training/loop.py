@@ -40,7 +40,7 @@ class Fit:
     """The training loop of one run; call it with the state to start from.
 
     Args:
-      trainee: what is trained: its configuration, its plan, the function that compiles its updates, and its noise.
+      trainee: the trainee: its configuration, its plan, the function that compiles its updates, and its noise.
       feed: the batches.
       evaluate: the evaluation of every split.
       checkpoints: the checkpoints of the run.

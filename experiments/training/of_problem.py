@@ -40,7 +40,7 @@ RATES_AT_A_TIME = 1_024
 
 
 class Reading(NamedTuple):
-    """What an update reads.
+    """The input of an update.
 
     Attributes:
       batch: the batch, whatever the problem makes of it.
@@ -54,7 +54,7 @@ class Reading(NamedTuple):
 
 
 class ProblemNumbers(NamedTuple):
-    """What a study needs to know of a problem.
+    """The numbers of a problem that a study needs.
 
     Attributes:
       examples: the number of training examples.

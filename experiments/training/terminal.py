@@ -166,7 +166,7 @@ def countdown(left: Callable[[], float], what: str) -> Iterator[None]:
 
     Args:
       left: returns the seconds that are left; once there are none, the line says so.
-      what: what is under way.
+      what: the name of the work under way.
     """
     ended = threading.Event()
     with StatusLine() as line:

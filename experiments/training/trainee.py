@@ -1,4 +1,4 @@
-"""What a session trains: a model on a data set, or a problem; both pass through the same loop."""
+"""The interface between a session and its trainee: a model on a data set, or a problem, in the same loop."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

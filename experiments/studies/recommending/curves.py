@@ -281,7 +281,7 @@ def _log_likelihood(run: MeasuredRun, expected: np.ndarray, spread: float) -> np
 
     Args:
       run: a run that did not reach the target, or reached it between evaluations that are far apart.
-      expected: of any shape.
+      expected: the expected logarithms, an array of any shape.
       spread: the standard deviation of the logarithm of the updates about what is expected.
     """
     if not run.reached:

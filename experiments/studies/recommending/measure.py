@@ -206,7 +206,7 @@ def _noise_alone(
     batch_size, rate = along
     if not problem.can_measure_noise:
         missing.append(
-            f"{NOISE_SCALE}: the problem has no `gradient`"
+            f"{NOISE_SCALE}: the problem has no function 'gradient'"
             if problem.data.is_problem
             else f"{NOISE_SCALE}: {problem.data.examples:,} examples are too few"
         )

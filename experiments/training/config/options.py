@@ -377,7 +377,7 @@ class TrainConfig:
 
     @property
     def trained(self) -> str:
-        """What is trained, in a name for folders: the problem, or data set and model."""
+        """The problem, or data set and model, as a part of the name of a folder."""
         return (self.problem or f"{self.dataset}-{self.model}").replace(":", "_")
 
     def default_workdir(self) -> str:
