@@ -12,11 +12,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from .. import _files
+from .._commands import PACKAGE
 from .._errors import UsageError
 from ..records.comparison import ComparedRow, Comparison, GridCost, RecommendationCost
 from ..records.fields import Options
@@ -55,12 +56,13 @@ class Problem(NamedTuple):
 
     Attributes:
       name: the name of the problem and of its folder.
-      options: the options of `TrainConfig`: data set, model, norm.
-      target: the accuracy to reach.
+      options: the options of `TrainConfig`: data set, model and norm, or a problem.
+      target: the accuracy or the loss to reach.
       batch_sizes: the batch sizes of the grid.
       rates: the learning rates of the grid.
       max_epochs: the number of epochs after which a run counts as not having reached the target.
       seeds: the seeds of every cell.
+      goal: the kind of the target.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Problem(NamedTuple):
     rates: tuple[float, ...]
     max_epochs: int
     seeds: tuple[int, ...] = (0, 1)
+    goal: Literal["accuracy", "loss"] = "accuracy"
 
     def setting(self, epochs_factor: int = 1) -> Setting:
         """Returns the grid as a setting of the batch-size study, with the epoch limit multiplied by a factor."""
@@ -83,7 +86,11 @@ class Problem(NamedTuple):
         )
 
 
+_PROBLEMS = f"{PACKAGE}.problems"
 _SIZES = (32, 64, 128, 256, 512)
+# Runs of a moment, of which a grid needs more seeds to say which of its settings is the best.
+_SMALLER, _WIDE, _MANY = (4, 8, 16, 32, 64, 128), (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8), (0, 1, 2, 3, 4)
+_FEW, _OF_ADAM = (8, 16, 32, 64, 128), (0.001, 0.002, 0.004, 0.008, 0.016)
 _HIGHER, _LOWER = (0.01, 0.02, 0.04, 0.08, 0.16), (0.005, 0.01, 0.02, 0.04, 0.08)
 PROBLEMS = {
     problem.name: problem
@@ -91,6 +98,9 @@ PROBLEMS = {
         Problem("mnist", {"dataset": "mnist", "norm": "batch"}, 0.988, _SIZES, _HIGHER, 5),
         Problem("mnist_no_norm", {"dataset": "mnist", "norm": "none"}, 0.985, _SIZES, _LOWER, 5),
         Problem("digits", {"dataset": "digits", "norm": "none"}, 0.96, _SIZES, _LOWER, 5),
+        Problem("mlp", {"problem": f"{_PROBLEMS}.mlp:problem"}, 0.96, _SMALLER, _WIDE, 20, _MANY),
+        Problem("classifier", {"problem": f"{_PROBLEMS}.classifier:problem"}, 0.1, _SMALLER, _WIDE, 40, _MANY, "loss"),
+        Problem("transformer", {"problem": f"{_PROBLEMS}.transformer:problem"}, 1.8, _FEW, _OF_ADAM, 6, (0, 1), "loss"),
     )
 }
 PARTS = tuple(PROBLEMS)
@@ -125,7 +135,8 @@ def measure(problem: Problem, folder: Path, data_dir: str | None = None) -> None
     """Makes the missing runs of a problem: the grid, then the recommendation, then both settings with fresh seeds."""
     # Read first: a recommendation of another problem must be refused before a row is added.
     result = _result(problem, folder)
-    options = problem.options | ({"data_dir": data_dir} if data_dir else {})
+    of_data = "dataset" in problem.options
+    options = problem.options | ({"data_dir": data_dir} if data_dir and of_data else {})
     data = with_held_out(options)
     with Runner(folder / GRID) as runner:
         grid = runner.run_all(grid_jobs(data, problem.setting()))
@@ -137,7 +148,8 @@ def measure(problem: Problem, folder: Path, data_dir: str | None = None) -> None
             tempfile.TemporaryDirectory() as compiled,
             _environment(JAX_COMPILATION_CACHE_DIR=compiled, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.3"),
         ):
-            result = recommend(options, target=problem.target, minutes=BUDGET_SHARE * cost(grid) / 60, folder=place)
+            minutes = BUDGET_SHARE * cost(grid) / 60
+            result = recommend(options, target=problem.target, goal=problem.goal, minutes=minutes, folder=place)
     longer = problem.setting(PATIENCE_FACTOR)
     with Runner(folder / AGAIN) as runner:
         for cell in _compared(grid, result.advice):
@@ -183,6 +195,7 @@ def tabulate(problem: Problem, folder: Path) -> Comparison:
     return Comparison(
         problem=problem.name,
         target=problem.target,
+        goal=problem.goal,
         grid=GridCost(cells=len(cells(grid)), runs=len(grid), seconds=cost(grid)),
         recommendation=RecommendationCost(seconds=result.seconds, not_measured=result.evidence.not_measured),
         best=best,
@@ -215,7 +228,7 @@ def _compared(grid: Sequence[StudyRow], advice: Advice | None) -> list[Cell]:
 
 def _rows(problem: Problem, folder: Path) -> list[ComparedRow]:
     """Returns the runs in a folder that belong to the problem and have ended or diverged."""
-    asked = {**problem.options, "target_accuracy": problem.target}.items()
+    asked = {**problem.options, f"target_{problem.goal}": problem.target}.items()
     rows = {row.key: row for row in _files.read_rows(folder / jobs.FILE, ComparedRow)[0]}
     return [row for row in rows.values() if row.is_result and asked <= row.options.items()]
 
@@ -231,7 +244,8 @@ def _result(problem: Problem, folder: Path) -> Recommendation | None:
         return None
     result = _files.read_json(path, Recommendation)
     evidence = result.evidence
-    if evidence.target != problem.target or not problem.options.items() <= evidence.options.items():
+    target = (evidence.target, evidence.goal)
+    if target != (problem.target, problem.goal) or not problem.options.items() <= evidence.options.items():
         raise UsageError(
             f"{path} is of another problem, with the target {evidence.target} and {evidence.options}; "
             "take another --workdir, or remove it"

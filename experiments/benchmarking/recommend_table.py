@@ -36,7 +36,7 @@ def _compared(row: Comparison) -> tuple[str, ...]:
     spent, grid = row.recommendation.seconds, row.grid.seconds
     missing = "; ".join(row.recommendation.not_measured)
     return (
-        f"{row.problem}, {row.target:.1%}",
+        f"{row.problem}, loss {row.target:g}" if row.goal == "loss" else f"{row.problem}, {row.target:.1%}",
         _short(row.best),
         f"none; not measured: {missing}" if row.recommended is None else _short(row.recommended),
         "" if row.recommended is None else _seconds(row.recommended.predicted),

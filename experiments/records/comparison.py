@@ -1,5 +1,7 @@
 """Records of the recommend suite: the rows of its runs, and one row of its table per problem."""
 
+from typing import Literal
+
 from .fields import Bounded, Count, Finite, NonNegative, Positive, Size
 from .record import Record
 from .studies import StudyRow
@@ -85,7 +87,8 @@ class Comparison(Record, frozen=True, kw_only=True):
 
     Attributes:
       problem: the name of the problem.
-      target: the accuracy to reach.
+      target: the accuracy or the loss to reach.
+      goal: the kind of the target.
       grid: the size and the cost of the grid.
       recommendation: the cost of the recommendation.
       best: the best setting of the grid.
@@ -97,6 +100,7 @@ class Comparison(Record, frozen=True, kw_only=True):
 
     problem: str
     target: Finite
+    goal: Literal["accuracy", "loss"] = "accuracy"
     grid: GridCost
     recommendation: RecommendationCost
     best: ComparedSetting

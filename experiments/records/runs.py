@@ -154,6 +154,11 @@ class Summary(FileRecord, frozen=True, kw_only=True):
         """The number of updates after which the target was reached; None: not reached, or no target."""
         return None if self.target is None else self.target.reached_after_updates
 
+    @property
+    def share_to_target(self) -> float:
+        """The share of its updates after which the run reached its target; 1 if it did not, or went no further."""
+        return 1.0 if self.reached_after is None or not self.updates else self.reached_after / self.updates
+
 
 class DataFacts(Record, frozen=True, kw_only=True):
     """Facts about the training data that evaluation and resuming need.

@@ -87,7 +87,7 @@ def dots(axes: Axes, shown: Sequence[StudyRow], unit: Quantity, way: Way) -> Non
 
 
 def _spent(summary: Summary, unit: Quantity) -> float:
-    return summary.epochs if unit == "epochs" else summary.updates
+    return summary.share_to_target * (summary.epochs if unit == "epochs" else summary.updates)
 
 
 def target_of(found: Analysis) -> str:

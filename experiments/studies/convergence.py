@@ -22,6 +22,10 @@ from .question import Setting as Base
 SEARCH_SEED = 100
 # The share of an epoch between two evaluations; those of 5,000 images take 25% to 65% of the computing beside them.
 RESOLUTION = 0.04
+# Of a problem, which has no epochs to speak of: the least distance of the first evaluations, in epochs, and the share
+# of the updates so far to which it grows. A run goes past its target by this share of its updates, so that noise is
+# told from reaching it.
+FINEST, GROWTH, PAST_TARGET = 0.004, 0.1, 0.2
 # The most updates of a run; at a batch of one an epoch of MNIST has a minute's worth of updates.
 MOST_UPDATES = 300_000
 # The step by which a search that was given one rate goes on.
@@ -90,7 +94,8 @@ def job_options(data: Data, setting: Setting, batch_size: int, seed: int, **chan
       seed: the seed of the run.
       **changes: other options, such as the optimizer.
     """
-    every = max(1, round(RESOLUTION * data.examples / batch_size))
+    every = max(1, round((FINEST if data.is_problem else RESOLUTION) * data.examples / batch_size))
+    growing: Options = {"evaluate_growth": GROWTH, "past_target": PAST_TARGET} if data.is_problem else {}
     return {
         **data.options,
         "batch_size": batch_size,
@@ -98,6 +103,7 @@ def job_options(data: Data, setting: Setting, batch_size: int, seed: int, **chan
         f"target_{data.goal}": setting.target,
         "evaluate_every": every,
         "log_every": every,
+        **growing,
         **data.constant,
         "seed": seed,
         **changes,

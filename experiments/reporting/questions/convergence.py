@@ -129,7 +129,9 @@ def _medians(shown: Sequence[StudyRow]) -> dict[int, float]:
     """Returns median epochs by batch size; infinite where half of the runs or more did not reach the target."""
     groups = defaultdict(list)
     for row in shown:
-        groups[row.batch_size].append(row.ended.epochs if reached_target(row) else math.inf)
+        ended = row.summary
+        reached = ended is not None and reached_target(row)
+        groups[row.batch_size].append(ended.share_to_target * ended.epochs if reached else math.inf)
     return {size: statistics.median(values) for size, values in sorted(groups.items())}
 
 
@@ -206,10 +208,10 @@ def _table(rows: Sequence[StudyRow]) -> list[tuple[str, ...]]:
         shown = [row.ended for row in group if reached_target(row)] if 2 * reached > len(group) else ended
         mark = "" if 2 * reached > len(group) else "> "
         values: list[tuple[Callable[[Summary], float], str]] = [
-            (lambda s: s.updates, ",.0f"),
-            (lambda s: s.epochs, ".2f"),
+            (lambda s: s.share_to_target * s.updates, ",.0f"),
+            (lambda s: s.share_to_target * s.epochs, ".2f"),
             (lambda s: s.seconds["in all"], ".0f"),
-            (lambda s: s.seconds["compute"], ".1f"),
+            (lambda s: s.share_to_target * s.seconds["compute"], ".1f"),
         ]
         spent = [
             mark + format(statistics.median(map(of, shown)), form) if shown else "not finite" for of, form in values

@@ -11,7 +11,7 @@ from ...records.fields import Options
 from ...records.questions.recommending import Evaluation
 from ...records.studies import StudyRow
 from ...training.config.plan import MIN_UPDATES_PER_EPOCH
-from ..convergence import rounded
+from ..convergence import FINEST, GROWTH, rounded
 from ..jobs import Job
 from .lab import Costs, Problem
 
@@ -23,11 +23,7 @@ MIN_TIMED_UPDATES = 10
 EVALUATION_TIME_SHARE, LEAST_EVALUATIONS = 0.2, 8
 # The distance of evaluations as a share of the updates so far: the first that is affordable. Runs of one setting are
 # further apart than that by their seeds.
-GROWTHS = (0.1, 0.2, 0.4)
-# The least distance of the first evaluations, in epochs.
-FINEST = 0.004
-# A run goes past its target by this share of its updates, so that noise is told from reaching it.
-PAST_TARGET = 0.2
+GROWTHS = (GROWTH, 2 * GROWTH, 4 * GROWTH)
 # The most characters of an error that are shown, so that it fits on a line or two.
 MAX_ERROR_CHARACTERS = 200
 

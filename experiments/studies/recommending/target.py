@@ -4,7 +4,7 @@ import math
 import statistics
 
 from ...records.evidence import MeasuredRun, TimedUpdate
-from ..convergence import SEARCH_SEED, rounded
+from ..convergence import PAST_TARGET, SEARCH_SEED, rounded
 from ..jobs import Job
 from .curves import best_runs, noise_over, seed_spread, steps_by
 from .findings import Findings
@@ -12,7 +12,6 @@ from .lab import Costs, Lab, Problem
 from .runs import (
     EVALUATION_TIME_SHARE,
     MIN_TIMED_UPDATES,
-    PAST_TARGET,
     constant_options,
     evaluations_of,
     measured_run,
