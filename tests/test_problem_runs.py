@@ -199,6 +199,15 @@ def test_a_stored_run_is_of_data_or_of_a_problem():
         StoredRun(config={})
 
 
+def test_the_program_of_the_page_is_trained_to_its_target(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "experiments" / "problem.md").read_text()
+    (tmp_path / "five_functions.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    options = {"problem": "five_functions:problem", "batch_size": 128, "learning_rate": 0.05, "target_loss": 0.03}
+    summary = session.train(TrainConfig(**options, steps=200, evaluate_every=5, workdir=str(tmp_path / "run")))
+    assert summary.reached_after is not None and summary.result.loss <= 0.03
+
+
 def test_a_batch_size_is_recommended_for_a_problem(tmp_path):
     """From the command line to the page, on a problem whose best rate and least loss are known."""
     command = [

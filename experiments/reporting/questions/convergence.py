@@ -129,9 +129,10 @@ def _medians(shown: Sequence[StudyRow]) -> dict[int, float]:
     """Returns median epochs by batch size; infinite where half of the runs or more did not reach the target."""
     groups = defaultdict(list)
     for row in shown:
-        ended = row.summary
-        reached = ended is not None and reached_target(row)
-        groups[row.batch_size].append(ended.share_to_target * ended.epochs if reached else math.inf)
+        epochs = math.inf
+        if row.summary is not None and reached_target(row):
+            epochs = row.summary.share_to_target * row.summary.epochs
+        groups[row.batch_size].append(epochs)
     return {size: statistics.median(values) for size, values in sorted(groups.items())}
 
 
