@@ -14,7 +14,7 @@ from .studies import batch_size, settings
 from .studies.question import Study
 from .studies.questions import QUESTIONS
 from .training.config.options import LARGEST_SEED, TrainConfig, refuse_beside_problem
-from .training.of_problem import check_target
+from .training.of_problem import check_target, refuse_met
 from .training.terminal import say
 
 FLAGS = flags.FLAGS
@@ -129,9 +129,15 @@ def _study() -> Study:
         can = ", ".join(name for name, asked in QUESTIONS.items() if asked.of_problems)
         raise UsageError(f"--parts={','.join(others)} cannot be asked of a --problem; what can: {can}")
     options["problem"] = FLAGS.problem
-    goal = settings.with_held_out(options).goal
+    data = settings.with_held_out(options)
+    goal = data.goal
     check_target(FLAGS.problem, goal, config.target_accuracy, config.target_loss)
     target = config.target_accuracy if config.target_loss is None else config.target_loss
+    if data.problem is not None and target is not None:
+        refuse_met(data.problem, target)
+    idle = [name for name in ("learning_rates", "max_epochs") if FLAGS[name].value is not None and target is None]
+    if idle:
+        raise UsageError(f"--{idle[0]} is of runs to a target, and there are none without --target_{goal}; give it")
     study = settings.of_problem(options, target=target, **changes)
     if target is None:
         say(f"note      without --target_{goal} there are no runs to a target: only the time of an update is studied")

@@ -23,7 +23,8 @@ def define_flags() -> None:
 def main() -> None:
     """Parses the flags, trains what is missing, and prints one answer per point of the run."""
     request = _flags.made(branching.Request)
-    study = branching.Study(request, loading.load("problem", request.problem))
+    problem = loading.guarded("problem", request.problem, loading.load("problem", request.problem))
+    study = branching.Study(request, problem)
     _workdirs.claim(request.folder, _workdirs.BRANCHES)
     result = study.run(_commands.shareable_command([*_commands.start("branch"), *sys.argv[1:]]))
     print("\n".join(["", *map(branching.line, result.points), f"results   {request.folder / branching.RESULT}"]))

@@ -91,3 +91,97 @@ def diverging():
         return state, jnp.where(jnp.asarray(state.count) > 5, jnp.nan, loss)
 
     return Problem(whole.examples, whole.init, update, whole.batch, whole.evaluate)
+
+
+def swapped():
+    """Returns a problem whose update names the parts of its state otherwise than its init."""
+    return _changed(lambda state, new: {"z": new, "b": state["b"]})
+
+
+def widened():
+    """Returns a problem whose update returns another type than its init."""
+    return _changed(lambda state, new: {"a": new, "b": state["b"].astype(jnp.float32)})
+
+
+def grown():
+    """Returns a problem whose state grows."""
+    return _changed(lambda state, new: {"a": new, "b": jnp.zeros(9)})
+
+
+def _changed(change, loss=None):
+    whole = quadratic()
+
+    def init(seed):
+        del seed
+        return {"a": jnp.full(SIZE, 3.0), "b": jnp.zeros(SIZE, jnp.bfloat16)}
+
+    @jax.jit
+    def update(state, batch, learning_rate):
+        error = state["a"] - batch["x"].mean(axis=0)
+        value = (error**2).mean() if loss is None else loss(error)
+        return change(state, state["a"] - learning_rate * error), value
+
+    return Problem(256, init, update, whole.batch, lambda state: float(jnp.mean(state["a"] ** 2)), learning_rate=0.05)
+
+
+def of_many_losses():
+    """Returns a problem whose loss is not one number."""
+    return _changed(lambda state, new: {**state, "a": new}, lambda error: error**2)
+
+
+def deaf():
+    """Returns a problem whose update does not use its learning rate."""
+    return _changed(lambda state, new: {**state, "a": 0.9 * state["a"]})
+
+
+def in_percent():
+    """Returns a problem whose accuracy is in percent."""
+    return Problem(64, lambda seed: np.zeros(2), lambda s, b, r: (s - r, 1.0), lambda *a: a, lambda s: 93.5, "accuracy")
+
+
+@jax.tree_util.register_pytree_node_class
+class Held:
+    """A state that holds a function beside its array, as a Flax train state does."""
+
+    def __init__(self, array, function):
+        self.array, self.function = array, function
+
+    def tree_flatten(self):
+        """Returns the array, and the function as what is no array."""
+        return (self.array,), self.function
+
+    @classmethod
+    def tree_unflatten(cls, function, arrays):
+        """Returns the state."""
+        return cls(*arrays, function)
+
+
+def with_function():
+    """Returns a problem whose state holds a function, another one in each process."""
+    function = eval("lambda x: 2 * x")
+
+    def update(state, batch, learning_rate):
+        error = state.array - batch["x"].mean(axis=0)
+        return Held(state.array - learning_rate * error, state.function), jnp.mean(error**2)
+
+    whole = quadratic()
+    init, evaluate = lambda seed: Held(jnp.full(SIZE, 3.0), function), lambda state: jnp.mean(state.array**2)
+    return Problem(np.int64(256), init, jax.jit(update), whole.batch, evaluate, learning_rate=jnp.float32(0.05))
+
+
+def of_python_numbers():
+    """Returns a problem whose state holds a number of Python's, which decides how sums are rounded."""
+
+    @jax.jit
+    def update(state, batch, learning_rate):
+        w = state["w"] * state["scale"] - learning_rate * batch["x"].mean(axis=0)
+        return {"w": w.astype(state["w"].dtype), "scale": state["scale"], "n": state["n"] + 1}, jnp.mean(w**2)
+
+    def init(seed):
+        del seed
+        return {"w": jnp.full(SIZE, 3.0, jnp.bfloat16), "scale": 0.9993, "n": 0}
+
+    def evaluate(state):
+        return jnp.mean(state["w"].astype(jnp.float32) ** 2)
+
+    return Problem(256, init, update, quadratic().batch, evaluate, learning_rate=0.05)

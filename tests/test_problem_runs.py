@@ -14,7 +14,7 @@ from experiments._errors import UsageError
 from experiments.records.recommendation import Recommendation
 from experiments.records.runs import OF_DATA_AND_MODEL, StoredRun
 from experiments.studies import jobs
-from experiments.training import loop, session
+from experiments.training import loop, of_problem, session
 from experiments.training.config.options import LATER, TrainConfig
 from experiments.training.evaluation.checkpoint import restore
 from experiments.training.progress import NonFiniteLossError
@@ -76,6 +76,77 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(tmp_path, monkeypatch, option
         assert again.updates >= 1.6 * reached and again.updates < 40
 
 
+@pytest.mark.parametrize("name", ["with_function", "of_python_numbers"])
+def test_whatever_a_state_holds_it_is_resumed_in_another_process(tmp_path, name):
+    """A function beside the arrays, whose address is another one there, and numbers of Python's."""
+    options = {"problem": f"tests.own_problems:{name}", "evaluate_every": 8, "warmup_epochs": 0, "steps": 16}
+    train(tmp_path / "whole", **options | {"steps": 32})
+    command = [f"--{option}={value}" for option, value in {**QUADRATIC, **options}.items()]
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.train", *command, f"--workdir={tmp_path / 'two'}"],
+        capture_output=True, text=True, cwd=ROOT, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    longer = train(tmp_path / "two", **options | {"steps": 32})
+    assert longer.starts == 2
+    there, here = ([row for row in rows(tmp_path / run) if row.step != 16] for run in ("whole", "two"))
+    assert there == here
+
+
+@pytest.mark.parametrize("at", range(15, 21))
+def test_a_run_that_is_stopped_past_its_target_ends_where_it_would_have(tmp_path, monkeypatch, at):
+    """At an update after which it is far enough past the target, but where it is not evaluated, too."""
+    options = {**PLAIN, "steps": 60, "target_accuracy": 0.085, "past_target": 1.0, "evaluate_every": 7}
+    whole = session.train(TrainConfig(**options, workdir=str(tmp_path / "whole")))
+    assert whole.updates > at >= whole.reached_after
+    program = loop.Fit._program
+
+    def stops(self, state, sources):
+        if sources[0].step == at:
+            self._save(state, at)
+            raise KeyboardInterrupt
+        return program(self, state, sources)
+
+    monkeypatch.setattr(loop.Fit, "_program", stops)
+    with pytest.raises(KeyboardInterrupt):
+        session.train(TrainConfig(**options, workdir=str(tmp_path / "stopped")))
+    monkeypatch.setattr(loop.Fit, "_program", program)
+    again = session.train(TrainConfig(**options, workdir=str(tmp_path / "stopped")))
+    assert (again.updates, again.results, again.target) == (whole.updates, whole.results, whole.target)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("swapped", r"the state of init has a part \['a'\], and that of update has not"),
+        ("widened", r"the part \['b'\] of the state is bfloat16 of shape \(8,\) before it and float32"),
+        ("grown", r"the part \['b'\] of the state is bfloat16 of shape \(8,\) before it and float32 of shape \(9,\)"),
+        ("of_many_losses", r"its update raised ValueError: the loss must be one number, not float32 of shape \(8,\)"),
+        ("in_percent", "its evaluate raised ValueError: it returned 93.5, and an accuracy is a share of 1"),
+    ],
+)
+def test_what_a_function_returns_is_checked(tmp_path, name, said):
+    with pytest.raises(UsageError, match=said):
+        session.train(TrainConfig(problem=f"tests.own_problems:{name}", batch_size=8, steps=9, workdir=str(tmp_path)))
+
+
+def test_a_rate_that_has_no_effect_is_said_and_no_batch_size_is_recommended(tmp_path, capsys):
+    train(tmp_path / "run", problem="tests.own_problems:deaf")
+    assert "warning   two learning rates lead to the same state" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="makes the same of two learning rates"):
+        of_problem.describe(tmp_path, {"problem": "tests.own_problems:deaf"})
+    train(tmp_path / "other")
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_a_target_that_is_met_before_any_update_is_refused(tmp_path):
+    numbers = of_problem.ProblemNumbers(**of_problem.describe(tmp_path, {"problem": "tests.own_problems:quadratic"}))
+    assert numbers.initial == 4.5 and numbers.has_gradient
+    of_problem.refuse_met(numbers, 4.4)
+    with pytest.raises(UsageError, match=r"--target_loss=5 is met before any update, at 4\.5; give a lower one"):
+        of_problem.refuse_met(numbers, 5.0)
+
+
 def test_a_longer_run_goes_on_and_a_changed_problem_does_not(tmp_path, monkeypatch):
     from tests import own_problems
 
@@ -83,7 +154,7 @@ def test_a_longer_run_goes_on_and_a_changed_problem_does_not(tmp_path, monkeypat
     longer = train(tmp_path, warmup_epochs=0, steps=50)
     assert longer.updates == 50 and longer.starts == 2
     monkeypatch.setattr(own_problems, "SIZE", 9)
-    with pytest.raises(UsageError, match=r"holds a run of a changed problem: its state differ"):
+    with pytest.raises(UsageError, match=r"holds a run of a problem with another state\."):
         train(tmp_path, warmup_epochs=0, steps=60)
 
 
@@ -160,6 +231,7 @@ def test_what_a_problem_brings_itself_is_refused_beside_it(name):
         ({"problem": "tests.own_problems:without_gradient", "live": True}, "--live measures .* no `gradient`"),
         ({"problem": "tests.own_problems:State"}, r"--problem=tests.own_problems:State: the function raised TypeError"),
         ({"problem": "mine"}, "must have the form package.module:function"),
+        ({"num_devices": 2}, "--num_devices=2, and the state of --problem=.* lies on 1; make its init"),
         ({"batch_size": 512}, "--batch_size=512 is larger than the training set of 256 examples"),
         ({"target_accuracy": 0.5, "target_loss": 0.5}, "exclude each other"),
         ({"past_target": 0.5}, "--past_target=0.5 changes nothing without a target"),
@@ -255,6 +327,8 @@ def test_a_problem_is_studied_by_batch_size(tmp_path, monkeypatch, capsys):
         (["--preset=mnist"], "--preset=mnist is of a data set"),
         (["--norm=none"], "--norm changes nothing with --problem="),
         (["--target_accuracy=0.9"], "evaluates its loss"),
+        (["--target_loss=9"], "--target_loss=9 is met before any update"),
+        (["--max_epochs=9"], "--max_epochs is of runs to a target, and there are none without --target_loss"),
     ],
 )
 def test_what_cannot_be_asked_of_a_problem_is_refused(flags, said, tmp_path, monkeypatch, capsys):

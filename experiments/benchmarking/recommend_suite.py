@@ -63,6 +63,7 @@ class Problem(NamedTuple):
       max_epochs: the number of epochs after which a run counts as not having reached the target.
       seeds: the seeds of every cell.
       goal: the kind of the target.
+      fresh_seeds: the seeds of the runs at the best cell and at the recommended setting.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Problem(NamedTuple):
     max_epochs: int
     seeds: tuple[int, ...] = (0, 1)
     goal: Literal["accuracy", "loss"] = "accuracy"
+    fresh_seeds: tuple[int, ...] = FRESH_SEEDS
 
     def setting(self, epochs_factor: int = 1) -> Setting:
         """Returns the grid as a setting of the batch-size study, with the epoch limit multiplied by a factor."""
@@ -88,8 +90,9 @@ class Problem(NamedTuple):
 
 _PROBLEMS = f"{PACKAGE}.problems"
 _SIZES = (32, 64, 128, 256, 512)
-# Runs of a moment, of which a grid needs more seeds to say which of its settings is the best.
-_SMALLER, _WIDE, _MANY = (4, 8, 16, 32, 64, 128), (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8), (0, 1, 2, 3, 4)
+# Runs of a moment, of which more seeds cost little.
+_SMALLER, _WIDE = (4, 8, 16, 32, 64, 128), (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
+_MANY = tuple(range(11, 35))
 _FEW, _OF_ADAM = (8, 16, 32, 64, 128), (0.001, 0.002, 0.004, 0.008, 0.016)
 _HIGHER, _LOWER = (0.01, 0.02, 0.04, 0.08, 0.16), (0.005, 0.01, 0.02, 0.04, 0.08)
 PROBLEMS = {
@@ -98,9 +101,28 @@ PROBLEMS = {
         Problem("mnist", {"dataset": "mnist", "norm": "batch"}, 0.988, _SIZES, _HIGHER, 5),
         Problem("mnist_no_norm", {"dataset": "mnist", "norm": "none"}, 0.985, _SIZES, _LOWER, 5),
         Problem("digits", {"dataset": "digits", "norm": "none"}, 0.96, _SIZES, _LOWER, 5),
-        Problem("mlp", {"problem": f"{_PROBLEMS}.mlp:problem"}, 0.96, _SMALLER, _WIDE, 20, _MANY),
-        Problem("classifier", {"problem": f"{_PROBLEMS}.classifier:problem"}, 0.1, _SMALLER, _WIDE, 40, _MANY, "loss"),
-        Problem("transformer", {"problem": f"{_PROBLEMS}.transformer:problem"}, 1.8, _FEW, _OF_ADAM, 6, (0, 1), "loss"),
+        Problem(
+            "mlp",
+            {"problem": f"{_PROBLEMS}.mlp:problem"},
+            0.96,
+            _SMALLER,
+            _WIDE,
+            20,
+            (0, 1, 2),
+            fresh_seeds=_MANY,
+        ),
+        Problem(
+            "classifier",
+            {"problem": f"{_PROBLEMS}.classifier:problem"},
+            0.1,
+            _SMALLER,
+            _WIDE,
+            40,
+            (0, 1, 2),
+            goal="loss",
+            fresh_seeds=_MANY,
+        ),
+        Problem("transformer", {"problem": f"{_PROBLEMS}.transformer:problem"}, 1.8, _FEW, _OF_ADAM, 6, goal="loss"),
     )
 }
 PARTS = tuple(PROBLEMS)
@@ -153,7 +175,7 @@ def measure(problem: Problem, folder: Path, data_dir: str | None = None) -> None
     longer = problem.setting(PATIENCE_FACTOR)
     with Runner(folder / AGAIN) as runner:
         for cell in _compared(grid, result.advice):
-            runner.run_all(tuned_job(data, longer, cell.batch_size, cell.rate, seed) for seed in FRESH_SEEDS)
+            runner.run_all(tuned_job(data, longer, cell.batch_size, cell.rate, seed) for seed in problem.fresh_seeds)
 
 
 @contextlib.contextmanager
@@ -214,7 +236,7 @@ def _is_done(problem: Problem, folder: Path) -> bool:
     if result is None:
         return False
     compared = _compared(grid, result.advice)
-    return set(itertools.product(compared, FRESH_SEEDS)) <= _seeds(_rows(problem, folder / AGAIN))
+    return set(itertools.product(compared, problem.fresh_seeds)) <= _seeds(_rows(problem, folder / AGAIN))
 
 
 def _seeds(rows: Sequence[StudyRow]) -> set[tuple[Cell, int]]:

@@ -1,6 +1,7 @@
 """Loads a training program of the user's own, and says what it lacks."""
 
 import dataclasses
+import functools
 from typing import Any
 
 from .. import _users
@@ -41,3 +42,26 @@ def load(flag: str, name: str) -> Problem:
             f"evaluate; a {type(made).__name__} came, without {', '.join(missing)}. experiments.problems has examples"
         )
     return Problem(**given)
+
+
+def guarded(flag: str, name: str, problem: Problem) -> Problem:
+    """Returns a problem whose functions say in a sentence where they fail.
+
+    Args:
+      flag: the flag that names the problem, without dashes.
+      name: the value of the flag.
+      problem: the problem.
+    """
+
+    def guard(of: str) -> Any:
+        function = getattr(problem, of)
+
+        @functools.wraps(function)
+        def run(*args: Any) -> Any:
+            with _users.running(flag, name, f"its {of}"):
+                return function(*args)
+
+        return run
+
+    functions = [*FUNCTIONS, *(["gradient"] if problem.gradient is not None else [])]
+    return dataclasses.replace(problem, **{of: guard(of) for of in functions})

@@ -1,6 +1,8 @@
 """A training program as five functions, which every instrument of this project can train."""
 
 import functools
+import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -33,7 +35,7 @@ class Problem:
         measured; None: it is not.
 
     Raises:
-      UsageError: a number, the goal or the rule is out of range.
+      UsageError: a number, the goal or the rule is out of range, or a function is none.
     """
 
     examples: int
@@ -52,9 +54,21 @@ class Problem:
         for name, given, known in (("goal", self.goal, ("loss", "accuracy")), ("rule", self.rule, ("linear", "sqrt"))):
             if given not in known:
                 raise UsageError(f"the {name} of a problem is '{known[0]}' or '{known[1]}', not {given!r}")
-        for name in ("examples", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"the {name} of a problem must be positive, not {getattr(self, name)!r}")
+        for name, kind in (("examples", "whole number"), ("batch_size", "whole number"), ("learning_rate", "number")):
+            given = getattr(self, name)
+            try:
+                # Numbers of NumPy and JAX too, as Python's own, which files can hold.
+                value = operator.index(given) if kind == "whole number" else float(given)
+            except (TypeError, ValueError) as error:
+                raise UsageError(f"the {name} of a problem must be a {kind}, not {given!r}") from error
+            if not 0 < value < math.inf:
+                raise UsageError(
+                    f"the {name} of a problem must be positive{' and finite' * (value > 0)}, not {given!r}"
+                )
+            object.__setattr__(self, name, value)
+        for name in ("init", "update", "batch", "evaluate"):
+            if not callable(getattr(self, name)):
+                raise UsageError(f"the {name} of a problem must be a function, not {getattr(self, name)!r}")
 
     def loss(self, state: State) -> float:
         """Returns the held-out loss of a state, or the share of wrong answers if the goal is an accuracy."""

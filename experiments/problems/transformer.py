@@ -146,3 +146,8 @@ def problem(size: Size | None = None) -> Problem:
     return Problem(
         examples, init, update, batch, evaluate, gradient=lambda state, windows: gradient_fn(state[0], windows)
     )
+
+
+def small() -> Problem:
+    """Returns the problem at a size that trains in seconds, to try things out."""
+    return problem(Size(width=16, layers=1, heads=2, length=16))

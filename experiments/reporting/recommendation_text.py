@@ -30,8 +30,8 @@ SHOWN_AT_ZERO = ("warmup_epochs", "weight_decay", "label_smoothing")
 WHY_NOT_LARGER = {
     "knee": "A larger batch would need fewer updates, but on this hardware each update would take longer in almost the "
     "same proportion. With faster hardware or more devices a larger batch would pay.",
-    "noise": "This hardware has room for a larger batch, but it would save hardly any updates. For a higher target "
-    "accuracy a larger batch would pay.",
+    "noise": "This hardware has room for a larger batch, but it would save hardly any updates. For a harder target "
+    "a larger batch would pay.",
     "memory": "A larger batch would be faster, but it does not fit in memory at once. With --dtype=bfloat16 or more "
     "devices it would.",
     "data": "A larger batch would be faster, but would leave too few updates in an epoch. With more training examples "
@@ -62,7 +62,12 @@ def headline(result: Recommendation) -> str:
     text = f"Use a batch size of {advice.batch_size:,} with a learning rate of {advice.learning_rate:g}."
     chosen = advice.chosen
     if chosen.seconds is None or chosen.updates is None:
-        return text
+        if result.evidence.target is None:
+            return text
+        return (
+            f"{text} But no run reached {_target(result.evidence)}: this rests on the gradient noise and the time of "
+            "an update alone."
+        )
     seconds, low, high = chosen.seconds
     goal = _target(result.evidence)
     ends = (
@@ -129,12 +134,17 @@ def _grounds(evidence: Evidence) -> str:
     reached = [run for run in evidence.runs if run.reached]
     sizes, seeds = {run.batch_size for run in reached}, {run.seed for run in reached}
     updates = (
-        f"the updates on {len(reached)} runs to the target, of {len(sizes)} batch sizes and {len(seeds)} seeds"
+        f"the updates on {_many(len(reached), 'run')} to the target, of {_many(len(sizes), 'batch size')} and "
+        f"{_many(len(seeds), 'seed')}"
         if reached
         else "the updates on no run to a target"
     )
-    noise = f"; the gradient noise scale on {evidence.noise.measurements} measurements" if evidence.noise else ""
-    return f"What it rests on: {updates}; the time of an update on {len(evidence.step_time)} timed runs{noise}."
+    noise = (
+        f"; the gradient noise scale on {_many(evidence.noise.measurements, 'measurement')}" if evidence.noise else ""
+    )
+    return (
+        f"What it rests on: {updates}; the time of an update on {_many(len(evidence.step_time), 'timed run')}{noise}."
+    )
 
 
 def _what_would_change(advice: Advice) -> list[str]:
@@ -158,7 +168,7 @@ def _what_would_change(advice: Advice) -> list[str]:
 def _twice_the_budget(evidence: Evidence) -> str:
     """Returns a sentence about what more time would buy."""
     if evidence.minutes_needed is None:
-        return "With twice the time: nothing was left undone for want of time; a higher target would use more of it."
+        return "With twice the time: nothing was left undone for want of time; a harder target would use more of it."
     return (
         f"With twice the time: what is listed as not measured for want of time would be; the longest of it needs about "
         f"{_count(math.ceil(SPARE * evidence.minutes_needed))} minutes in all. The same command with a larger "
@@ -169,7 +179,13 @@ def _twice_the_budget(evidence: Evidence) -> str:
 def _examples(found: Estimate) -> str:
     """Returns an estimated batch size and its 95% interval as text, to two digits."""
     low, high = (None if end is None else _rough(end) for end in found.interval)
+    if found.value is None or found.value > MAX_SHOWN:
+        return f"any number of examples here ({_bounds((low, high))})"
     return f"about {_count(None if found.value is None else _rough(found.value))} examples ({_bounds((low, high))})"
+
+
+def _many(number: int, name: str) -> str:
+    return f"{number} {name}{'s' * (number != 1)}"
 
 
 def _rough(value: float) -> float:

@@ -97,9 +97,14 @@ def describe(study: Study, parts: Sequence[str], folder: Path) -> list[str]:
         total += seconds
         lines += [shlex.join(command(job, folder)) for job in waiting]
         found = ", their rates those that will be found" if QUESTIONS[part].rates_follow else ""
-        lines.append(f"part      {part}: {len(waiting)} runs{found}, about {seconds / 60:.0f} minutes")
-    basis = "by the runs in this folder" if _speeds(runner.rows()) else "of simple_cnn on two cores"
-    return [*lines, f"in all    about {total / 60:.0f} minutes, {basis}"]
+        lines.append(f"part      {part}: {len(waiting)} runs{found}, about {_minutes(seconds)}")
+    basis = "by the runs in this folder" if _speeds(runner.rows()) else "if it were simple_cnn on two cores"
+    return [*lines, f"in all    about {_minutes(total)}, {basis}"]
+
+
+def _minutes(seconds: float) -> str:
+    minutes = max(1, round(seconds / 60))
+    return f"{minutes} minute{'s' * (minutes != 1)}"
 
 
 # Measured with `simple_cnn` on two cores.

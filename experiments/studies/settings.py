@@ -143,7 +143,8 @@ def of_problem(
     assert numbers is not None
     most = max(numbers.devices, numbers.examples // MIN_UPDATES_PER_EPOCH)
     about = (numbers.batch_size * factor for factor in SIZE_FACTORS)
-    sizes = sorted({min(most, max(1, round(size / numbers.devices))) * numbers.devices for size in about})
+    own = sorted({min(most, max(1, round(size / numbers.devices))) * numbers.devices for size in about})
+    sizes = list(batch_sizes) if batch_sizes else own
     first = scale_learning_rate(numbers.learning_rate, numbers.batch_size, min(sizes), rule=numbers.rule)
     found: list[Setting] = [time.Setting(tuple(sizes), examples=numbers.examples, rounds=TIMING_ROUNDS)]
     if target is not None:

@@ -103,14 +103,18 @@ class Fit:
             self._running_noise = update_noise(self._running_noise, NoiseEstimate(*estimate), RUNNING_NOISE_DECAY)
         with self._progress, processes.Termination() as self._termination:
             self._course = self._log.course(step)
+            # A run ends at an evaluation, also one that was stopped between two of them.
+            is_over = False
             if self._is_evaluated(step):
                 # The run was stopped here, where an evaluation is due; make it if its rows are missing or damaged.
                 results = self._log.evaluations(step)
                 if set(results) != self._evaluate.names:
                     results = self._evaluate_and_log(state, step)
-            while step < self.plan.total_steps and not self._is_over(step):
+                is_over = self._is_over(step)
+            while step < self.plan.total_steps and not is_over:
                 state, step = self._to_evaluation(state, step)
                 results = self._pause(state, step)
+                is_over = self._is_over(step)
         return state, results, self._reached()
 
     def _is_evaluated(self, step: int) -> bool:

@@ -31,12 +31,15 @@ from .state import TrainState
 from .step.parts import make_schedule
 from .step.updates import Program
 from .storage.metrics import HELD_OUT
+from .terminal import say
 from .trainee import Trainee
 
 # A noise measurement takes as many examples as that of a data set, from batches with a seed of their own.
 NOISE_SHARDS, NOISE_SHARD_EXAMPLES = 32, 16
 NOISE_SEED = 2_000_000_000
 RATES_AT_A_TIME = 1_024
+# A state that is not larger is updated twice at the start, to see whether the learning rate has any effect.
+MOST_TRIED_BYTES = 2**28
 
 
 class Reading(NamedTuple):
@@ -63,6 +66,7 @@ class ProblemNumbers(NamedTuple):
       batch_size: the batch size at which the rate is good.
       learning_rate: the problem's own rate.
       has_gradient: whether the gradient noise can be measured.
+      initial: the loss or the accuracy before any update.
       devices: the number of devices that hold its state.
       kind: the kind of these devices.
     """
@@ -73,6 +77,7 @@ class ProblemNumbers(NamedTuple):
     batch_size: int
     learning_rate: float
     has_gradient: bool
+    initial: float
     devices: int
     kind: str
 
@@ -96,8 +101,12 @@ def trainee(config: TrainConfig, clock: Clock) -> Trainee:
     with clock("compile"):
         started = Started(config, problem)
         plan = plans.make(config, problem.examples, len(started.devices))
-        made = _Run(config, problem, plan, started.structure)
-    text = str(started.structure.tree) + str([(leaf.shape, str(leaf.dtype)) for leaf in started.state.opt_state])
+        made = _Run(config, problem, started.structure)
+    if config.num_devices is not None and config.num_devices != len(started.devices):
+        raise UsageError(
+            f"--num_devices={config.num_devices}, and the state of --problem={config.problem} lies on "
+            f"{len(started.devices)}; make its init place the state on all of them, or leave the flag out"
+        )
     return Trainee(
         config=config,
         plan=plan,
@@ -105,9 +114,7 @@ def trainee(config: TrainConfig, clock: Clock) -> Trainee:
         state=started.state,
         compile=made.compile,
         noise=made.noise,
-        facts=ProblemFacts(
-            examples=problem.examples, goal=problem.goal, state=hashlib.sha256(text.encode()).hexdigest()[:16]
-        ),
+        facts=ProblemFacts(examples=problem.examples, goal=problem.goal, state=started.digest()),
         lines=preflight.describe_problem(config, plan, len(started.devices), started.devices[0].platform),
         parameters=sum(int(np.size(leaf)) for leaf in started.state.opt_state),
         why_not_longer=lambda there: extending.why_not(
@@ -131,7 +138,14 @@ def describe(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     del folder
     config = TrainConfig(**options)
     loaded = load(config)
-    devices_of_state = Started(config, loaded).devices
+    started = Started(config, loaded)
+    with _running(config, "batch"):
+        batch = loaded.batch(config.seed, 0, loaded.batch_size)
+    if not minds_rate(config, loaded, started.structure.own(started.state), batch):
+        raise UsageError(
+            f"the update of --problem={config.problem} makes the same of two learning rates, so that it seems not to "
+            "use its argument learning_rate, and no rate can be chosen"
+        )
     return ProblemNumbers(
         examples=loaded.examples,
         goal=loaded.goal,
@@ -139,9 +153,45 @@ def describe(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
         batch_size=loaded.batch_size,
         learning_rate=loaded.learning_rate,
         has_gradient=loaded.gradient is not None,
-        devices=len(devices_of_state),
-        kind=devices_of_state[0].device_kind,
+        initial=evaluated(config, loaded, started.structure.own(started.state)),
+        devices=len(started.devices),
+        kind=started.devices[0].device_kind,
     )._asdict()
+
+
+def minds_rate(config: TrainConfig, problem: Problem, state: Any, batch: Any) -> bool:
+    """Returns whether two learning rates lead to different states, from copies of a state."""
+    with _running(config, "update"):
+        rates = problem.learning_rate, 2 * problem.learning_rate
+        ends = [problem.update(_copied(state), batch, rate)[0] for rate in rates]
+    pairs = zip(*map(jax.tree.leaves, ends), strict=True)
+    # Keys of random numbers have no numbers of their own, and do not depend on the rate.
+    return any(not np.array_equal(a, b, equal_nan=False) for a, b in pairs if not _is_key(a))
+
+
+def evaluated(config: TrainConfig, problem: Problem, state: Any) -> float:
+    """Returns the loss or the accuracy of a state.
+
+    Raises:
+      UsageError: it is not one number, or not an accuracy.
+    """
+    with _running(config, "evaluate"):
+        value = problem.evaluate(state)
+        if np.shape(value) != ():
+            raise ValueError(f"it returned an array of shape {np.shape(value)}, and must return one number")
+        value = float(value)
+        if problem.goal == "accuracy" and (value < 0 or value > 1):
+            raise ValueError(f"it returned {value:g}, and an accuracy is a share of 1")
+    return value
+
+
+def _copied(state: Any) -> Any:
+    # The update may donate its state.
+    return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, jax.Array) else leaf, state)
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def load(config: TrainConfig) -> Problem:
@@ -176,6 +226,20 @@ def check_target(name: str, goal: str, accuracy: float | None = None, loss: floa
         )
 
 
+def refuse_met(numbers: ProblemNumbers, target: float) -> None:
+    """Refuses a target that a problem is at before any update.
+
+    Raises:
+      UsageError: it is.
+    """
+    of_accuracy = numbers.goal == "accuracy"
+    if numbers.initial >= target if of_accuracy else numbers.initial <= target:
+        side = "higher" if of_accuracy else "lower"
+        raise UsageError(
+            f"--target_{numbers.goal}={target:g} is met before any update, at {numbers.initial:.4g}; give a {side} one"
+        )
+
+
 def with_rate(config: TrainConfig, problem: Problem) -> TrainConfig:
     """Returns the configuration with the problem's own rate at its batch size, where it has none."""
     if config.learning_rate is not None:
@@ -206,14 +270,15 @@ class _Leaf(NamedTuple):
 
     @classmethod
     def of(cls, leaf: Any) -> "_Leaf":
-        is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        return cls(str(jax.random.key_impl(leaf)) if is_key else None)
+        return cls(str(jax.random.key_impl(leaf)) if _is_key(leaf) else None)
 
     def plain(self, leaf: Any) -> jax.Array:
         """Returns an array of numbers."""
         if self.key is not None:
             return jax.random.key_data(leaf)
-        return leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
+        array = leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
+        # Numbers of Python's are of a weak type, which a checkpoint cannot hold: a run that resumes would round anew.
+        return jax.lax.convert_element_type(array, array.dtype) if array.weak_type else array
 
     def own(self, array: jax.Array) -> jax.Array:
         """Returns what the problem knows."""
@@ -232,14 +297,42 @@ class _Structure(NamedTuple):
         return jax.tree.unflatten(self.tree, [leaf.own(array) for leaf, array in kept])
 
     def plain(self, own: Any, step: Any) -> TrainState:
-        """Returns a state of the problem's as the session keeps it."""
+        """Returns a state of the problem's as the session keeps it; `check` has seen one like it."""
         leaves = jax.tree.leaves(own)
-        if len(leaves) != len(self.leaves):
-            raise UsageError(
-                f"the `update` of --problem returns a state of {len(leaves)} arrays, and its `init` one of "
-                f"{len(self.leaves)}; both must have the same structure"
-            )
         return TrainState(step, {}, {}, [leaf.plain(a) for leaf, a in zip(self.leaves, leaves, strict=True)])
+
+    def check(self, before: Any, after: Any, loss: Any) -> None:
+        """Refuses what an update returns if it is not a state like the one that it got, and a loss.
+
+        Args:
+          before: the state before the update.
+          after: the state after it; of this and the loss shapes and types count, so that they may be abstract.
+          loss: the loss.
+
+        Raises:
+          ValueError: a part of the state is missing, new, or of another shape or type, or the loss is not one number.
+        """
+        there, here = (
+            {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
+            for state in (before, after)
+        )
+        if different := sorted(there.keys() ^ here.keys()):
+            path = different[0]
+            has, lacks = ("init", "update") if path in there else ("update", "init")
+            raise ValueError(
+                f"the state of {has} has a part {path or 'of its own'}, and that of {lacks} has not; both must have "
+                "the same structure"
+            )
+        for path, leaf in there.items():
+            kinds = [f"{_dtype(one)} of shape {np.shape(one)}" for one in (leaf, here[path])]
+            if kinds[0] != kinds[1]:
+                raise ValueError(f"the part {path} of the state is {kinds[0]} before it and {kinds[1]} after it")
+        if np.shape(loss) != () or not jnp.issubdtype(_dtype(loss), jnp.floating):
+            raise ValueError(f"the loss must be one number, not {_dtype(loss)} of shape {np.shape(loss)}")
+
+
+def _dtype(leaf: Any) -> Any:
+    return leaf.dtype if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) else jnp.asarray(leaf).dtype
 
 
 class Started:
@@ -262,13 +355,21 @@ class Started:
         held = {device for array in arrays for device in array.devices()} or set(jax.local_devices()[:1])
         self.devices = sorted(held, key=lambda device: device.id)
 
+    def digest(self) -> str:
+        """Returns a digest of the places, shapes and types of the arrays."""
+        own = self.structure.own(self.state)
+        paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(own)[0]]
+        # Not of the tree itself, whose text may hold addresses of functions.
+        kinds = [(path, a.shape, str(a.dtype)) for path, a in zip(paths, self.state.opt_state, strict=True)]
+        return hashlib.sha256(str(kinds).encode()).hexdigest()[:16]
+
 
 class _Run:
     """The batches, each a `Reading`, the programs and the noise of a run; a `trainee.Feed`."""
 
-    def __init__(self, config: TrainConfig, problem: Problem, plan: Plan, structure: _Structure):
+    def __init__(self, config: TrainConfig, problem: Problem, structure: _Structure):
         self.config, self.problem, self.structure = config, problem, structure
-        self._first = plan.phases[0]
+        self._has_warned = False
 
     def updates(self, position: Position, step: int) -> Iterator[list[Any]]:
         """Yields the batch of each update of an epoch that is left."""
@@ -293,13 +394,17 @@ class _Run:
         """Compiles the update for a batch; one that is not a jitted function compiles at its first call."""
         rates = _Rates(make_schedule(self.config, plan)(plan.peak_learning_rate))
         update, structure = self.problem.update, self.structure
-        largest, batch, rate = None, sources[0].batch, rates.at(sources[0].step)
+        largest, batch, rate, own = None, sources[0].batch, rates.at(sources[0].step), structure.own(state)
         with _running(self.config, "update"):
             if hasattr(update, "lower"):
-                largest = update.lower(structure.own(state), batch, rate).compile()
+                structure.check(own, *jax.eval_shape(update, own, batch, rate))
+                largest = update.lower(own, batch, rate).compile()
             else:
                 # A function that is not jitted as a whole compiles its parts as it runs, here on a copy.
-                jax.block_until_ready(update(jax.tree.map(jnp.copy, structure.own(state)), batch, rate))
+                structure.check(own, *jax.block_until_ready(update(_copied(own), batch, rate)))
+        self._warn(own, batch, sources[0].examples)
+        if self._measures_noise:
+            self._compile_gradient(own, state)
 
         def call(state: TrainState, sources: list[Any]) -> tuple[TrainState, dict[str, jax.Array]]:
             (source,) = sources
@@ -310,6 +415,34 @@ class _Run:
                 return structure.plain(own, np.asarray(source.step + 1, np.int32)), metrics
 
         return Program(call, largest)
+
+    def _warn(self, own: Any, batch: Any, size: int) -> None:
+        """Says what seems to be wrong with an update, though it can be made."""
+        if self._has_warned:
+            return
+        self._has_warned = True
+        axes = {np.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if np.ndim(leaf) > 0}
+        if len(axes) == 1 and axes != {size}:
+            say(f"warning   its batch has {axes.pop():,} examples along the first axis, and {size:,} were asked for")
+        held = sum(leaf.nbytes for leaf in jax.tree.leaves(own) if isinstance(leaf, jax.Array) and not _is_key(leaf))
+        if held <= MOST_TRIED_BYTES and not minds_rate(self.config, self.problem, own, batch):
+            say(
+                "warning   two learning rates lead to the same state: the update seems not to use its argument "
+                "learning_rate, so that --learning_rate, --schedule and --warmup_epochs change nothing"
+            )
+
+    @property
+    def _measures_noise(self) -> bool:
+        config = self.config
+        return bool(config.noise_every or config.live or config.batch_ramp == AUTO)
+
+    def _compile_gradient(self, own: Any, state: TrainState) -> None:
+        """Compiles the gradient of a shard, so that the first measurement takes no longer than others."""
+        if hasattr(self.problem.gradient, "lower"):
+            gradient: Any = self.problem.gradient
+            with _running(self.config, "gradient"):
+                batch = self.problem.batch(NOISE_SEED, int(state.step), NOISE_SHARD_EXAMPLES)
+                gradient.lower(own, batch).compile()
 
     def noise(self, state: TrainState) -> NoiseEstimate:
         """Measures the gradient noise, on examples that follow from the step."""
@@ -358,8 +491,7 @@ class _Evaluation:
     def __call__(self, state: TrainState) -> dict[str, Result]:
         """Returns the loss, or the accuracy and the share of wrong answers."""
         problem = self._run.problem
-        with _running(self._run.config, "evaluate"):
-            value = float(problem.evaluate(self._run.structure.own(state)))
+        value = evaluated(self._run.config, problem, self._run.structure.own(state))
         if problem.goal == "accuracy":
             return {HELD_OUT: Result(accuracy=value, loss=1 - value)}
         return {HELD_OUT: Result(loss=value)}

@@ -16,6 +16,8 @@ NON_FINITE_REMEDY = (
     "or a longer --warmup_epochs"
 )
 
+FIRST_REMEDY = "that is before any update, so that the data or the model are at fault, and not the learning rate"
+
 
 class NonFiniteLossError(RuntimeError):
     """Error of a run whose loss is infinite or not a number; its newest checkpoint is from before that step."""
@@ -90,7 +92,8 @@ class Progress:
         self._expected = None
         self.last = {name: float(value) for name, value in metrics.items()}
         if not math.isfinite(self.last["loss"]):
-            raise NonFiniteLossError(f"the loss is {self.last['loss']} at step {step}; {NON_FINITE_REMEDY}")
+            remedy = NON_FINITE_REMEDY if step > 1 else FIRST_REMEDY
+            raise NonFiniteLossError(f"the loss is {self.last['loss']} at step {step}; {remedy}")
         self._examples += examples
         if step // self._log_every > self._read_step // self._log_every:
             made = {"kind": "train", "step": step, "epoch": self.plan.epochs_at(step), **self.last}

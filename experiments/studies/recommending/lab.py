@@ -25,6 +25,8 @@ from ..jobs import Job, Runner
 
 # The start time of a run whose compiled program is cached, as a share of the start time with compilation.
 CACHED_START_SHARE = 0.3
+# The noise measurements of a run that times them.
+TIMED_MEASUREMENTS = 2
 # The spans of time that occur once per run, by their names in a summary.
 START_SPANS = ("start", "compile", "checkpoint")
 
@@ -92,6 +94,7 @@ class Costs(NamedTuple):
       start: the time of the spans that occur once per run, including compilation.
       is_compiled: a function that returns whether a batch size has been run, so that its program is cached.
       devices: the number of devices that share an update; the noise is measured on one of them.
+      timed_measurement: the seconds of a noise measurement, where one was timed; None: none was.
     """
 
     update: Callable[[float], float]
@@ -99,6 +102,7 @@ class Costs(NamedTuple):
     start: float
     is_compiled: Callable[[float], bool]
     devices: int
+    timed_measurement: float | None = None
 
     def of(
         self,
@@ -115,6 +119,8 @@ class Costs(NamedTuple):
 
     def measurement(self, shard_size: int) -> float:
         """Returns the seconds per noise measurement: one device computes the gradients of all shards in turn."""
+        if self.timed_measurement is not None:
+            return self.timed_measurement
         return MAX_SHARDS * self.update(self.devices * shard_size)
 
 
@@ -138,7 +144,15 @@ def costs_of(
         ends = max(1, math.ceil(row.ended.updates * row.batch_size / problem.data.examples))
         evaluations.append(seconds.get("evaluate", 0.0) / ends)
         starts.append(sum(seconds.get(name, 0.0) for name in START_SPANS))
-    return Costs(update, statistics.median(evaluations), statistics.median(starts), is_compiled, problem.devices)
+    measured = [row.ended.seconds["noise"] / TIMED_MEASUREMENTS for row in rows if row.ended.seconds.get("noise")]
+    return Costs(
+        update,
+        statistics.median(evaluations),
+        statistics.median(starts),
+        is_compiled,
+        problem.devices,
+        timed_measurement=max(measured, default=None),
+    )
 
 
 class Lab:

@@ -18,7 +18,7 @@ from ..convergence import SEARCH_SEED
 from ..jobs import Job
 from .curves import USUAL_CRITICAL_EXAMPLES, noise_over
 from .findings import Findings
-from .lab import Costs, Lab, Problem, costs_of
+from .lab import TIMED_MEASUREMENTS, Costs, Lab, Problem, costs_of
 from .memory import fit_memory, largest_batch
 from .race import Race, Start
 from .runs import (
@@ -119,7 +119,10 @@ def _time(lab: Lab, problem: Problem, findings: Findings) -> list[StudyRow]:
             break
         before = lab.spent()
         steps = min(MAX_TIMED_UPDATES, max(MIN_TIMED_UPDATES, TIMED_EXAMPLES // size))
-        row = lab.run(_job(problem, f"time-b{size}", size, steps, TINY_RATE))
+        # The gradient of a problem is a function of its own, whose time does not follow from that of an update.
+        with_noise = not rows and problem.data.is_problem and problem.can_measure_noise
+        noise = {"noise_every": max(1, steps // TIMED_MEASUREMENTS)} if with_noise else {}
+        row = lab.run(_job(problem, f"time-b{size}", size, steps, TINY_RATE, **noise))
         last = lab.spent() - before
         if row.summary is None:
             if not rows:

@@ -9,7 +9,7 @@ from ..._errors import UsageError
 from ...records.fields import Options
 from ...records.recommendation import Recommendation
 from ...training.config.options import TrainConfig
-from ...training.of_problem import check_target
+from ...training.of_problem import check_target, refuse_met
 from ..jobs import Job, Runner
 from ..settings import with_held_out
 from .advice import advise
@@ -63,6 +63,8 @@ def recommend(
     data = with_held_out(options, goal)
     if name is not None and target is not None:
         check_target(str(name), data.goal, **{goal: target})
+    if data.problem is not None and target is not None:
+        refuse_met(data.problem, target)
     with Runner(folder) as runner:
         lab = Lab(runner, 60 * minutes)
         if data.problem is not None:

@@ -72,12 +72,14 @@ def write_config(
     known = {name: value for name, value in msgspec.structs.asdict(stored.facts).items() if value is not None}
     changed = [name for name, value in known.items() if getattr(facts, name) != value]
     if changed:
-        of, remedy = (
-            ("on other data", "--data_dir") if isinstance(facts, DataFacts) else ("of a changed problem", "code")
-        )
+        if isinstance(facts, ProblemFacts):
+            raise UsageError(
+                f"the workdir {workdir} holds a run of a problem with another {' and another '.join(changed)}. Give "
+                "another --workdir, or the code that it was made with"
+            )
         raise UsageError(
-            f"the workdir {workdir} holds a run {of}: its {', '.join(changed)} differ. "
-            f"Give another --workdir, or the {remedy} that it was made with"
+            f"the workdir {workdir} holds a run on other data: its {', '.join(changed)} differ. "
+            "Give another --workdir, or the --data_dir that it was made with"
         )
     if differs:
         _files.write_json(path, _stored(config, facts, stored.run))
