@@ -77,7 +77,7 @@ TRAINING = [
     {"machine", "storage", "recipe"},
     {"config"},
     {"step"},
-    {"evaluation", "noise", "trainee"},
+    {"evaluation", "noise", "trainee", "problem_state"},
     {"progress"},
     {"loop"},
     {"extending"},

@@ -1,8 +1,6 @@
 """The training of a problem, a program of five functions, as a trainee."""
 
-import contextlib
 import dataclasses
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,7 +12,6 @@ import optax
 
 from batchnorm_jax.batch_size import NoiseEstimate, measure_noise, scale_learning_rate
 
-from .. import _users
 from .. import data as datasets
 from .._errors import UsageError
 from ..problems import loading
@@ -27,6 +24,7 @@ from .config import preflight
 from .config.options import AUTO, LR_SCALINGS, TrainConfig
 from .config.plan import Plan, Position
 from .machine import devices
+from .problem_state import Started, Structure, copied, is_key, running
 from .state import TrainState
 from .step.parts import make_schedule
 from .step.updates import Program
@@ -139,7 +137,7 @@ def describe(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
     config = TrainConfig(**options)
     loaded = load(config)
     started = Started(config, loaded)
-    with _running(config, "batch"):
+    with running(config, "batch"):
         batch = loaded.batch(config.seed, 0, loaded.batch_size)
     if not minds_rate(config, loaded, started.structure.own(started.state), batch):
         raise UsageError(
@@ -161,12 +159,12 @@ def describe(folder: Path, options: dict[str, Any]) -> dict[str, Any]:
 
 def minds_rate(config: TrainConfig, problem: Problem, state: Any, batch: Any) -> bool:
     """Returns whether two learning rates lead to different states, from copies of a state."""
-    with _running(config, "update"):
+    with running(config, "update"):
         rates = problem.learning_rate, 2 * problem.learning_rate
-        ends = [problem.update(_copied(state), batch, rate)[0] for rate in rates]
+        ends = [problem.update(copied(state), batch, rate)[0] for rate in rates]
     pairs = zip(*map(jax.tree.leaves, ends), strict=True)
     # Keys of random numbers have no numbers of their own, and do not depend on the rate.
-    return any(not np.array_equal(a, b, equal_nan=False) for a, b in pairs if not _is_key(a))
+    return any(not np.array_equal(a, b, equal_nan=False) for a, b in pairs if not is_key(a))
 
 
 def evaluated(config: TrainConfig, problem: Problem, state: Any) -> float:
@@ -175,7 +173,7 @@ def evaluated(config: TrainConfig, problem: Problem, state: Any) -> float:
     Raises:
       UsageError: it is not one number, or not an accuracy.
     """
-    with _running(config, "evaluate"):
+    with running(config, "evaluate"):
         value = problem.evaluate(state)
         if np.shape(value) != ():
             raise ValueError(f"it returned an array of shape {np.shape(value)}, and must return one number")
@@ -183,15 +181,6 @@ def evaluated(config: TrainConfig, problem: Problem, state: Any) -> float:
         if problem.goal == "accuracy" and (value < 0 or value > 1):
             raise ValueError(f"it returned {value:g}, and an accuracy is a share of 1")
     return value
-
-
-def _copied(state: Any) -> Any:
-    # The update may donate its state.
-    return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, jax.Array) else leaf, state)
-
-
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def load(config: TrainConfig) -> Problem:
@@ -251,123 +240,10 @@ def with_rate(config: TrainConfig, problem: Problem) -> TrainConfig:
     return dataclasses.replace(config, learning_rate=rate)
 
 
-@contextlib.contextmanager
-def _running(config: TrainConfig, name: str) -> Iterator[None]:
-    """Turns an error of one of the five functions into a sentence that names it."""
-    assert config.problem is not None
-    with _users.running("problem", config.problem, f"its {name}"):
-        yield
-
-
-class _Leaf(NamedTuple):
-    """How an array of a problem's state is kept: keys of random numbers as numbers, everything else as it is.
-
-    Attributes:
-      key: the implementation of a key; None: not a key.
-    """
-
-    key: str | None
-
-    @classmethod
-    def of(cls, leaf: Any) -> "_Leaf":
-        return cls(str(jax.random.key_impl(leaf)) if _is_key(leaf) else None)
-
-    def plain(self, leaf: Any) -> jax.Array:
-        """Returns an array of numbers."""
-        if self.key is not None:
-            return jax.random.key_data(leaf)
-        array = leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf)
-        # Numbers of Python's are of a weak type, which a checkpoint cannot hold: a run that resumes would round anew.
-        return jax.lax.convert_element_type(array, array.dtype) if array.weak_type else array
-
-    def own(self, array: jax.Array) -> jax.Array:
-        """Returns what the problem knows."""
-        return array if self.key is None else jax.random.wrap_key_data(array, impl=self.key)
-
-
-class _Structure(NamedTuple):
-    """The tree of a problem's state, which is kept as a list, so that any class of tree can be stored."""
-
-    tree: Any
-    leaves: list[_Leaf]
-
-    def own(self, state: TrainState) -> Any:
-        """Returns the state as the problem knows it."""
-        kept = zip(self.leaves, state.opt_state, strict=True)
-        return jax.tree.unflatten(self.tree, [leaf.own(array) for leaf, array in kept])
-
-    def plain(self, own: Any, step: Any) -> TrainState:
-        """Returns a state of the problem's as the session keeps it; `check` has seen one like it."""
-        leaves = jax.tree.leaves(own)
-        return TrainState(step, {}, {}, [leaf.plain(a) for leaf, a in zip(self.leaves, leaves, strict=True)])
-
-    def check(self, before: Any, after: Any, loss: Any) -> None:
-        """Refuses what an update returns if it is not a state like the one that it got, and a loss.
-
-        Args:
-          before: the state before the update.
-          after: the state after it; of this and the loss shapes and types count, so that they may be abstract.
-          loss: the loss.
-
-        Raises:
-          ValueError: a part of the state is missing, new, or of another shape or type, or the loss is not one number.
-        """
-        there, here = (
-            {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
-            for state in (before, after)
-        )
-        if different := sorted(there.keys() ^ here.keys()):
-            path = different[0]
-            has, lacks = ("init", "update") if path in there else ("update", "init")
-            raise ValueError(
-                f"the state of {has} has a part {path or 'of its own'}, and that of {lacks} has not; both must have "
-                "the same structure"
-            )
-        for path, leaf in there.items():
-            kinds = [f"{_dtype(one)} of shape {np.shape(one)}" for one in (leaf, here[path])]
-            if kinds[0] != kinds[1]:
-                raise ValueError(f"the part {path} of the state is {kinds[0]} before it and {kinds[1]} after it")
-        if np.shape(loss) != () or not jnp.issubdtype(_dtype(loss), jnp.floating):
-            raise ValueError(f"the loss must be one number, not {_dtype(loss)} of shape {np.shape(loss)}")
-
-
-def _dtype(leaf: Any) -> Any:
-    return leaf.dtype if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) else jnp.asarray(leaf).dtype
-
-
-class Started:
-    """The state of a problem before its first update.
-
-    Attributes:
-      structure: how the state is kept.
-      state: the state as a session keeps it.
-      devices: the devices that hold it.
-    """
-
-    def __init__(self, config: TrainConfig, problem: Problem):
-        """Initialises the problem with the seed of a configuration."""
-        with _running(config, "init"):
-            leaves, tree = jax.tree.flatten(problem.init(config.seed))
-            kept = [_Leaf.of(leaf) for leaf in leaves]
-            arrays = [leaf.plain(a) for leaf, a in zip(kept, leaves, strict=True)]
-        self.structure = _Structure(tree, kept)
-        self.state = TrainState(jnp.zeros((), jnp.int32), {}, {}, arrays)
-        held = {device for array in arrays for device in array.devices()} or set(jax.local_devices()[:1])
-        self.devices = sorted(held, key=lambda device: device.id)
-
-    def digest(self) -> str:
-        """Returns a digest of the places, shapes and types of the arrays."""
-        own = self.structure.own(self.state)
-        paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_flatten_with_path(own)[0]]
-        # Not of the tree itself, whose text may hold addresses of functions.
-        kinds = [(path, a.shape, str(a.dtype)) for path, a in zip(paths, self.state.opt_state, strict=True)]
-        return hashlib.sha256(str(kinds).encode()).hexdigest()[:16]
-
-
 class _Run:
     """The batches, each a `Reading`, the programs and the noise of a run; a `trainee.Feed`."""
 
-    def __init__(self, config: TrainConfig, problem: Problem, structure: _Structure):
+    def __init__(self, config: TrainConfig, problem: Problem, structure: Structure):
         self.config, self.problem, self.structure = config, problem, structure
         self._has_warned = False
 
@@ -378,7 +254,7 @@ class _Run:
         ahead = position.phase.first_epoch * self.problem.examples // size - position.phase.first_step
         for number in range(step, position.last_step):
             place = number + (ahead if position.phase.first_epoch else 0)
-            with _running(self.config, "batch"):
+            with running(self.config, "batch"):
                 batch = self.problem.batch(self.config.seed, place, size)
             yield [Reading(batch, size, number)]
 
@@ -395,13 +271,13 @@ class _Run:
         rates = _Rates(make_schedule(self.config, plan)(plan.peak_learning_rate))
         update, structure = self.problem.update, self.structure
         largest, batch, rate, own = None, sources[0].batch, rates.at(sources[0].step), structure.own(state)
-        with _running(self.config, "update"):
+        with running(self.config, "update"):
             if hasattr(update, "lower"):
                 structure.check(own, *jax.eval_shape(update, own, batch, rate))
                 largest = update.lower(own, batch, rate).compile()
             else:
                 # A function that is not jitted as a whole compiles its parts as it runs, here on a copy.
-                structure.check(own, *jax.block_until_ready(update(_copied(own), batch, rate)))
+                structure.check(own, *jax.block_until_ready(update(copied(own), batch, rate)))
         self._warn(own, batch, sources[0].examples)
         if self._measures_noise:
             self._compile_gradient(own, state)
@@ -409,7 +285,7 @@ class _Run:
         def call(state: TrainState, sources: list[Any]) -> tuple[TrainState, dict[str, jax.Array]]:
             (source,) = sources
             rate = rates.at(source.step)
-            with _running(self.config, "update"):
+            with running(self.config, "update"):
                 own, loss = update(structure.own(state), source.batch, rate)
                 metrics = {"loss": jnp.asarray(loss), "learning_rate": jnp.asarray(rate)}
                 return structure.plain(own, np.asarray(source.step + 1, np.int32)), metrics
@@ -424,7 +300,7 @@ class _Run:
         axes = {np.shape(leaf)[0] for leaf in jax.tree.leaves(batch) if np.ndim(leaf) > 0}
         if len(axes) == 1 and axes != {size}:
             say(f"warning   its batch has {axes.pop():,} examples along the first axis, and {size:,} were asked for")
-        held = sum(leaf.nbytes for leaf in jax.tree.leaves(own) if isinstance(leaf, jax.Array) and not _is_key(leaf))
+        held = sum(leaf.nbytes for leaf in jax.tree.leaves(own) if isinstance(leaf, jax.Array) and not is_key(leaf))
         if held <= MOST_TRIED_BYTES and not minds_rate(self.config, self.problem, own, batch):
             say(
                 "warning   two learning rates lead to the same state: the update seems not to use its argument "
@@ -440,7 +316,7 @@ class _Run:
         """Compiles the gradient of a shard, so that the first measurement takes no longer than others."""
         if hasattr(self.problem.gradient, "lower"):
             gradient: Any = self.problem.gradient
-            with _running(self.config, "gradient"):
+            with running(self.config, "gradient"):
                 batch = self.problem.batch(NOISE_SEED, int(state.step), NOISE_SHARD_EXAMPLES)
                 gradient.lower(own, batch).compile()
 
@@ -449,7 +325,7 @@ class _Run:
         gradient = self.problem.gradient
         assert gradient is not None  # `load` refuses measurements of a problem without.
         size = NOISE_SHARDS * NOISE_SHARD_EXAMPLES
-        with _running(self.config, "gradient"):
+        with running(self.config, "gradient"):
             batch = self.problem.batch(NOISE_SEED + self.config.seed % 1_000, int(state.step), size)
             estimate = measure_noise(gradient, self.structure.own(state), [batch], NOISE_SHARDS)
         return NoiseEstimate(*(value.item() for value in estimate))
@@ -484,7 +360,7 @@ class _Evaluation:
         """Compiles `evaluate`, unless it is not a jitted function and compiles at its first call."""
         evaluate = self._run.problem.evaluate
         if hasattr(evaluate, "lower") and not self._is_compiled:
-            with _running(self._run.config, "evaluate"):
+            with running(self._run.config, "evaluate"):
                 evaluate.lower(self._run.structure.own(state)).compile()
         self._is_compiled = True
 

@@ -44,9 +44,9 @@ SAME_RATE_LOG = 0.1
 SIZE_EXPONENTS = range(24)
 MAX_SIZES = 4
 MAX_RATES = 5
-# The most seeds of a setting beside that of the search, how many are run at a time, and the settings that are left at
-# the end. Runs that take at most this multiple of the least time are compared further.
-FINAL_SEEDS, SEEDS_AT_A_TIME, LEAST_SETTINGS = 8, 2, 2
+# The most seeds of a setting beside that of the search, how many are run at a time, and how many settings are compared
+# so at first and at the end: those that take at most this multiple of the least time.
+FINAL_SEEDS, SEEDS_AT_A_TIME, MOST_SETTINGS, LEAST_SETTINGS = 8, 2, 6, 2
 NEAR_TIME_RATIO = 1.5
 # A run that missed the target counts as one of so many times its updates.
 MISSED = 2.0
@@ -95,7 +95,7 @@ class TargetSearch:
         return sorted(near - set(self._tried()), reverse=True)
 
     def _halve(self) -> None:
-        """Runs the fastest settings with other seeds: each time two more seeds, and half of the settings.
+        """Runs the fastest settings with other seeds: each time two more seeds, and after that half of the settings.
 
         Single runs of one setting are far apart, so that the fastest of them is so by luck in part.
         """
@@ -105,7 +105,9 @@ class TargetSearch:
             # so that sizes that are nearly equal are compared to the end.
             left = sorted(left, key=self._mean_time)
             bests = {size: (size, rate) for size, rate in reversed(left)}
-            left = sorted(left, key=lambda setting: setting != bests[setting[0]])[: max(LEAST_SETTINGS, len(left) // 2)]
+            left = sorted(left, key=lambda setting: setting != bests[setting[0]])
+            # With one seed each, none of them is left out.
+            left = left[: max(LEAST_SETTINGS, len(left) // 2) if first else MOST_SETTINGS]
             for size, rate in left:
                 for seed in range(first, first + SEEDS_AT_A_TIME):
                     if most := self._allowed(size, math.exp(self._mean(size, rate))):
