@@ -10,7 +10,7 @@ import pytest
 
 from experiments import _files
 from experiments._errors import UsageError
-from experiments.benchmarking import recommend_suite, recommend_table
+from experiments.benchmarking import recommend_compare, recommend_suite, recommend_table
 from experiments.benchmarking.recommend_compare import Cell
 from experiments.benchmarking.recommend_suite import AGAIN, FRESH_SEEDS, GRID, RECOMMENDATION, Problem
 from experiments.records.comparison import GridCost
@@ -133,7 +133,7 @@ def test_the_table_is_made_without_running_anything(folder, capsys, monkeypatch)
     assert (
         "| known, 98.0% | 64 at 0.02: 34.3 s, 2,678 updates of 12.8 ms | 128 at 0.01: 77.1 s, 4,017 updates of" in said
     )
-    assert "| 60.0 s (30.0 to 120.0) |" in said
+    assert "| 60 s (30 to 120) |" in said
     assert "| 6 s of 120 s, 5.0% |" in said and "| known | 64 | 2,100 (1,050 to 4,200) | 2,100 | +0% |" in said
     assert "| {:.2f} ({:.2f} to {:.2f}) |".format(*found.ratio) in said
     (folder / AGAIN / jobs.FILE).write_text("")
@@ -141,12 +141,32 @@ def test_the_table_is_made_without_running_anything(folder, capsys, monkeypatch)
         recommend_suite.run(["known"], folder=folder.parent)
 
 
+def test_with_many_seeds_a_miss_leaves_the_ratio_of_medians():
+    seconds = np.log(np.append(np.linspace(1.0, 2.0, 24), math.inf))
+    ratio, low, high = recommend_compare._ratio(seconds + math.log(0.5), seconds, is_same=False)
+    assert ratio == pytest.approx(0.5) and 0.35 < low < 0.45 < 0.55 < high < 0.7
+    assert recommend_compare._middle(seconds) == pytest.approx(math.log(np.linspace(1.0, 2.0, 24)[12]))
+
+
 def test_what_is_not_reached_and_what_is_not_recommended_stay_in_the_table(folder):
-    *rows, last = jobs.read(folder / AGAIN / jobs.FILE)
-    write(folder / AGAIN, [*rows, row(last.batch_size, last.learning_rate, last.seed, reached=False)])
-    found = recommend_suite.tabulate(PROBLEM, folder)
+    rows = jobs.read(folder / AGAIN / jobs.FILE)
+
+    def missed(count):
+        kept, others = rows[:-count], rows[-count:]
+        missing = [row(r.batch_size, r.learning_rate, r.seed, reached=False) for r in others]
+        write(folder / AGAIN, [*kept, *missing])
+        found = recommend_suite.tabulate(PROBLEM, folder)
+        return found, "\n".join(recommend_table.table([found]))
+
+    # Of six: the median has the miss above it, and is a number; the time per update is that of all twelve.
+    found, said = missed(1)
+    assert found.recommended.seconds == pytest.approx(found.recommended.step_seconds * 1.4 * 3000)
+    assert "(medians: 1 of 6 runs missed the target)" in said
+    # One in twenty draws of six such runs has no median.
+    assert found.ratio is None
+    found, said = missed(3)
     assert found.ratio is None and found.recommended.seconds is None and found.best.seconds
-    assert "not reached by every seed" in "\n".join(recommend_table.table([found]))
+    assert "missed by half of the seeds or more" in said
     path = folder / RECOMMENDATION / FILE
     result = _files.read_json(path, Recommendation)
     evidence = msgspec.structs.replace(result.evidence, runs=[], not_measured=["all: too little time is left"])

@@ -17,6 +17,7 @@ from ..studies.convergence import CONFIDENCE, updates_to_target
 from ..studies.recommending.curves import best_runs
 from ..studies.recommending.runs import step_seconds
 
+RESAMPLES = 999
 Ratio = tuple[float, float, float]
 
 
@@ -78,8 +79,10 @@ def compare(
 ) -> tuple[ComparedSetting, ComparedSetting | None, Ratio | None]:
     """Compares the recommended setting with the best of a grid, by runs of both with fresh seeds.
 
-    The ratio is that of geometric means; its interval is Welch's, for the logarithms of the updates. The time per
-    update is the median over the compared runs, because the machine may have been faster or slower when the grid ran.
+    The ratio is that of geometric means; its interval is Welch's, for the logarithms of the updates. Where some runs
+    missed the target, it is that of medians, in which they count as infinite; its interval is a bootstrap's. The time
+    per update is the median over the compared runs, because the machine may have been faster or slower when the grid
+    ran.
 
     Args:
       best: the best setting of the grid.
@@ -103,22 +106,43 @@ def _setting(cell: Cell, rows: Sequence[StudyRow], step: float | None) -> Compar
     updates = [updates_to_target(row) for row in rows]
     setting = ComparedSetting(**cell._asdict(), updates=updates, step_seconds=step, seconds=None)
     logs = _log_seconds(setting)
-    return setting if logs is None else msgspec.structs.replace(setting, seconds=float(np.exp(logs.mean())))
+    middle = math.inf if logs is None else _middle(logs)
+    return msgspec.structs.replace(setting, seconds=float(np.exp(middle))) if math.isfinite(middle) else setting
 
 
 def _log_seconds(setting: ComparedSetting) -> np.ndarray | None:
-    """Returns the logarithms of the times to the target, one per seed; None: a run did not reach the target."""
-    if setting.step_seconds is None or not setting.updates or None in setting.updates:
+    """Returns the logarithms of the times to the target, one per seed, infinite for a miss; None: there are none."""
+    if setting.step_seconds is None or not setting.updates:
         return None
-    return np.log(np.array(setting.updates, float) * setting.step_seconds)
+    updates = [math.inf if count is None else count for count in setting.updates]
+    return np.log(np.array(updates, float) * setting.step_seconds)
+
+
+def _middle(logs: np.ndarray, axis: int | None = None) -> Any:
+    """Returns the mean, or the median where some are infinite; infinite where half are."""
+    if np.isfinite(logs).all():
+        return np.mean(logs, axis=axis)
+    # With an even number, the upper one of the two in the middle, since there is no mean of a number and infinity.
+    return np.quantile(logs, 0.5, axis=axis, method="higher")
 
 
 def _ratio(recommended: np.ndarray | None, best: np.ndarray | None, *, is_same: bool) -> Ratio | None:
-    """Returns the ratio of geometric means, with its interval."""
+    """Returns the ratio of the middles, with its interval; None: half of the runs at a setting missed the target."""
     if recommended is None or best is None:
         return None
     if is_same:
         return 1.0, 1.0, 1.0
+    groups = recommended, best
+    if not np.isfinite(np.concatenate(groups)).all():
+        random = np.random.default_rng(0)
+        draws = [
+            np.quantile(random.choice(logs, (RESAMPLES, len(logs))), 0.5, axis=1, method="higher") for logs in groups
+        ]
+        middles = [np.quantile(logs, 0.5, method="higher") for logs in groups]
+        if not np.isfinite(np.concatenate([*draws, middles])).all():
+            return None
+        low, high = np.quantile(draws[0] - draws[1], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        return float(np.exp(middles[0] - middles[1])), float(np.exp(low)), float(np.exp(high))
     test: Any = scipy.stats.ttest_ind(recommended, best, equal_var=False)
     low, high = test.confidence_interval(CONFIDENCE)
     ratio = recommended.mean() - best.mean()

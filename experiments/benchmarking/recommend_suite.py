@@ -93,7 +93,7 @@ _SIZES = (32, 64, 128, 256, 512)
 # Runs of a moment, of which more seeds cost little.
 _SMALLER, _WIDE = (4, 8, 16, 32, 64, 128), (0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
 _MANY = tuple(range(11, 35))
-_FEW, _OF_ADAM = (8, 16, 32, 64, 128), (0.001, 0.002, 0.004, 0.008, 0.016)
+_FEW, _OF_ADAM = (16, 32, 64, 128), (0.002, 0.004, 0.008, 0.016)
 _HIGHER, _LOWER = (0.01, 0.02, 0.04, 0.08, 0.16), (0.005, 0.01, 0.02, 0.04, 0.08)
 PROBLEMS = {
     problem.name: problem

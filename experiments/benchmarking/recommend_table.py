@@ -52,9 +52,12 @@ def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
 def _short(found: ComparedSetting) -> str:
     setting = f"{found.batch_size} at {found.rate:g}"
     if found.seconds is None or found.step_seconds is None:
-        return f"{setting}: not reached by every seed"
+        return f"{setting}: missed by half of the seeds or more"
+    missed = sum(count is None for count in found.updates)
     updates = found.seconds / found.step_seconds
-    return f"{setting}: {found.seconds:.1f} s, {updates:,.0f} updates of {1e3 * found.step_seconds:.1f} ms"
+    return f"{setting}: {found.seconds:.3g} s, {updates:,.0f} updates of {1e3 * found.step_seconds:.1f} ms" + (
+        f" (medians: {missed} of {len(found.updates)} runs missed the target)" if missed else ""
+    )
 
 
 def _updates(predicted: Bounded) -> str:
@@ -65,5 +68,5 @@ def _updates(predicted: Bounded) -> str:
 def _seconds(predicted: Bounded | None) -> str:
     if predicted is None:
         return "not known"
-    middle, low, high = ("no bound" if end is None else f"{end:.1f}" for end in predicted)
+    middle, low, high = ("no bound" if end is None else f"{end:.3g}" for end in predicted)
     return f"{middle} s ({low} to {high})"

@@ -54,7 +54,8 @@ class ComparedSetting(Record, frozen=True, kw_only=True, omit_defaults=True):
       rate: the constant learning rate.
       updates: updates to the target, one entry per seed; None: the run did not reach it.
       step_seconds: the median compute time per update, in seconds; None: all runs diverged.
-      seconds: the geometric mean of the compute time to the target, in seconds; None: a run did not reach the target.
+      seconds: the geometric mean of the compute time to the target, in seconds, or the median if some runs did not
+        reach it; None: half of the runs did not.
       predicted: the prediction of `seconds` if the setting is the recommended one; None: there is no prediction.
     """
 
