@@ -94,7 +94,9 @@ class Law:
     def is_compiled(self, batch_size):
         return any(job.options["batch_size"] == batch_size for job in self.jobs)
 
-    def affords(self, seconds):
+    def affords(self, seconds, *, notes=True):
+        if notes and self.now + seconds > self.seconds:
+            self.seconds_needed = max(self.now + seconds, self.seconds_needed or 0.0)
         return self.now + seconds <= self.seconds
 
     def run(self, job: Job):

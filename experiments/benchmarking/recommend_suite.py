@@ -122,7 +122,16 @@ PROBLEMS = {
             goal="loss",
             fresh_seeds=_MANY,
         ),
-        Problem("transformer", {"problem": f"{_PROBLEMS}.transformer:problem"}, 1.8, _FEW, _OF_ADAM, 6, goal="loss"),
+        Problem(
+            "transformer",
+            {"problem": f"{_PROBLEMS}.transformer:problem"},
+            1.8,
+            _FEW,
+            _OF_ADAM,
+            6,
+            goal="loss",
+            fresh_seeds=FRESH_SEEDS[:4],
+        ),
     )
 }
 PARTS = tuple(PROBLEMS)

@@ -169,10 +169,11 @@ def _twice_the_budget(evidence: Evidence) -> str:
     """Returns a sentence about what more time would buy."""
     if evidence.minutes_needed is None:
         return "With twice the time: nothing was left undone for want of time; a harder target would use more of it."
+    minutes = _count(math.ceil(SPARE * evidence.minutes_needed))
     return (
-        f"With twice the time: what is listed as not measured for want of time would be; the longest of it needs about "
-        f"{_count(math.ceil(SPARE * evidence.minutes_needed))} minutes in all. The same command with a larger "
-        "--budget_minutes goes on from here."
+        "With twice the time: more seeds would be run, and whatever is listed as not measured for want of time; the "
+        f"longest of it needs about {minutes} minutes in all. The same command with a larger --budget_minutes goes on "
+        "from here."
     )
 
 

@@ -170,10 +170,15 @@ class Lab:
         """Returns the seconds that have passed since the lab was made."""
         return self._clock() - self._started
 
-    def affords(self, seconds: float) -> bool:
-        """Returns whether the budget has at least this many seconds left; notes the budget that would have had."""
+    def affords(self, seconds: float, *, notes: bool = True) -> bool:
+        """Returns whether the budget has at least this many seconds left.
+
+        Args:
+          seconds: the seconds of a measurement.
+          notes: note the budget that the measurement needs if there is less, since it is left out then.
+        """
         needed = self.spent() + seconds
-        if needed > self.seconds:
+        if notes and needed > self.seconds:
             self.seconds_needed = max(needed, self.seconds_needed or 0.0)
         return needed <= self.seconds
 

@@ -133,7 +133,7 @@ class TargetSearch:
         """Runs the first batch size at falling rates while that helps; returns whether a run reached the target."""
         noise = self._noise_seconds(batch_size)
         for _ in range(MAX_HALVINGS):
-            most = most if self._affords(batch_size, most, most * noise) else most // 2
+            most = most if self._affords(batch_size, most, most * noise, notes=False) else most // 2
         if most < 1 or not self._affords(batch_size, most, most * noise):
             self._missing.append("updates to the target: too little time is left for a run to it")
             return False
@@ -174,15 +174,16 @@ class TargetSearch:
         needed = self._problem.can_measure_noise and self._findings.prior is None
         return NOISE_TIME_SHARE * self._costs.update(batch_size) if needed else 0.0
 
-    def _allowed(self, batch_size: int, expected: float) -> int:
+    def _allowed(self, batch_size: int, expected: float, *, notes: bool = True) -> int:
         """Returns the update limit of a run from its expected updates; 0: too little time is left for the run."""
-        allowed = (math.ceil(times * expected) for times in (PATIENT_FACTOR, IMPATIENT_FACTOR))
-        return next((most for most in allowed if self._affords(batch_size, most)), 0)
+        if self._affords(batch_size, most := math.ceil(PATIENT_FACTOR * expected), notes=False):
+            return most
+        return most if self._affords(batch_size, most := math.ceil(IMPATIENT_FACTOR * expected), notes=notes) else 0
 
-    def _affords(self, batch_size: int, updates: float, reserve: float = 0.0) -> bool:
+    def _affords(self, batch_size: int, updates: float, reserve: float = 0.0, *, notes: bool = True) -> bool:
         updates *= 1 + PAST_TARGET
         evaluations = evaluations_of(self._problem, self._costs, batch_size, updates).number(updates)
-        return self._lab.affords(self._costs.of(batch_size, updates, 1 + evaluations) + reserve)
+        return self._lab.affords(self._costs.of(batch_size, updates, 1 + evaluations) + reserve, notes=notes)
 
     def _run(
         self, batch_size: int, rate: float, most: int, seed: int = SEARCH_SEED, *, noise: bool = False
@@ -257,7 +258,7 @@ class TargetSearch:
             return min(beside, key=lambda b: (least + examples / b) * self._costs.update(b), default=None)
         grid = {size_near(self._problem.unit * 2.0**power, self._problem, self._limit) for power in SIZE_EXPONENTS}
         inside = [size for size in grid if min(tried) / SIZE_FACTOR <= size <= max(tried) * SIZE_FACTOR]
-        there = [b for b in inside if b in tried or self._allowed(b, least + examples / b)]
+        there = [b for b in inside if b in tried or self._allowed(b, least + examples / b, notes=False)]
         size = min(there, key=lambda b: (least + examples / b) * self._costs.update(b))
         return None if size in tried else size
 
