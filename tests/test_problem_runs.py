@@ -284,7 +284,7 @@ def test_a_batch_size_is_recommended_for_a_problem(tmp_path):
     """From the command line to the page, on a problem whose best rate and least loss are known."""
     command = [
         sys.executable, "-m", "experiments.recommend", "--problem=tests.own_problems:quadratic", "--target_loss=0.02",
-        "--budget_minutes=0.5", f"--workdir={tmp_path}", "--json",
+        "--budget_minutes=0.3", f"--workdir={tmp_path}", "--json",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -26,7 +26,7 @@ from ..jobs import Job, Runner
 # The start time of a run whose compiled program is cached, as a share of the start time with compilation.
 CACHED_START_SHARE = 0.3
 # The noise measurements of a run that times them.
-TIMED_MEASUREMENTS = 2
+TIMED_MEASUREMENTS = 1
 # The spans of time that occur once per run, by their names in a summary.
 START_SPANS = ("start", "compile", "checkpoint")
 

@@ -36,6 +36,8 @@ FIRST_BATCH_SIZE, SIZE_FACTOR = 16, 4
 # in proportion to the size; but at least this many sizes are timed, if the training set is large enough.
 LINEAR_TIME_RATIO, MIN_SIZES = 2.5, 3
 MAX_TIMED_UPDATES, TIMED_EXAMPLES = 300, 8_000
+# The updates of the first size that is timed, and the share of the budget that the updates of another may take.
+FIRST_TIMED_UPDATES, TIMING_SHARE = 50, 0.02
 # A learning rate at which parameters hardly move, for runs that measure only time and memory.
 TINY_RATE = 1e-6
 # Shares of the budget: for the run that tries the largest batch, and for a run that only measures the noise, made if
@@ -118,7 +120,11 @@ def _time(lab: Lab, problem: Problem, findings: Findings) -> list[StudyRow]:
             missing.append(f"the time of an update at {size:,} examples and more: too little time is left")
             break
         before = lab.spent()
-        steps = min(MAX_TIMED_UPDATES, max(MIN_TIMED_UPDATES, TIMED_EXAMPLES // size))
+        # Of the first size nothing is known; the next takes at most as many times longer as it is larger.
+        most = FIRST_TIMED_UPDATES
+        if points:
+            most = math.floor(TIMING_SHARE * lab.seconds / (points[-1].seconds * size / points[-1].batch_size))
+        steps = max(MIN_TIMED_UPDATES, min(MAX_TIMED_UPDATES, TIMED_EXAMPLES // size, most))
         # The gradient of a problem is a function of its own, whose time does not follow from that of an update.
         with_noise = not rows and problem.data.is_problem and problem.can_measure_noise
         noise = {"noise_every": max(1, steps // TIMED_MEASUREMENTS)} if with_noise else {}
