@@ -81,7 +81,7 @@ TRAINING = [
     {"progress"},
     {"loop"},
     {"extending"},
-    {"of_images", "of_problem"},
+    {"of_images", "of_problem", "as_problem"},
     {"session"},
 ]
 # Reads result files only.
