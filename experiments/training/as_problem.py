@@ -38,10 +38,10 @@ def as_problem(config: TrainConfig) -> Problem:
       UsageError: the configuration is that of a problem, splits or accumulates an update, or cannot be prepared.
 
     Example:
-      >>> options = {"dataset": "digits", "batch_size": 64, "num_devices": 1, "validation_examples": 100}
-      >>> digits = as_problem(TrainConfig(**options))
-      >>> digits.rule, digits.batch_size, 0 <= digits.evaluate(digits.init(0)) <= 1
-      ('linear', 64, True)
+      >>> digits = as_problem(TrainConfig(dataset="digits", batch_size=64, num_devices=1))
+      >>> state, loss = digits.update(digits.init(0), digits.batch(0, 0, 64), 0.05)
+      >>> digits.rule, digits.examples, int(state.step)
+      ('linear', 60000, 1)
     """
     optimizer = OPTIMIZERS[config.optimizer]
     if config.problem is not None:
