@@ -105,7 +105,7 @@ def test_a_study_that_is_done_runs_nothing_again_and_says_the_same(study, capsys
     lines = batch_size.describe(TINY, TINY.parts, study)
     assert all(": 0 runs" in line for line in lines[:-1]) and len(lines) == 7
     # Its batches are too small to tell how fast the machine is.
-    assert lines[-1] == "in all    about 0 minutes, of simple_cnn on two cores"
+    assert lines[-1] == "in all    about 1 minute, if it were simple_cnn on two cores"
 
 
 def test_what_is_left_of_a_study_follows_from_what_is_there(study, tmp_path):

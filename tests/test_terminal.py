@@ -89,7 +89,7 @@ def test_the_output_of_a_run_fits_any_width(screen, tmp_path, monkeypatch):
 def test_the_bar_and_the_text_beside_it_fit_the_width(columns, total):
     bar = progress.Progress.__new__(progress.Progress)
     bar.plan = type("Plan", (), {"total_steps": total})()
-    bar._line, bar._first, bar._images, bar._since = terminal.StatusLine(), (1, 0.0), 10**6, 0.0
+    bar._line, bar._first, bar._examples, bar._since = terminal.StatusLine(), (1, 0.0), 10**6, 0.0
     bar.last = {"loss": 0.7136, "accuracy": 0.8433, "learning_rate": 1.17188}
     for step in (1, total // 3, total):
         line = bar._bar(step, columns)
@@ -106,9 +106,9 @@ def test_commands_stay_whole(start):
 
 
 def test_lines_are_folded_between_words_and_fields():
-    text = "epoch     1  step     10  loss 0.7136  test 84.33%  originals 86.94%  3,450 images/s"
+    text = "epoch     1  step     10  loss 0.7136  test 84.33%  originals 86.94%  3,450 examples/s"
     first, second = terminal.folded(text, 80).splitlines()
-    assert (first, second) == (text.removesuffix("  3,450 images/s"), " " * 10 + "3,450 images/s")
+    assert (first, second) == (text.removesuffix("  3,450 examples/s"), " " * 10 + "3,450 images/s")
     assert terminal.folded(text, 200) == text
     path = "workdir   /" + "x" * 100
     assert "/" + "x" * 100 in terminal.folded(path, 40).split()
