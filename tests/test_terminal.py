@@ -108,7 +108,7 @@ def test_commands_stay_whole(start):
 def test_lines_are_folded_between_words_and_fields():
     text = "epoch     1  step     10  loss 0.7136  test 84.33%  originals 86.94%  3,450 examples/s"
     first, second = terminal.folded(text, 80).splitlines()
-    assert (first, second) == (text.removesuffix("  3,450 examples/s"), " " * 10 + "3,450 images/s")
+    assert (first, second) == (text.removesuffix("  3,450 examples/s"), " " * 10 + "3,450 examples/s")
     assert terminal.folded(text, 200) == text
     path = "workdir   /" + "x" * 100
     assert "/" + "x" * 100 in terminal.folded(path, 40).split()
