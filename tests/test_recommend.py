@@ -256,3 +256,25 @@ def test_a_search_that_goes_on_asks_for_the_same_runs():
     first = [run.key for run in before.runs if run.batch_size == size and run.seed == SEARCH_SEED]
     assert [run.key for run in after.runs if run.key in first] == first
     assert {run.key for run in after.runs} & {job.key for job in law.jobs[:made]} >= set(first)
+
+
+def test_time_that_is_left_goes_to_other_seeds_of_the_fastest_settings():
+    law = Law(minutes=60, spread=0.2)
+    evidence, advice = answer(law)
+    seeds = {}
+    for run in evidence.runs:
+        seeds.setdefault((run.batch_size, run.rate), set()).add(run.seed)
+    most = max(seeds.values(), key=len)
+    assert len(most) == 9 and sum(len(found) == 9 for found in seeds.values()) >= 2
+    assert len(seeds[advice.batch_size, advice.learning_rate]) == 9
+    # What was left out for want of time is nothing, and so no other budget is asked for.
+    assert evidence.minutes_needed is None
+    few = answer(Law(minutes=4, spread=0.2))[1]
+    widths = [a.chosen.updates[2] / a.chosen.updates[1] for a in (advice, few)]
+    assert widths[0] < widths[1]
+
+
+def test_a_budget_that_is_too_small_names_one_that_is_not():
+    evidence, advice = answer(Law(minutes=0.5))
+    assert advice is None and evidence.minutes_needed > 0.5
+    assert answer(Law(minutes=max(1.2 * evidence.minutes_needed, 0.75)))[0].step_time

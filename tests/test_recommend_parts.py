@@ -3,6 +3,7 @@
 import math
 from unittest import mock
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,8 +20,11 @@ from experiments.studies.recommending.curves import (
     USUAL_CRITICAL_EXAMPLES,
     USUAL_LOG_SD,
     NoisePrior,
+    best_runs,
     noise_over,
     prior_of,
+    seed_spread,
+    settings_of,
     steps_by,
 )
 
@@ -166,3 +170,36 @@ def test_memory_that_does_not_grow_is_refused():
         memory.fit_memory([8, 32], [1000, 900])
     with pytest.raises(UsageError, match="at least two batch sizes"):
         memory.fit_memory([8, 8], [1000, 1000])
+
+
+def test_what_the_first_evaluation_finds_is_an_interval_and_no_number():
+    """Four such runs (247, 247, 804, 804 updates, each at its only evaluation) once counted as exact."""
+
+    def critical(between):
+        found = runs([64, 64, 16, 16], [247, 247, 804, 804])
+        bounds = [(0, run.updates) if between else (run.updates - 1, run.updates) for run in found]
+        found = [msgspec.structs.replace(run, between=bound) for run, bound in zip(found, bounds, strict=True)]
+        return np.log(np.divide(*steps_by(None, found)[1:, ::-1].T)), np.log(steps_by(None, found)[1:, 0])
+
+    (exact, least), (wide, least_of_wide) = critical(between=False), critical(between=True)
+    # As if they had said nothing of the critical batch size, and of the updates only that they are no more.
+    assert np.std(wide) > 1.1 * np.std(exact) and np.std(wide) == pytest.approx(USUAL_LOG_SD, rel=0.05)
+    assert np.quantile(least_of_wide, 0.975) < math.log(400) and np.median(least_of_wide) < np.median(least)
+
+
+def test_seeds_that_are_alike_and_sizes_that_were_run_narrow_a_prediction():
+    alike, apart = (
+        runs([64] * 6, [round(300 * math.exp(spread * z)) for z in (-1.2, -0.6, -0.2, 0.2, 0.6, 1.2)])
+        for spread in (0.02, 0.8)
+    )
+    assert seed_spread(alike) < 0.26 < SEED_LOG_SD < seed_spread(apart)
+    found = settings_of(alike)[64]
+    assert found.number == 6 and found.mean == pytest.approx(math.log(300), abs=0.01)
+    assert SETTING_LOG_SD < found.spread(0.3) < math.hypot(SETTING_LOG_SD, 0.3)
+
+
+def test_of_two_rates_the_one_with_more_seeds_is_the_best():
+    """It was run with more since it was better by fewer; the other one was lucky once."""
+    one, many = runs([64], [200]), runs([64] * 3, [250, 260, 255])
+    many = [msgspec.structs.replace(run, rate=0.2, seed=seed) for seed, run in enumerate(many)]
+    assert {run.rate for run in best_runs([*one, *many])} == {0.2}

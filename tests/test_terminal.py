@@ -1,6 +1,7 @@
 """A run's output in a terminal: nothing is written into the progress bar, and no line is broken within a word."""
 
 import re
+import threading
 
 import pytest
 
@@ -112,3 +113,23 @@ def test_lines_are_folded_between_words_and_fields():
     assert terminal.folded(text, 200) == text
     path = "workdir   /" + "x" * 100
     assert "/" + "x" * 100 in terminal.folded(path, 40).split()
+
+
+def test_a_countdown_shows_the_time_that_is_left_while_work_goes_on(monkeypatch):
+    """Each second, under what is printed; and nothing where there is no terminal."""
+    shown, left = [], iter([90.0, 30.0, -1.0, -2.0])
+    drawn = threading.Event()
+
+    class Line(terminal.StatusLine):
+        def draw(self, line):
+            shown.append(line(40))
+            if len(shown) == 3:
+                drawn.set()
+
+    monkeypatch.setattr(terminal, "StatusLine", Line)
+    monkeypatch.setattr(terminal, "COUNTDOWN_SECONDS", 0.01)
+    with terminal.countdown(lambda: next(left, -3.0), "target-b64"):
+        assert drawn.wait(10)
+    assert shown[:2] == ["1:30 left  target-b64", "0:30 left  target-b64"]
+    assert shown[2].startswith("the time is used up")
+    assert not any(thread.name == "countdown" for thread in threading.enumerate())

@@ -177,7 +177,7 @@ def countdown(left: Callable[[], float], what: str) -> Iterator[None]:
                 said = f"{duration(seconds)} left" if seconds > 0 else "the time is used up; this run is the last"
                 line.draw(lambda columns, text=f"{said}  {what}": text[:columns])
 
-        drawing = threading.Thread(target=draw, daemon=True)
+        drawing = threading.Thread(target=draw, name="countdown", daemon=True)
         drawing.start()
         try:
             yield
