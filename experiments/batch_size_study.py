@@ -138,10 +138,10 @@ def _study() -> Study:
     idle = [name for name in ("learning_rates", "max_epochs") if FLAGS[name].value is not None and target is None]
     if idle:
         raise UsageError(f"--{idle[0]} is of runs to a target, and there are none without --target_{goal}; give it")
-    study = settings.of_problem(options, target=target, **changes)
+    study = settings.of_problem(options, target=target, batch_sizes=FLAGS.batch_sizes)
     if target is None:
         say(f"note      without --target_{goal} there are no runs to a target: only the time of an update is studied")
-    return study
+    return settings.changed(study, {}, target=target, goal=goal, **changes)
 
 
 def note_command(folder: Path, command: str) -> None:

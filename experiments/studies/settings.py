@@ -117,43 +117,31 @@ def changed(
 
 
 def of_problem(
-    options: dict[str, Any],
-    *,
-    target: float | None = None,
-    max_epochs: int | None = None,
-    batch_sizes: Sequence[int] | None = None,
-    rates: Sequence[float] | None = None,
-    seeds: Sequence[int] | None = None,
+    options: dict[str, Any], *, target: float | None = None, batch_sizes: Sequence[int] | None = None
 ) -> Study:
     """Returns a study of a problem: its batch sizes lie about the problem's own, its rates about that rate by its rule.
 
     Args:
       options: options of every run by their names, `problem` among them.
       target: the accuracy or the loss of runs to a target; None: there are no such runs.
-      max_epochs: as for `changed`, as are the others.
-      batch_sizes: batch sizes to tune the rate at and to time.
-      rates: where the search begins at the smallest batch size.
-      seeds: the seeds of every run that has several.
+      batch_sizes: batch sizes to tune the rate at and to time, in place of these.
 
     Raises:
-      UsageError: the problem cannot be loaded, or a value is out of range.
+      UsageError: the problem cannot be loaded.
     """
-    data = with_held_out(options)
-    numbers = data.problem
+    numbers = with_held_out(options).problem
     assert numbers is not None
     most = max(numbers.devices, numbers.examples // MIN_UPDATES_PER_EPOCH)
     about = (numbers.batch_size * factor for factor in SIZE_FACTORS)
     own = sorted({min(most, max(1, round(size / numbers.devices))) * numbers.devices for size in about})
-    sizes = list(batch_sizes) if batch_sizes else own
+    sizes = tuple(batch_sizes or own)
     first = scale_learning_rate(numbers.learning_rate, numbers.batch_size, min(sizes), rule=numbers.rule)
-    found: list[Setting] = [time.Setting(tuple(sizes), examples=numbers.examples, rounds=TIMING_ROUNDS)]
+    found: list[Setting] = [time.Setting(sizes, examples=numbers.examples, rounds=TIMING_ROUNDS)]
     if target is not None:
         around = tuple(rounded(first * factor) for factor in RATE_FACTORS)
-        found.append(convergence.Setting(target, (), tuple(sizes), around, MAX_EPOCHS, SEEDS))
+        found.append(convergence.Setting(target, (), sizes, around, MAX_EPOCHS, SEEDS))
     study = study_of(options, *found)
-    study = dataclasses.replace(study, parts=tuple(part for part in study.parts if QUESTIONS[part].of_problems))
-    changes = {"max_epochs": max_epochs, "batch_sizes": batch_sizes, "rates": rates, "seeds": seeds}
-    return changed(study, {}, target=target, goal=data.goal, **changes)
+    return dataclasses.replace(study, parts=tuple(part for part in study.parts if QUESTIONS[part].of_problems))
 
 
 def data_of(study: Study) -> Data:

@@ -253,9 +253,8 @@ class _Run:
         # Batches are counted in their own size, so that a batch that has grown goes on where the smaller ones ended.
         ahead = position.phase.first_epoch * self.problem.examples // size - position.phase.first_step
         for number in range(step, position.last_step):
-            place = number + (ahead if position.phase.first_epoch else 0)
             with running(self.config, "batch"):
-                batch = self.problem.batch(self.config.seed, place, size)
+                batch = self.problem.batch(self.config.seed, number + ahead, size)
             yield [Reading(batch, size, number)]
 
     def examples(self, sources: list[Any]) -> int:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from batchnorm_jax.batch_size import scale_learning_rate, steps_to_target
+from batchnorm_jax.batch_size import scale_learning_rate
 
 from ...records.evidence import MeasuredRun
 from ...records.fields import Options
@@ -115,52 +115,33 @@ def step_seconds(row: StudyRow) -> float:
     return row.ended.seconds["compute"] / row.ended.updates
 
 
-class Reached(NamedTuple):
-    """The updates after which a run reached its target.
-
-    Attributes:
-      updates: the most likely number, without the noise of single evaluations.
-      between: the updates before the evaluations on both sides of it, the first 0 where there was none before.
-    """
-
-    updates: int
-    between: tuple[int, int]
-
-
-def reached(problem: Problem, evaluations: Sequence[Evaluation]) -> Reached | None:
-    """Finds when a run reached the target; None: it did not, or only by a lucky evaluation.
+def between(updates: int, evaluations: Sequence[Evaluation]) -> tuple[int, int]:
+    """Returns the updates before the evaluations on both sides of a number, the first 0 where there was none before.
 
     Args:
-      problem: the training, which has a target.
-      evaluations: the evaluations of a run that went past the target.
+      updates: the updates after which a run reached its target.
+      evaluations: the evaluations of the run, which went past its target.
     """
-    assert problem.target is not None
-    of_accuracy = problem.data.goal == "accuracy"
-    losses = [-e.accuracy if of_accuracy and e.accuracy is not None else e.loss for e in evaluations]
-    if not losses:
-        return None
-    places = [e.updates for e in evaluations]
-    at = steps_to_target(places, losses, -problem.target if of_accuracy else problem.target)
-    if not math.isfinite(at):
-        return None
+    places = [evaluation.updates for evaluation in evaluations]
     # What the first evaluation finds was reached at any time before it.
-    before = max((place for place in places if place < at), default=0)
-    return Reached(max(1, round(at)), (before, min(place for place in places if place >= at)))
+    return max((at for at in places if at < updates), default=0), min(at for at in places if at >= updates)
 
 
-def measured_run(problem: Problem, job: Job, row: StudyRow, evaluations: Sequence[Evaluation]) -> MeasuredRun:
+def measured_run(job: Job, row: StudyRow, evaluations: Sequence[Evaluation]) -> MeasuredRun:
     """Returns the outcome of a run to the target that ended or diverged."""
-    found = None if row.summary is None else reached(problem, evaluations)
+    summary = row.summary
+    reached = None if summary is None else summary.reached_after
     return MeasuredRun(
         key=job.key,
         batch_size=job.options["batch_size"],
         rate=job.options["learning_rate"],
         seed=job.options["seed"],
-        updates=0 if row.summary is None else row.summary.updates if found is None else found.updates,
-        between=None if found is None else found.between,
-        reached=found is not None,
+        updates=0 if summary is None else summary.updates if reached is None else reached,
+        # Evaluations are missing only where reading them failed.
+        between=between(reached, evaluations) if reached is not None and evaluations else None,
+        reached=reached is not None,
         diverged=row.diverged,
-        step_seconds=None if row.summary is None else step_seconds(row),
+        step_seconds=None if summary is None else step_seconds(row),
         evaluate_every=job.options["evaluate_every"],
     )
 

@@ -194,7 +194,7 @@ class TargetSearch:
         if not row.is_result:
             self._missing.append(f"batch size {batch_size} at rate {rate:g}: {why(row)}")
             return None
-        run = measured_run(self._problem, job, row, self._lab.evaluations(job))
+        run = measured_run(job, row, self._lab.evaluations(job))
         self._runs.append(run)
         if run.step_seconds is not None and run.updates >= MIN_TIMED_UPDATES:
             self._findings.step_time.append(TimedUpdate(batch_size, run.step_seconds))
