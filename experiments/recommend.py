@@ -20,7 +20,7 @@ from .training.terminal import say
 FLAGS = flags.FLAGS
 OPTIONS = ("dataset", "data_dir", "image_size", "model", "norm", "span", "dtype", "num_devices", "problem")
 # The user's own recipe, in place of none.
-RECIPE = ("augmentation", "momentum", "weight_decay", "label_smoothing")
+RECIPE = ("augmentation", "momentum", "weight_decay", "label_smoothing", "schedule", "warmup_epochs", "epochs")
 
 
 def define_flags() -> None:
@@ -36,6 +36,9 @@ def define_flags() -> None:
         "momentum": f"Of all runs; {as_there[0].lower()}{as_there[1:]}.",
         "weight_decay": "Decay of kernels in all runs. Default: none.",
         "label_smoothing": "Share of the target spread over all classes in all runs. Default: none.",
+        "schedule": f"Of all runs; {as_there[0].lower()}{as_there[1:]}. Default: a constant rate.",
+        "warmup_epochs": "Epochs of warmup of all runs. Default: none.",
+        "epochs": "With a --schedule that decays, the epochs over which it does, at every batch size.",
         "workdir": "Folder for the results. Default: runs/recommend-DATASET-MODEL, or -PROBLEM.",
     }
     # None: the run's own default.

@@ -110,8 +110,8 @@ class Law:
         start = self.again if self.is_compiled(job.options["batch_size"]) else self.start
         self.jobs.append(job)
         config = TrainConfig(**job.options)
-        plan.make(config, 55_000, 2)
-        size, rate, most = (job.options[name] for name in ("batch_size", "learning_rate", "steps"))
+        planned = plan.make(config, 11 * config.validation_examples, 2)
+        size, rate, most = config.batch_size, job.options["learning_rate"], planned.total_steps
         noise = np.random.default_rng(len(self.jobs)).normal(0, self.spread, 2)
         fragile = most > self.longest and rate > self.best_rate(size) / 4
         self.now += start

@@ -60,6 +60,41 @@ def test_the_budget_holds_and_what_is_missing_is_said(minutes, target, least):
         assert prior_of(evidence.noise) or any(run.reached for run in evidence.runs)
 
 
+def test_every_run_to_the_target_has_the_length_of_a_schedule_that_was_given():
+    law = Law(least=60, minutes=30)
+    given = {"schedule": "cosine", "epochs": 2, "warmup_epochs": 0.5}
+    evidence, advice = answer(law, **given)
+    to_target = [job.options for job in law.jobs if job.key.startswith("target")]
+    assert len({options["batch_size"] for options in to_target}) > 1
+    assert all("steps" not in options for options in to_target)
+    assert all(given.items() <= job.options.items() for job in law.jobs)
+    assert given.items() <= advice.options.items() and advice.warmup_epochs == 0.5
+    text = "\n".join(
+        recommendation_lines(kept(Recommendation(evidence=evidence, advice=advice, minutes=30, seconds=law.now)))
+    )
+    assert "cosine over 2 epochs, warmup 0.5 epochs" in text and "--schedule=cosine" in text
+
+
+def test_a_schedule_that_takes_more_than_the_budget_says_so():
+    evidence, _ = answer(Law(least=60, minutes=1), schedule="cosine", epochs=50)
+    assert not evidence.runs and evidence.minutes_needed > 1
+    assert any("too little time is left for a run to it" in what for what in evidence.not_measured)
+
+
+def test_two_sizes_are_timed_where_compiling_takes_much_of_the_budget():
+    class Slow(Law):
+        start = 12.0
+
+    law = Slow(minutes=2, overhead=1e-4)
+    evidence, advice = answer(law)
+    timed = [job.options["batch_size"] for job in law.jobs if job.key.startswith("time")]
+    assert len(timed) == 2 and advice is not None
+    # Without a run to the target, a third one takes its place.
+    law = Slow(least=10**7, minutes=3, overhead=1e-4)
+    evidence, _ = answer(law)
+    assert len([job for job in law.jobs if job.key.startswith("time")]) == 3
+
+
 @pytest.mark.parametrize("examples", [55_000, 5_000])
 def test_a_race_is_one_of_equal_time(examples):
     law = Law(minutes=30)

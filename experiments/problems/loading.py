@@ -17,6 +17,19 @@ def check_name(flag: str, text: str) -> None:
         raise UsageError(f"--{flag} must have the form package.module:function, not {shown(text)}")
 
 
+# The problem that was loaded last, by its name, in a process that keeps it.
+_kept: dict[str, Problem] | None = None
+
+
+def keep() -> None:
+    """Has this process load a problem once, for all its runs: the second run then finds the functions compiled.
+
+    For a process that trains one run after another and in which nothing else changes what a problem is.
+    """
+    global _kept
+    _kept = {}
+
+
 def load(flag: str, name: str) -> Problem:
     """Returns the problem that a function of the user's own makes.
 
@@ -28,6 +41,15 @@ def load(flag: str, name: str) -> Problem:
     Raises:
       UsageError: the function cannot be imported, fails, or returns something that lacks one of the five attributes.
     """
+    if _kept is None:
+        return _made(flag, name)
+    if name not in _kept:
+        _kept.clear()
+        _kept[name] = _made(flag, name)
+    return _kept[name]
+
+
+def _made(flag: str, name: str) -> Problem:
     function = _users.function(flag, name)
     with _users.running(flag, name, "the function"):
         made: Any = function()

@@ -84,7 +84,7 @@ class MeasuredRun(Record, frozen=True, kw_only=True):
     Attributes:
       key: the key of the run's row.
       batch_size: examples per update.
-      rate: the learning rate, which is constant.
+      rate: the learning rate, constant or at its peak.
       seed: the seed of the run.
       updates: the number of updates after which the target was reached, without the noise of single evaluations; if it
         was not, the number of updates made; 0 if the run diverged.

@@ -81,7 +81,7 @@ class Advice(Record, frozen=True, kw_only=True):
       batch_size: examples per update.
       per_device: examples per micro-batch and device.
       accumulation_steps: micro-batches per update.
-      learning_rate: the constant learning rate.
+      learning_rate: the learning rate, constant or at its peak.
       optimizer: the optimizer of all runs; None: that of the problem.
       warmup_epochs: epochs of warmup.
       span: examples that are normalised together; None: all examples of a micro-batch.

@@ -212,9 +212,16 @@ def settings(advice: Advice, evidence: Evidence) -> list[tuple[str, str]]:
     batch = f"{advice.batch_size:,} examples per update: {advice.per_device:,} on each of {devices}"
     return [
         ("batch", batch + (f", {parts} times before each update (accumulation)" if parts > 1 else "")),
-        ("rate", f"{advice.learning_rate:g}, constant, without warmup; optimizer {optimizer}"),
+        ("rate", f"{advice.learning_rate:g}, {_course(evidence)}; optimizer {optimizer}"),
         *([("norm", norm + (f", statistics over {span}" if norm == SPANNED_NORM else ""))] * has_norm),
     ]
+
+
+def _course(evidence: Evidence) -> str:
+    """Describes how the rate goes on from its peak, and how it comes there."""
+    schedule, epochs, warmup = (evidence.options.get(name) for name in ("schedule", "epochs", "warmup_epochs"))
+    decay = "constant" if epochs is None else f"{schedule} over {_many(int(epochs), 'epoch')}"
+    return f"{decay}, {f'warmup {warmup:g} epochs' if warmup else 'without warmup'}"
 
 
 def measured(evidence: Evidence) -> list[str]:

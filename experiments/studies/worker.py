@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 from absl import logging
 
+from ..problems import loading
 from ..training.config.options import TrainConfig
 from ..training.machine import devices
 from ..training.progress import NonFiniteLossError
@@ -27,6 +28,7 @@ def main() -> None:
     """Answers until there is nothing more to do."""
     # A terminal sends Ctrl-C to the study and to this process; the study says what is to be done.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    loading.keep()
     with os.fdopen(os.dup(1), "w") as answers:
         # A run prints to the standard output, which must not be taken for an answer.
         os.dup2(2, 1)

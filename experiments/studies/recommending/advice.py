@@ -73,7 +73,7 @@ def advise(evidence: Evidence) -> Advice | None:
         accumulation_steps=micro,
         learning_rate=rate,
         optimizer=evidence.optimizer,
-        warmup_epochs=0,
+        warmup_epochs=float(evidence.options.get("warmup_epochs") or 0),
         span=problem.span,
         source=curves.source,
         predictions=[
@@ -139,7 +139,8 @@ def _options(evidence: Evidence, curves: Curves, batch_size: int, rate: float, m
             options["validation_examples"] = evidence.held_out
     if curves.has_target:
         epochs = EPOCH_LIMIT_FACTOR * float(curves.updates(batch_size)[0]) * batch_size / evidence.examples
-        options["epochs"] = max(1, math.ceil(epochs))
+        # A rate that decays needs the epochs over which it did.
+        options.setdefault("epochs", max(1, math.ceil(epochs)))
         every = next((run.evaluate_every * run.batch_size for run in evidence.runs), 0)
         options |= {"evaluate_every": max(1, round(every / batch_size)), "evaluate_growth": ADVISED_GROWTH}
     return options

@@ -61,6 +61,11 @@ class Problem(NamedTuple):
             return scale_learning_rate(own.learning_rate, own.batch_size, batch_size, rule=own.rule)
         return OPTIMIZERS[self.optimizer or TrainConfig.optimizer].base_rate * batch_size / REFERENCE_BATCH_SIZE
 
+    def length(self, batch_size: int) -> int | None:
+        """Returns the updates over which a run's rate decays, all that a run has; None: the rate stays as it is."""
+        epochs = self.data.options.get("epochs")
+        return None if epochs is None else int(epochs) * (self.data.examples // batch_size)
+
     @property
     def unit(self) -> int:
         """The smallest batch size: one example per device, or whole spans; batch sizes are powers of two times it."""

@@ -35,6 +35,9 @@ FIRST_BATCH_SIZE, SIZE_FACTOR = 16, 4
 # Timing ends at a size whose update takes this many times as long as the one before, since the time then grows almost
 # in proportion to the size; but at least this many sizes are timed, if the training set is large enough.
 LINEAR_TIME_RATIO, MIN_SIZES = 2.5, 3
+# Two are enough where they have taken this share of the budget, most of it compilation: runs to the target, at sizes
+# that matter more, are timed too.
+SLOW_TIMING_SHARE, FEWEST_SIZES = 0.15, 2
 MAX_TIMED_UPDATES, TIMED_EXAMPLES = 300, 8_000
 # The updates of the first size that is timed, and the share of the budget that the updates of another may take.
 FIRST_TIMED_UPDATES, TIMING_SHARE = 50, 0.02
@@ -66,10 +69,10 @@ def measure(lab: Lab, problem: Problem) -> Evidence:
     findings = Findings()
     missing, points = findings.not_measured, findings.step_time
     timed = _time(lab, problem, findings)
-    if len(timed) < 2:
+    if len(timed) < FEWEST_SIZES:
         missing.append("all that rests on the time of an update: fewer than two batch sizes could be timed")
         return findings.evidence(problem, lab.seconds_needed)
-    if len(points) < MIN_SIZES and not missing:
+    if len(points) < MIN_SIZES and not missing and points[-1].batch_size * SIZE_FACTOR > problem.data.examples:
         missing.append(
             f"the knee: of batch sizes that {problem.unit} divides, only {len(points)} could be timed on "
             f"{problem.data.examples:,} examples"
@@ -87,6 +90,9 @@ def measure(lab: Lab, problem: Problem) -> Evidence:
         missing.append(f"updates to a target: no --target_{problem.data.goal} was given")
     else:
         TargetSearch(lab, problem, costs, findings)(begin.batch_size, begin.rate)
+    if len(points) < MIN_SIZES and (size := SIZE_FACTOR * timed[-1].batch_size) <= problem.data.examples:
+        # No run to the target has taken the place of the size that was left out.
+        _time_size(lab, problem, findings, size, costs.of(size, MIN_TIMED_UPDATES))
     if findings.prior is None:
         # If a run reached the target, measure along its length only, since the scale keeps growing after the target.
         reached = next((run for run in findings.runs if run.reached), None)
@@ -110,47 +116,67 @@ def _job(problem: Problem, key: str, batch_size: int, steps: int, rate: float, *
 def _time(lab: Lab, problem: Problem, findings: Findings) -> list[StudyRow]:
     """Runs rising batch sizes to measure their time and memory, and returns the rows of the runs that ended."""
     rows: list[StudyRow] = []
-    missing, points = findings.not_measured, findings.step_time
+    points = findings.step_time
     # A small training set needs a smaller first size, so that enough sizes can be timed.
     first = min(FIRST_BATCH_SIZE, problem.data.examples // SIZE_FACTOR ** (MIN_SIZES - 1))
     size = problem.unit * 2 ** max(0, math.floor(math.log2(max(first, 1) / problem.unit)))
     last = 0.0
     while size <= problem.data.examples:
-        if not lab.affords(last):
-            missing.append(f"the time of an update at {size:,} examples and more: too little time is left")
-            break
         before = lab.spent()
-        # Of the first size nothing is known; the next takes at most as many times longer as it is larger.
-        most = FIRST_TIMED_UPDATES
-        if points:
-            most = math.floor(TIMING_SHARE * lab.seconds / (points[-1].seconds * size / points[-1].batch_size))
-        steps = max(MIN_TIMED_UPDATES, min(MAX_TIMED_UPDATES, TIMED_EXAMPLES // size, most))
-        # The gradient of a problem is a function of its own, whose time does not follow from that of an update.
-        with_noise = not rows and problem.data.is_problem and problem.can_measure_noise
-        noise = {"noise_every": max(1, steps // TIMED_MEASUREMENTS)} if with_noise else {}
-        row = lab.run(_job(problem, f"time-b{size}", size, steps, TINY_RATE, **noise))
+        row = _time_size(lab, problem, findings, size, last)
         last = lab.spent() - before
-        if row.summary is None:
-            if not rows:
+        if row is None or row.summary is None:
+            if row is not None and not rows:
                 # A failure at such a small batch is not due to its size, but to a name, the data or the model.
                 raise UsageError(str(row.error))
-            missing.append(f"the time of an update at {size:,} examples and more: {why(row)}")
             break
         rows.append(row)
-        points.append(TimedUpdate(size, step_seconds(row)))
         ratio = points[-1].seconds / points[-2].seconds if len(points) > 1 else 0.0
-        if len(points) >= MIN_SIZES and ratio >= LINEAR_TIME_RATIO:
+        is_slow = problem.target is not None and lab.spent() > SLOW_TIMING_SHARE * lab.seconds
+        if len(points) >= (FEWEST_SIZES if is_slow else MIN_SIZES) and ratio >= LINEAR_TIME_RATIO:
             break
         size *= SIZE_FACTOR
     return rows
 
 
+def _time_size(lab: Lab, problem: Problem, findings: Findings, size: int, needed: float) -> StudyRow | None:
+    """Adds the time of an update at a batch size to the findings, and returns the row; None: too little time is left.
+
+    Args:
+      lab: the lab that runs the job.
+      problem: the training.
+      findings: the measurements so far.
+      size: the batch size.
+      needed: the seconds that the run is expected to take.
+    """
+    points = findings.step_time
+    if not lab.affords(needed):
+        findings.not_measured.append(f"the time of an update at {size:,} examples and more: too little time is left")
+        return None
+    # Of the first size nothing is known; the next takes at most as many times longer as it is larger.
+    most = FIRST_TIMED_UPDATES
+    if points:
+        most = math.floor(TIMING_SHARE * lab.seconds / (points[-1].seconds * size / points[-1].batch_size))
+    steps = max(MIN_TIMED_UPDATES, min(MAX_TIMED_UPDATES, TIMED_EXAMPLES // size, most))
+    # The gradient of a problem is a function of its own, whose time does not follow from that of an update.
+    with_noise = not points and problem.data.is_problem and problem.can_measure_noise
+    noise = {"noise_every": max(1, steps // TIMED_MEASUREMENTS)} if with_noise else {}
+    row = lab.run(_job(problem, f"time-b{size}", size, steps, TINY_RATE, **noise))
+    if row.summary is not None:
+        points.append(TimedUpdate(size, step_seconds(row)))
+    elif points:
+        findings.not_measured.append(f"the time of an update at {size:,} examples and more: {why(row)}")
+    return row
+
+
 def _update_seconds(points: list[TimedUpdate], fit: StepTimeFit | None) -> Callable[[float], float]:
-    """Returns a function from a batch size to the seconds per update: the fit, or an interpolation without a fit."""
+    """Returns a function from a batch size to the seconds per update: the fit, or without one the two nearest points."""
 
     def between(batch_size: float) -> float:
         sizes, seconds = np.array(sorted(points)).T
-        return float(np.exp(np.interp(math.log(batch_size), np.log(sizes), np.log(seconds))))
+        # Beyond the largest size the time grows in proportion to it.
+        beyond = max(1.0, batch_size / sizes[-1])
+        return float(beyond * np.exp(np.interp(math.log(batch_size), np.log(sizes), np.log(seconds))))
 
     return between if fit is None else lambda batch_size: fit.overhead + batch_size / fit.throughput
 

@@ -124,6 +124,7 @@ class Race:
             return False
         options = {
             **constant_options(self._problem, batch_size, rate),
+            # A rate that decays does so within the short run.
             "steps": steps,
             "evaluate_every": every,
             "log_every": every,

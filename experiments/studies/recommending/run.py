@@ -10,6 +10,7 @@ from ...records.fields import Options
 from ...records.recommendation import Recommendation
 from ...training.config.options import TrainConfig
 from ...training.of_problem import check_target, refuse_met
+from ...training.recipe.schedules import SCHEDULES
 from ..jobs import Job, Runner
 from ..settings import with_held_out
 from .advice import advise
@@ -56,6 +57,7 @@ def recommend(
     name = options.get("problem")
     if name is None:
         optimizer = optimizer or TrainConfig.optimizer
+    _check_schedule(options)
     # Making the configuration refuses invalid options before any run is started.
     given: dict[str, Any] = {**options, **({} if optimizer is None else {"optimizer": optimizer})}
     config = TrainConfig(**given)
@@ -84,3 +86,24 @@ def recommend(
     result = Recommendation(minutes=minutes, seconds=lab.spent(), evidence=evidence, advice=advise(evidence))
     _files.write_json(folder / FILE, result)
     return result
+
+
+def _check_schedule(options: Options) -> None:
+    """Refuses a schedule without its length, and a length without a schedule.
+
+    Raises:
+      UsageError: one of the two is missing.
+    """
+    name, epochs = options.get("schedule"), options.get("epochs")
+    decays = name is not None and not SCHEDULES[str(name)].is_constant
+    if decays and epochs is None:
+        raise UsageError(
+            f"--schedule={name} decays over the length of a run; give --epochs too, such as --epochs=10: all runs to the "
+            "target then have this length, whatever their batch size"
+        )
+    if epochs is not None and not decays:
+        others = ", ".join(schedule.name for schedule in SCHEDULES if not schedule.is_constant)
+        raise UsageError(
+            f"--epochs={epochs} is the length over which a rate decays, and changes nothing at a constant one; give a "
+            f"--schedule too ({others}), or leave it out. The time is limited by --budget_minutes"
+        )

@@ -79,6 +79,7 @@ class TargetSearch:
         # The limit follows from the whole budget, not from the time left, so that a resumed search makes the same runs.
         update = (1 + EVALUATION_TIME_SHARE) * self._costs.update(start) + self._noise_seconds(start)
         most = int(FIRST_RUN_SHARE * self._lab.seconds / ((1 + PAST_TARGET) * update))
+        most = self._problem.length(start) or most
         if not self._first(start, rate, most):
             return
         while (size := self._next_size()) is not None and self._try_size(size):
@@ -181,9 +182,13 @@ class TargetSearch:
         return most if self._affords(batch_size, most := math.ceil(IMPATIENT_FACTOR * expected), notes=notes) else 0
 
     def _affords(self, batch_size: int, updates: float, reserve: float = 0.0, *, notes: bool = True) -> bool:
-        updates *= 1 + PAST_TARGET
+        updates = self._updates_of(batch_size, updates)
         evaluations = evaluations_of(self._problem, self._costs, batch_size, updates).number(updates)
         return self._lab.affords(self._costs.of(batch_size, updates, 1 + evaluations) + reserve, notes=notes)
+
+    def _updates_of(self, batch_size: int, most: float) -> int:
+        """Returns the updates of a run that may take so many to the target; with a decaying rate it has its length."""
+        return self._problem.length(batch_size) or math.ceil((1 + PAST_TARGET) * most)
 
     def _run(
         self, batch_size: int, rate: float, most: int, seed: int = SEARCH_SEED, *, noise: bool = False
@@ -205,11 +210,11 @@ class TargetSearch:
 
     def _job(self, batch_size: int, rate: float, most: int, seed: int, noise: bool) -> Job:
         problem, costs = self._problem, self._costs
-        steps = math.ceil((1 + PAST_TARGET) * most)
+        steps = self._updates_of(batch_size, most)
         evaluations = evaluations_of(problem, costs, batch_size, steps)
         options = {
             **constant_options(problem, batch_size, rate),
-            "steps": steps,
+            **({"steps": steps} if problem.length(batch_size) is None else {}),
             f"target_{problem.data.goal}": problem.target,
             "past_target": PAST_TARGET,
             **evaluations.options(),
