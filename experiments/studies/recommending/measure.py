@@ -170,7 +170,7 @@ def _time_size(lab: Lab, problem: Problem, findings: Findings, size: int, needed
 
 
 def _update_seconds(points: list[TimedUpdate], fit: StepTimeFit | None) -> Callable[[float], float]:
-    """Returns a function from a batch size to the seconds per update: the fit, or without one the two nearest points."""
+    """Returns a function from a batch size to the seconds per update: the fit, or without one the nearest points."""
 
     def between(batch_size: float) -> float:
         sizes, seconds = np.array(sorted(points)).T

@@ -98,8 +98,8 @@ def _check_schedule(options: Options) -> None:
     decays = name is not None and not SCHEDULES[str(name)].is_constant
     if decays and epochs is None:
         raise UsageError(
-            f"--schedule={name} decays over the length of a run; give --epochs too, such as --epochs=10: all runs to the "
-            "target then have this length, whatever their batch size"
+            f"--schedule={name} decays over the length of a run; give --epochs too, such as --epochs=10: all runs to "
+            "the target then have this length, whatever their batch size"
         )
     if epochs is not None and not decays:
         others = ", ".join(schedule.name for schedule in SCHEDULES if not schedule.is_constant)
