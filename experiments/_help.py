@@ -24,9 +24,9 @@ GROUPS = {
     ),
     "Batch and length": (
         "batch_size", "batch_sizes", "per_device_batch_size", "per_device_batch_sizes", "accumulation_steps",
-        "backwards_per_forward", "batch_ramp", "epochs", "steps", "max_epochs", "target_accuracy", "target_loss",
-        "past_target", "budget_minutes", "rounds", "seconds", "branch_points", "branch_examples", "multiples",
-        "tolerance",
+        "backwards_per_forward", "batch_ramp", "critical_share", "epochs", "steps", "max_epochs", "target_accuracy",
+        "target_loss", "past_target", "budget_minutes", "rounds", "seconds", "branch_points", "branch_examples",
+        "multiples", "tolerance",
     ),
     "Recipe": (
         "optimizer", "base_learning_rate", "lr_scaling", "learning_rate", "learning_rates", "rate_factors", "schedule",

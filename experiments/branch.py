@@ -27,7 +27,8 @@ def main() -> None:
     study = branching.Study(request, problem)
     _workdirs.claim(request.folder, _workdirs.BRANCHES)
     result = study.run(_commands.shareable_command([*_commands.start("branch"), *sys.argv[1:]]))
-    print("\n".join(["", *map(branching.line, result.points), f"results   {request.folder / branching.RESULT}"]))
+    lines = [*map(branching.line, result.points), *branching.ramp_lines(result)]
+    print("\n".join(["", *lines, f"results   {request.folder / branching.RESULT}"]))
 
 
 def run() -> None:

@@ -79,6 +79,30 @@ def test_it_is_said(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "up to 32, at the end of an epoch" in said
     assert "ramp      batch 8 from here on: the noise scale is" in said
+    assert "fewer updates" in said and "it pays if an update takes less than" in said
+
+
+def test_it_follows_a_share_of_the_noise_scale(run, tmp_path, capsys):
+    """With so small a share that no batch is below it, and with half of it as by hand."""
+    rows, _ = run
+    first = next(row for row in rows if row.kind == "ramp")
+    share = 2 * 4 / first.noise_scale
+    options = {**OPTIONS, "epochs": 2, "live": True}
+    session.train(TrainConfig(**options, critical_share=0.99 * share, workdir=str(tmp_path / "below")))
+    assert "from here on" not in capsys.readouterr().out
+    session.train(TrainConfig(**options, critical_share=1.01 * share, workdir=str(tmp_path / "above")))
+    said = capsys.readouterr().out
+    assert f"up to 32, at the end of an epoch as soon as {1.01 * share:g} of the running" in said
+    assert "batch 8 from here on: the noise scale is" in said and ", the critical batch size 8.08; expect" in said
+    (line, *_) = [line for line in said.splitlines() if line.startswith("noise")]
+    assert ", the critical batch size 8.08, about the batch of" in line
+    assert "noise     " in said
+
+
+def test_a_share_without_anything_that_reads_it_is_refused():
+    with pytest.raises(UsageError, match="changes nothing without them"):
+        TrainConfig(critical_share=0.3)
+    assert "critical_share" not in TrainConfig(live=True).identity()
 
 
 @settings(deadline=None)

@@ -86,7 +86,7 @@ def test_two_sizes_are_timed_where_compiling_takes_much_of_the_budget():
         start = 12.0
 
     law = Slow(minutes=2, overhead=1e-4)
-    evidence, advice = answer(law)
+    _, advice = answer(law)
     timed = [job.options["batch_size"] for job in law.jobs if job.key.startswith("time")]
     assert len(timed) == 2 and advice is not None
     # Without a run to the target, a third one takes its place.

@@ -163,7 +163,7 @@ def check_predictions(result: Recommendation, grid: Sequence[StudyRow]) -> list[
     by_size: dict[int, list[list[float]]] = defaultdict(list)
     for cell, updates in cells(grid).items():
         by_size[cell.batch_size].append(updates)
-    best = {size: _at_the_best_rate(rates) for size, rates in by_size.items()}
+    best = {size: at_the_best_rate(rates) for size, rates in by_size.items()}
     found = []
     for prediction in result.advice.candidates:
         size = prediction.batch_size
@@ -174,7 +174,7 @@ def check_predictions(result: Recommendation, grid: Sequence[StudyRow]) -> list[
     return found
 
 
-def _at_the_best_rate(rates: list[list[float]]) -> float:
+def at_the_best_rate(rates: list[list[float]]) -> float:
     """Returns the updates at the best rate, averaged over seeds, each with the rate that is best by the others.
 
     Args:

@@ -208,7 +208,7 @@ def tabulate(problem: Problem, folder: Path) -> Comparison:
     Raises:
       UsageError: the folder holds no recommendation, or a damaged one.
     """
-    grid, again = _rows(problem, folder / GRID), _rows(problem, folder / AGAIN)
+    grid, again = rows_of(problem, folder / GRID), rows_of(problem, folder / AGAIN)
     path = folder / RECOMMENDATION / FILE
     result = _result(problem, folder)
     if result is None:
@@ -237,7 +237,7 @@ def tabulate(problem: Problem, folder: Path) -> Comparison:
 
 
 def _is_done(problem: Problem, folder: Path) -> bool:
-    grid = _rows(problem, folder / GRID)
+    grid = rows_of(problem, folder / GRID)
     asked = {Cell(*pair) for pair in itertools.product(problem.batch_sizes, problem.rates)}
     if not set(itertools.product(asked, problem.seeds)) <= _seeds(grid):
         return False
@@ -245,7 +245,7 @@ def _is_done(problem: Problem, folder: Path) -> bool:
     if result is None:
         return False
     compared = _compared(grid, result.advice)
-    return set(itertools.product(compared, problem.fresh_seeds)) <= _seeds(_rows(problem, folder / AGAIN))
+    return set(itertools.product(compared, problem.fresh_seeds)) <= _seeds(rows_of(problem, folder / AGAIN))
 
 
 def _seeds(rows: Sequence[StudyRow]) -> set[tuple[Cell, int]]:
@@ -257,7 +257,7 @@ def _compared(grid: Sequence[StudyRow], advice: Advice | None) -> list[Cell]:
     return [cell for cell in (best_cell(grid), recommended_cell(advice)) if cell is not None]
 
 
-def _rows(problem: Problem, folder: Path) -> list[ComparedRow]:
+def rows_of(problem: Problem, folder: Path) -> list[ComparedRow]:
     """Returns the runs in a folder that belong to the problem and have ended or diverged."""
     asked = {**problem.options, f"target_{problem.goal}": problem.target}.items()
     rows = {row.key: row for row in _files.read_rows(folder / jobs.FILE, ComparedRow)[0]}

@@ -29,7 +29,7 @@ def table(rows: Sequence[Comparison]) -> list[str]:
         for row in rows
         for p in row.predictions
     ]
-    return [*_markdown(_SETTINGS, [_compared(row) for row in rows]), "", *_markdown(_PREDICTIONS, predicted)]
+    return [*markdown(_SETTINGS, [_compared(row) for row in rows]), "", *markdown(_PREDICTIONS, predicted)]
 
 
 def _compared(row: Comparison) -> tuple[str, ...]:
@@ -45,7 +45,8 @@ def _compared(row: Comparison) -> tuple[str, ...]:
     )
 
 
-def _markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the lines of a table in Markdown, from its head and its rows."""
     return ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body)]
 
 

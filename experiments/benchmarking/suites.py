@@ -7,7 +7,7 @@ from typing import Any
 from .._errors import UsageError, unknown_name
 from .._limits import option
 from ..records.benchmarks.result import ResultFile
-from . import fold_suite, noise_suite, recommend_suite, result, train_suite
+from . import critical_suite, fold_suite, noise_suite, recommend_suite, result, train_suite
 from .norm import suite as norm_suite
 from .suite import Chosen, Keep, Options, Suite
 
@@ -22,7 +22,15 @@ RECOMMEND = Suite(
     file=ResultFile[Any],
 )
 SUITES = {
-    suite.name: suite for suite in (train_suite.SUITE, norm_suite.SUITE, fold_suite.SUITE, noise_suite.SUITE, RECOMMEND)
+    suite.name: suite
+    for suite in (
+        train_suite.SUITE,
+        norm_suite.SUITE,
+        fold_suite.SUITE,
+        noise_suite.SUITE,
+        RECOMMEND,
+        critical_suite.SUITE,
+    )
 }
 _ALL = [one for suite in SUITES.values() for one in (suite, suite.compiled) if one is not None]
 _SUITES_HELP = "; ".join(f"'{suite.name}', {suite.help}" for suite in SUITES.values())

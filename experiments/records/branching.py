@@ -1,5 +1,8 @@
 """Records of a study of branches: its rows, and the critical batch size at each point of the run."""
 
+import math
+import statistics
+
 from msgspec import field
 
 from .fields import Count, Finite, NonNegative, OpenInterval, Positive, Share, Size
@@ -84,3 +87,10 @@ class Branching(FileRecord, frozen=True, kw_only=True):
     tolerance: NonNegative
     command: str = ""
     points: list[BranchPoint]
+
+    @property
+    def critical_share(self) -> float | None:
+        """The critical batch size as a share of the noise scale, in the geometric mean; None: no point has both."""
+        both = [(p.critical_batch_size, p.noise_scale) for p in self.points]
+        logs = [math.log(critical / noise) for critical, noise in both if critical and noise and noise > 0]
+        return math.exp(statistics.mean(logs)) if logs else None

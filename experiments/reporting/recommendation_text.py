@@ -110,6 +110,7 @@ def reasons(advice: Advice, evidence: Evidence) -> list[str]:
         _grounds(evidence),
         *_what_would_change(advice),
         _twice_the_budget(evidence),
+        *_growing_batch(advice, evidence),
     ]
 
 
@@ -175,6 +176,18 @@ def _twice_the_budget(evidence: Evidence) -> str:
         f"longest of it needs about {minutes} minutes in all. The same command with a larger --budget_minutes goes on "
         "from here."
     )
+
+
+def _growing_batch(advice: Advice, evidence: Evidence) -> list[str]:
+    """Returns a sentence about a batch that grows, if runs at several sizes say where the critical batch size is."""
+    critical, noise = advice.critical_batch_size.value, evidence.noise
+    if advice.source != "runs" or not critical or noise is None or not noise.scale or noise.scale <= 0:
+        return []
+    share = critical / noise.scale
+    return [
+        f"A batch that grows: the critical batch size is {share:.2g} of the gradient noise scale, which grows as "
+        f"training goes on; --batch_ramp=auto --critical_share={share:.2g} in a run of your own follows it."
+    ]
 
 
 def _examples(found: Estimate) -> str:

@@ -246,3 +246,13 @@ def line(point: BranchPoint) -> str:
         tolerated = f"{point.within_tolerance:,} ends within the tolerance, {point.beyond_tolerance:,} does not"
     noise = "" if point.noise_scale is None else f"; gradient noise scale {point.noise_scale:,.0f}"
     return f"{said}critical batch size {critical}; {tolerated}{noise}"
+
+
+def ramp_lines(result: Branching) -> list[str]:
+    """Returns the flags of a run whose batch follows the critical batch size, if it and the noise scale are known."""
+    if (share := result.critical_share) is None:
+        return []
+    return [
+        f"The critical batch size is {share:.2g} of the gradient noise scale. A run whose batch follows it: "
+        f"{_commands.program('train')} --schedule=constant --batch_ramp=auto --critical_share={share:.2g}"
+    ]

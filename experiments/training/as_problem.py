@@ -17,6 +17,7 @@ from . import of_images
 from .config.options import TrainConfig
 from .evaluation import evaluator
 from .machine import devices
+from .noise.probe import shard_gradient
 from .recipe.averaging import Momentum
 from .recipe.optimizers import OPTIMIZERS
 from .step import feeding, single
@@ -98,4 +99,5 @@ def as_problem(config: TrainConfig) -> Problem:
         rule="sqrt" if optimizer.scaling == "sqrt" else "linear",
         batch_size=config.batch_size,
         learning_rate=rate,
+        gradient=shard_gradient(config, run, dataset.num_classes),
     )

@@ -17,10 +17,11 @@ from ..records.runs import NoiseRow, RampRow, Result, StepMemory
 from .clock import Clock
 from .config import preflight
 from .config.options import AUTO
+from .config.plan import RAMP_FACTOR
 from .machine import processes
 from .noise import ramp
 from .noise.probe import MAX_SHARDS, SHARD_EXAMPLES
-from .noise.sentence import larger_batch
+from .noise.sentence import expected_gain, larger_batch
 from .progress import NON_FINITE_REMEDY, NonFiniteLossError, Progress
 from .state import TrainState
 from .step.updates import Program
@@ -184,7 +185,7 @@ class Fit:
         self._computing += clock.seconds["compute"]
         if self._ends_epoch(step):
             # The ramp decides before the state is saved, so that the checkpoint holds its decision.
-            self.plan = ramp.grown(self.plan, step, float(noise_scale(self._running_noise)))
+            self.plan = ramp.grown(self.plan, step, self._critical())
             self._progress.plan = self.plan
         return state, step
 
@@ -243,8 +244,9 @@ class Fit:
         known = bool(np.isfinite(scale))
         row = RampRow(kind="ramp", step=step, epoch=phase.first_epoch, batch_size=phase.batch_size)
         self._log.write(msgspec.structs.replace(row, noise_scale=scale) if known else row)
-        why = f"the noise scale is {_short(scale)}" if known else "the gradient cannot be told from noise"
-        self._progress.say(f"ramp      batch {phase.batch_size} from here on: {why}")
+        why = f"the noise scale is {self._noise_said()}; " if known else "the gradient cannot be told from noise; "
+        gain = expected_gain(self._critical(), phase.batch_size // RAMP_FACTOR)
+        self._progress.say(f"ramp      batch {phase.batch_size} from here on: {why}{gain}")
 
     def _measure_noise(self, state: TrainState, step: int) -> None:
         with self._clock("noise"):
@@ -256,10 +258,18 @@ class Fit:
             self._running_noise = update_noise(self._running_noise, estimate, RUNNING_NOISE_DECAY)
 
     def _noise_line(self, step: int) -> str:
-        scale = float(noise_scale(self._running_noise))
-        said = f"{_short(scale)}, " if np.isfinite(scale) else ""
+        said = f"{self._noise_said()}, " if np.isfinite(self._critical()) else ""
         batch_size = self.plan.locate(max(step - 1, 0)).phase.batch_size
-        return f"noise     {said}{larger_batch(scale, batch_size)}"
+        return f"noise     {said}{larger_batch(self._critical(), batch_size)}"
+
+    def _critical(self) -> float:
+        """Returns the critical batch size by the running noise scale, in examples; nan where it is not known."""
+        return self._config.critical_share * float(noise_scale(self._running_noise))
+
+    def _noise_said(self) -> str:
+        """Returns the noise scale, and the critical batch size if it is another number."""
+        scale, share = float(noise_scale(self._running_noise)), self._config.critical_share
+        return _short(scale) + ("" if share == 1 else f", the critical batch size {_short(scale * share)}")
 
     def _program(self, state: TrainState, sources: list[Any]) -> Program:
         key = self._feed.signature(sources)

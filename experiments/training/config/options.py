@@ -36,7 +36,7 @@ PLACES = (
     "process_id",
 )
 # Options that earlier versions did not have: at their defaults they are no part of the name of a run.
-LATER = ("problem", "target_loss", "past_target", "evaluate_growth")
+LATER = ("problem", "target_loss", "past_target", "evaluate_growth", "critical_share")
 REFERENCE_BATCH_SIZE = 256
 REFERENCE_NORM_MOMENTUM = 0.9
 DTYPES = ("float32", "bfloat16")
@@ -149,10 +149,17 @@ class TrainConfig:
     batch_ramp: int | str | None = _option(
         None,
         "Multiply the batch, up to this size, where --schedule=step would divide the rate; the rest of the factor "
-        "divides the rate. 'auto', with --schedule=constant: double the batch at the end of an epoch, as soon as the "
-        "running gradient noise scale is above twice the batch.",
+        "divides the rate. 'auto', with --schedule=constant: double the batch at the end of an epoch, as soon as "
+        "--critical_share of the running gradient noise scale is above twice the batch.",
         least=1,
         among=(AUTO,),
+    )
+    critical_share: float = _option(
+        1.0,
+        "The critical batch size as a share of the gradient noise scale, for --batch_ramp=auto and --live; "
+        "experiments.branch and experiments.recommend measure it.",
+        above=0,
+        most=100,
     )
     epochs: int = _option(20, "Passes over the training set.", least=1, most=10**9)
     steps: int | None = _option(
@@ -272,6 +279,11 @@ class TrainConfig:
             raise UsageError(
                 f"--batch_ramp={AUTO} decides at the end of every epoch, where --evaluate_growth does not stop; leave "
                 "one of the two out"
+            )
+        if self.critical_share != 1 and not (self.live or self.batch_ramp == AUTO):
+            raise UsageError(
+                f"--critical_share={self.critical_share:g} is for --batch_ramp={AUTO} and --live, and changes nothing "
+                "without them; give one of them, or leave it out"
             )
         k = self.backwards_per_forward
         if k > 1 and self.accumulation_steps > 1:

@@ -102,9 +102,10 @@ def _changes(config: TrainConfig, plan: Plan) -> list[str]:
         for p in plan.phases[1:]
     ]
     if plan.largest is not None:
+        share = "" if config.critical_share == 1 else f"{config.critical_share:g} of "
         lines.append(
-            f"ramp      twice the batch, up to {plan.largest}, at the end of an epoch as soon as the running gradient "
-            "noise scale is above that"
+            f"ramp      twice the batch, up to {plan.largest}, at the end of an epoch as soon as {share}the running "
+            "gradient noise scale is above that"
         )
     wanted = plan.wanted_warmup
     if wanted > plan.warmup_steps:

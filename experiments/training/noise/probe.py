@@ -50,9 +50,30 @@ def noise_probe(config: TrainConfig, run: Run, dataset: datasets.Dataset) -> Cal
             f"{flag} needs at least two shards of {shard_size} training examples to measure the gradient noise, and "
             f"there are {train.size} examples; leave it out" + (", or give a smaller --span" if config.span else "")
         )
+    gradient = shard_gradient(config, run, dataset.num_classes)
+
+    def probe(state: TrainState) -> NoiseEstimate:
+        chosen = np.random.default_rng((config.seed, int(state.step))).choice(
+            train.size, shards * shard_size, replace=False
+        )
+        examples = train.read(chosen)
+        estimate = measure_noise(gradient, state, [Batch(examples.images, examples.labels, None)], shards)
+        return NoiseEstimate(*(value.item() for value in estimate))
+
+    return probe
+
+
+def shard_gradient(config: TrainConfig, run: Run, num_classes: int) -> Callable[[TrainState, Batch], Any]:
+    """Returns a function from a state and a shard of a batch to the gradient of the loss, computed on one device.
+
+    Args:
+      config: configuration of the run.
+      run: the run.
+      num_classes: the number of classes of the data set.
+    """
     # On a mesh of one device, norms that pool over the devices pool over the shard.
     mesh = devices.make_mesh(run.mesh.local_devices[:1])
-    model = make_model(config, dataset.num_classes, run.plan.total_steps)
+    model = make_model(config, num_classes, run.plan.total_steps)
 
     def loss(params, batch_stats, step, batch: Batch):
         losses, _, _ = single.losses_of(
@@ -68,14 +89,8 @@ def noise_probe(config: TrainConfig, run: Run, dataset: datasets.Dataset) -> Cal
     )
     gradient = jax.jit(jax.shard_map(jax.grad(loss), mesh=mesh, in_specs=in_specs, out_specs=single.REPLICATED))
 
-    def probe(state: TrainState) -> NoiseEstimate:
+    def of_shard(state: TrainState, batch: Batch) -> Any:
         held: Any = jax.tree.map(lambda a: a.addressable_data(0), (state.params, state.batch_stats, state.step))
-        chosen = np.random.default_rng((config.seed, int(state.step))).choice(
-            train.size, shards * shard_size, replace=False
-        )
-        examples = train.read(chosen)
-        batch = jax.device_put(Batch(examples.images, examples.labels, None), mesh.devices.flat[0])
-        estimate = measure_noise(lambda held, shard: gradient(*held, shard), held, [batch], shards)
-        return NoiseEstimate(*(value.item() for value in estimate))
+        return gradient(*held, jax.device_put(batch, mesh.devices.flat[0]))
 
-    return probe
+    return of_shard

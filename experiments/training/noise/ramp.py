@@ -2,8 +2,9 @@
 
 At a constant learning rate a larger batch lowers the noise as a lower rate would, with fewer updates for the same
 examples. The noise scale, above which larger batches save no updates, grows as the loss falls, so the batch may grow
-with it. Decisions are made between epochs and stored with every checkpoint, so that a run that resumes has the batches
-that it would have had without the interruption.
+with it. The critical batch size is often a share of the noise scale, which `--critical_share` says. Decisions are made
+between epochs and stored with every checkpoint, so that a run that resumes has the batches that it would have had
+without the interruption.
 
 Sources: Smith et al., "Don't Decay the Learning Rate, Increase the Batch Size", arXiv 1711.00489, 2018; McCandlish et
 al., "An Empirical Model of Large-Batch Training", arXiv 1812.06162, 2018, appendix D.
@@ -16,23 +17,23 @@ from ..config.plan import RAMP_FACTOR, Plan
 from ..machine import processes
 
 
-def grown(plan: Plan, step: int, scale: float) -> Plan:
-    """Returns the plan after an epoch: with a doubled batch from here on if the noise scale is at least that large.
+def grown(plan: Plan, step: int, critical: float) -> Plan:
+    """Returns the plan after an epoch: with a doubled batch from here on if the critical batch size is that large.
 
     Args:
       plan: the plan so far.
       step: updates so far, at the end of an epoch.
-      scale: the running gradient noise scale in examples; nan: unknown.
+      critical: the critical batch size by the running noise scale, in examples; nan: unknown.
 
     Returns:
       The plan with a doubled batch; or the same plan where it has no automatic ramp, where the warmup is not over or
-      the run is, or where a doubled batch would exceed the noise scale or the largest batch allowed. With several
-      processes, the noise scale of the first one decides, and a doubled batch must fit in the memory of all.
+      the run is, or where a doubled batch would exceed the critical batch size or the largest batch allowed. With
+      several processes, the noise scale of the first one decides, and a doubled batch must fit in the memory of all.
     """
     if plan.largest is None or step < plan.warmup_steps or step >= plan.total_steps:
         return plan
     size = RAMP_FACTOR * plan.batch_size
-    answers = processes.gathered([size <= scale, size <= plan.largest])
+    answers = processes.gathered([size <= critical, size <= plan.largest])
     if not (answers[0, 0] and answers[:, 1].all()):
         return plan
     return plans.grow(plan, plan.locate(step - 1).epoch + 1)
