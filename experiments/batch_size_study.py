@@ -10,7 +10,8 @@ from absl import flags
 
 from . import _commands, _files, _flags, _workdirs
 from ._errors import UsageError
-from .studies import batch_size, settings
+from .studies import batch_size, jobs, settings, status
+from .studies.executing.choice import Where
 from .studies.question import Study
 from .studies.questions import QUESTIONS
 from .training.config.options import LARGEST_SEED, TrainConfig, refuse_beside_problem
@@ -75,6 +76,8 @@ def define_flags() -> None:
         example="0,1,2",
     )
     _flags.switch("list_presets", "Print the presets with the data set and the parts of each; run nothing.")
+    _flags.define(Where)
+    _flags.switch("status", "Print how far the study is, which another process may be running; run nothing.")
     _flags.switch("dry_run", "Print what would be run, and about how long it takes; run nothing.")
 
 
@@ -86,10 +89,14 @@ def main() -> int:
         for name, study in settings.PRESETS.items():
             say(f"{name:<10}{study.options['dataset']}: {', '.join(study.parts)}")
         return 0
+    where = _flags.made(Where).make()
     study = _study()
     parts = FLAGS.parts or study.parts
     folder = Path(FLAGS.workdir or f"runs/batch_size_study-{(FLAGS.problem or FLAGS.preset).replace(':', '_')}")
     _workdirs.check(folder, _workdirs.STUDY)
+    if FLAGS.status:
+        print("\n".join(status.lines(folder, jobs.LOCK)))
+        return 0
     if FLAGS.dry_run:
         for line in batch_size.describe(study, parts, folder):
             print(line)
@@ -97,7 +104,7 @@ def main() -> int:
     _workdirs.claim(folder, _workdirs.STUDY)
     words = [*_commands.start("batch_size_study"), *sys.argv[1:]]
     note_command(folder, _commands.shareable_command(words))
-    failed = batch_size.run(study, parts, folder)
+    failed = batch_size.run(study, parts, folder, where)
     print(f"report      {write_study_page(folder)}")
     return _commands.status_of_study(failed)
 

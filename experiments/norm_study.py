@@ -9,7 +9,7 @@ import shlex
 from absl import flags
 
 from . import _commands, _flags, _workdirs
-from .studies import norm
+from .studies import jobs, norm, status
 
 FLAGS = flags.FLAGS
 
@@ -26,12 +26,15 @@ def main() -> int:
     request = _flags.made(norm.Request)
     planned, folder = norm.plan(request), request.folder
     _workdirs.check(folder, _workdirs.NORM_STUDY)
+    if request.status:
+        print("\n".join(status.lines(folder, jobs.LOCK)))
+        return 0
     if request.dry_run:
         for command in norm.waiting_commands(planned, folder):
             print(shlex.join(command))
         return 0
     _workdirs.claim(folder, _workdirs.NORM_STUDY)
-    failed = norm.run(planned, folder)
+    failed = norm.run(planned, folder, request.make())
     print(f"report      {write_norm_study_page(folder)}")
     return _commands.status_of_study(failed)
 

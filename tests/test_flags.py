@@ -15,6 +15,7 @@ from experiments import _commands, _flags, batch_size_study, report
 from experiments._errors import UsageError
 from experiments.benchmarking import suites
 from experiments.studies import jobs
+from tests.executors import Stub
 from tests.programs import (
     POSITIONAL,
     PROGRAMS,
@@ -244,7 +245,7 @@ def test_a_printed_command_can_be_pasted(place):
 def test_a_study_whose_runs_cannot_begin_is_refused(place, monkeypatch, flag, dry_run):
     """A thousand devices are refused because they do not divide the batch sizes of the runs."""
     use_own_flags(batch_size_study, monkeypatch)
-    monkeypatch.setattr(jobs._Worker, "train", start)
+    monkeypatch.setattr(jobs.Runner, "_go_on", start)
     name = flag.partition("=")[0]
 
     def study():
@@ -256,9 +257,11 @@ def test_a_study_whose_runs_cannot_begin_is_refused(place, monkeypatch, flag, dr
 
 
 def test_a_study_with_failed_runs_names_them_and_exits_with_1(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(jobs._Worker, "train", lambda self, job: {"error": "no luck", "diverged": False})
-    runner = jobs.Runner(tmp_path)
-    runner.run_all([jobs.Job("first", {"batch_size": 8}), jobs.Job("second", {"batch_size": 16})])
+    failing = Stub(lambda task: {"error": "no luck", "diverged": False})
+    with jobs.Runner(tmp_path, lambda _: failing) as runner:
+        runner.run_all([jobs.Job("first", {"batch_size": 8}), jobs.Job("second", {"batch_size": 16})])
+    # Each was tried twice.
+    assert [task.key for task in failing.done] == ["first", "second", "first", "second"]
     assert runner.failed() == ["first", "second"]
     assert _commands.status_of_study(runner.failed()) == 1 and "first, second" in capsys.readouterr().err
     assert _commands.status_of_study([]) == 0

@@ -10,7 +10,7 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -25,6 +25,8 @@ from ..records.recommendation import Advice, Recommendation
 from ..records.studies import StudyRow
 from ..studies import jobs
 from ..studies.convergence import Setting, grid_jobs, tuned_job
+from ..studies.executing.local import Local
+from ..studies.executing.task import Executor
 from ..studies.jobs import Runner
 from ..studies.recommending.run import FILE, recommend
 from ..studies.settings import with_held_out
@@ -137,7 +139,14 @@ PROBLEMS = {
 PARTS = tuple(PROBLEMS)
 
 
-def run(parts: Sequence[str], *, folder: Path, data_dir: str | None = None, keep: Keep = forget) -> list[Comparison]:
+def run(
+    parts: Sequence[str],
+    *,
+    folder: Path,
+    data_dir: str | None = None,
+    keep: Keep = forget,
+    executor: Callable[[Path], Executor] = Local,
+) -> list[Comparison]:
     """Measures problems; stored runs are reused, and a finished problem needs no data.
 
     Args:
@@ -145,6 +154,7 @@ def run(parts: Sequence[str], *, folder: Path, data_dir: str | None = None, keep
       folder: the parent of one folder per problem.
       data_dir: the data directory of TFDS; None: TFDS's own.
       keep: a function that is given the rows so far after each problem.
+      executor: returns what runs the jobs of the grids, given their folder. What is timed is run on this machine alone.
 
     Returns:
       One row per problem, from `tabulate`.
@@ -153,7 +163,7 @@ def run(parts: Sequence[str], *, folder: Path, data_dir: str | None = None, keep
     for problem in (PROBLEMS[name] for name in parts):
         place = folder / problem.name
         if not _is_done(problem, place):
-            measure(problem, place, data_dir)
+            measure(problem, place, data_dir, executor)
         rows.append(tabulate(problem, place))
         keep(rows)
         print("\n".join([*table(rows[-1:]), ""]), flush=True)
@@ -162,14 +172,16 @@ def run(parts: Sequence[str], *, folder: Path, data_dir: str | None = None, keep
     return rows
 
 
-def measure(problem: Problem, folder: Path, data_dir: str | None = None) -> None:
+def measure(
+    problem: Problem, folder: Path, data_dir: str | None = None, executor: Callable[[Path], Executor] = Local
+) -> None:
     """Makes the missing runs of a problem: the grid, then the recommendation, then both settings with fresh seeds."""
     # Read first: a recommendation of another problem must be refused before a row is added.
     result = _result(problem, folder)
     of_data = "dataset" in problem.options
     options = problem.options | ({"data_dir": data_dir} if data_dir and of_data else {})
     data = with_held_out(options)
-    with Runner(folder / GRID) as runner:
+    with Runner(folder / GRID, executor) as runner:
         grid = runner.run_all(grid_jobs(data, problem.setting()))
     place = folder / RECOMMENDATION
     if result is None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._errors import UsageError
 from .._limits import option, option_as_in
+from ..studies.executing.choice import Where
 from ..training.config.options import TrainConfig
 from .topology import jobs, targets
 
@@ -22,8 +23,11 @@ def _check_topology(flag: str, text: str) -> None:
 
 
 @dataclass(frozen=True)
-class Options:
-    """The options of all suites; the entry point makes one flag per field, documented by `FIELD.metadata["help"]`."""
+class Options(Where):
+    """The options of all suites, and where the grids of the recommend suite are run.
+
+    The entry point makes one flag per field, documented by `FIELD.metadata["help"]`.
+    """
 
     batch_sizes: tuple[int, ...] = option(
         (6, 60, 600, 6000), "Global batch sizes of the train suite.", least=1, example="6,60,600"

@@ -7,7 +7,8 @@ from typing import Any
 from .._errors import UsageError, unknown_name
 from .._limits import option
 from ..records.benchmarks.result import ResultFile
-from . import critical_suite, fold_suite, noise_suite, recommend_suite, result, train_suite
+from ..studies.executing.choice import LOCAL
+from . import critical_suite, driver_suite, fold_suite, noise_suite, recommend_suite, result, train_suite
 from .norm import suite as norm_suite
 from .suite import Chosen, Keep, Options, Suite
 
@@ -17,7 +18,7 @@ RECOMMEND = Suite(
     parts=recommend_suite.PARTS,
     peers=recommend_suite.PEERS,
     measure=lambda chosen, options, keep: recommend_suite.run(
-        chosen.parts, folder=options.folder, data_dir=options.data_dir, keep=keep
+        chosen.parts, folder=options.folder, data_dir=options.data_dir, keep=keep, executor=options.make()
     ),
     file=ResultFile[Any],
 )
@@ -30,6 +31,7 @@ SUITES = {
         noise_suite.SUITE,
         RECOMMEND,
         critical_suite.SUITE,
+        driver_suite.SUITE,
     )
 }
 _ALL = [one for suite in SUITES.values() for one in (suite, suite.compiled) if one is not None]
@@ -66,6 +68,11 @@ def run(request: Request, arguments: Sequence[str]) -> None:
     from .. import reporting
 
     suite = _suite(request)
+    if suite is not RECOMMEND and (request.executor != LOCAL or request.parallel is not None):
+        raise UsageError(
+            f"--executor and --parallel are for the grids of --suite={RECOMMEND.name}; --suite={suite.name} measures "
+            "on this machine, one thing after another"
+        )
     chosen = Chosen(
         parts=_known("part", request.parts, suite.parts),
         peers=_known("peer", request.peers, suite.peers),

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from .fields import Count, Options, Positive, Size
+from .fields import Count, Moment, NonNegative, Options, Positive, Size
 from .record import FileRecord, Record, check_options
 from .runs import Summary
 
@@ -35,6 +35,7 @@ class StudyRow(FileRecord, frozen=True, kw_only=True, omit_defaults=True):
       error: why there is no summary; None: the run did not fail.
       diverged: whether the run ended with a loss that is not finite, which is a result.
       summary: the summary of the run; None: the run failed or diverged.
+      ran_on: where it ran, such as "worker 2 of 4"; "": on the machine of the study, alone.
     """
 
     # Options that a report needs in order to place a run that ended.
@@ -51,6 +52,7 @@ class StudyRow(FileRecord, frozen=True, kw_only=True, omit_defaults=True):
     error: str | None = None
     diverged: bool = False
     summary: Summary | None = None
+    ran_on: str = ""
 
     def __post_init__(self):
         check_options(self.options, _Known)
@@ -105,6 +107,26 @@ class StudyRow(FileRecord, frozen=True, kw_only=True, omit_defaults=True):
         if value is None:
             raise LookupError(f"the run {self.key} was given no {name}")
         return value
+
+
+class Progress(FileRecord, frozen=True, kw_only=True):
+    """The contents of `progress.json`: how far a study is, since it was started last.
+
+    Attributes:
+      done: the number of runs that ended well.
+      running: the keys of the runs under way.
+      waiting: the number of runs that are known and wait.
+      failed: the number of runs that ended with an error, and are not tried again.
+      seconds_left: about how long the known runs will take, by those that have ended; None: none has.
+      updated: when this was written, in seconds since 1970.
+    """
+
+    done: Count
+    running: list[str]
+    waiting: Count
+    failed: Count
+    seconds_left: NonNegative | None = None
+    updated: Moment
 
 
 class Analysis(FileRecord, frozen=True, kw_only=True):

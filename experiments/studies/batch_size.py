@@ -1,28 +1,32 @@
 """Runs a batch-size study: each question that is asked of it, or a list of what it would run."""
 
+import functools
 import shlex
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .. import _files, _workdirs
 from .._errors import UsageError
 from ..records.fields import Options
-from ..records.studies import StudyRow
+from ..records.studies import Analysis, StudyRow
 from ..training.config.options import PLACES
+from .executing.local import Local
+from .executing.task import Executor
 from .jobs import Job, Runner, command, refuse_hopeless, try_out
 from .question import Asked, Data, Study
 from .questions import QUESTIONS
 from .settings import data_of, fitted
 
 
-def run(study: Study, parts: Sequence[str], folder: Path) -> list[str]:
+def run(study: Study, parts: Sequence[str], folder: Path, executor: Callable[[Path], Executor] = Local) -> list[str]:
     """Runs what has not been run, and keeps what the report of each question needs in `QUESTION.json`.
 
     Args:
       study: the settings.
       parts: names of questions.
       folder: the folder of the study.
+      executor: returns what runs the jobs, given the folder.
 
     Returns:
       The keys of the runs that failed; the same command tries them again.
@@ -35,12 +39,21 @@ def run(study: Study, parts: Sequence[str], folder: Path) -> list[str]:
     study = fitted(study, data.examples, parts)
     jobs = _possible(study, parts, data, Runner(folder))
     _claim(folder, study)
-    with Runner(folder) as runner:
+
+    def answered(part: str, analysis: Analysis) -> None:
+        # A report shows the rows that this names, and not those of other settings that the folder may hold.
+        _files.write_json(folder / f"{part}.json", analysis)
+        print(f"part      {part} is answered", flush=True)
+
+    names = _in_order(parts)
+    with Runner(folder, executor) as runner:
         runner.try_out(jobs)
-        for part in _in_order(parts):
-            print(f"part      {part}", flush=True)
-            # A report shows the rows that this names, and not those of other settings that the folder may hold.
-            _files.write_json(folder / f"{part}.json", QUESTIONS[part].answer(Asked(study, data, runner)))
+        asked = Asked(study, data, runner)
+        runner.pursue(
+            {name: functools.partial(QUESTIONS[name].answer, asked) for name in names},
+            answered,
+            after={name: QUESTIONS[name].after for name in names},
+        )
     return runner.failed()
 
 

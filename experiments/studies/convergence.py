@@ -182,7 +182,11 @@ class Tuned(NamedTuple):
     trials: Mapping[float, Trial]
 
 
-def search(data: Data, setting: Setting, batch_size: int, rates: Sequence[float], run: Callable[[Job], Trial]) -> Tuned:
+# Returns the outcomes of jobs, which it runs side by side if it can.
+Run = Callable[[Sequence[Job]], Sequence[Trial]]
+
+
+def search(data: Data, setting: Setting, batch_size: int, rates: Sequence[float], run: Run) -> Tuned:
     """Finds the rate that reaches the target in the fewest updates, with one seed.
 
     All of `rates` are run; while the best is on the edge, one further beyond it. A run that fails, unless by a loss
@@ -193,17 +197,18 @@ def search(data: Data, setting: Setting, batch_size: int, rates: Sequence[float]
       setting: the settings of the runs.
       batch_size: to tune at.
       rates: to begin with.
-      run: returns the outcome of a job.
+      run: returns the outcomes of jobs.
     """
     trials: dict[float, Trial] = {}
     failed = False
     waiting = list(rates)
     while waiting and not failed:
-        rate = waiting.pop(0)
-        trials[rate] = run(tuned_job(data, setting, batch_size, rate, SEARCH_SEED))
-        failed = trials[rate].failed
+        jobs = [tuned_job(data, setting, batch_size, rate, SEARCH_SEED) for rate in waiting]
+        trials |= zip(waiting, run(jobs), strict=True)
+        waiting = []
+        failed = any(trial.failed for trial in trials.values())
         best = _best(trials)
-        if not waiting and best in (min(trials), max(trials)) and len(trials) < len(rates) + MOST_EXTENSIONS:
+        if not failed and best in (min(trials), max(trials)) and len(trials) < len(rates) + MOST_EXTENSIONS:
             waiting.append(_beyond(sorted(trials), upward=best == max(trials)))
     best = _best(trials)
     return Tuned(
@@ -240,30 +245,36 @@ def _best(trials: Mapping[float, Trial]) -> float:
     return min(trials, key=badness)
 
 
-def run_tuned(data: Data, setting: Setting, run: Callable[[Job], Trial]) -> list[Tuned]:
+def run_tuned(
+    data: Data, setting: Setting, run: Run, expect: Callable[[Sequence[Job]], None] = lambda jobs: None
+) -> list[Tuned]:
     """Searches at every batch size, about the best rate of the size below, and runs the best rates with each seed.
 
     Args:
       data: to train on.
       setting: the settings of the runs.
-      run: returns the outcome of a job.
+      run: returns the outcomes of jobs.
+      expect: is told of jobs that `run` will be asked for, and that may be run beside others until then.
 
     Returns:
       The outcome of each search.
     """
     found: list[Tuned] = []
+    final: list[Job] = []
     rates = setting.rates
     for batch_size in setting.tuned_sizes:
         tuned = search(data, setting, batch_size, rates, run)
         found.append(tuned)
         if tuned.rate is None:
             continue
-        for seed in setting.seeds:
-            run(tuned_job(data, setting, batch_size, tuned.rate, seed))
+        at_best = [tuned_job(data, setting, batch_size, tuned.rate, seed) for seed in setting.seeds]
+        expect(at_best)
+        final += at_best
         if not tuned.reached:
             continue
         middle = setting.rates[len(setting.rates) // 2]
         rates = tuple(rounded(tuned.rate * rate / middle) for rate in setting.rates)
+    run(final)
     return found
 
 
@@ -280,6 +291,6 @@ def tuned_so_far(data: Data, setting: Setting, runner: Runner) -> tuple[dict[int
         waiting.append(job)
         return Trial(updates=10**9 + abs(place - middle), merit=-math.inf)
 
-    found = run_tuned(data, setting, look)
+    found = run_tuned(data, setting, lambda jobs: [look(job) for job in jobs])
     asked = {job.options["batch_size"] for job in waiting if job.options["seed"] == SEARCH_SEED}
     return {t.batch_size: t.rate for t in found if t.rate is not None and t.batch_size not in asked}, waiting

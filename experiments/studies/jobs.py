@@ -1,31 +1,38 @@
-"""Training runs as jobs, run in another process one after the other, each result a row that is kept as it ends."""
+"""Training runs as jobs of a study: what is to be run, what has been, and the one writer of its rows."""
 
 import contextlib
 import hashlib
 import json
-import subprocess
-import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
-from .. import _commands, _files
+from .. import _commands, _files, _locks
 from .._errors import UsageError
 from ..records.rows import study_row
 from ..records.studies import StudyRow
 from ..training.config import plan
 from ..training.config.options import TrainConfig
 from ..training.progress import score
+from .executing.local import Local
+from .executing.task import Answer, Executor, Task
+from .status import Status
 
 FILE = "results.jsonl"
+LOCK = ".driver"
 # Named rather than imported: what it imports takes seconds, which the process that trains has spent already.
 BEGINS = _commands.module("studies.beginning:begins")
 # Runs that differ in none of these begin alike.
 KIND = ("problem", "dataset", "data_dir", "image_size", "model", "norm", "dtype", "num_devices")
+# How often a run is tried that ends with an error, in a study; what its own options refuse is tried once.
+MOST_TRIES = 2
+# How long the driver sleeps at most before it looks again.
+POLL_SECONDS = 1.0
 
 
 class Job(NamedTuple):
@@ -35,11 +42,13 @@ class Job(NamedTuple):
       key: names the run; a job whose key has a row is not run again.
       options: the options of `TrainConfig`, without its workdir.
       label: the name of the run in a report.
+      alone: its time is what matters, so that nothing else runs on the machine beside it.
     """
 
     key: str
     options: dict[str, Any]
     label: str = ""
+    alone: bool = False
 
 
 def devices_of(options: Mapping[str, Any]) -> int | None:
@@ -99,39 +108,116 @@ def try_out(jobs: Sequence[Job]) -> None:
         runner.try_out(jobs)
 
 
-class Runner:
-    """Runs jobs whose rows are not there yet. Use it as a context.
+class Note(NamedTuple):
+    """What a function finds out from the folder of a run, once it has ended.
 
-    A study that was stopped goes on where it was, also in the middle of a training run. A run that fails is a row with
-    its error, and is tried again when the study is started again. A loss that is not finite is a result, and stays.
+    Attributes:
+      name: the field of the row's type, which is None until then.
+      function: a function of a module, called in a process that trains; JSON must be able to hold its result.
+      named: options of the job that the function takes by their names beside the folder; those that the job has are
+        given.
     """
 
-    def __init__(self, folder: Path):
+    name: str
+    function: Callable[..., Any]
+    named: Sequence[str] = ()
+
+
+class _Wanted(NamedTuple):
+    """A job, or a note on one, that waits for its turn.
+
+    Attributes:
+      job: the job.
+      note: the note; None: the run itself.
+    """
+
+    job: Job
+    note: Note | None = None
+
+    @property
+    def name(self) -> str:
+        """Names it within a study."""
+        return self.job.key if self.note is None else f"{self.job.key}: {self.note.name}"
+
+
+class _WaitingError(Exception):
+    """Raised to leave a question that cannot go on until something has been run."""
+
+
+class Runner:
+    """The driver of a study: runs jobs that have no rows yet, and is the only writer of rows. Use it as a context.
+
+    A study that was stopped goes on where it was, also in the middle of a training run. A run that ends with an error
+    is tried once more; if the error stays, it is a row with its error, which is tried again when the study is started
+    again. A loss that is not finite is a result, and stays.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        executor: Callable[[Path], Executor] = Local,
+        *,
+        most_tries: int = MOST_TRIES,
+    ):
         """Opens a study.
 
         Args:
           folder: the folder of the study, made if need be; rows are appended to `results.jsonl` in it.
+          executor: returns what runs the jobs, given the folder.
+          most_tries: how often a run is tried that ends with an error.
         """
-        self._folder = folder
+        self._folder, self._most_tries = folder, most_tries
         self._rows: dict[str, StudyRow] = {row.key: row for row in read(folder / FILE) if row.is_result}
-        self._worker = _Worker(folder)
+        self._executor = executor(folder)
+        # A process that answers questions of the study itself, such as how many devices there are.
+        self._asked: Local | None = None
+        self._queue: dict[str, tuple[int, _Wanted]] = {}
+        self._under_way: dict[str, tuple[_Wanted, float]] = {}
+        self._tries: Counter[str] = Counter()
+        # What has failed for good, as far as this process is concerned.
+        self._given_up: set[str] = set()
+        self._is_pursuing, self._order = False, 0
+        self._status = Status(folder)
+        self._kept = contextlib.ExitStack()
 
     def __enter__(self):
+        with contextlib.ExitStack() as kept:
+            self._folder.mkdir(parents=True, exist_ok=True)
+
+            def refuse(who: str) -> str:
+                return (
+                    f"--workdir={self._folder}: {who} is running this study; wait until it ends, or give another "
+                    "--workdir"
+                )
+
+            kept.enter_context(_locks.held(self._folder / LOCK, refuse))
+            kept.enter_context(self._status)
+            self._kept = kept.pop_all()
+        # Rows that another driver has added in the meantime.
+        self._rows |= {row.key: row for row in read(self._folder / FILE) if row.is_result}
         return self
 
     def __exit__(self, kind, *_):
         # On an interrupt, a run under way is kept up to the update that it is at.
-        self._worker.end(now=kind is not None and not issubclass(kind, Exception))
+        now = kind is not None and not issubclass(kind, Exception)
+        with self._kept:
+            self._executor.end(now=now)
+            if self._asked is not None:
+                self._asked.end(now=now)
 
     def is_done(self, job: Job) -> bool:
         """Says whether there is a row of a job that was made with its options, wherever the data lie."""
         row = self._rows.get(job.key)
-        return row is not None and _without_place(row.options) == json.loads(json.dumps(_without_place(job.options)))
+        return (
+            row is not None
+            and row.is_result
+            and _without_place(row.options) == json.loads(json.dumps(_without_place(job.options)))
+        )
 
     def try_out(self, jobs: Iterable[Job]) -> None:
         """Refuses a study none of whose runs can begin, before any is started, by its devices, its data or its model.
 
-        The smallest run of each kind that is not done is prepared in the process that trains, until one can begin.
+        The smallest run of each kind that is not done is prepared in a process that trains, until one can begin.
 
         Args:
           jobs: all that are known.
@@ -146,12 +232,55 @@ class Runner:
         first = None
         for job in kinds.values():
             options = {name: value for name, value in job.options.items() if value is not None}
-            answer = self._worker.call(BEGINS, self._folder, devices_of(options), {"options": options})
+            answer = self._call(BEGINS, self._folder, devices_of(options), {"options": options})
             if "value" in answer:
                 return
             first = first or answer["error"]
         if first is not None:
             raise _hopeless(list(kinds.values()), first)
+
+    def pursue(
+        self,
+        questions: Mapping[str, Callable[[], Any]],
+        answered: Callable[[str, Any], None],
+        after: Mapping[str, Sequence[str]] = {},
+    ) -> None:
+        """Answers questions side by side: each as far as it can, and again when what it waits for has been run.
+
+        A question is a function that calls `run`, `run_all` and `note_all`. Where one of them has to wait, the function
+        is left, and called again later; so it must do the same each time. The jobs of earlier questions come first.
+
+        Args:
+          questions: the functions, by their names.
+          answered: called with the name and the value of each question.
+          after: the names of questions that have to be answered before another one is asked, by its name.
+        """
+        waits: dict[str, set[str]] = {name: set() for name in questions}
+        self._is_pursuing = True
+        try:
+            while waits:
+                for order, (name, question) in enumerate(questions.items()):
+                    if name not in waits or any(map(self._is_waiting, waits[name])):
+                        continue
+                    if any(other in waits for other in after.get(name, ())):
+                        continue
+                    self._order = order
+                    try:
+                        value = question()
+                    except _WaitingError as waiting:
+                        waits[name] = waiting.args[0]
+                    else:
+                        del waits[name]
+                        answered(name, value)
+                if waits:
+                    self._go_on()
+        finally:
+            self._is_pursuing = False
+
+    def expect(self, jobs: Iterable[Job]) -> None:
+        """Has jobs run some time before the question that asks for them is answered, beside what it asks for next."""
+        if self._is_pursuing:
+            self._want(_Wanted(job) for job in jobs)
 
     def run(self, job: Job, place: str = "") -> StudyRow:
         """Returns the row of a job, which is run if it has none.
@@ -160,27 +289,29 @@ class Runner:
           job: to run.
           place: the place of the job among others, to be printed.
         """
-        if not self.is_done(job):
-            started = time.monotonic()
-            self._folder.mkdir(parents=True, exist_ok=True)
-            made: dict[str, object] = {
-                "key": job.key,
-                "options": job.options,
-                "command": _commands.shareable_command(command(job, self._folder)),
-                "label": job.label,
-                **self._worker.train(job),
-            }
-            row = self._keep(made)
-            print(f"{place}  {time.monotonic() - started:>5.0f} s  {job.key:<44} {_say(row)}".lstrip(), flush=True)
+        self._need([_Wanted(job)], place)
         return self._rows[job.key]
 
     def run_all(self, jobs: Iterable[Job]) -> list[StudyRow]:
         """Returns the rows of jobs, in their order; those that have none yet are run."""
         jobs = list(jobs)
-        to_run = [job for job in jobs if not self.is_done(job)]
-        for number, job in enumerate(to_run, start=1):
-            self.run(job, f"{number} of {len(to_run)}")
-        return [self.run(job) for job in jobs]
+        self._need([_Wanted(job) for job in jobs])
+        return [self._rows[job.key] for job in jobs]
+
+    def note(self, job: Job, name: str, function: Callable[..., Any], named: Sequence[str] = ()) -> None:
+        """Adds what a function finds out from the folder of a run to its row, once; not if there is no summary.
+
+        Args:
+          job: a job that was run.
+          name: as for `Note`, like the others.
+          function: see there.
+          named: see there.
+        """
+        self.note_all([job], name, function, named)
+
+    def note_all(self, jobs: Iterable[Job], name: str, function: Callable[..., Any], named: Sequence[str] = ()) -> None:
+        """Adds what a function finds out from the folders of runs to their rows, as `note` does."""
+        self._need([_Wanted(job, Note(name, function, named)) for job in jobs])
 
     def failed(self) -> list[str]:
         """Returns the keys of the runs that ended with an error; a loss that is not finite is a result."""
@@ -190,36 +321,8 @@ class Runner:
         """Returns all rows of the study."""
         return list(self._rows.values())
 
-    def note(self, job: Job, name: str, function: Callable[..., Any], named: Sequence[str] = ()) -> None:
-        """Adds what a function finds out from the folder of a run to its row, once; not if there is no summary.
-
-        Args:
-          job: a job that was run.
-          name: the field of the row's type, which is None until then.
-          function: a function of a module, called in the process that trains; JSON must be able to hold its result.
-          named: options of the job that the function takes by their names beside the folder; those that the job has
-            are given.
-        """
-        row = self._rows.get(job.key)
-        if row is None or row.summary is None or getattr(row, name) is not None:
-            return
-        given = {option: job.options[option] for option in named if job.options.get(option) is not None}
-        answer = self._worker.call(function, workdir(job, self._folder), devices_of(job.options), given)
-        if "value" in answer:
-            self._keep({**msgspec.to_builtins(row), name: answer["value"]})
-        else:
-            # Tried again when the study is started again.
-            print(f"{job.key}: {name}: {answer['error']}", flush=True)
-
-    def _keep(self, made: dict[str, object]) -> StudyRow:
-        """Adds a row to the file, and returns it as it will be read from there."""
-        row = study_row(json.loads(json.dumps(made)))
-        _files.add_row(self._folder / FILE, row)
-        self._rows[row.key] = study_row(json.loads(_files.line(row)))
-        return self._rows[row.key]
-
     def ask(self, function: Callable[..., Any], num_devices: int | None = None, **given: Any) -> Any:
-        """Returns the value of a function of the study's folder, called in the process that trains; it is not kept.
+        """Returns the value of a function of the study's folder, called in a process that trains; it is not kept.
 
         Args:
           function: a function of a module; JSON must be able to hold its result.
@@ -230,10 +333,134 @@ class Runner:
           UsageError: it failed.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        answer = self._worker.call(function, self._folder, num_devices, given)
+        answer = self._call(_name_of(function), self._folder, num_devices, given)
         if "error" in answer:
             raise UsageError(answer["error"])
         return answer["value"]
+
+    def _call(self, name: str, folder: Path, num_devices: int | None, given: Mapping[str, Any]) -> Answer:
+        """Returns the answer of a process on this machine, which trains too if that is where the jobs run."""
+        if isinstance(self._executor, Local):
+            asked = self._executor
+        else:
+            asked = self._asked = self._asked or Local(self._folder)
+        asked.submit([Task(name, _call(name, folder, given), num_devices, folder)])
+        while not (ended := asked.finished(POLL_SECONDS)):
+            pass
+        return ended[0][1]
+
+    def _is_settled(self, wanted: _Wanted) -> bool:
+        """Returns whether a job has its row, or a note is on it; or what was tried has failed for good."""
+        if wanted.name in self._given_up:
+            return True
+        if wanted.note is None:
+            return self.is_done(wanted.job)
+        row = self._rows.get(wanted.job.key)
+        return row is None or row.summary is None or getattr(row, wanted.note.name) is not None
+
+    def _is_waiting(self, name: str) -> bool:
+        return name in self._queue or name in self._under_way
+
+    def _want(self, wanted: Iterable[_Wanted]) -> list[_Wanted]:
+        """Puts into the queue what is not settled, and returns it."""
+        missing = [one for one in wanted if not self._is_settled(one)]
+        for one in missing:
+            if not self._is_waiting(one.name):
+                self._queue[one.name] = self._order, one
+        return missing
+
+    def _need(self, wanted: Sequence[_Wanted], place: str = "") -> None:
+        """Waits until something is settled; where several questions are pursued, leaves this one until then."""
+        missing = self._want(wanted)
+        if not missing:
+            return
+        if self._is_pursuing:
+            raise _WaitingError({one.name for one in missing})
+        while any(self._is_waiting(one.name) for one in missing):
+            self._go_on(place)
+
+    def _go_on(self, place: str = "") -> None:
+        """Begins what can begin, and takes in what has ended."""
+        begun = []
+        for name, (_, wanted) in sorted(self._queue.items(), key=lambda item: item[1][0]):
+            task = self._task(wanted)
+            # What comes first begins first, though something after it might begin sooner.
+            if not self._executor.takes(task, begun):
+                break
+            begun.append(task)
+            del self._queue[name]
+            self._under_way[name] = wanted, time.monotonic()
+        if begun:
+            (self._folder / "runs").mkdir(parents=True, exist_ok=True)
+            self._executor.submit(begun)
+        self._show()
+        for task, answer in self._executor.finished(POLL_SECONDS):
+            wanted, started = self._under_way.pop(task.key)
+            self._take(wanted, answer, time.monotonic() - started, place)
+
+    def _task(self, wanted: _Wanted) -> Task:
+        job, note = wanted
+        place = workdir(job, self._folder)
+        options = {name: value for name, value in job.options.items() if value is not None}
+        if note is None:
+            what: dict[str, Any] = {"train": {**options, "workdir": str(place)}}
+        else:
+            given = {name: options[name] for name in note.named if name in options}
+            what = _call(_name_of(note.function), place, given)
+        return Task(wanted.name, what, devices_of(options), place, alone=job.alone and note is None)
+
+    def _take(self, wanted: _Wanted, answer: Answer, seconds: float, place: str) -> None:
+        """Keeps what something came to, or puts it back into the queue."""
+        self._tries[wanted.name] += 1
+        is_error = "error" in answer and not answer.get("diverged")
+        again = is_error and not answer.get("refused") and self._tries[wanted.name] < self._most_tries
+        if again:
+            self._queue[wanted.name] = self._order, wanted
+        elif is_error:
+            self._given_up.add(wanted.name)
+        job, note = wanted
+        if note is not None:
+            if "value" in answer:
+                self._keep({**msgspec.to_builtins(self._rows[job.key]), note.name: answer["value"]})
+            elif not again:
+                print(f"{wanted.name}: {answer['error']}", flush=True)
+            return
+        self._status.count(seconds, is_error=is_error and not again, again=again)
+        where = place or self._status.place(len(self._queue), len(self._under_way))
+        where = f"{where}  {seconds:>5.0f} s  {job.key:<44}"
+        if again:
+            print(f"{where} {answer['error']}; tried again".lstrip(), flush=True)
+            return
+        made: dict[str, object] = {
+            "key": job.key,
+            "options": job.options,
+            "command": _commands.shareable_command(command(job, self._folder)),
+            "label": job.label,
+            **{name: value for name, value in answer.items() if name != "refused"},
+        }
+        row = self._keep(made)
+        print(f"{where} {_say(row)}".lstrip(), flush=True)
+
+    def _show(self) -> None:
+        """Shows, and writes for others to see, how far the study is."""
+        runs = [wanted.job.key for wanted, _ in self._under_way.values() if wanted.note is None]
+        self._status.show(runs, sum(one.note is None for _, one in self._queue.values()))
+
+    def _keep(self, made: dict[str, object]) -> StudyRow:
+        """Adds a row to the file, and returns it as it will be read from there."""
+        row = study_row(json.loads(json.dumps(made)))
+        _files.add_row(self._folder / FILE, row)
+        self._rows[row.key] = study_row(json.loads(_files.line(row)))
+        return self._rows[row.key]
+
+
+def _call(name: str, folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what asks a worker for the value of a function."""
+    return {"call": name, "workdir": str(folder), "given": dict(given)}
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}:{function.__qualname__}"
 
 
 def _without_place(options: dict[str, Any]) -> dict[str, Any]:
@@ -243,81 +470,6 @@ def _without_place(options: dict[str, Any]) -> dict[str, Any]:
 def read(path: Path) -> list[StudyRow]:
     """Returns the rows of a file, the last of each key. A line that is not a whole row is named and left out."""
     return list({row.key: row for row in _files.read_rows(path, study_row)[0]}.values())
-
-
-class _Worker:
-    """The process that trains: a new one for another number of devices, and after a run that ended the last one."""
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._process: Any = None  # A subprocess.Popen, whose pipes a type checker takes to be missing.
-        self._num_devices: int | None = None
-
-    def train(self, job: Job) -> dict[str, Any]:
-        """Returns the summary of a job or its error."""
-        options = {k: v for k, v in job.options.items() if v is not None}
-        return self._ask({"train": {**options, "workdir": str(workdir(job, self._folder))}}, devices_of(options))
-
-    def call(
-        self,
-        function: Callable[..., Any] | str,
-        folder: Path,
-        num_devices: int | None,
-        given: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        """Returns the value of a function, or of the function of a name, for a folder and arguments; or its error."""
-        name = function if isinstance(function, str) else f"{function.__module__}:{function.__qualname__}"
-        return self._ask({"call": name, "workdir": str(folder), "given": given or {}}, num_devices)
-
-    def _ask(self, what: dict[str, Any], num_devices: int | None) -> dict[str, Any]:
-        # A CPU is divided into devices once in a process.
-        if num_devices != self._num_devices:
-            self.end()
-        process = self._process or self._start(num_devices)
-        try:
-            process.stdin.write(json.dumps(what) + "\n")
-            process.stdin.flush()
-            answer = process.stdout.readline()
-        except BrokenPipeError:
-            answer = ""
-        if answer:
-            return json.loads(answer)
-        self.end()
-        return {
-            "diverged": False,
-            "error": f"its process ended with exit status {process.returncode}; see {self._log.name} in the workdir",
-        }
-
-    @property
-    def _log(self) -> Path:
-        return self._folder / "worker.log"
-
-    def _start(self, num_devices: int | None) -> Any:
-        self._num_devices = num_devices
-        with _files.open_to_add(self._log) as log:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    _commands.module("studies.worker"),
-                    *([] if num_devices is None else [str(num_devices)]),
-                ],
-                text=True,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-            )
-        return self._process
-
-    def end(self, *, now: bool = False) -> None:
-        """Lets the process end, if there is one; `now`: after the update that it is at."""
-        if self._process is not None:
-            if now:
-                self._process.terminate()
-            # The process ends when there is nothing more to read; one that has ended may have left a line unread.
-            with contextlib.suppress(BrokenPipeError):
-                self._process.communicate()
-        self._process = self._num_devices = None
 
 
 def _say(row: StudyRow) -> str:

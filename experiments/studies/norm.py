@@ -9,7 +9,7 @@ The study makes two sets of training runs, all on the same number of devices:
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +29,9 @@ from ..records.norm_study import (
 )
 from ..training.config.options import TrainConfig
 from . import activation_shift, jobs
+from .executing.choice import Where
+from .executing.local import Local
+from .executing.task import Executor
 from .jobs import Job
 
 # The per-device batch size of the runs at several rates.
@@ -89,7 +92,7 @@ PRESETS = {
 
 
 @dataclass(frozen=True)
-class Request:
+class Request(Where):
     """The options of a study; the entry point makes one flag per field, documented by `FIELD.metadata["help"]`."""
 
     preset: str = option(
@@ -114,6 +117,7 @@ class Request:
         TrainConfig, "workdir", None, "Folder for the results. Default: runs/norm_study-PRESET."
     )
     dry_run: bool = option(False, "Print the commands of the runs that are not done, and run none.")
+    status: bool = option(False, "Print how far the study is, which another process may be running, and run none.")
 
     @property
     def folder(self) -> Path:
@@ -166,24 +170,28 @@ def plan(request: Request) -> Plan:
 
 def waiting_commands(planned: Plan, folder: Path) -> list[list[str]]:
     """Returns the commands of the runs that are not done, after trying whether one of them can begin; runs nothing."""
-    with jobs.Runner(folder) as runner:
-        waiting = [job for job in planned.jobs if not runner.is_done(job)]
+    runner = jobs.Runner(folder)
+    waiting = [job for job in planned.jobs if not runner.is_done(job)]
     jobs.try_out(waiting)
     return [jobs.command(job, folder) for job in waiting]
 
 
-def run(planned: Plan, folder: Path) -> list[str]:
+def run(planned: Plan, folder: Path, executor: Callable[[Path], Executor] = Local) -> list[str]:
     """Makes the runs that are not done, and returns the keys of the runs that failed.
+
+    Args:
+      planned: the jobs.
+      folder: the folder of the study.
+      executor: returns what runs the jobs, given the folder.
 
     Raises:
       UsageError: none of the runs can begin.
     """
-    with jobs.Runner(folder) as runner:
+    with jobs.Runner(folder, executor) as runner:
         waiting = [job for job in planned.jobs if not runner.is_done(job)]
         runner.try_out(waiting)
         runner.run_all(waiting)
-        for job in planned.rates:
-            runner.note(job, "shift", activation_shift.shift_of)
+        runner.note_all(planned.rates, "shift", activation_shift.shift_of)
         return runner.failed()
 
 

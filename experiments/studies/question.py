@@ -148,6 +148,7 @@ class Question:
       otherwise: its setting in other presets, where a user asks it by name.
       fewest_sizes: how many `Setting.compared_sizes` the training set must have room for.
       rates_follow: learning rates of later runs follow from earlier ones.
+      after: names of questions from whose runs its own follow, where they are asked too.
       on_request: asked only where a user names it.
       of_problems: it can be asked of a problem too, whose optimizer and norms are its own.
     """
@@ -161,6 +162,7 @@ class Question:
     otherwise: Setting | None = None
     fewest_sizes: int = 0
     rates_follow: bool = False
+    after: tuple[str, ...] = ()
     on_request: bool = False
     of_problems: bool = False
 

@@ -47,13 +47,16 @@ def planned(asked: Asked) -> list[Job]:
 def run(asked: Asked) -> Analysis:
     """Runs every size at one rate and at the rate that a search finds best, and fits the updates to the target."""
     setting = asked.study.of(Setting)
-    rows = asked.runner.run_all(fixed_jobs(asked.data, setting))
+    fixed = fixed_jobs(asked.data, setting)
+    asked.runner.expect(fixed)
+    rows: list[StudyRow] = []
 
-    def trial(job: Job) -> Trial:
-        rows.append(asked.runner.run(job))
-        return trial_of(rows[-1])
+    def trials(jobs: Sequence[Job]) -> list[Trial]:
+        rows.extend(asked.runner.run_all(jobs))
+        return list(map(trial_of, rows[len(rows) - len(jobs) :]))
 
-    return analyse(setting, rows, run_tuned(asked.data, setting, trial), asked.data.goal)
+    found = run_tuned(asked.data, setting, trials, asked.runner.expect)
+    return analyse(setting, [*asked.runner.run_all(fixed), *rows], found, asked.data.goal)
 
 
 def analyse(

@@ -167,8 +167,7 @@ def run(asked: Asked) -> Analysis:
     """Runs both budgets at every size, and measures the minima."""
     made = planned(asked)
     asked.runner.run_all(made)
-    for job in made:
-        asked.runner.note(job, "minimum", minimum, ("model", "dataset"))
+    asked.runner.note_all(made, "minimum", minimum, ("model", "dataset"))
     return analyse(asked.runner.run_all(made))
 
 
@@ -220,4 +219,5 @@ QUESTION = Question(
     # A comparison is as large as one likes.
     fewest_sizes=1,
     rates_follow=True,
+    after=("convergence",),
 )

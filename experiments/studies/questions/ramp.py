@@ -81,8 +81,7 @@ def run(asked: Asked) -> Analysis:
     """Runs the three ways, and notes the course of each run."""
     jobs = planned(asked)
     asked.runner.run_all(jobs)
-    for job in jobs:
-        asked.runner.note(job, "course", course)
+    asked.runner.note_all(jobs, "course", course)
     return Analysis(keys=keys_of(asked.runner.run_all(jobs)))
 
 

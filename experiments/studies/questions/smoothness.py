@@ -76,8 +76,7 @@ def run(asked: Asked) -> Analysis:
     """Runs them, and notes the losses of every update and the measurements of the noise."""
     *swinging, noisy = jobs = planned(asked)
     asked.runner.run_all(jobs)
-    for job in swinging:
-        asked.runner.note(job, "losses", losses)
+    asked.runner.note_all(swinging, "losses", losses)
     asked.runner.note(noisy, "noise", noise)
     return analyse(asked.runner.run_all(jobs))
 

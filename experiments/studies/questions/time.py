@@ -69,6 +69,7 @@ def jobs(options: Options, setting: Setting, rate: float = 0.01) -> list[Job]:
                 "learning_rate": rate,
                 "seed": number,
             },
+            alone=True,
         )
         for number in range(setting.rounds)
         for batch_size in setting.batch_sizes

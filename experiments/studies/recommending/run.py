@@ -67,7 +67,8 @@ def recommend(
         check_target(str(name), data.goal, **{goal: target})
     if data.problem is not None and target is not None:
         refuse_met(data.problem, target)
-    with Runner(folder) as runner:
+    # A run that fails says something, such as that its batch is too large; it is not made twice.
+    with Runner(folder, most_tries=1) as runner:
         lab = Lab(runner, 60 * minutes)
         if data.problem is not None:
             problem = Problem(data, target, data.problem.devices, data.problem.kind, None)

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -21,8 +22,9 @@ MAX_CPU_DEVICES, MAX_CPU_DEVICES_PER_CORE = 64, 8
 Device = Any  # A `jax.Device`, which type checkers reject as a type.
 
 
+@functools.cache
 def cpu_cores() -> int:
-    """Returns the number of CPU cores that this process may run on."""
+    """Returns the number of CPU cores that this process may run on, when it is first asked."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

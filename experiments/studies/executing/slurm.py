@@ -1,0 +1,253 @@
+"""Tasks as jobs of a SLURM cluster, submitted through `submitit`.
+
+A job trains in its folder, as a process of the study on this machine would, and leaves its answer there. A study that
+was killed finds its jobs again when it is started again: those that have ended by their answers, and the others by the
+numbers that were written down when they were submitted. A job that is preempted, or whose time is up, is put back into
+the queue and goes on from its checkpoint.
+"""
+
+import contextlib
+import getpass
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ... import _files
+from ..._errors import UsageError
+from .task import Answer, Task
+
+# In the folder of a run: the answer, and the job that was submitted for it.
+ANSWER, SUBMITTED = "answer.json", "submitted.json"
+LOGS = "slurm"
+# How often SLURM is asked which jobs it knows, and how long a job may be unknown to it before it counts as gone: a file
+# system that machines share shows a file some time after it was written.
+ASK_SECONDS, GONE_SECONDS = 5.0, 30.0
+LOOK_SECONDS = 0.5
+MINUTES = 60
+# SLURM refuses arrays of more than a thousand jobs, unless it is told otherwise.
+MOST_OF_AN_ARRAY = 500
+# A job whose time is up goes on as often as it needs to.
+MOST_TIMEOUTS = 1_000
+
+
+class Settings(NamedTuple):
+    """How jobs are submitted.
+
+    Attributes:
+      parameters: parameters of `submitit.AutoExecutor.update_parameters`, such as `slurm_partition`.
+      parallel: the most jobs that run at once.
+    """
+
+    parameters: Mapping[str, Any]
+    parallel: int = 64
+
+
+class _Submitted(NamedTuple):
+    """A job under way.
+
+    Attributes:
+      task: what it does.
+      number: the number of the job in SLURM.
+      seen: when SLURM last knew it, or when it was submitted.
+    """
+
+    task: Task
+    number: str
+    seen: float
+
+
+class Slurm:
+    """Jobs of SLURM; an `Executor`."""
+
+    def __init__(self, folder: Path, settings: Settings):
+        """Prepares the submission of jobs; nothing is submitted yet.
+
+        Args:
+          folder: the folder of the study, on a file system that all machines share; `slurm` in it gets the logs.
+          settings: how jobs are submitted.
+
+        Raises:
+          UsageError: `submitit` is not installed, there is no SLURM here, or a parameter is not known.
+        """
+        self._folder, self._settings = folder.resolve(), settings
+        self._jobs: dict[str, _Submitted] = {}
+        self._asked = time.monotonic() - ASK_SECONDS
+        self._submitter: Any = None
+
+    def _made(self) -> Any:
+        """Returns the submitter, made when it is first needed."""
+        if self._submitter is None:
+            try:
+                import submitit
+            except ImportError as error:
+                raise UsageError(
+                    "--executor=slurm needs submitit: install the extra with pip install 'batchnorm_jax[cluster]'"
+                ) from error
+            try:
+                made = submitit.AutoExecutor(
+                    folder=self._folder / LOGS,
+                    cluster="slurm",
+                    slurm_python=sys.executable,
+                    slurm_max_num_timeout=MOST_TIMEOUTS,
+                )
+                made.update_parameters(
+                    **{"timeout_min": MINUTES, "name": "batch-size", **self._settings.parameters},
+                    slurm_array_parallelism=self._settings.parallel,
+                )
+            except RuntimeError as error:
+                raise UsageError(f"--executor=slurm: there is no SLURM on this machine ({error})") from error
+            except (NameError, TypeError, ValueError) as error:
+                raise UsageError(f"--cluster_file: submitit refuses its parameters ({error})") from error
+            self._submitter = made
+        return self._submitter
+
+    @property
+    def running(self) -> list[Task]:
+        """The tasks that were submitted."""
+        return [job.task for job in self._jobs.values()]
+
+    def takes(self, task: Task, begun: Sequence[Task] = ()) -> bool:
+        """Returns True: SLURM has a queue of its own, and each job has its own part of a machine."""
+        del task, begun
+        return True
+
+    def submit(self, tasks: Sequence[Task]) -> None:
+        """Submits tasks as one array of jobs, but for those that an earlier driver has submitted."""
+        new = []
+        for task in tasks:
+            place = _place(task)
+            number = _submitted(place)
+            if (place / ANSWER).exists() or number is not None:
+                self._jobs[task.key] = _Submitted(task, number or "", time.monotonic())
+            else:
+                new.append(task)
+        if not new:
+            return
+        submitter = self._made()
+        for first in range(0, len(new), MOST_OF_AN_ARRAY):
+            some = new[first : first + MOST_OF_AN_ARRAY]
+            with submitter.batch():
+                jobs = [
+                    submitter.submit(Remote(dict(t.what), t.num_devices, str(_place(t)), os.getcwd())) for t in some
+                ]
+            for task, job in zip(some, jobs, strict=True):
+                _place(task).mkdir(parents=True, exist_ok=True)
+                _files.write_json(_place(task) / SUBMITTED, {"job": job.job_id})
+                self._jobs[task.key] = _Submitted(task, job.job_id, time.monotonic())
+
+    def finished(self, seconds: float) -> list[tuple[Task, Answer]]:
+        """Returns the tasks that have ended, with their answers; waits up to some seconds for the first."""
+        until = time.monotonic() + seconds
+        while True:
+            self._ask()
+            ended = [(key, answer) for key, job in self._jobs.items() if (answer := self._answer(job)) is not None]
+            if ended or time.monotonic() >= until:
+                break
+            time.sleep(LOOK_SECONDS)
+        return [(self._jobs.pop(key).task, answer) for key, answer in ended]
+
+    def _ask(self) -> None:
+        """Asks SLURM which jobs it knows."""
+        now = time.monotonic()
+        if not self._jobs or now - self._asked < ASK_SECONDS:
+            return
+        self._asked = now
+        try:
+            listed = subprocess.run(
+                ["squeue", "--noheader", "--array", "--format=%i", f"--user={getpass.getuser()}"],
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=60,
+            ).stdout.split()
+        except (OSError, subprocess.SubprocessError):
+            # The controller may be busy or restart; jobs are not gone for that.
+            listed = [job.number for job in self._jobs.values()]
+        known = {*listed}
+        for key, job in self._jobs.items():
+            if job.number in known:
+                self._jobs[key] = job._replace(seen=now)
+
+    def _answer(self, job: _Submitted) -> Answer | None:
+        """Returns the answer of a job; None: it is under way."""
+        place = _place(job.task)
+        with contextlib.suppress(OSError, ValueError):
+            answer = json.loads((place / ANSWER).read_text())
+            # The next time that this is asked for, it is to be done anew.
+            for name in (ANSWER, SUBMITTED):
+                (place / name).unlink(missing_ok=True)
+            return answer
+        if time.monotonic() - job.seen < GONE_SECONDS:
+            return None
+        (place / SUBMITTED).unlink(missing_ok=True)
+        return {
+            "diverged": False,
+            "error": f"job {job.number} of SLURM ended without an answer, as if it was cancelled; see {LOGS} in the "
+            "workdir",
+        }
+
+    def end(self, *, now: bool = False) -> None:
+        """Leaves the jobs to SLURM, in whose queue they stay: the same command finds them again.
+
+        Args:
+          now: the study was interrupted; its jobs are cancelled after the update that each is at.
+        """
+        numbers = [job.number for job in self._jobs.values() if job.number]
+        if now and numbers:
+            with contextlib.suppress(OSError, subprocess.SubprocessError):
+                subprocess.run(["scancel", *numbers], capture_output=True, timeout=60, check=False)
+            for job in self._jobs.values():
+                (_place(job.task) / SUBMITTED).unlink(missing_ok=True)
+        self._jobs.clear()
+
+
+def _place(task: Task) -> Path:
+    """Returns the folder of a task's answer: one of its own for each note on a run."""
+    place = task.place.resolve()
+    if "train" in task.what:
+        return place
+    return place.with_name(f"{place.name}.{task.key.rpartition(': ')[2]}")
+
+
+def _submitted(place: Path) -> str | None:
+    """Returns the number of the job that was submitted for a place; None: none was."""
+    try:
+        return str(json.loads((place / SUBMITTED).read_text())["job"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+class Remote:
+    """A task, as a process of the cluster does it."""
+
+    def __init__(self, what: dict[str, Any], num_devices: int | None, place: str, directory: str):
+        self.what, self.num_devices, self.place, self.directory = what, num_devices, place, directory
+
+    def __call__(self) -> None:
+        """Does the task and writes down its answer."""
+        # Modules of the user's own are found from the folder in which the study was started.
+        os.chdir(self.directory)
+        if self.directory not in sys.path:
+            sys.path.insert(0, self.directory)
+        # What it imports is slow, and not for the process that submits.
+        from ..worker import answer
+
+        made = answer(self.what, self.num_devices)
+        number = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID", ""))
+        task = os.environ.get("SLURM_ARRAY_TASK_ID")
+        node = os.environ.get("SLURMD_NODENAME", "")
+        made["ran_on"] = f"job {number}{'' if task is None else f'_{task}'} of SLURM{node and f' on {node}'}"
+        place = Path(self.place)
+        place.mkdir(parents=True, exist_ok=True)
+        _files.write(place / ANSWER, json.dumps(made))
+
+    def checkpoint(self, *_: Any, **__: Any) -> Any:
+        """Returns what is put back into the queue where the time is up or the job is preempted: the same again."""
+        import submitit
+
+        return submitit.helpers.DelayedSubmission(self)

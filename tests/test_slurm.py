@@ -1,0 +1,165 @@
+"""Studies as jobs of SLURM: against a cluster of one node, which the tests start, and without one."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments._errors import UsageError
+from experiments.studies import jobs
+from experiments.studies.executing import slurm
+from experiments.studies.executing.slurm import Settings, Slurm
+from experiments.studies.executing.task import Task
+from experiments.studies.jobs import Job, Runner
+from tests import slurm_cluster
+from tests.test_executing import TINY, plain
+
+ROOT = Path(__file__).parent.parent
+MISSING = slurm_cluster.missing()
+with_slurm = pytest.mark.skipif(bool(MISSING), reason=f"SLURM is not installed: {', '.join(MISSING)}")
+JOBS = 4
+DRIVER = f"""
+import sys
+from functools import partial
+from pathlib import Path
+from experiments.studies.executing import slurm
+from tests.test_slurm import wanted
+from experiments.studies.jobs import Runner
+slurm.ASK_SECONDS, slurm.GONE_SECONDS = 1.0, 5.0
+settings = slurm.Settings({{"timeout_min": 10, "slurm_cpus_per_task": 1}})
+with Runner(Path(sys.argv[1]), partial(slurm.Slurm, settings=settings)) as runner:
+    runner.run_all(wanted())
+    print("failed:", runner.failed())
+"""
+
+
+def wanted():
+    """Runs of some seconds each."""
+    return [
+        Job(
+            f"job-{seed}",
+            {**TINY, "dataset": "tests.own:larger", "steps": 3_000, "checkpoint_every": 200, "seed": seed},
+        )
+        for seed in range(JOBS)
+    ]
+
+
+def listed(environment, form="%i"):
+    found = subprocess.run(
+        ["squeue", "--noheader", "--array", "--states=RUNNING", f"--format={form}"],
+        env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return found.stdout.split()
+
+
+def until(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.1)
+    return found
+
+
+@with_slurm
+def test_a_study_is_complete_whatever_is_cancelled_and_however_often_its_driver_is_killed(tmp_path):
+    folder = tmp_path / "study"
+    with slurm_cluster.cluster() as environment:
+
+        def start():
+            return subprocess.Popen(
+                [sys.executable, "-c", DRIVER, str(folder)], cwd=ROOT, env=environment,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )  # fmt: skip
+
+        driver = start()
+        running = until(lambda: listed(environment))
+        # Jobs of the cluster outlive the driver, which finds them again.
+        driver.kill()
+        driver.wait()
+        assert set(running) <= set(listed(environment)) or (folder / "runs").exists()
+        driver = start()
+        until(lambda: list(folder.glob("runs/*/checkpoints/*")))
+        subprocess.run(["scancel", listed(environment)[0]], env=environment, check=True)
+        time.sleep(3)
+        driver.kill()
+        driver.wait()
+        driver = start()
+        output, _ = driver.communicate(timeout=300)
+        assert driver.returncode == 0 and "failed: []" in output, output
+        submitted = subprocess.run(
+            ["scontrol", "show", "job", "--oneliner"], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+    rows = jobs.read(folder / jobs.FILE)
+    assert sorted(row.key for row in rows) == [job.key for job in wanted()]
+    assert all(row.ran_on.startswith("job ") and " of SLURM on " in row.ran_on for row in rows)
+    assert "CANCELLED" in submitted
+    # None was submitted twice but for the one that was cancelled.
+    assert submitted.count("JobId=") == JOBS + 1
+    with Runner(tmp_path / "here") as runner:
+        here = {row.key: row for row in runner.run_all(wanted())}
+    for row in rows:
+        assert plain(row)["summary"]["results"] == plain(here[row.key])["summary"]["results"]
+
+
+@with_slurm
+def test_a_job_whose_time_is_up_goes_on_from_its_checkpoint(tmp_path):
+    """SLURM's signal comes before the end; here it is sent by hand."""
+    folder = tmp_path / "study"
+    with slurm_cluster.cluster() as environment:
+        driver = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, str(folder)], cwd=ROOT, env=environment,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        until(lambda: list(folder.glob("runs/*/checkpoints/*")))
+        number = listed(environment)[0]
+        subprocess.run(["scancel", "--signal=USR2", number], env=environment, check=True)
+        output, _ = driver.communicate(timeout=300)
+        assert driver.returncode == 0 and "failed: []" in output, output
+        shown = subprocess.run(
+            ["scontrol", "show", "job", number], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+    assert "Restarts=1" in shown
+    summaries = [json.loads(path.read_text()) for path in folder.glob("runs/*/summary.json")]
+    assert len(summaries) == JOBS and sorted(summary.get("starts", 1) for summary in summaries)[-1] >= 2
+
+
+def test_without_slurm_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match="there is no SLURM on this machine"):
+        Slurm(tmp_path, Settings({})).submit([Task("a", {"train": {}}, 1, tmp_path / "a")])
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UsageError, match=r"install the extra with pip install 'batchnorm_jax\[cluster\]'"):
+        Slurm(tmp_path, Settings({})).submit([Task("a", {"train": {}}, 1, tmp_path / "a")])
+
+
+def test_an_answer_that_an_earlier_driver_did_not_see_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    place = tmp_path / "a"
+    place.mkdir()
+    (place / slurm.ANSWER).write_text(json.dumps({"summary": 1}))
+    executor, task = Slurm(tmp_path, Settings({})), Task("a", {"train": {}}, 1, place)
+    executor.submit([task])
+    assert executor.finished(5) == [(task, {"summary": 1})] and list(place.iterdir()) == []
+
+
+def test_a_job_that_is_gone_without_an_answer_is_an_error(tmp_path, monkeypatch):
+    """As soon as SLURM has not known it for a while; while SLURM does not answer, it counts as known."""
+    monkeypatch.setattr(slurm, "ASK_SECONDS", 0.0)
+    monkeypatch.setattr(slurm, "GONE_SECONDS", 0.2)
+    program = tmp_path / "squeue"
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    place = tmp_path / "a"
+    place.mkdir()
+    (place / slurm.SUBMITTED).write_text(json.dumps({"job": "12_3"}))
+    executor, task = Slurm(tmp_path, Settings({})), Task("a", {"train": {}}, 1, place)
+    for said, ends in (("exit 1", False), ("echo 12_3", False), ("echo 12_4", True)):
+        program.write_text(f"#!/bin/sh\n{said}\n")
+        program.chmod(0o755)
+        executor.submit([task])
+        ended = executor.finished(1.0)
+        assert bool(ended) is ends
+    assert "job 12_3 of SLURM ended without an answer" in ended[0][1]["error"]
+    assert not (place / slurm.SUBMITTED).exists()
