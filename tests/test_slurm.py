@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 MISSING = slurm_cluster.missing()
 with_slurm = pytest.mark.skipif(bool(MISSING), reason=f"SLURM is not installed: {', '.join(MISSING)}")
 JOBS = 4
-DRIVER = f"""
+DRIVER = """
 import sys
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from experiments.studies.executing import slurm
 from tests.test_slurm import wanted
 from experiments.studies.jobs import Runner
 slurm.ASK_SECONDS, slurm.GONE_SECONDS = 1.0, 5.0
-settings = slurm.Settings({{"timeout_min": 10, "slurm_cpus_per_task": 1}})
+settings = slurm.Settings({"timeout_min": 10, "slurm_cpus_per_task": 1})
 with Runner(Path(sys.argv[1]), partial(slurm.Slurm, settings=settings)) as runner:
     runner.run_all(wanted())
     print("failed:", runner.failed())

@@ -1,8 +1,10 @@
 """The report of the batch-size study, from its files alone."""
 
 import html
+import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from absl import logging
@@ -17,6 +19,9 @@ from .questions import REPORTS
 from .section import Section, fitting, moments_of
 from .study_files import StudyFiles
 
+HERE = "the machine of the study, alone"
+# A table of more rows is not read.
+MOST_LISTED = 1_000
 # The folders of the user that made a study are of no use to anyone else.
 _PRIVATE = ("workdir", "data_dir")
 
@@ -139,7 +144,25 @@ def _made_by(rows: Mapping[str, StudyRow], command: str) -> list[str]:
             "<p>Runs without a result:</p>",
             table(("run", "error"), failed),
         ]
-    return parts
+    return parts + _where(ended)
+
+
+def _where(ended: Sequence[StudyRow]) -> list[str]:
+    """Returns where the runs ran, in a sentence and a table that is folded; nothing if all ran one after another."""
+    if not any(row.ran_on for row in ended):
+        return []
+    # A job of a cluster by its machine alone.
+    places = Counter(re.sub(r"^job \S+ of", "jobs of", row.ran_on) or HERE for row in ended)
+    said = "; ".join(f"{place}: {count:,}" for place, count in sorted(places.items()))
+    listed = [(row.key, row.ran_on or HERE) for row in ended[:MOST_LISTED]]
+    more = len(ended) - len(listed)
+    return [
+        f"<p>Where they ran: {html.escape(said)}.</p>",
+        "<details><summary>Where each of them ran</summary>",
+        table(("run", "where"), listed),
+        *([f"<p>And {more:,} more, which results.jsonl lists.</p>"] if more else []),
+        "</details>",
+    ]
 
 
 def _machine(summary: Summary) -> str:

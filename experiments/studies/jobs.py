@@ -200,6 +200,7 @@ class Runner:
     def __exit__(self, kind, *_):
         # On an interrupt, a run under way is kept up to the update that it is at.
         now = kind is not None and not issubclass(kind, Exception)
+        self._show()
         with self._kept:
             self._executor.end(now=now)
             if self._asked is not None:
