@@ -3,9 +3,10 @@
 import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from . import _commands, _files
+from . import _commands, _files, _locks
 from ._errors import UsageError
 
 RUN, STUDY, NORM_STUDY, RECOMMENDATION = "train", "batch_size_study", "norm_study", "recommend"
@@ -20,6 +21,8 @@ RESULTS_OF = {
 }
 # The file that names the program. Folders of earlier versions lack it; there the result files tell.
 MARK_FILE = ".program"
+# The lock that the process holds which runs a study.
+DRIVER_LOCK = ".driver"
 ROWS_FILE = "results.jsonl"
 _FILES = {
     "recommendation.json": RECOMMENDATION,
@@ -70,6 +73,27 @@ def claim(folder: Path, program: str) -> None:
     _files.make_folder(folder)
     if program_of(folder) is None:
         _files.write(folder / MARK_FILE, f"{program}\n")
+
+
+@contextlib.contextmanager
+def driving(folder: Path) -> Iterator[None]:
+    """Holds the lock of a study, which one process at a time may run, for as long as the context lasts.
+
+    Args:
+      folder: the folder of the study, made if need be.
+
+    Raises:
+      StorageError: the lock file cannot be opened.
+      UsageError: another process runs the study; the message names it.
+    """
+
+    def refuse(who: str) -> str:
+        return f"--workdir={folder}: {who} is running this study; wait until it ends, or give another --workdir"
+
+    _files.make_folder(folder)
+    # Whoever asks for the status of a study holds its lock for a moment.
+    with _locks.held(folder / DRIVER_LOCK, refuse, wait=2.0):
+        yield
 
 
 def check_can_be_made(folder: Path, flag: str = "workdir") -> None:

@@ -10,7 +10,7 @@ from absl import flags
 
 from . import _commands, _files, _flags, _workdirs
 from ._errors import UsageError
-from .studies import batch_size, jobs, settings, status
+from .studies import batch_size, settings, status
 from .studies.executing.choice import Where
 from .studies.question import Study
 from .studies.questions import QUESTIONS
@@ -95,7 +95,7 @@ def main() -> int:
     folder = Path(FLAGS.workdir or f"runs/batch_size_study-{(FLAGS.problem or FLAGS.preset).replace(':', '_')}")
     _workdirs.check(folder, _workdirs.STUDY)
     if FLAGS.status:
-        print("\n".join(status.lines(folder, jobs.LOCK)))
+        print("\n".join(status.lines(folder)))
         return 0
     if FLAGS.dry_run:
         for line in batch_size.describe(study, parts, folder):

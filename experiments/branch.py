@@ -24,9 +24,12 @@ def main() -> None:
     """Parses the flags, trains what is missing, and prints one answer per point of the run."""
     request = _flags.made(branching.Request)
     problem = loading.guarded("problem", request.problem, loading.load("problem", request.problem))
-    study = branching.Study(request, problem)
+    # What cannot be is refused before a folder is made.
+    branching.Study(request, problem)
     _workdirs.claim(request.folder, _workdirs.BRANCHES)
-    result = study.run(_commands.shareable_command([*_commands.start("branch"), *sys.argv[1:]]))
+    with _workdirs.driving(request.folder):
+        study = branching.Study(request, problem)
+        result = study.run(_commands.shareable_command([*_commands.start("branch"), *sys.argv[1:]]))
     lines = [*map(branching.line, result.points), *branching.ramp_lines(result)]
     print("\n".join(["", *lines, f"results   {request.folder / branching.RESULT}"]))
 

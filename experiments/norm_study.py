@@ -9,7 +9,7 @@ import shlex
 from absl import flags
 
 from . import _commands, _flags, _workdirs
-from .studies import jobs, norm, status
+from .studies import norm, status
 
 FLAGS = flags.FLAGS
 
@@ -27,7 +27,7 @@ def main() -> int:
     planned, folder = norm.plan(request), request.folder
     _workdirs.check(folder, _workdirs.NORM_STUDY)
     if request.status:
-        print("\n".join(status.lines(folder, jobs.LOCK)))
+        print("\n".join(status.lines(folder)))
         return 0
     if request.dry_run:
         for command in norm.waiting_commands(planned, folder):

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from experiments import _locks, batch_size_study
+from experiments import _locks, _workdirs, batch_size_study
 from experiments._errors import UsageError
 from experiments.studies import convergence, jobs, status
 from experiments.studies.executing import local
@@ -232,11 +232,11 @@ def test_workers_end_with_their_driver_whatever_kills_it(tmp_path, sent):
     while steps() < 300 and time.monotonic() < until and driver.poll() is None:
         time.sleep(0.05)
     (worker,) = children(driver.pid)
-    assert _locks.is_held(tmp_path / jobs.LOCK)
+    assert _locks.is_held(tmp_path / _workdirs.DRIVER_LOCK)
     driver.send_signal(sent)
     driver.wait()
     # Started again at once, while the worker may still be at its last update.
-    assert not _locks.is_held(tmp_path / jobs.LOCK)
+    assert not _locks.is_held(tmp_path / _workdirs.DRIVER_LOCK)
     began = time.monotonic()
     while lives(worker) and time.monotonic() < began + 60:
         time.sleep(0.05)
@@ -249,12 +249,12 @@ def test_workers_end_with_their_driver_whatever_kills_it(tmp_path, sent):
 
 
 def test_how_far_a_study_is_can_be_read_elsewhere(tmp_path, capsys):
-    assert status.lines(tmp_path, jobs.LOCK) == [f"status    {tmp_path}: no study has been run here"]
+    assert status.lines(tmp_path) == [f"status    {tmp_path}: no study has been run here"]
     seen = []
 
     def answer(task):
         if len(stub.done) == 3:
-            seen.extend(status.lines(tmp_path, jobs.LOCK))
+            seen.extend(status.lines(tmp_path))
         return ended(task)
 
     stub = Stub(answer, slots=2)
@@ -265,7 +265,7 @@ def test_how_far_a_study_is_can_be_read_elsewhere(tmp_path, capsys):
     assert "running" in seen[1] and "waiting, 0 failed" in seen[1]
     said = capsys.readouterr().out
     assert said.splitlines()[-1].startswith("6 of 6 ")
-    after = status.lines(tmp_path, jobs.LOCK)
+    after = status.lines(tmp_path)
     assert after[0].startswith(f"status    not running; process {os.getpid()}") and "6 done, 0 running" in after[1]
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from .. import _commands, _files, _locks
+from .. import _commands, _files, _workdirs
 from .._errors import UsageError
 from ..records.rows import study_row
 from ..records.studies import StudyRow
@@ -24,7 +24,6 @@ from .executing.task import Answer, Executor, Task
 from .status import Status
 
 FILE = "results.jsonl"
-LOCK = ".driver"
 # Named rather than imported: what it imports takes seconds, which the process that trains has spent already.
 BEGINS = _commands.module("studies.beginning:begins")
 # Runs that differ in none of these begin alike.
@@ -182,15 +181,7 @@ class Runner:
 
     def __enter__(self):
         with contextlib.ExitStack() as kept:
-            self._folder.mkdir(parents=True, exist_ok=True)
-
-            def refuse(who: str) -> str:
-                return (
-                    f"--workdir={self._folder}: {who} is running this study; wait until it ends, or give another "
-                    "--workdir"
-                )
-
-            kept.enter_context(_locks.held(self._folder / LOCK, refuse))
+            kept.enter_context(_workdirs.driving(self._folder))
             kept.enter_context(self._status)
             self._kept = kept.pop_all()
         # Rows that another driver has added in the meantime.

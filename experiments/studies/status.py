@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from .. import _files, _locks
+from .. import _files, _locks, _workdirs
 from .._errors import StorageError
 from ..records.studies import Progress
 from ..training.terminal import StatusLine, duration
@@ -109,15 +109,14 @@ def describe(progress: Progress) -> str:
     return f"{counts}{failed}{left}{f': {names}' if names else ''}"
 
 
-def lines(folder: Path, lock: str) -> list[str]:
+def lines(folder: Path) -> list[str]:
     """Returns how far a study is that another process runs, in words.
 
     Args:
       folder: the folder of the study.
-      lock: the name of the lock that its driver holds.
     """
-    holder = _locks.holder_of(folder / lock)
-    here = _locks.is_held(folder / lock)
+    holder = _locks.holder_of(folder / _workdirs.DRIVER_LOCK)
+    here = _locks.is_held(folder / _workdirs.DRIVER_LOCK)
     found = [f"status    {folder}: no study has been run here"]
     if holder is not None:
         since = duration(max(0.0, time.time() - holder.since))
