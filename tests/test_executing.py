@@ -184,7 +184,7 @@ def plain(row):
 @pytest.mark.skipif(len(local.cores_here()) < 2, reason="needs two cores")
 def test_two_workers_give_the_rows_of_one_and_each_keeps_to_its_cores(tmp_path):
     wanted = [Job(f"job-{seed}", {**TINY, "num_devices": None, "steps": 20, "seed": seed}) for seed in range(3)]
-    timed = Job("time", {**TINY, "steps": 3}, alone=True)
+    timed = Job("timed", {**TINY, "steps": 3}, alone=True)
     with Runner(tmp_path / "one") as runner:
         alone = [*runner.run_all(wanted), runner.run(timed)]
     with Runner(tmp_path / "two", lambda folder: Local(folder, parallel=2)) as runner:

@@ -137,6 +137,11 @@ def test_one_process_trains_on_as_many_devices_as_divide_each_batch(tmp_path):
     assert [row.ended.devices.split()[0] for row in rows] == ["1", str(most)]
 
 
+def each(run):
+    """Returns a function that runs jobs one after another."""
+    return lambda some: [run(job) for job in some]
+
+
 def reached(updates, accuracy=0.5):
     return convergence.Trial(updates, accuracy)
 
@@ -169,7 +174,7 @@ def test_the_search_follows_the_best_rate_off_its_grid(best_rate):
         distance = abs(math.log2(rate / best_rate))
         return reached(round(100 * (1 + distance)) if distance < 4.5 else None)
 
-    tuned = convergence.search(DATA, SETTING, 64, SETTING.rates, run)
+    tuned = convergence.search(DATA, SETTING, 64, SETTING.rates, each(run))
     assert tuned.rate == pytest.approx(best_rate) and not tuned.on_edge
     assert len(tried) == len(set(tried)) <= 3 + convergence.MOST_EXTENSIONS
     assert list(tuned.trials) == sorted(tried)
@@ -177,7 +182,7 @@ def test_the_search_follows_the_best_rate_off_its_grid(best_rate):
 
 def test_a_search_that_ends_on_the_edge_says_so():
     tuned = convergence.search(
-        DATA, SETTING, 64, SETTING.rates, lambda job: reached(round(1000 / job.options["learning_rate"]))
+        DATA, SETTING, 64, SETTING.rates, each(lambda job: reached(round(1000 / job.options["learning_rate"])))
     )
     assert tuned.on_edge and tuned.reached and tuned.rate == max(tuned.trials)
 
@@ -189,12 +194,12 @@ def test_where_no_rate_reaches_the_target_the_search_follows_the_accuracy():
         distance = abs(math.log2(job.options["learning_rate"] / 0.1))
         return reached(None, 0.6 - 0.05 * distance)
 
-    missed = convergence.search(DATA, SETTING, 64, SETTING.rates, run)
+    missed = convergence.search(DATA, SETTING, 64, SETTING.rates, each(run))
     assert (missed.rate, missed.reached, missed.on_edge) == (0.1, False, False)
     # It is run with every seed, and stays in the fit as what it is.
-    found = convergence.run_tuned(DATA, dataclasses.replace(SETTING, tuned_sizes=(64,)), run)
+    found = convergence.run_tuned(DATA, dataclasses.replace(SETTING, tuned_sizes=(64,)), each(run))
     assert (found[0].rate, found[0].reached) == (0.1, False)
-    all_diverge = convergence.search(DATA, SETTING, 64, SETTING.rates, lambda job: DIVERGED)
+    all_diverge = convergence.search(DATA, SETTING, 64, SETTING.rates, each(lambda job: DIVERGED))
     assert all_diverge.rate is None and len(all_diverge.trials) == 3 + convergence.MOST_EXTENSIONS
     assert min(all_diverge.trials) == pytest.approx(0.2 / 2**convergence.MOST_EXTENSIONS, rel=1e-2)
 
@@ -208,10 +213,10 @@ def test_a_run_that_fails_ends_the_search_at_its_size_alone():
             return FAILED
         return reached(round(100 * abs(math.log2(job.options["learning_rate"] / 0.4)) + 100))
 
-    found = convergence.run_tuned(DATA, SETTING, run)
+    found = convergence.run_tuned(DATA, SETTING, each(run))
     assert [t.rate for t in found] == [None, 0.4]
-    # One at 8; at 16 three rates and two seeds.
-    assert tried == [8] + [16] * 5
+    # Three rates at 8; at 16 three rates and two seeds.
+    assert tried == [8] * 3 + [16] * 5
 
 
 def test_the_fit_is_given_the_runs_at_the_best_rates_and_those_that_were_cut_short():
@@ -243,7 +248,7 @@ def test_a_grid_of_ones_own_is_gone_beyond_in_its_own_steps(rates, best, tried):
         asked.append(job.options["learning_rate"])
         return reached(round(100 + 100 * abs(math.log(asked[-1] / best))))
 
-    assert convergence.search(DATA, SETTING, 8, rates, run).rate == best
+    assert convergence.search(DATA, SETTING, 8, rates, each(run)).rate == best
     assert asked == pytest.approx(tried)
 
 

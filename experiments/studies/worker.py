@@ -44,6 +44,8 @@ def main() -> None:
     """Answers until there is nothing more to do."""
     # A terminal sends Ctrl-C to the study and to this process; the study says what is to be done.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Before a run, which takes the arguments for its own.
+    num_devices = int(sys.argv[1]) if len(sys.argv) > 1 else None
     _keep_to_share()
     with os.fdopen(os.dup(1), "w") as answers:
         # A run prints to the standard output, which must not be taken for an answer.
@@ -52,8 +54,11 @@ def main() -> None:
         given = _Input(sys.stdin)
         for line in given.lines():
             print(f"\n{line}", end="", flush=True)
-            made = answer(json.loads(line), int(sys.argv[1]) if len(sys.argv) > 1 else None)
-            given.is_busy.clear()
+            try:
+                made = answer(json.loads(line), num_devices)
+            finally:
+                # Also where a job ends the process: it ends as the job says.
+                given.is_busy.clear()
             print(json.dumps(made), file=answers, flush=True)
 
 
