@@ -10,6 +10,7 @@ import contextlib
 import getpass
 import json
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -78,6 +79,7 @@ class Slurm:
         self._jobs: dict[str, _Submitted] = {}
         self._asked = time.monotonic() - ASK_SECONDS
         self._submitter: Any = None
+        self._name = str(settings.parameters.get("name", "batch-size"))
 
     def _made(self) -> Any:
         """Returns the submitter, made when it is first needed."""
@@ -96,7 +98,7 @@ class Slurm:
                     slurm_max_num_timeout=MOST_TIMEOUTS,
                 )
                 made.update_parameters(
-                    **{"timeout_min": MINUTES, "name": "batch-size", **self._settings.parameters},
+                    **{"timeout_min": MINUTES, **self._settings.parameters},
                     slurm_array_parallelism=self._settings.parallel,
                 )
             except RuntimeError as error:
@@ -126,17 +128,20 @@ class Slurm:
                 self._jobs[task.key] = _Submitted(task, number or "", time.monotonic())
             else:
                 new.append(task)
-        if not new:
-            return
-        submitter = self._made()
         for first in range(0, len(new), MOST_OF_AN_ARRAY):
             some = new[first : first + MOST_OF_AN_ARRAY]
+            submitter = self._made()
+            # Written first, so that a driver that is killed while it submits finds the jobs by their name.
+            name = f"{self._name}-{secrets.token_hex(4)}"
+            submitter.update_parameters(name=name)
+            for index, task in enumerate(some):
+                _place(task).mkdir(parents=True, exist_ok=True)
+                _files.write_json(_place(task) / SUBMITTED, {"name": name, "index": index})
             with submitter.batch():
                 jobs = [
                     submitter.submit(Remote(dict(t.what), t.num_devices, str(_place(t)), os.getcwd())) for t in some
                 ]
             for task, job in zip(some, jobs, strict=True):
-                _place(task).mkdir(parents=True, exist_ok=True)
                 _files.write_json(_place(task) / SUBMITTED, {"job": job.job_id})
                 self._jobs[task.key] = _Submitted(task, job.job_id, time.monotonic())
 
@@ -157,18 +162,9 @@ class Slurm:
         if not self._jobs or now - self._asked < ASK_SECONDS:
             return
         self._asked = now
-        try:
-            listed = subprocess.run(
-                ["squeue", "--noheader", "--array", "--format=%i", f"--user={getpass.getuser()}"],
-                capture_output=True,
-                text=True,
-                check=True,
-                timeout=60,
-            ).stdout.split()
-        except (OSError, subprocess.SubprocessError):
-            # The controller may be busy or restart; jobs are not gone for that.
-            listed = [job.number for job in self._jobs.values()]
-        known = {*listed}
+        listed = _listed(f"--user={getpass.getuser()}")
+        # The controller may be busy or restart; jobs are not gone for that.
+        known = {job.number for job in self._jobs.values()} if listed is None else {*listed}
         for key, job in self._jobs.items():
             if job.number in known:
                 self._jobs[key] = job._replace(seen=now)
@@ -217,8 +213,26 @@ def _place(task: Task) -> Path:
 def _submitted(place: Path) -> str | None:
     """Returns the number of the job that was submitted for a place; None: none was."""
     try:
-        return str(json.loads((place / SUBMITTED).read_text())["job"])
+        kept = json.loads((place / SUBMITTED).read_text())
+        if "job" in kept:
+            return str(kept["job"])
+        # The driver was killed while it submitted.
+        numbers = _listed(f"--name={kept['name']}") or []
+        return next((one for one in numbers if one == f"{one.split('_')[0]}_{kept['index']}"), None)
     except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _listed(which: str) -> list[str] | None:
+    """Returns the numbers of jobs that wait or run; None: SLURM does not answer.
+
+    Args:
+      which: an argument of `squeue`.
+    """
+    command = ["squeue", "--noheader", "--array", "--format=%i", which]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    except (OSError, subprocess.SubprocessError):
         return None
 
 
