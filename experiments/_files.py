@@ -241,7 +241,11 @@ def read_rows(path: Path, kind: type[T] | Callable[[Any], T]) -> tuple[list[T], 
 
 
 def _parsed(content: bytes, kind: Any) -> Any:
-    value = _clean(json.loads(content.decode(errors="replace")))
+    text = content.decode(errors="replace")
+    value = json.loads(text)
+    # Most lines have no character to replace, nor an escape that could stand for one.
+    if "\\" in text or _UNPRINTABLE.search(text):
+        value = _clean(value)
     makes = isinstance(kind, FunctionType)
     # The class of a generic record, such as `ResultFile[NormRows]`.
     record = typing.get_origin(kind) or kind

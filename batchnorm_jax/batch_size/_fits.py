@@ -18,6 +18,8 @@ from batchnorm_jax.batch_size._censored import fit_curves
 
 # Draws of the bootstrap. One less than a round number: the bounds of 95% are then the 25th from either end.
 DRAWS = 999
+# The numbers of the draws that are fitted at a time, which bounds the memory.
+_FITTED_AT_A_TIME = 2**18
 # The fewest points: the curve has two parameters, and the noise needs one more.
 _LEAST = 3
 
@@ -277,5 +279,9 @@ def _bootstrap(
         scale = noise * np.sqrt(reached / rng.chisquare(reached - 2, (left.size, 1)))
         draws[left] = curve + scale * rng.standard_normal((left.size, len(log_x)))
         left = left[~_enough(log_x, draws[left] > limits)]
-    again = fit_curves(log_x, np.minimum(draws, limits), draws > limits)
-    return np.append(constant, again[0]), np.append(slope, again[1])
+    cut, missed = np.minimum(draws, limits), draws > limits
+    # Some at a time: with thousands of runs, all of them would take gigabytes.
+    parts = np.array_split(np.arange(DRAWS), max(1, draws.size // _FITTED_AT_A_TIME))
+    again = [fit_curves(log_x, cut[part], missed[part])[:2] for part in parts]
+    constants, slopes = (np.concatenate(found) for found in zip(*again, strict=True))
+    return np.append(constant, constants), np.append(slope, slopes)

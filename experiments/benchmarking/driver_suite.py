@@ -4,12 +4,13 @@ No run is made: workers answer at once, with the summary of a run. Each part has
 memory of a process cannot be taken back.
 """
 
-import json
+import contextlib
+import functools
+import math
 import multiprocessing
 import os
 import platform
 import resource
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -20,14 +21,24 @@ import msgspec
 
 from .. import _files, _workdirs
 from ..records.benchmarks.driver import DriverFile, DriverRow
+from ..records.fields import Options
 from ..records.runs import Result, Summary, Target
-from ..studies import jobs
+from ..studies import convergence, jobs, settings
 from ..studies.executing.task import Answer, Task
-from ..studies.jobs import Job, Runner
+from ..studies.jobs import Runner
+from ..studies.question import Asked, Data
+from ..studies.questions import QUESTIONS
+from ..studies.questions import time as time_of_update
 from .suite import Chosen, Keep, Suite, forget
 
 WORKERS, JOBS, ROWS = 64, 1_000, 10_000
-SIZES, RATES = (16, 64, 256, 1024), (0.01, 0.02, 0.04, 0.08, 0.16)
+SIZES, RATES = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096), (0.0025, 0.005, 0.01)
+EXAMPLES = 60_000
+# Of the jobs, one in so many is a seed: each has a run at every size, at one rate and at the best. And one in so many
+# is a round of timings, each of which has a run at every size.
+SEED_SHARE, TIME_SHARE = 22, 200
+# The law of the runs: least updates, critical batch size, best rate beyond it, seconds per update, examples per second.
+LEAST, CRITICAL, BEST_RATE, OVERHEAD, THROUGHPUT = 300, 300.0, 0.3, 1e-3, 1e4
 
 
 class Idle:
@@ -56,7 +67,10 @@ class Idle:
     def finished(self, seconds: float) -> list[tuple[Task, Answer]]:
         """Returns the task that was submitted first, with its answer."""
         del seconds
-        return [(self._tasks.pop(0), {"summary": msgspec.to_builtins(summary())})] if self._tasks else []
+        return [self._answered(self._tasks.pop(0))] if self._tasks else []
+
+    def _answered(self, task: Task) -> tuple[Task, Answer]:
+        return task, {"summary": msgspec.to_builtins(summary(task.what["train"]))}
 
     def end(self, *, now: bool = False) -> None:
         """Forgets the tasks."""
@@ -64,82 +78,81 @@ class Idle:
         self._tasks.clear()
 
 
-def summary() -> Summary:
-    """Returns the summary of a run that nobody made."""
+def summary(options: Options) -> Summary:
+    """Returns the summary of a run that nobody made: to the target as long as the usual curve says, by seed."""
+    size, rate, seed = (float(options[name] or 0) for name in ("batch_size", "learning_rate", "seed"))
+    best = BEST_RATE / (1 + CRITICAL / size)
+    off = 1 + 0.3 * math.log2(rate / best) ** 2
+    updates = max(1, round(LEAST * (1 + CRITICAL / size) * off * (1 + 0.2 * math.sin(seed))))
+    steps = options.get("steps")
+    compute = (updates if steps is None else int(steps)) * (OVERHEAD + size / THROUGHPUT)
     return Summary(
         results={"validation": Result(accuracy=0.9, loss=0.5, examples=1_000)},
-        updates=500,
+        updates=updates if steps is None else int(steps),
         epochs=2.0,
-        target=Target(accuracy=0.9, reached_after_updates=400),
-        seconds={"compute": 5.0, "start": 1.0, "in all": 7.0},
+        target=None if steps is not None else Target(accuracy=0.9, reached_after_updates=updates),
+        seconds={"compute": compute, "input": 0.1, "log": 0.1, "start": 1.0, "in all": compute + 1.2},
         devices="1 x cpu",
         versions={"python": platform.python_version()},
     )
 
 
-def grid(number: int) -> list[Job]:
-    """Returns a number of jobs, such as those of a grid."""
-    found = []
-    for place in range(number):
-        size, rate = SIZES[place % len(SIZES)], RATES[place // len(SIZES) % len(RATES)]
-        seed = place // (len(SIZES) * len(RATES))
-        options: dict[str, Any] = {
-            "dataset": "mnist", "model": "simple_cnn", "batch_size": size, "learning_rate": rate, "seed": seed,
-            "target_accuracy": 0.9, "schedule": "constant", "warmup_epochs": 0,
-        }  # fmt: skip
-        found.append(Job(f"tuned-b{size}-r{rate:.4g}-seed{seed}", options))
-    return found
-
-
-def _drive(folder: Path) -> int:
-    """Runs the jobs of a study on the workers, and returns their number."""
+def _drive(folder: Path, number: int) -> int:
+    """Runs the jobs of a study on the workers, and returns how many there are."""
+    data = Data({"dataset": "digits", "model": "simple_cnn"}, examples=EXAMPLES, held_out=0)
+    seeds = number // SEED_SHARE
+    study = settings.study_of(
+        data.options,
+        time_of_update.Setting(SIZES, examples=EXAMPLES, rounds=max(2, number // TIME_SHARE)),
+        convergence.Setting(0.9, SIZES, SIZES, RATES, max_epochs=40, seeds=tuple(range(seeds))),
+    )
+    _workdirs.claim(folder, _workdirs.STUDY)
+    _files.write_json(folder / "study.json", data.options)
     with Runner(folder, Idle) as runner:
-        return len(runner.run_all(grid(JOBS)))
-
-
-def _resume(folder: Path) -> int:
-    """Opens a study all of whose rows are there, and finds that there is nothing to do."""
-    with Runner(folder, Idle) as runner:
-        return len(runner.run_all(grid(ROWS)))
+        asked = Asked(study, data, runner)
+        runner.pursue(
+            {name: functools.partial(QUESTIONS[name].answer, asked) for name in ("time", "convergence")},
+            lambda name, analysis: _files.write_json(folder / f"{name}.json", analysis),
+        )
+    return len(runner.rows())
 
 
 def _report(folder: Path) -> int:
-    """Writes the page of a study with many rows."""
+    """Writes the page of a study, and returns how many rows it has."""
     from ..reporting import write_study_page
 
     write_study_page(folder)
-    return ROWS
+    return len(jobs.read(folder / jobs.FILE))
 
 
-def _many_rows(folder: Path) -> None:
-    """Writes the files of a study with many rows."""
-    folder.mkdir(parents=True, exist_ok=True)
-    _workdirs.claim(folder, _workdirs.STUDY)
-    made = {"summary": msgspec.to_builtins(summary())}
-    with (folder / jobs.FILE).open("w") as file:
-        for job in grid(ROWS):
-            row = {"version": 1, "key": job.key, "options": job.options, "command": f"train --x={job.key}", **made}
-            file.write(json.dumps(row) + "\n")
-    _files.write_json(folder / "study.json", {"dataset": "mnist"})
-    _files.write_json(folder / "grid.json", {"version": 1, "keys": sorted(job.key for job in grid(ROWS))})
-
-
-# By name: whether the rows are there before, the number of workers, and what is timed.
-CASES: dict[str, tuple[bool, int, Callable[[Path], int]]] = {
-    "jobs": (False, WORKERS, _drive),
-    "resume": (True, 0, _resume),
-    "report": (True, 0, _report),
+# By name: the number of jobs, whether their rows are there before, and what is timed.
+CASES: dict[str, tuple[int, bool, Callable[[Path, int], int]]] = {
+    "study": (JOBS, False, _drive),
+    "resume": (ROWS, True, _drive),
+    "report": (ROWS, True, lambda folder, _: _report(folder)),
 }
 PARTS = tuple(CASES)
 
 
-def _measured(name: str, folder: str, answers: Any) -> None:
-    """Measures a part in this process, and puts number, seconds and megabytes into a queue."""
-    _, _, work = CASES[name]
+def _measured(name: str, folder: str, prepares: bool, answers: Any) -> None:
+    """Measures a part in this process, or prepares it, and puts number, seconds and megabytes into a queue."""
+    wanted, _, work = CASES[name]
     started = time.monotonic()
-    number = work(Path(folder))
+    # The lines of a thousand jobs say nothing here.
+    with Path(os.devnull).open("w") as nothing, contextlib.redirect_stdout(nothing):
+        number = _drive(Path(folder), wanted) if prepares else work(Path(folder), wanted)
     seconds = time.monotonic() - started
     answers.put((number, seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+
+
+def _in_a_process(name: str, folder: Path, *, prepares: bool) -> tuple[int, float, float]:
+    """Returns number, seconds and megabytes of a part, measured in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    answers = context.SimpleQueue()
+    process = context.Process(target=_measured, args=(name, str(folder), prepares, answers))
+    process.start()
+    process.join()
+    return answers.get()
 
 
 def run(chosen: Chosen, keep: Keep = forget) -> list[DriverRow]:
@@ -149,26 +162,17 @@ def run(chosen: Chosen, keep: Keep = forget) -> list[DriverRow]:
       chosen: names from `PARTS`; the timing does not matter.
       keep: a function that is given the rows so far after each row.
     """
-    context = multiprocessing.get_context("spawn")
     rows: list[DriverRow] = []
     for name in chosen.parts:
-        has_rows, workers, _ = CASES[name]
-        folder = Path(tempfile.mkdtemp())
-        try:
-            if has_rows:
-                _many_rows(folder)
-            answers = context.SimpleQueue()
-            process = context.Process(target=_measured, args=(name, str(folder), answers))
-            process.start()
-            process.join()
-            number, seconds, megabytes = answers.get()
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        with tempfile.TemporaryDirectory() as folder:
+            if CASES[name][1]:
+                _in_a_process(name, Path(folder), prepares=True)
+            number, seconds, megabytes = _in_a_process(name, Path(folder), prepares=False)
         rows.append(
             DriverRow(
                 part=name,
                 jobs=number,
-                workers=workers,
+                workers=0 if CASES[name][1] else WORKERS,
                 seconds=seconds,
                 megabytes=megabytes,
                 platform=f"{os.cpu_count()} cores, Python {platform.python_version()}",

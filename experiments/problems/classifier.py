@@ -79,4 +79,11 @@ def problem(width: int = 8) -> Problem:
         logits: Any = network.apply(variables, held_out.images, train=False)
         return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(held_out.labels)).mean()
 
-    return Problem(examples, init, update, batch, evaluate, rule="linear", batch_size=32, learning_rate=0.05)
+    @jax.jit
+    def gradient(state: dict[str, Any], batch: Any) -> Any:
+        # The statistics are those of the batch, here a shard, since shared ones would couple the shards.
+        return jax.grad(loss_fn, has_aux=True)(state["params"], state["batch_stats"], batch)[0]
+
+    return Problem(
+        examples, init, update, batch, evaluate, rule="linear", batch_size=32, learning_rate=0.05, gradient=gradient
+    )

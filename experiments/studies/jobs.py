@@ -166,7 +166,9 @@ class Runner:
           most_tries: how often a run is tried that ends with an error.
         """
         self._folder, self._most_tries = folder, most_tries
-        self._rows: dict[str, StudyRow] = {row.key: row for row in read(folder / FILE) if row.is_result}
+        self._rows: dict[str, StudyRow] = {}
+        self._read: tuple[int, int] | None = None
+        self._read_rows()
         self._executor = executor(folder)
         # A process that answers questions of the study itself, such as how many devices there are.
         self._asked: Local | None = None
@@ -184,9 +186,19 @@ class Runner:
             kept.enter_context(_workdirs.driving(self._folder))
             kept.enter_context(self._status)
             self._kept = kept.pop_all()
-        # Rows that another driver has added in the meantime.
-        self._rows |= {row.key: row for row in read(self._folder / FILE) if row.is_result}
+        # Another driver may have added rows in the meantime.
+        self._read_rows()
         return self
+
+    def _read_rows(self) -> None:
+        """Reads the rows of the study, unless the file is as it was when they were read last."""
+        path = self._folder / FILE
+        with contextlib.suppress(OSError):
+            there = path.stat()
+            seen = there.st_size, there.st_mtime_ns
+            if seen != self._read:
+                self._rows = {row.key: row for row in read(path) if row.is_result}
+                self._read = seen
 
     def __exit__(self, kind, *_):
         # On an interrupt, a run under way is kept up to the update that it is at.
