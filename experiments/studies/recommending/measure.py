@@ -86,10 +86,11 @@ def measure(lab: Lab, problem: Problem) -> Evidence:
     begin = Race(lab, problem, costs, findings, reserve)(start, problem.usual_rate(start), USUAL_CRITICAL_EXAMPLES)
     if begin is None:
         return findings.evidence(problem, lab.seconds_needed)
+    search = TargetSearch(lab, problem, costs, findings)
     if problem.target is None:
         missing.append(f"updates to a target: no --target_{problem.data.goal} was given")
     else:
-        TargetSearch(lab, problem, costs, findings)(begin.batch_size, begin.rate)
+        search(begin.batch_size, begin.rate)
     if len(points) < MIN_SIZES and (size := SIZE_FACTOR * timed[-1].batch_size) <= problem.data.examples:
         # No run to the target has taken the place of the size that was left out.
         _time_size(lab, problem, findings, size, costs.of(size, MIN_TIMED_UPDATES))
@@ -100,6 +101,7 @@ def measure(lab: Lab, problem: Problem) -> Evidence:
         if reached is not None:
             along, length = Start(reached.batch_size, reached.rate), reached.updates
         findings.noise = _noise_alone(lab, problem, along, length, costs, missing) or findings.noise
+    search.spread()
     if findings.prior is None and not any(what.startswith(NOISE_SCALE) for what in missing):
         missing.append(
             f"{NOISE_SCALE}: its measurements are too few, or too noisy, to say much of it, so it is not used"

@@ -43,6 +43,8 @@ SAME_RATE_LOG = 0.1
 # The candidates for the best batch size by the curve, as exponents of two.
 SIZE_EXPONENTS = range(24)
 MAX_SIZES = 4
+# The most sizes that are tried in all, with the time that is left at the end.
+MOST_SIZES = 8
 MAX_RATES = 5
 # The most seeds of a setting beside that of the search, how many are run at a time, and how many settings are compared
 # so at first and at the end: those that take at most this multiple of the least time.
@@ -58,7 +60,7 @@ class TargetSearch:
     The search begins at the first batch size, with rates from the best of the short runs downward. Other batch sizes
     follow, first on the side that short runs favour, then near the best size by the curve so far. Each gets a rate that
     is scaled by that curve, and a neighbouring rate. At the fastest batch size rates in between follow, then its
-    neighbours, and then the fastest settings with other seeds.
+    neighbours, and then the fastest settings with other seeds. Time that is left goes to sizes farther away.
     """
 
     def __init__(self, lab: Lab, problem: Problem, costs: Costs, findings: Findings):
@@ -88,6 +90,23 @@ class TargetSearch:
         for size in self._neighbours():
             self._try_size(size)
         self._halve()
+
+    def spread(self) -> None:
+        """Runs batch sizes farther away with what is left of the time, once a run has reached the target."""
+        while self._bests() and (size := self._farthest()) is not None and self._try_size(size, notes=False):
+            pass
+
+    def _farthest(self) -> int | None:
+        """Returns the batch size about those tried that is farthest from all of them; None: enough have been tried."""
+        tried = self._tried()
+        if len(tried) >= MOST_SIZES:
+            return None
+        powers = (self._problem.unit * 2.0**power for power in SIZE_EXPONENTS)
+        grid = {size_near(size, self._problem, self._limit) for size in powers} - set(tried)
+        about = [size for size in grid if min(tried) / SIZE_FACTOR <= size <= max(tried) * SIZE_FACTOR]
+        least, examples = self._curve()
+        there = [size for size in about if self._allowed(size, least + examples / size, notes=False)]
+        return max(there, key=lambda b: min(abs(math.log(b / other)) for other in tried), default=None)
 
     def _neighbours(self) -> list[int]:
         """Returns the batch sizes on both sides of the fastest one that have not been tried."""
@@ -279,8 +298,12 @@ class TargetSearch:
         least, examples = steps_by(self._findings.prior, best_runs(self._runs), seed_spread(self._runs))[0]
         return float(least), float(examples)
 
-    def _try_size(self, size: int) -> bool:
+    def _try_size(self, size: int, *, notes: bool = True) -> bool:
         """Runs another batch size at a rate scaled from the nearest size, and at a neighbouring rate.
+
+        Args:
+          size: the batch size.
+          notes: note what time does not allow.
 
         Returns:
           Whether the first of these two runs was made.
@@ -288,7 +311,7 @@ class TargetSearch:
         near = min(self._bests(), key=lambda run: abs(math.log(run.batch_size / size)))
         least, examples = self._curve()
         rate = scaled_rate(near.rate, near.batch_size, size, examples / least, self._problem.rule)
-        most = self._allowed(size, least + examples / size)
+        most = self._allowed(size, least + examples / size, notes=notes)
         if not most:
             self._missing.append(f"updates to the target at batch size {size}: too little time is left")
             return False
@@ -299,8 +322,8 @@ class TargetSearch:
         # batch, else lower.
         upward = size > near.batch_size and not run.diverged
         limit = run.updates if run.reached else most
-        if self._affords(size, limit):
+        if self._affords(size, limit, notes=notes):
             self._run(size, rounded(rate * (RATE_FACTOR if upward else 1 / RATE_FACTOR)), limit)
-        else:
+        elif notes:
             self._missing.append(f"another rate at batch size {size}: too little time is left")
         return True
