@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 
 from experiments import _files
-from experiments.benchmarking import recommend_suite, recommend_table
+from experiments.benchmarking import critical_suite, recommend_suite, recommend_table
 from experiments.benchmarking.norm import speed
+from experiments.records.benchmarks.critical import CriticalFile
 from experiments.records.benchmarks.noise import NoiseCostFile
 from experiments.records.benchmarks.norm import NormFile
+from experiments.records.branching import Branching
 from experiments.records.runs import Summary
 from experiments.reporting import study_sections
+from experiments.studies import branching
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -114,6 +117,20 @@ def test_a_page_has_the_table_of_the_committed_recommendations():
     assert done
     rows = [recommend_suite.tabulate(recommend_suite.PROBLEMS[name], GRIDS / name) for name in done]
     for line in recommend_table.table(rows):
+        assert line in said, line
+
+
+def test_a_page_has_the_table_of_the_three_ways_to_find_the_critical_batch_size():
+    """As it follows from the committed branches and grids, without any training."""
+    said = (RESULTS / "critical.md").read_text()
+    kept = _files.read_json(GRIDS / "critical.json", CriticalFile).rows
+    made = []
+    for name in critical_suite.PARTS:
+        measured = critical_suite.grid_of(recommend_suite.PROBLEMS[name], GRIDS / name)
+        answer = _files.read_json(GRIDS / name / critical_suite.BRANCHES / branching.RESULT, Branching)
+        made += critical_suite.compare(measured, answer)
+    assert [(row.problem, row.method) for row in made] == [(row.problem, row.method) for row in kept]
+    for line in critical_suite.table(made):
         assert line in said, line
 
 

@@ -39,6 +39,7 @@ BRANCHES = "branches"
 # branches cover most of the run.
 POINTS = (0.25, 0.5)
 SEEDS = (0, 1, 2)
+METHODS = ("method", "problems", "off by, in the geometric mean", "nearest of the three", "cost, median")
 HEAD = ("problem", "method", "critical batch size", "updates, predicted and measured, by batch size", "off by", "cost")
 
 
@@ -83,7 +84,7 @@ def run(parts: Sequence[str], *, folder: Path, data_dir: str | None = None, keep
         answer = _branching(measured, folder / name / BRANCHES, data_dir)
         rows += compare(measured, answer)
         keep(rows)
-        print("\n".join([*table(rows[-3:]), ""]), flush=True)
+        print("\n".join([*markdown(HEAD, [_cells(row) for row in rows[-3:]]), ""]), flush=True)
     if len(parts) > 1:
         print("\n".join(table(rows)))
     return rows
@@ -290,8 +291,26 @@ def _row(
 
 
 def table(rows: Sequence[CriticalRow]) -> list[str]:
-    """Returns a table in Markdown, with a line per problem and method."""
-    return markdown(HEAD, [_cells(row) for row in rows])
+    """Returns two tables in Markdown: a line per problem and method, and one per method."""
+    by_problem: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row.factor is not None:
+            by_problem.setdefault(row.problem, {})[row.method] = row.factor
+    nearest = [min(found, key=lambda method: found[method]) for found in by_problem.values()]
+    methods = list(dict.fromkeys(row.method for row in rows))
+    return [
+        *markdown(HEAD, [_cells(row) for row in rows]),
+        "",
+        *markdown(METHODS, [_of_method(method, rows, nearest.count(method)) for method in methods]),
+    ]
+
+
+def _of_method(method: Method, rows: Sequence[CriticalRow], nearest: int) -> tuple[str, ...]:
+    """Returns the cells of a method, over all problems."""
+    factors = [row.factor for row in rows if row.method == method and row.factor is not None]
+    off = f"{statistics.geometric_mean(factors):.2f}x" if factors else ""
+    runs = statistics.median(row.runs for row in rows if row.method == method)
+    return method, f"{len(factors)}", off, f"{nearest}", f"{runs:.3g} runs"
 
 
 def _cells(row: CriticalRow) -> tuple[str, ...]:
