@@ -25,6 +25,7 @@ import pytest
 from experiments import _flags, data, evaluate, reporting
 from experiments._errors import StorageError, UsageError
 from experiments.data import arrays
+from experiments.problems import mlp
 from experiments.records.norm_study import CLASSIFICATION
 from experiments.records.questions.norm import Shift
 from experiments.records.runs import TrainRow
@@ -32,7 +33,7 @@ from experiments.reporting import document
 from experiments.reporting.questions import REPORTS
 from experiments.reporting.section import fitting
 from experiments.reporting.study_files import StudyFiles
-from experiments.studies import jobs, norm
+from experiments.studies import branching, jobs, norm, status
 from experiments.training import session
 from experiments.training.config.options import TrainConfig
 from experiments.training.evaluation.checkpoint import restore
@@ -125,6 +126,16 @@ def _rows(folder: Path) -> None:
             runner.is_done(jobs.Job(row.key, row.options))
 
 
+def _branches(folder: Path) -> None:
+    branching.Study(branching.Request(workdir=str(folder)), mlp.problem())
+
+
+def _progress(folder: Path) -> str:
+    with jobs.Runner(folder):
+        pass
+    return "\n".join(status.lines(folder))
+
+
 def _cache(folder: Path) -> Any:
     os.environ[arrays.CACHE_VARIABLE] = str(folder)
     r = np.random.default_rng(0)
@@ -190,6 +201,8 @@ READERS = {
         _copies(DOCS / "topology"), ("norm-v6e-2x2.json",), _figure(reporting.topology_figure, "norm-v6e-2x2.json")
     ),
     "study": Reader(_copies(STUDY), ("results.jsonl",), _rows),
+    "branches": Reader(_copies(DOCS / "recommend" / "mlp" / "branches"), ("branches.jsonl",), _branches),
+    "status": Reader(_progress, ("progress.json", ".driver"), lambda folder: "\n".join(status.lines(folder))),
     "lock": Reader(_lock, (".lock", ".program"), _lock),
     "metrics": Reader(test_reporting.write_run, ("metrics.jsonl",), _log),
     "train": Reader(_train, ("config.json", "summary.json", "metrics.jsonl", ".lock", ".program"), _train),

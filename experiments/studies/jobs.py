@@ -157,6 +157,7 @@ class Runner:
         executor: Callable[[Path], Executor] = Local,
         *,
         most_tries: int = MOST_TRIES,
+        is_quiet: bool = False,
     ):
         """Opens a study.
 
@@ -164,6 +165,7 @@ class Runner:
           folder: the folder of the study, made if need be; rows are appended to `results.jsonl` in it.
           executor: returns what runs the jobs, given the folder.
           most_tries: how often a run is tried that ends with an error.
+          is_quiet: shows no line of how far it is; the caller has one of its own.
         """
         self._folder, self._most_tries = folder, most_tries
         self._rows: dict[str, StudyRow] = {}
@@ -173,12 +175,12 @@ class Runner:
         # A process that answers questions of the study itself, such as how many devices there are.
         self._asked: Local | None = None
         self._queue: dict[str, tuple[int, _Wanted]] = {}
-        self._under_way: dict[str, tuple[_Wanted, float]] = {}
+        self._under_way: dict[str, tuple[int, _Wanted, float]] = {}
         self._tries: Counter[str] = Counter()
         # What has failed for good, as far as this process is concerned.
         self._given_up: set[str] = set()
         self._is_pursuing, self._order = False, 0
-        self._status = Status(folder)
+        self._status = Status(folder, is_quiet=is_quiet)
         self._kept = contextlib.ExitStack()
 
     def __enter__(self):
@@ -193,12 +195,18 @@ class Runner:
     def _read_rows(self) -> None:
         """Reads the rows of the study, unless the file is as it was when they were read last."""
         path = self._folder / FILE
-        with contextlib.suppress(OSError):
+        try:
             there = path.stat()
+        except FileNotFoundError:
+            return
+        except OSError:
+            # Reading it says what is wrong.
+            seen = None
+        else:
             seen = there.st_size, there.st_mtime_ns
-            if seen != self._read:
-                self._rows = {row.key: row for row in read(path) if row.is_result}
-                self._read = seen
+        if seen is None or seen != self._read:
+            self._rows = {row.key: row for row in read(path) if row.is_result}
+            self._read = seen
 
     def __exit__(self, kind, *_):
         # On an interrupt, a run under way is kept up to the update that it is at.
@@ -386,21 +394,22 @@ class Runner:
     def _go_on(self, place: str = "") -> None:
         """Begins what can begin, and takes in what has ended."""
         begun = []
-        for name, (_, wanted) in sorted(self._queue.items(), key=lambda item: item[1][0]):
+        for name, (order, wanted) in sorted(self._queue.items(), key=lambda item: item[1][0]):
             task = self._task(wanted)
             # What comes first begins first, though something after it might begin sooner.
             if not self._executor.takes(task, begun):
                 break
             begun.append(task)
             del self._queue[name]
-            self._under_way[name] = wanted, time.monotonic()
+            self._under_way[name] = order, wanted, time.monotonic()
         if begun:
             (self._folder / "runs").mkdir(parents=True, exist_ok=True)
             self._executor.submit(begun)
         self._show()
         for task, answer in self._executor.finished(POLL_SECONDS):
-            wanted, started = self._under_way.pop(task.key)
-            self._take(wanted, answer, time.monotonic() - started, place)
+            order, wanted, started = self._under_way.pop(task.key)
+            if self._take(wanted, answer, time.monotonic() - started, place):
+                self._queue[task.key] = order, wanted
 
     def _task(self, wanted: _Wanted) -> Task:
         job, note = wanted
@@ -413,14 +422,12 @@ class Runner:
             what = _call(_name_of(note.function), place, given)
         return Task(wanted.name, what, devices_of(options), place, alone=job.alone and note is None)
 
-    def _take(self, wanted: _Wanted, answer: Answer, seconds: float, place: str) -> None:
-        """Keeps what something came to, or puts it back into the queue."""
+    def _take(self, wanted: _Wanted, answer: Answer, seconds: float, place: str) -> bool:
+        """Keeps what something came to; returns whether it is to be tried again instead."""
         self._tries[wanted.name] += 1
         is_error = "error" in answer and not answer.get("diverged")
         again = is_error and not answer.get("refused") and self._tries[wanted.name] < self._most_tries
-        if again:
-            self._queue[wanted.name] = self._order, wanted
-        elif is_error:
+        if is_error and not again:
             self._given_up.add(wanted.name)
         job, note = wanted
         if note is not None:
@@ -428,13 +435,13 @@ class Runner:
                 self._keep({**msgspec.to_builtins(self._rows[job.key]), note.name: answer["value"]})
             elif not again:
                 print(f"{wanted.name}: {answer['error']}", flush=True)
-            return
+            return again
         self._status.count(seconds, is_error=is_error and not again, again=again)
         where = place or self._status.place(len(self._queue), len(self._under_way))
         where = f"{where}  {seconds:>5.0f} s  {job.key:<44}"
         if again:
             print(f"{where} {answer['error']}; tried again".lstrip(), flush=True)
-            return
+            return True
         made: dict[str, object] = {
             "key": job.key,
             "options": job.options,
@@ -444,10 +451,11 @@ class Runner:
         }
         row = self._keep(made)
         print(f"{where} {_say(row)}".lstrip(), flush=True)
+        return False
 
     def _show(self) -> None:
         """Shows, and writes for others to see, how far the study is."""
-        runs = [wanted.job.key for wanted, _ in self._under_way.values() if wanted.note is None]
+        runs = [wanted.job.key for _, wanted, _ in self._under_way.values() if wanted.note is None]
         self._status.show(runs, sum(one.note is None for _, one in self._queue.values()))
 
     def _keep(self, made: dict[str, object]) -> StudyRow:

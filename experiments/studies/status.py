@@ -20,13 +20,14 @@ MOST_NAMES = 3
 class Status:
     """The counts of a study that runs. Use it as a context."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, is_quiet: bool = False):
         """Begins with nothing done.
 
         Args:
           folder: the folder of the study.
+          is_quiet: shows no line; the file is written.
         """
-        self._path, self._line = folder / FILE, StatusLine()
+        self._path, self._line = folder / FILE, StatusLine(hidden=is_quiet)
         self._done = self._failed = self._again = 0
         self._seconds, self._began, self._written = 0.0, time.monotonic(), -WRITE_SECONDS
         self._shown: Progress | None = None

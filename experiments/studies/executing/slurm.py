@@ -180,7 +180,9 @@ class Slurm:
             return answer
         if time.monotonic() - job.seen < GONE_SECONDS:
             return None
-        (place / SUBMITTED).unlink(missing_ok=True)
+        # An answer that cannot be read is none.
+        for name in (ANSWER, SUBMITTED):
+            (place / name).unlink(missing_ok=True)
         return {
             "diverged": False,
             "error": f"job {job.number} of SLURM ended without an answer, as if it was cancelled; see {LOGS} in the "

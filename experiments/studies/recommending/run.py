@@ -68,7 +68,7 @@ def recommend(
     if data.problem is not None and target is not None:
         refuse_met(data.problem, target)
     # A run that fails says something, such as that its batch is too large; it is not made twice.
-    with Runner(folder, most_tries=1) as runner:
+    with Runner(folder, most_tries=1, is_quiet=True) as runner:
         lab = Lab(runner, 60 * minutes)
         if data.problem is not None:
             problem = Problem(data, target, data.problem.devices, data.problem.kind, None)
