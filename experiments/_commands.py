@@ -87,8 +87,8 @@ def status_of_study(failed: Sequence[str]) -> int:
     """Prints which runs of a study failed, and returns the exit status: 1 if any failed, else 0."""
     if failed:
         print(
-            f"error: {len(failed)} runs failed and are not in the report: {', '.join(failed)}; worker.log says why; "
-            "run the same command again to retry them",
+            f"error: {len(failed)} runs failed and are not in the report: {', '.join(failed)}; worker.log in the "
+            "workdir, or the logs in its folder slurm, say why; run the same command again to retry them",
             file=sys.stderr,
         )
     return int(bool(failed))

@@ -12,6 +12,14 @@ class UsageError(ValueError):
     """A request that cannot be carried out as given; an entry point prints it without a traceback."""
 
 
+class UsersError(UsageError):
+    """An error of the user's own code, such as a problem or a model, which another time may not have."""
+
+
+class HeldError(UsageError):
+    """A folder that another process holds, and will let go of."""
+
+
 class StorageError(RuntimeError):
     """A result file that cannot be written; files that were written earlier are intact."""
 

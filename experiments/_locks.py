@@ -15,7 +15,7 @@ except ImportError:  # Not on Windows.
     fcntl = None
 
 from . import _files
-from ._errors import UsageError
+from ._errors import HeldError
 
 POLL_SECONDS = 0.2
 # The ways to hold a lock: by the operating system, or by what the file says.
@@ -53,7 +53,7 @@ def held(path: Path, refuse: Callable[[str], str], *, wait: float = 0.0) -> Iter
 
     Raises:
       StorageError: the file cannot be opened.
-      UsageError: another process holds the lock.
+      HeldError: another process holds the lock.
     """
     try:
         # Does not follow a symbolic link, and does not change the content of an existing file.
@@ -64,15 +64,17 @@ def held(path: Path, refuse: Callable[[str], str], *, wait: float = 0.0) -> Iter
         until = time.monotonic() + wait
         while not (way := _taken(file.fileno(), path)):
             if time.monotonic() >= until:
-                raise UsageError(refuse(str(holder_of(path) or "another process")))
+                raise HeldError(refuse(str(holder_of(path) or "another process")))
             time.sleep(POLL_SECONDS)
         with contextlib.suppress(OSError):
             file.truncate(0)
             file.write(msgspec.json.encode(Holder(host=socket.gethostname(), pid=os.getpid(), since=time.time())))
-        yield
-        if way == BY_FILE:
-            with contextlib.suppress(OSError):
-                file.truncate(0)
+        try:
+            yield
+        finally:
+            if way == BY_FILE:
+                with contextlib.suppress(OSError):
+                    file.truncate(0)
 
 
 def holder_of(path: Path) -> Holder | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from . import _quiet
-from ._errors import UsageError
+from ._errors import UsageError, UsersError
 
 # Frames of these packages are left out of tracebacks: they tell a user nothing about the user's code.
 _PACKAGES = ("experiments", "batchnorm_jax", "jax", "jaxlib", "flax", "optax", "numpy")
@@ -71,7 +71,7 @@ def running(flag: str, name: str, what: str) -> Iterator[None]:
       what: the part of the code that runs, such as "its training step".
 
     Raises:
-      UsageError: the code in the context raised an error.
+      UsersError: the code in the context raised an error.
     """
     try:
         yield
@@ -83,7 +83,7 @@ def running(flag: str, name: str, what: str) -> Iterator[None]:
         if len(said) > MAX_MESSAGE_CHARACTERS:
             said = f"{said[:MAX_MESSAGE_CHARACTERS]} ..."
         frames = "".join(traceback.format_list(own_frames(error)[-MAX_FRAMES:])).rstrip()
-        raise UsageError(
+        raise UsersError(
             f"--{flag}={name}: {what} raised {type(error).__name__}: {said}" + (f"\n{frames}" if frames else "")
         ) from error
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import flags
 
-from . import _commands, _files, _flags, _workdirs
+from . import _commands, _flags, _workdirs
 from ._errors import UsageError
 from .studies import batch_size, settings, status
 from .studies.executing.choice import Where
@@ -89,22 +89,21 @@ def main() -> int:
         for name, study in settings.PRESETS.items():
             say(f"{name:<10}{study.options['dataset']}: {', '.join(study.parts)}")
         return 0
-    where = _flags.made(Where).make()
-    study = _study()
-    parts = FLAGS.parts or study.parts
     folder = Path(FLAGS.workdir or f"runs/batch_size_study-{(FLAGS.problem or FLAGS.preset).replace(':', '_')}")
     _workdirs.check(folder, _workdirs.STUDY)
     if FLAGS.status:
         print("\n".join(status.lines(folder)))
         return 0
+    where = _flags.made(Where).make()
+    study = _study()
+    parts = FLAGS.parts or study.parts
     if FLAGS.dry_run:
         for line in batch_size.describe(study, parts, folder):
             print(line)
         return 0
     _workdirs.claim(folder, _workdirs.STUDY)
     words = [*_commands.start("batch_size_study"), *sys.argv[1:]]
-    note_command(folder, _commands.shareable_command(words))
-    failed = batch_size.run(study, parts, folder, where)
+    failed = batch_size.run(study, parts, folder, where, command=_commands.shareable_command(words))
     print(f"report      {write_study_page(folder)}")
     return _commands.status_of_study(failed)
 
@@ -149,13 +148,6 @@ def _study() -> Study:
     if target is None:
         say(f"note      without --target_{goal} there are no runs to a target: only the time of an update is studied")
     return settings.changed(study, {}, target=target, goal=goal, **changes)
-
-
-def note_command(folder: Path, command: str) -> None:
-    """Adds a command to the list of those that made a study, since several commands may each add parts to it."""
-    made = folder / "command.txt"
-    commands = _files.read_lines(made)
-    _files.write(made, "".join(f"{line}\n" for line in dict.fromkeys([*commands, command])))
 
 
 def run() -> None:

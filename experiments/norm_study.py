@@ -24,11 +24,12 @@ def main() -> int:
     from .reporting import write_norm_study_page
 
     request = _flags.made(norm.Request)
-    planned, folder = norm.plan(request), request.folder
+    folder = request.folder
     _workdirs.check(folder, _workdirs.NORM_STUDY)
     if request.status:
         print("\n".join(status.lines(folder)))
         return 0
+    planned = norm.plan(request)
     if request.dry_run:
         for command in norm.waiting_commands(planned, folder):
             print(shlex.join(command))

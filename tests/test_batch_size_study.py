@@ -17,11 +17,11 @@ import pytest
 from msgspec.structs import replace
 
 from experiments._errors import UsageError
-from experiments.batch_size_study import note_command
 from experiments.records.questions.generalisation import MinimumRow
 from experiments.records.questions.ramp import RampRow
 from experiments.reporting import study_sections, write_study_page
 from experiments.studies import batch_size, convergence, jobs, settings
+from experiments.studies.batch_size import note_command
 from experiments.studies.questions import backwards, generalisation, ladder, ramp, smoothness, time
 from experiments.studies.smoothness import swing
 from experiments.training.evaluation.checkpoint import restore

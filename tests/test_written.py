@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import _files, batch_size_study, reporting
+from experiments import _files, reporting
 from experiments._errors import StorageError, UsageError
 from experiments.benchmarking import result
 from experiments.data import arrays
@@ -128,7 +128,7 @@ WRITERS = {
     "norm/report.html": lambda folder: reporting.write_norm_study_page(folder / "norm"),
     "recommendation/report.html": lambda folder: reporting.write_recommendation_page(folder / "recommendation"),
     "study/report.html": lambda folder: reporting.write_study_page(folder / "study"),
-    "study/command.txt": lambda folder: batch_size_study.note_command(folder / "study", "python new"),
+    "study/command.txt": lambda folder: batch_size.note_command(folder / "study", "python new"),
     "run/curves.svg": lambda folder: reporting.write_svg(Figure(), folder / "run/curves.svg"),
     "run/norm.json": lambda folder: result.write([], folder / "run/norm.json", []),
     "run/metrics.jsonl": _log,

@@ -152,6 +152,8 @@ def _in_a_process(name: str, folder: Path, *, prepares: bool) -> tuple[int, floa
     process = context.Process(target=_measured, args=(name, str(folder), prepares, answers))
     process.start()
     process.join()
+    if process.exitcode:
+        raise RuntimeError(f"the process of the part {name} ended with exit status {process.exitcode}")
     return answers.get()
 
 

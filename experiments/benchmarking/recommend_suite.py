@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from .. import _files
+from .. import _files, _workdirs
 from .._commands import PACKAGE
 from .._errors import UsageError
 from ..records.comparison import ComparedRow, Comparison, GridCost, RecommendationCost
@@ -180,9 +180,26 @@ def measure(
     result = _result(problem, folder)
     of_data = "dataset" in problem.options
     options = problem.options | ({"data_dir": data_dir} if data_dir and of_data else {})
+    # The parts of a problem have locks of their own, and one is removed and made anew.
+    with _workdirs.driving(folder):
+        _measure(problem, folder, options, result, executor)
+
+
+def _measure(
+    problem: Problem,
+    folder: Path,
+    options: Options,
+    result: Recommendation | None,
+    executor: Callable[[Path], Executor],
+) -> None:
     data = with_held_out(options)
     with Runner(folder / GRID, executor) as runner:
         grid = runner.run_all(grid_jobs(data, problem.setting()))
+    if failed := runner.failed():
+        raise UsageError(
+            f"{len(failed)} runs of the grid in {folder / GRID} failed: {', '.join(failed):.300}; the budget of the "
+            "recommendation follows from all of them; run the same command again to retry them"
+        )
     place = folder / RECOMMENDATION
     if result is None:
         # Start from an empty folder and an empty compilation cache, so that the measured cost is complete.

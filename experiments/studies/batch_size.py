@@ -19,7 +19,14 @@ from .questions import QUESTIONS
 from .settings import data_of, fitted
 
 
-def run(study: Study, parts: Sequence[str], folder: Path, executor: Callable[[Path], Executor] = Local) -> list[str]:
+def run(
+    study: Study,
+    parts: Sequence[str],
+    folder: Path,
+    executor: Callable[[Path], Executor] = Local,
+    *,
+    command: str | None = None,
+) -> list[str]:
     """Runs what has not been run, and keeps what the report of each question needs in `QUESTION.json`.
 
     Args:
@@ -27,6 +34,7 @@ def run(study: Study, parts: Sequence[str], folder: Path, executor: Callable[[Pa
       parts: names of questions.
       folder: the folder of the study.
       executor: returns what runs the jobs, given the folder.
+      command: the command that asks for this, which the report shows; None: it is not noted.
 
     Returns:
       The keys of the runs that failed; the same command tries them again.
@@ -47,6 +55,8 @@ def run(study: Study, parts: Sequence[str], folder: Path, executor: Callable[[Pa
 
     names = _in_order(parts)
     with Runner(folder, executor) as runner:
+        if command is not None:
+            note_command(folder, command)
         runner.try_out(jobs)
         asked = Asked(study, data, runner)
         runner.pursue(
@@ -55,6 +65,13 @@ def run(study: Study, parts: Sequence[str], folder: Path, executor: Callable[[Pa
             after={name: QUESTIONS[name].after for name in names},
         )
     return runner.failed()
+
+
+def note_command(folder: Path, command: str) -> None:
+    """Adds a command to the list of those that made a study, since several commands may each add parts to it."""
+    made = folder / "command.txt"
+    commands = _files.read_lines(made)
+    _files.write(made, "".join(f"{line}\n" for line in dict.fromkeys([*commands, command])))
 
 
 def _in_order(parts: Sequence[str]) -> list[str]:

@@ -32,6 +32,10 @@ KIND = ("problem", "dataset", "data_dir", "image_size", "model", "norm", "dtype"
 MOST_TRIES = 2
 # How long the driver sleeps at most before it looks again.
 POLL_SECONDS = 1.0
+# A job that is lost, by a machine that fails or by whoever cancels it, is submitted again more often.
+MOST_LOSSES = 10
+# The name of what is asked of a process that trains, and is no run.
+ASKED = "begins"
 
 
 class Job(NamedTuple):
@@ -172,8 +176,6 @@ class Runner:
         self._read: tuple[int, int] | None = None
         self._read_rows()
         self._executor = executor(folder)
-        # A process that answers questions of the study itself, such as how many devices there are.
-        self._asked: Local | None = None
         self._queue: dict[str, tuple[int, _Wanted]] = {}
         self._under_way: dict[str, tuple[int, _Wanted, float]] = {}
         self._tries: Counter[str] = Counter()
@@ -214,8 +216,6 @@ class Runner:
         self._show()
         with self._kept:
             self._executor.end(now=now)
-            if self._asked is not None:
-                self._asked.end(now=now)
 
     def is_done(self, job: Job) -> bool:
         """Says whether there is a row of a job that was made with its options, wherever the data lie."""
@@ -326,8 +326,9 @@ class Runner:
         self._need([_Wanted(job, Note(name, function, named)) for job in jobs])
 
     def failed(self) -> list[str]:
-        """Returns the keys of the runs that ended with an error; a loss that is not finite is a result."""
-        return sorted(key for key, row in self._rows.items() if not row.is_result)
+        """Returns the runs that ended with an error, and notes that could not be made; a diverged run is a result."""
+        runs = {key for key, row in self._rows.items() if not row.is_result}
+        return sorted(runs | (self._given_up - self._rows.keys()))
 
     def rows(self) -> list[StudyRow]:
         """Returns all rows of the study."""
@@ -351,13 +352,10 @@ class Runner:
         return answer["value"]
 
     def _call(self, name: str, folder: Path, num_devices: int | None, given: Mapping[str, Any]) -> Answer:
-        """Returns the answer of a process on this machine, which trains too if that is where the jobs run."""
-        if isinstance(self._executor, Local):
-            asked = self._executor
-        else:
-            asked = self._asked = self._asked or Local(self._folder)
-        asked.submit([Task(name, _call(name, folder, given), num_devices, folder)])
-        while not (ended := asked.finished(POLL_SECONDS)):
+        """Returns the answer of a process where the jobs run; nothing else is under way."""
+        place = self._folder / "runs" / "asked"
+        self._executor.submit([Task(f"asked: {ASKED}", _call(name, folder, given), num_devices, place)])
+        while not (ended := self._executor.finished(POLL_SECONDS)):
             pass
         return ended[0][1]
 
@@ -426,7 +424,8 @@ class Runner:
         """Keeps what something came to; returns whether it is to be tried again instead."""
         self._tries[wanted.name] += 1
         is_error = "error" in answer and not answer.get("diverged")
-        again = is_error and not answer.get("refused") and self._tries[wanted.name] < self._most_tries
+        most = MOST_LOSSES if answer.get("lost") else self._most_tries
+        again = is_error and not answer.get("refused") and self._tries[wanted.name] < most
         if is_error and not again:
             self._given_up.add(wanted.name)
         job, note = wanted
@@ -447,7 +446,7 @@ class Runner:
             "options": job.options,
             "command": _commands.shareable_command(command(job, self._folder)),
             "label": job.label,
-            **{name: value for name, value in answer.items() if name != "refused"},
+            **{name: value for name, value in answer.items() if name not in ("refused", "lost")},
         }
         row = self._keep(made)
         print(f"{where} {_say(row)}".lstrip(), flush=True)

@@ -119,7 +119,9 @@ def lines(folder: Path) -> list[str]:
     holder = _locks.holder_of(folder / _workdirs.DRIVER_LOCK)
     here = _locks.is_held(folder / _workdirs.DRIVER_LOCK)
     found = [f"status    {folder}: no study has been run here"]
-    if holder is not None:
+    if holder is None and (folder / FILE).exists():
+        found = ["status    not running"]
+    elif holder is not None:
         since = duration(max(0.0, time.time() - holder.since))
         found = [
             f"status    run by {holder}, for {since}"

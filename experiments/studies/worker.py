@@ -25,7 +25,7 @@ import msgspec
 from absl import logging
 
 from .. import _locks
-from .._errors import UsageError
+from .._errors import HeldError, UsageError, UsersError
 from ..problems import loading
 from ..training.config.options import TrainConfig
 from ..training.machine import devices
@@ -44,6 +44,10 @@ def main() -> None:
     """Answers until there is nothing more to do."""
     # A terminal sends Ctrl-C to the study and to this process; the study says what is to be done.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGHUP", "SIGQUIT"):
+        # So does a terminal that is closed, which ends the study; its end is noticed.
+        if (sent := getattr(signal, name, None)) is not None:
+            signal.signal(sent, signal.SIG_IGN)
     # Before a run, which takes the arguments for its own.
     num_devices = int(sys.argv[1]) if len(sys.argv) > 1 else None
     _keep_to_share()
@@ -123,8 +127,8 @@ def answer(asked: dict[str, Any], num_devices: int | None) -> Answer:
         return {
             "error": f"{error}" or type(error).__name__,
             "diverged": isinstance(error, NonFiniteLossError),
-            # The same options would be refused again.
-            "refused": isinstance(error, UsageError),
+            # The same options would be refused again; code of the user's own may do better, and a folder be free.
+            "refused": isinstance(error, UsageError) and not isinstance(error, UsersError | HeldError),
         }
 
 

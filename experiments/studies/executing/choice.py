@@ -30,8 +30,8 @@ class Where:
     )
     parallel: int | None = option(
         None,
-        "Runs side by side: on this machine, each with its own share of the accelerators, or of the CPU cores; of "
-        "SLURM, the jobs that may run at once. Default: 1 here, and 64 on a cluster.",
+        "Runs side by side: on this machine, each with its own share of the GPUs, or of the CPU cores; of SLURM, the "
+        "jobs that may wait or run at once. Default: 1 here, and 64 on a cluster.",
         least=1,
         most=10_000,
     )
@@ -64,7 +64,7 @@ class Where:
         parameters: dict[str, Any] = {} if self.cluster_file is None else _read(Path(self.cluster_file))
         flags = {
             "slurm_partition": self.partition,
-            "timeout_min": self.time_minutes,
+            "slurm_time": self.time_minutes,
             "slurm_gpus_per_node": self.gpus_per_job,
             "slurm_cpus_per_task": self.cpus_per_job,
             "slurm_mem": None if self.memory_gb is None else f"{self.memory_gb}GB",

@@ -1,6 +1,8 @@
 """Tasks on this machine: worker processes side by side, each with its own share of the accelerators or of the cores."""
 
 import contextlib
+import importlib.util
+import itertools
 import json
 import os
 import selectors
@@ -17,6 +19,10 @@ from .task import Answer, Task
 LOG = "worker.log"
 # The environment variables of a worker: its cores, as numbers, and its GPUs.
 CORES, GPUS = "BATCHNORM_JAX_WORKER_CORES", "CUDA_VISIBLE_DEVICES"
+# The versions of CUDA for which JAX has a plugin.
+CUDA_PLUGINS = (12, 13)
+# Files of accelerators that a worker cannot be given a share of: TPUs, AMD's GPUs.
+OTHER_ACCELERATORS = ("accel*", "kfd")
 
 
 class Share(NamedTuple):
@@ -85,13 +91,34 @@ def shares(parallel: int, cores: Sequence[int], gpus: Sequence[str]) -> list[Sha
 
 def gpus_here() -> list[str]:
     """Returns the NVIDIA GPUs that this process may use, without using them."""
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if platforms and not {"cuda", "gpu"} & {name.strip() for name in platforms.split(",")}:
+        return []
+    if not any(importlib.util.find_spec(f"jax_cuda{number}_plugin") for number in CUDA_PLUGINS):
+        return []
     given = os.environ.get(GPUS)
     if given is not None:
-        return [name for name in given.split(",") if name.strip()]
+        # What follows a number below 0 is hidden.
+        return list(itertools.takewhile(lambda name: not name.startswith("-"), filter(None, given.split(","))))
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
         return [str(number) for number, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU"))]
     return []
+
+
+def _refuse_other_accelerators(parallel: int) -> None:
+    """Refuses workers side by side where each would take all accelerators.
+
+    Raises:
+      UsageError: the machine has others than NVIDIA's.
+    """
+    if "cpu" in os.environ.get("JAX_PLATFORMS", ""):
+        return
+    if any(found for name in OTHER_ACCELERATORS for found in Path("/dev").glob(name)):
+        raise UsageError(
+            f"--parallel={parallel} can give each run a share of NVIDIA's GPUs or of the CPU cores, and this machine "
+            "has other accelerators; leave it out, or set JAX_PLATFORMS=cpu"
+        )
 
 
 def cores_here() -> list[int]:
@@ -112,6 +139,8 @@ class Local:
         Raises:
           UsageError: the machine has fewer accelerators or cores.
         """
+        if parallel > 1:
+            _refuse_other_accelerators(parallel)
         parts = [WHOLE] if parallel == 1 else shares(parallel, cores_here(), gpus_here())
         self._workers = [_Worker(folder, part) for part in parts]
         # Where several share the machine, what is to be alone has all of it.
@@ -156,8 +185,13 @@ class Local:
 
     def end(self, *, now: bool = False) -> None:
         """Lets the workers end; `now`: after the update that each is at."""
-        for worker in {*self._workers, self._alone}:
-            worker.end(now=now)
+        workers = {*self._workers, self._alone}
+        if now:
+            # All at once, since each takes a while.
+            for worker in workers:
+                worker.stop()
+        for worker in workers:
+            worker.end()
         self._busy.clear()
 
 
@@ -219,11 +253,14 @@ class _Worker:
             )
         return self._process
 
-    def end(self, *, now: bool = False) -> None:
-        """Lets the process end, if there is one; `now`: after the update that it is at."""
+    def stop(self) -> None:
+        """Has the process end after the update that it is at, if there is one."""
         if self._process is not None:
-            if now:
-                self._process.terminate()
+            self._process.terminate()
+
+    def end(self) -> None:
+        """Lets the process end, if there is one, and waits for it."""
+        if self._process is not None:
             # The process ends when there is nothing more to read; one that has ended may have left a line unread.
             with contextlib.suppress(BrokenPipeError):
                 self._process.communicate()

@@ -14,7 +14,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,9 +27,9 @@ ANSWER, SUBMITTED = "answer.json", "submitted.json"
 LOGS = "slurm"
 # How often SLURM is asked which jobs it knows, and how long a job may be unknown to it before it counts as gone: a file
 # system that machines share shows a file some time after it was written.
-ASK_SECONDS, GONE_SECONDS = 5.0, 30.0
+ASK_SECONDS, GONE_SECONDS = 5.0, 120.0
 LOOK_SECONDS = 0.5
-MINUTES = 60
+TIME = 60
 # SLURM refuses arrays of more than a thousand jobs, unless it is told otherwise.
 MOST_OF_AN_ARRAY = 500
 # A job whose time is up goes on as often as it needs to.
@@ -72,8 +72,6 @@ class Slurm:
           folder: the folder of the study, on a file system that all machines share; `slurm` in it gets the logs.
           settings: how jobs are submitted.
 
-        Raises:
-          UsageError: `submitit` is not installed, there is no SLURM here, or a parameter is not known.
         """
         self._folder, self._settings = folder.resolve(), settings
         self._jobs: dict[str, _Submitted] = {}
@@ -82,7 +80,11 @@ class Slurm:
         self._name = str(settings.parameters.get("name", "batch-size"))
 
     def _made(self) -> Any:
-        """Returns the submitter, made when it is first needed."""
+        """Returns the submitter, made when it is first needed.
+
+        Raises:
+          UsageError: `submitit` is not installed, there is no SLURM here, or a parameter is not known.
+        """
         if self._submitter is None:
             try:
                 import submitit
@@ -98,12 +100,12 @@ class Slurm:
                     slurm_max_num_timeout=MOST_TIMEOUTS,
                 )
                 made.update_parameters(
-                    **{"timeout_min": MINUTES, **self._settings.parameters},
+                    **{"slurm_time": TIME, **self._settings.parameters},
                     slurm_array_parallelism=self._settings.parallel,
                 )
             except RuntimeError as error:
                 raise UsageError(f"--executor=slurm: there is no SLURM on this machine ({error})") from error
-            except (NameError, TypeError, ValueError) as error:
+            except (AssertionError, NameError, TypeError, ValueError) as error:
                 raise UsageError(f"--cluster_file: submitit refuses its parameters ({error})") from error
             self._submitter = made
         return self._submitter
@@ -114,36 +116,52 @@ class Slurm:
         return [job.task for job in self._jobs.values()]
 
     def takes(self, task: Task, begun: Sequence[Task] = ()) -> bool:
-        """Returns True: SLURM has a queue of its own, and each job has its own part of a machine."""
-        del task, begun
-        return True
+        """Returns whether fewer jobs wait or run than may run at once; what is to be alone waits for all others."""
+        others = [*self.running, *begun]
+        if task.alone or any(other.alone for other in others):
+            return not others
+        return len(others) < self._settings.parallel
 
     def submit(self, tasks: Sequence[Task]) -> None:
-        """Submits tasks as one array of jobs, but for those that an earlier driver has submitted."""
-        new = []
+        """Submits tasks as arrays of jobs, but for those that an earlier driver has submitted.
+
+        Raises:
+          UsageError: SLURM does not take them.
+        """
+        new, listed = [], {}
         for task in tasks:
             place = _place(task)
-            number = _submitted(place)
+            number = _submitted(place, listed)
+            if _is_error(place):
+                # What went wrong then may be mended now.
+                (place / ANSWER).unlink(missing_ok=True)
             if (place / ANSWER).exists() or number is not None:
                 self._jobs[task.key] = _Submitted(task, number or "", time.monotonic())
             else:
                 new.append(task)
         for first in range(0, len(new), MOST_OF_AN_ARRAY):
-            some = new[first : first + MOST_OF_AN_ARRAY]
-            submitter = self._made()
+            self._submit_array(new[first : first + MOST_OF_AN_ARRAY])
+
+    def _submit_array(self, tasks: Sequence[Task]) -> None:
+        submitter = self._made()
+        name = f"{self._name}-{secrets.token_hex(4)}"
+        # What is timed has its machine for itself.
+        submitter.update_parameters(name=name, slurm_exclusive=any(task.alone for task in tasks))
+        for index, task in enumerate(tasks):
+            _place(task).mkdir(parents=True, exist_ok=True)
             # Written first, so that a driver that is killed while it submits finds the jobs by their name.
-            name = f"{self._name}-{secrets.token_hex(4)}"
-            submitter.update_parameters(name=name)
-            for index, task in enumerate(some):
-                _place(task).mkdir(parents=True, exist_ok=True)
-                _files.write_json(_place(task) / SUBMITTED, {"name": name, "index": index})
-            with submitter.batch():
-                jobs = [
-                    submitter.submit(Remote(dict(t.what), t.num_devices, str(_place(t)), os.getcwd())) for t in some
-                ]
-            for task, job in zip(some, jobs, strict=True):
-                _files.write_json(_place(task) / SUBMITTED, {"job": job.job_id})
-                self._jobs[task.key] = _Submitted(task, job.job_id, time.monotonic())
+            _files.write_json(_place(task) / SUBMITTED, {"name": name, "index": index})
+        try:
+            with _sentences(), submitter.batch():
+                given = [(dict(task.what), task.num_devices, str(_place(task)), os.getcwd()) for task in tasks]
+                jobs = [submitter.submit(Remote(*arguments)) for arguments in given]
+        except UsageError:
+            for task in tasks:
+                (_place(task) / SUBMITTED).unlink(missing_ok=True)
+            raise
+        for task, job in zip(tasks, jobs, strict=True):
+            _files.write_json(_place(task) / SUBMITTED, {"job": job.job_id})
+            self._jobs[task.key] = _Submitted(task, job.job_id, time.monotonic())
 
     def finished(self, seconds: float) -> list[tuple[Task, Answer]]:
         """Returns the tasks that have ended, with their answers; waits up to some seconds for the first."""
@@ -180,11 +198,17 @@ class Slurm:
             return answer
         if time.monotonic() - job.seen < GONE_SECONDS:
             return None
+        # Machines that share a file system may remember for a while that a file was not there; this has them look.
+        with contextlib.suppress(OSError):
+            place.chmod(place.stat().st_mode)
+        if (place / ANSWER).exists() and time.monotonic() - job.seen < 2 * GONE_SECONDS:
+            return None
         # An answer that cannot be read is none.
         for name in (ANSWER, SUBMITTED):
             (place / name).unlink(missing_ok=True)
         return {
             "diverged": False,
+            "lost": True,
             "error": f"job {job.number} of SLURM ended without an answer, as if it was cancelled; see {LOGS} in the "
             "workdir",
         }
@@ -212,17 +236,52 @@ def _place(task: Task) -> Path:
     return place.with_name(f"{place.name}.{task.key.rpartition(': ')[2]}")
 
 
-def _submitted(place: Path) -> str | None:
-    """Returns the number of the job that was submitted for a place; None: none was."""
+def _submitted(place: Path, listed: dict[str, list[str]]) -> str | None:
+    """Returns the number of the job that was submitted for a place; None: none was.
+
+    Args:
+      place: the place of the answer.
+      listed: the numbers of the jobs of a name that SLURM was asked for already; added to.
+    """
     try:
         kept = json.loads((place / SUBMITTED).read_text())
         if "job" in kept:
             return str(kept["job"])
         # The driver was killed while it submitted.
-        numbers = _listed(f"--name={kept['name']}") or []
-        return next((one for one in numbers if one == f"{one.split('_')[0]}_{kept['index']}"), None)
+        name = str(kept["name"])
+        if name not in listed:
+            listed[name] = _listed(f"--name={name}") or []
+        numbers = listed[name]
+        array = [one for one in numbers if one == f"{one.split('_')[0]}_{kept['index']}"]
+        # One job alone is no array.
+        alone = [one for one in numbers if "_" not in one and len(numbers) == 1]
+        return next(iter([*array, *alone]), None)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _is_error(place: Path) -> bool:
+    """Returns whether the answer in a place is an error."""
+    try:
+        answer = json.loads((place / ANSWER).read_text())
+        return "error" in answer and not answer.get("diverged")
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
+
+
+@contextlib.contextmanager
+def _sentences() -> Iterator[None]:
+    """Turns the errors of a submission into one sentence."""
+    import submitit
+
+    try:
+        yield
+    except (submitit.core.utils.FailedSubmissionError, submitit.core.utils.FailedJobError) as error:
+        said = " ".join(str(error).split())
+        raise UsageError(
+            f"--executor=slurm: SLURM does not take the jobs ({said:.300}); give a smaller --parallel or other "
+            "parameters. What has been run is kept, and jobs in the queue are found again"
+        ) from error
 
 
 def _listed(which: str) -> list[str] | None:
@@ -239,10 +298,15 @@ def _listed(which: str) -> list[str] | None:
 
 
 class Remote:
-    """A task, as a process of the cluster does it."""
+    """A task, as a process of the cluster does it.
+
+    Attributes:
+      requeued: the time is up or the job is preempted, so that it will be done again.
+    """
 
     def __init__(self, what: dict[str, Any], num_devices: int | None, place: str, directory: str):
         self.what, self.num_devices, self.place, self.directory = what, num_devices, place, directory
+        self.requeued = False
 
     def __call__(self) -> None:
         """Does the task and writes down its answer."""
@@ -254,6 +318,9 @@ class Remote:
         from ..worker import answer
 
         made = answer(self.what, self.num_devices)
+        if self.requeued:
+            # The error is that of being stopped.
+            return
         number = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID", ""))
         task = os.environ.get("SLURM_ARRAY_TASK_ID")
         node = os.environ.get("SLURMD_NODENAME", "")
@@ -266,4 +333,5 @@ class Remote:
         """Returns what is put back into the queue where the time is up or the job is preempted: the same again."""
         import submitit
 
-        return submitit.helpers.DelayedSubmission(self)
+        self.requeued = True
+        return submitit.helpers.DelayedSubmission(Remote(self.what, self.num_devices, self.place, self.directory))

@@ -134,7 +134,9 @@ def _time(lab: Lab, problem: Problem, findings: Findings) -> list[StudyRow]:
             break
         rows.append(row)
         ratio = points[-1].seconds / points[-2].seconds if len(points) > 1 else 0.0
-        is_slow = problem.target is not None and lab.spent() > SLOW_TIMING_SHARE * lab.seconds
+        # By the rows, so that a recommendation that goes on decides alike.
+        taken = sum(row.ended.seconds.get("in all", 0.0) for row in rows)
+        is_slow = problem.target is not None and taken > SLOW_TIMING_SHARE * lab.seconds
         if len(points) >= (FEWEST_SIZES if is_slow else MIN_SIZES) and ratio >= LINEAR_TIME_RATIO:
             break
         size *= SIZE_FACTOR
