@@ -124,6 +124,7 @@ def test_every_part_of_a_suite_is_a_field_of_its_rows():
         ({"peers": ("torche",)}, "unknown peer 'torche'; there are: torch. Did you mean 'torch'.*It is --peers"),
         ({"suite": "fold", "parts": ("steps",)}, "unknown part 'steps'; there are: resnet18, simple_cnn"),
         ({"topology": "v5e:2x2"}, "--topology applies to --suite=norm; got --suite=train"),
+        ({"suite": "norm", "parallel": 2}, "--executor and --parallel are for the grids of --suite=recommend"),
     ],
 )
 def test_what_a_suite_does_not_have_is_refused_before_it_is_measured(monkeypatch, given, message):

@@ -275,3 +275,48 @@ def test_status_is_asked_for_while_another_process_runs_the_study(tmp_path, monk
         runner.run_all(several(2))
     assert programs.run(batch_size_study, [f"--workdir={folder}", "--status"], monkeypatch) == 0
     assert "was the last to run it" in capsys.readouterr().out
+
+
+def test_a_note_that_cannot_be_made_is_no_success(tmp_path):
+    stub = Stub(lambda task: ended(task) if "train" in task.what else {"error": "not today", "diverged": False})
+    (job,) = several(1)
+    noise = job._replace(key="noise-b8")
+    with Runner(tmp_path, stubbed(stub)) as runner:
+        runner.run(noise)
+        runner.note(noise, "noise", jobs.read)
+        assert runner.failed() == ["noise-b8: noise"]
+
+
+def test_gpus_are_those_that_jax_would_use(monkeypatch):
+    monkeypatch.setattr(local.importlib.util, "find_spec", lambda name: name)
+    for given, found in (("0,2", ["0", "2"]), ("-1", []), ("", []), ("1,-1,2", ["1"])):
+        monkeypatch.setenv(local.GPUS, given)
+        monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+        assert local.gpus_here() == found
+        monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+        assert local.gpus_here() == []
+    monkeypatch.setenv(local.GPUS, "0,1")
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda,cpu")
+    assert local.gpus_here() == ["0", "1"]
+    monkeypatch.setattr(local.importlib.util, "find_spec", lambda name: None)
+    assert local.gpus_here() == []
+
+
+def test_accelerators_that_have_no_shares_are_refused(monkeypatch, tmp_path):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setattr(local.Path, "glob", lambda self, pattern: [self / "accel0"] if pattern == "accel*" else [])
+    with pytest.raises(UsageError, match="has other accelerators; leave it out, or set JAX_PLATFORMS=cpu"):
+        Local(tmp_path, parallel=2)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    Local(tmp_path, parallel=2)
+
+
+def test_a_lock_of_a_file_system_without_locks_is_let_go_of_after_an_error(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(_locks.fcntl, "flock", unsupported)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), _locks.held(tmp_path / "lock", str):
+            _ = 1 / 0
+    assert not _locks.is_held(tmp_path / "lock")

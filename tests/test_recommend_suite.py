@@ -18,8 +18,10 @@ from experiments.records.evidence import MeasuredRun
 from experiments.records.recommendation import Recommendation
 from experiments.records.runs import Target
 from experiments.studies import jobs
+from experiments.studies.question import Data
 from experiments.studies.recommending.run import FILE
 from tests import made
+from tests.executors import Stub
 
 ROOT = Path(__file__).parent.parent
 # One that was made, whose numbers are replaced.
@@ -221,3 +223,12 @@ def test_a_recommendation_of_another_problem_is_not_taken_for_this_one(folder, m
     with pytest.raises(UsageError, match="of another problem"):
         recommend_suite.measure(PROBLEM._replace(target=0.97), folder)
     assert (folder / GRID / jobs.FILE).read_text() == rows
+
+
+def test_a_grid_with_failures_is_no_budget_for_a_recommendation(tmp_path, monkeypatch):
+    failing = Stub(lambda task: {"error": "no memory", "diverged": False}, slots=4)
+    monkeypatch.setattr(recommend_suite, "with_held_out", lambda options: Data(options, 1_000, 0))
+    monkeypatch.setattr(recommend_suite, "recommend", lambda *_, **__: pytest.fail("it recommends something"))
+    with pytest.raises(UsageError, match=r"12 runs of the grid in .* failed: tuned-b128-r0\.01-seed0"):
+        recommend_suite.measure(PROBLEM, tmp_path / "known", executor=lambda folder: failing)
+    assert failing.most == 4

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments._errors import UsageError
-from experiments.studies import jobs
+from experiments.studies import jobs, worker
 from experiments.studies.executing import slurm
 from experiments.studies.executing.slurm import Settings, Slurm
 from experiments.studies.executing.task import Task
@@ -165,3 +165,63 @@ def test_a_job_that_is_gone_without_an_answer_is_an_error(tmp_path, monkeypatch)
         assert bool(ended) is ends
     assert "job 12_3 of SLURM ended without an answer" in ended[0][1]["error"]
     assert not (place / slurm.SUBMITTED).exists()
+
+
+def test_no_more_jobs_wait_or_run_than_may(tmp_path):
+    executor = Slurm(tmp_path, Settings({}, parallel=2))
+    tasks = [Task(f"job-{number}", {"train": {}}, 1, tmp_path / f"job-{number}") for number in range(3)]
+    assert executor.takes(tasks[0]) and executor.takes(tasks[1], tasks[:1]) and not executor.takes(tasks[2], tasks[:2])
+    timed = tasks[0]._replace(alone=True)
+    assert executor.takes(timed) and not executor.takes(timed, tasks[1:2]) and not executor.takes(tasks[1], [timed])
+
+
+@pytest.mark.parametrize(("index", "listed_as", "found"), [(0, "12", "12"), (3, "12_3", "12_3"), (3, "12_30", None)])
+def test_a_job_whose_driver_was_killed_while_it_submitted_is_found_by_its_name(
+    tmp_path, monkeypatch, index, listed_as, found
+):
+    """One job alone is no array."""
+    program = tmp_path / "squeue"
+    program.write_text(f'#!/bin/sh\ncase "$*" in *--name=mine-1*) echo {listed_as};; esac\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    (tmp_path / slurm.SUBMITTED).write_text(json.dumps({"name": "mine-1", "index": index}))
+    assert slurm._submitted(tmp_path, {}) == found
+
+
+def test_an_error_that_an_earlier_driver_did_not_see_is_tried_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    place = tmp_path / "a"
+    place.mkdir()
+    (place / slurm.ANSWER).write_text(json.dumps({"error": "no network", "diverged": False}))
+    with pytest.raises(UsageError, match="there is no SLURM on this machine"):
+        Slurm(tmp_path, Settings({})).submit([Task("a", {"train": {}}, 1, place)])
+    assert not (place / slurm.ANSWER).exists()
+
+
+@pytest.mark.parametrize("requeued", [False, True])
+def test_a_job_that_is_put_back_into_the_queue_leaves_no_error(tmp_path, monkeypatch, requeued):
+    """Being stopped may look like an error of the user's own code."""
+    monkeypatch.chdir(tmp_path)
+    remote = slurm.Remote({"call": "tests.own:fails", "workdir": str(tmp_path)}, 1, str(tmp_path / "a"), str(ROOT))
+    if requeued:
+        again = remote.checkpoint().function
+        assert isinstance(again, slurm.Remote) and not again.requeued
+    monkeypatch.setattr(worker, "answer", lambda what, num_devices: {"error": "its update raised SystemExit: -1"})
+    remote()
+    assert (tmp_path / "a" / slurm.ANSWER).exists() is not requeued
+
+
+def test_what_slurm_refuses_is_a_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    for name, said in (("sbatch", "QOSMaxSubmitJobPerUserLimit"), ("srun", ""), ("sacct", ""), ("squeue", "")):
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\necho {said} >&2\n[ {name} != sbatch ]\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    tasks = [Task(f"job-{number}", {"train": {}}, 1, tmp_path / f"job-{number}") for number in range(2)]
+    with pytest.raises(
+        UsageError, match=r"SLURM does not take the jobs .*QOSMaxSubmitJobPerUserLimit.*smaller --parallel"
+    ):
+        Slurm(tmp_path, Settings({})).submit(tasks)
+    assert not list(tmp_path.glob(f"job-*/{slurm.SUBMITTED}"))
+    with pytest.raises(UsageError, match="submitit refuses its parameters"):
+        Slurm(tmp_path, Settings({"slurm_nonsense": 1})).submit(tasks)
