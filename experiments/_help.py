@@ -13,7 +13,7 @@ from . import _commands
 GROUPS = {
     "Actions": (
         "checkpoint", "step", "domain", "recalibrate", "preset", "list_presets", "parts", "suite", "peers", "topology",
-        "dry_run", "json",
+        "dry_run", "status", "json",
     ),
     "Data": (
         "dataset", "problem", "tasks", "data_dir", "image_size", "input", "validation_examples", "augmentation",
@@ -35,7 +35,8 @@ GROUPS = {
         "seed", "seeds",
     ),
     "Devices and processes": (
-        "num_devices", "distributed", "coordinator_address", "num_processes", "process_id",
+        "num_devices", "distributed", "coordinator_address", "num_processes", "process_id", "executor", "parallel",
+        "partition", "time_minutes", "gpus_per_job", "cpus_per_job", "memory_gb", "cluster_file",
     ),
     "Results": (
         "workdir", "log_every", "evaluate_every", "evaluate_growth", "noise_every", "live", "checkpoint_every",

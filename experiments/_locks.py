@@ -66,9 +66,11 @@ def held(path: Path, refuse: Callable[[str], str], *, wait: float = 0.0) -> Iter
             if time.monotonic() >= until:
                 raise HeldError(refuse(str(holder_of(path) or "another process")))
             time.sleep(POLL_SECONDS)
-        with contextlib.suppress(OSError):
-            file.truncate(0)
-            file.write(msgspec.json.encode(Holder(host=socket.gethostname(), pid=os.getpid(), since=time.time())))
+        # A file that somebody else put here stays as it is.
+        if path.stat().st_size == 0 or holder_of(path) is not None:
+            with contextlib.suppress(OSError):
+                file.truncate(0)
+                file.write(msgspec.json.encode(Holder(host=socket.gethostname(), pid=os.getpid(), since=time.time())))
         try:
             yield
         finally:

@@ -80,7 +80,7 @@ def test_questions_are_pursued_side_by_side_the_first_ones_jobs_first(tmp_path):
 
 @pytest.mark.parametrize("stays", [False, True])
 def test_an_error_is_no_result_of_a_search_and_is_tried_again(tmp_path, stays):
-    """Of a worker that is lost, at one rate: the search goes on as if nothing had been, or says that it failed."""
+    """A worker is lost at one rate: the search goes on as if nothing had been, or says that it failed."""
     setting = convergence.Setting(
         target=0.9, fixed_sizes=(), tuned_sizes=(8, 16), rates=(0.1, 0.2, 0.4), max_epochs=5, seeds=(0,)
     )

@@ -63,6 +63,7 @@ EXPERIMENTS = [
     {"_limits", "_variants"},
     {"records"},
     {"_files"},
+    {"_locks"},
     {"_workdirs"},
     {"_users"},
     {"data", "models", "problems"},

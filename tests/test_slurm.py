@@ -38,13 +38,16 @@ with Runner(Path(sys.argv[1]), partial(slurm.Slurm, settings=settings)) as runne
 
 def wanted():
     """Runs of some seconds each."""
-    return [
+    # One is timed, and so has the machine for itself.
+    timed = Job("timed", {**TINY, "dataset": "tests.own:larger", "steps": 200}, alone=True)
+    runs = [
         Job(
             f"job-{seed}",
             {**TINY, "dataset": "tests.own:larger", "steps": 3_000, "checkpoint_every": 200, "seed": seed},
         )
         for seed in range(JOBS)
     ]
+    return [*runs, timed]
 
 
 def listed(environment, form="%i"):
@@ -93,11 +96,11 @@ def test_a_study_is_complete_whatever_is_cancelled_and_however_often_its_driver_
             ["scontrol", "show", "job", "--oneliner"], env=environment, capture_output=True, text=True, check=True
         ).stdout
     rows = jobs.read(folder / jobs.FILE)
-    assert sorted(row.key for row in rows) == [job.key for job in wanted()]
+    assert sorted(row.key for row in rows) == sorted(job.key for job in wanted())
     assert all(row.ran_on.startswith("job ") and " of SLURM on " in row.ran_on for row in rows)
     assert "CANCELLED" in submitted
     # None was submitted twice but for the one that was cancelled.
-    assert len(submitted.splitlines()) == JOBS + 1
+    assert len(submitted.splitlines()) == JOBS + 2
     with Runner(tmp_path / "here") as runner:
         here = {row.key: row for row in runner.run_all(wanted())}
     for row in rows:
@@ -125,7 +128,7 @@ def test_a_job_whose_time_is_up_goes_on_from_its_checkpoint(tmp_path):
         ).stdout
     assert "Restarts=1" in shown
     summaries = [json.loads(path.read_text()) for path in folder.glob("runs/*/summary.json")]
-    assert len(summaries) == JOBS and sorted(summary.get("starts", 1) for summary in summaries)[-1] >= 2
+    assert len(summaries) == JOBS + 1 and sorted(summary.get("starts", 1) for summary in summaries)[-1] >= 2
 
 
 def test_without_slurm_it_says_so(tmp_path, monkeypatch):

@@ -33,12 +33,14 @@ DIRECT = re.compile(
     r"json\.dump\(|\.savefig\("
 )
 ALLOWED = {
-    # The null device; a write to a file that `_files.writing` opened, a write to memory, and a lock that leaves the
-    # content unchanged.
+    # The null device, twice; a write to a file that `_files.writing` opened, a write to memory, and a lock that names
+    # its holder, and leaves any other content unchanged.
     ("_flags.py", "os.dup2(os.open(os.devnull"),
     ("data/arrays.py", "np.savez(file, allow_pickle=False"),
     ("reporting/document.py", 'drawing.savefig(text, format="svg"'),
-    ("training/storage/workdir.py", "descriptor = os.open(path, os.O_RDWR | os.O_CREAT"),
+    ("_locks.py", "descriptor = os.open(path, os.O_RDWR | os.O_CREAT"),
+    ("_locks.py", "descriptor = os.open(path, os.O_RDWR | getattr"),
+    ("benchmarking/driver_suite.py", 'with Path(os.devnull).open("w")'),
 }
 
 

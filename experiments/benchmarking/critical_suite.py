@@ -292,12 +292,12 @@ def _row(
 
 def table(rows: Sequence[CriticalRow]) -> list[str]:
     """Returns two tables in Markdown: a line per problem and method, and one per method."""
-    by_problem: dict[str, dict[str, float]] = {}
+    by_problem: dict[str, dict[Method, float]] = {}
     for row in rows:
         if row.factor is not None:
             by_problem.setdefault(row.problem, {})[row.method] = row.factor
     nearest = [min(found, key=lambda method: found[method]) for found in by_problem.values()]
-    methods = list(dict.fromkeys(row.method for row in rows))
+    methods: list[Method] = list(dict.fromkeys(row.method for row in rows))
     return [
         *markdown(HEAD, [_cells(row) for row in rows]),
         "",

@@ -151,6 +151,24 @@ def _ratio(recommended: np.ndarray | None, best: np.ndarray | None, *, is_same: 
     return float(np.exp(ratio)), float(np.exp(ends[0])), float(np.exp(ends[1]))
 
 
+def mean_ratio(ratios: Sequence[Ratio]) -> Ratio:
+    """Returns the geometric mean of independent ratios, with its interval.
+
+    Each interval is taken for that of a normal logarithm.
+
+    Args:
+      ratios: each with its interval of 95%.
+
+    Example:
+      >>> [round(value, 2) for value in mean_ratio([(0.5, 0.4, 0.625), (2.0, 1.6, 2.5)])]
+      [1.0, 0.85, 1.17]
+    """
+    logs = np.log(np.array(ratios, float))
+    middle = logs[:, 0].mean()
+    half = np.sqrt(np.sum(((logs[:, 2] - logs[:, 1]) / 2) ** 2)) / len(ratios)
+    return float(np.exp(middle)), float(np.exp(middle - half)), float(np.exp(middle + half))
+
+
 def check_predictions(result: Recommendation, grid: Sequence[StudyRow]) -> list[CheckedPrediction]:
     """Compares predicted updates with the grid's, at batch sizes that the recommendation has not tried.
 

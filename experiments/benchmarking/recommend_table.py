@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from ..records.comparison import ComparedSetting, Comparison
 from ..records.fields import Bounded
+from .recommend_compare import mean_ratio
 
 _SETTINGS = (
     "problem",
@@ -17,7 +18,7 @@ _PREDICTIONS = ("problem", "batch size, not tried", "updates predicted (95%)", "
 
 
 def table(rows: Sequence[Comparison]) -> list[str]:
-    """Returns two tables in Markdown: settings with their times to the target, and predictions."""
+    """Returns two tables in Markdown: settings with their times to the target and the mean ratio, and predictions."""
     predicted = [
         (
             row.problem,
@@ -29,7 +30,12 @@ def table(rows: Sequence[Comparison]) -> list[str]:
         for row in rows
         for p in row.predictions
     ]
-    return [*markdown(_SETTINGS, [_compared(row) for row in rows]), "", *markdown(_PREDICTIONS, predicted)]
+    ratios = [row.ratio for row in rows if row.ratio is not None]
+    mean = []
+    if len(ratios) > 1:
+        said = "{:.2f} ({:.2f} to {:.2f})".format(*mean_ratio(ratios))
+        mean = [f"The geometric mean of the {len(ratios)} ratios is {said}.", ""]
+    return [*markdown(_SETTINGS, [_compared(row) for row in rows]), "", *mean, *markdown(_PREDICTIONS, predicted)]
 
 
 def _compared(row: Comparison) -> tuple[str, ...]:

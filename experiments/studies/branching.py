@@ -33,6 +33,7 @@ RUN_SEED, NOISE_SEED = 1_000, 2_000
 NOISE_BATCHES, NOISE_SHARDS, SHARD_EXAMPLES = 16, 8, 16
 # The fewest updates of the largest batch, where the length of a branch is not given.
 LEAST_UPDATES = 8
+LOSS_DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,8 @@ class Study:
             batch_size=branch.batch_size,
             learning_rate=branch.learning_rate,
             examples=[int(count) for count in branch.examples],
-            losses=[finite(loss) for loss in branch.losses],
+            # The digits of a loss that say something, so that a study of many branches stays small.
+            losses=[finite(float(f"{loss:.{LOSS_DIGITS}g}")) for loss in branch.losses],
             seconds=round(seconds, 3),
         )
         _files.add_row(self.folder / ROWS, row)

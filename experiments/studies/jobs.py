@@ -112,7 +112,7 @@ def try_out(jobs: Sequence[Job]) -> None:
 
 
 class Note(NamedTuple):
-    """What a function finds out from the folder of a run, once it has ended.
+    """A field of a row that a function finds out from the folder of the run, once it has ended.
 
     Attributes:
       name: the field of the row's type, which is None until then.

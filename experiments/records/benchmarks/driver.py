@@ -6,10 +6,10 @@ from .result import ResultFile
 
 
 class DriverRow(Record, frozen=True, kw_only=True):
-    """What the driver of a study costs.
+    """Holds what the driver of a study costs.
 
     Attributes:
-      part: what was measured.
+      part: the name of the part of the suite.
       jobs: the number of jobs, or of rows that were there.
       workers: the number of workers, none of which trains anything; 0: nothing was run.
       seconds: the time of the driver, in all.

@@ -52,7 +52,7 @@ class _Submitted(NamedTuple):
     """A job under way.
 
     Attributes:
-      task: what it does.
+      task: the task of the job.
       number: the number of the job in SLURM.
       seen: when SLURM last knew it, or when it was submitted.
     """
@@ -76,16 +76,16 @@ class Slurm:
         self._folder, self._settings = folder.resolve(), settings
         self._jobs: dict[str, _Submitted] = {}
         self._asked = time.monotonic() - ASK_SECONDS
-        self._submitter: Any = None
+        self._submitters: dict[bool, Any] = {}
         self._name = str(settings.parameters.get("name", "batch-size"))
 
-    def _made(self) -> Any:
-        """Returns the submitter, made when it is first needed.
+    def _made(self, *, alone: bool) -> Any:
+        """Returns the submitter of jobs that have their machine for themselves or not, made when it is first needed.
 
         Raises:
           UsageError: `submitit` is not installed, there is no SLURM here, or a parameter is not known.
         """
-        if self._submitter is None:
+        if alone not in self._submitters:
             try:
                 import submitit
             except ImportError as error:
@@ -100,15 +100,15 @@ class Slurm:
                     slurm_max_num_timeout=MOST_TIMEOUTS,
                 )
                 made.update_parameters(
-                    **{"slurm_time": TIME, **self._settings.parameters},
+                    **{"slurm_time": TIME, **({"slurm_exclusive": True} if alone else {}), **self._settings.parameters},
                     slurm_array_parallelism=self._settings.parallel,
                 )
             except RuntimeError as error:
                 raise UsageError(f"--executor=slurm: there is no SLURM on this machine ({error})") from error
             except (AssertionError, NameError, TypeError, ValueError) as error:
                 raise UsageError(f"--cluster_file: submitit refuses its parameters ({error})") from error
-            self._submitter = made
-        return self._submitter
+            self._submitters[alone] = made
+        return self._submitters[alone]
 
     @property
     def running(self) -> list[Task]:
@@ -143,10 +143,10 @@ class Slurm:
             self._submit_array(new[first : first + MOST_OF_AN_ARRAY])
 
     def _submit_array(self, tasks: Sequence[Task]) -> None:
-        submitter = self._made()
-        name = f"{self._name}-{secrets.token_hex(4)}"
         # What is timed has its machine for itself.
-        submitter.update_parameters(name=name, slurm_exclusive=any(task.alone for task in tasks))
+        submitter = self._made(alone=any(task.alone for task in tasks))
+        name = f"{self._name}-{secrets.token_hex(4)}"
+        submitter.update_parameters(name=name)
         for index, task in enumerate(tasks):
             _place(task).mkdir(parents=True, exist_ok=True)
             # Written first, so that a driver that is killed while it submits finds the jobs by their name.
@@ -272,11 +272,11 @@ def _is_error(place: Path) -> bool:
 @contextlib.contextmanager
 def _sentences() -> Iterator[None]:
     """Turns the errors of a submission into one sentence."""
-    import submitit
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     try:
         yield
-    except (submitit.core.utils.FailedSubmissionError, submitit.core.utils.FailedJobError) as error:
+    except (FailedJobError, FailedSubmissionError) as error:
         said = " ".join(str(error).split())
         raise UsageError(
             f"--executor=slurm: SLURM does not take the jobs ({said:.300}); give a smaller --parallel or other "
