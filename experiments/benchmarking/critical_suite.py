@@ -291,7 +291,7 @@ def _row(
 
 
 def table(rows: Sequence[CriticalRow]) -> list[str]:
-    """Returns two tables in Markdown: a line per problem and method, and one per method."""
+    """Returns two tables in Markdown: a line per method, and one per problem and method."""
     by_problem: dict[str, dict[Method, float]] = {}
     for row in rows:
         if row.factor is not None:
@@ -299,9 +299,9 @@ def table(rows: Sequence[CriticalRow]) -> list[str]:
     nearest = [min(found, key=lambda method: found[method]) for found in by_problem.values()]
     methods: list[Method] = list(dict.fromkeys(row.method for row in rows))
     return [
-        *markdown(HEAD, [_cells(row) for row in rows]),
-        "",
         *markdown(METHODS, [_of_method(method, rows, nearest.count(method)) for method in methods]),
+        "",
+        *markdown(HEAD, [_cells(row) for row in rows]),
     ]
 
 
@@ -328,10 +328,15 @@ def _cells(row: CriticalRow) -> tuple[str, ...]:
 
 def _critical(point: CriticalPoint) -> str:
     low, high = point.interval
-    value = "no bound" if point.value is None else f"{point.value:,.3g}"
+    value = "no bound" if point.value is None else _rough(point.value)
     if (low, high) == (None, None):
         return value
-    return f"{value} ({low or 0:,.3g} to {'no bound' if high is None else f'{high:,.3g}'})"
+    return f"{value} ({_rough(low or 0)} to {'no bound' if high is None else _rough(high)})"
+
+
+def _rough(value: float) -> str:
+    """Returns a number to three digits, without an exponent."""
+    return f"{float(f'{value:.3g}'):,.6g}"
 
 
 SUITE = Suite(
