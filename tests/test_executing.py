@@ -208,8 +208,13 @@ with Runner(Path(sys.argv[1])) as runner:
 
 def children(pid):
     """The numbers of the processes that a process has started."""
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    return [int(word) for word in found.stdout.split()]
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # The name of the program, in brackets, may contain anything.
+            _, parent, *_ = path.read_text().rpartition(")")[2].split()
+            found += [int(path.parent.name)] if int(parent) == pid else []
+    return found
 
 
 def lives(pid):
