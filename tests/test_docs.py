@@ -11,6 +11,7 @@ from experiments import _files
 from experiments.benchmarking import critical_suite, recommend_suite, recommend_table
 from experiments.benchmarking.norm import speed
 from experiments.records.benchmarks.critical import CriticalFile
+from experiments.records.benchmarks.driver import DriverFile
 from experiments.records.benchmarks.noise import NoiseCostFile
 from experiments.records.benchmarks.norm import NormFile
 from experiments.records.branching import Branching
@@ -132,6 +133,12 @@ def test_a_page_has_the_table_of_the_three_ways_to_find_the_critical_batch_size(
     assert [(row.problem, row.method) for row in made] == [(row.problem, row.method) for row in kept]
     for line in critical_suite.table(made):
         assert line in said, line
+
+
+def test_a_page_has_what_the_driver_of_a_study_costs():
+    said = (RESULTS.parent / "experiments" / "many_machines.md").read_text()
+    for row in _files.read_json(RESULTS / "driver.json", DriverFile).rows:
+        assert f"| {row.jobs:,} | {row.seconds:.2f} | {row.megabytes:.0f} MB |" in said, row.part
 
 
 def test_a_page_has_the_times_of_the_norm_that_were_measured_on_a_gpu():

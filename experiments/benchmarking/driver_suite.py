@@ -24,7 +24,7 @@ from ..records.benchmarks.driver import DriverFile, DriverRow
 from ..records.fields import Options
 from ..records.runs import Result, Summary, Target
 from ..studies import convergence, jobs, settings
-from ..studies.executing.task import Answer, Task
+from ..studies.executing.task import Answer, Executor, Task
 from ..studies.jobs import Runner
 from ..studies.question import Asked, Data
 from ..studies.questions import QUESTIONS
@@ -78,6 +78,22 @@ class Idle:
         self._tasks.clear()
 
 
+class _BegunError(Exception):
+    """Raised where a study has something to run."""
+
+
+class _Begins(Idle):
+    """Workers that are given nothing: the study ends where its first run would begin."""
+
+    def submit(self, tasks: Sequence[Task]) -> None:
+        """Ends the study.
+
+        Raises:
+          _BegunError: always.
+        """
+        raise _BegunError(tasks[0].key)
+
+
 def summary(options: Options) -> Summary:
     """Returns the summary of a run that nobody made: to the target as long as the usual curve says, by seed."""
     size, rate, seed = (float(options[name] or 0) for name in ("batch_size", "learning_rate", "seed"))
@@ -97,7 +113,7 @@ def summary(options: Options) -> Summary:
     )
 
 
-def _drive(folder: Path, number: int) -> int:
+def _drive(folder: Path, number: int, workers: Callable[[Path], Executor] = Idle) -> int:
     """Runs the jobs of a study on the workers, and returns how many there are."""
     data = Data({"dataset": "digits", "model": "simple_cnn"}, examples=EXAMPLES, held_out=0)
     seeds = number // SEED_SHARE
@@ -108,13 +124,20 @@ def _drive(folder: Path, number: int) -> int:
     )
     _workdirs.claim(folder, _workdirs.STUDY)
     _files.write_json(folder / "study.json", data.options)
-    with Runner(folder, Idle) as runner:
+    with Runner(folder, workers) as runner:
         asked = Asked(study, data, runner)
         runner.pursue(
             {name: functools.partial(QUESTIONS[name].answer, asked) for name in ("time", "convergence")},
             lambda name, analysis: _files.write_json(folder / f"{name}.json", analysis),
         )
     return len(runner.rows())
+
+
+def _start(folder: Path, number: int) -> int:
+    """Starts a study that lacks a few seeds, up to the first run, and returns how many rows it found."""
+    with contextlib.suppress(_BegunError):
+        _drive(folder, number + SEED_SHARE, _Begins)
+    return len(jobs.read(folder / jobs.FILE))
 
 
 def _report(folder: Path) -> int:
@@ -128,6 +151,7 @@ def _report(folder: Path) -> int:
 # By name: the number of jobs, whether their rows are there before, and what is timed.
 CASES: dict[str, tuple[int, bool, Callable[[Path, int], int]]] = {
     "study": (JOBS, False, _drive),
+    "start": (ROWS, True, _start),
     "resume": (ROWS, True, _drive),
     "report": (ROWS, True, lambda folder, _: _report(folder)),
 }
