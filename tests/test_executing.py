@@ -290,6 +290,9 @@ def test_a_note_that_cannot_be_made_is_no_success(tmp_path):
         runner.run(noise)
         runner.note(noise, "noise", jobs.read)
         assert runner.failed() == ["noise-b8: noise"]
+    run, note, _ = stub.done
+    # It reads the folder of the run, and leaves its answer elsewhere.
+    assert note.what["workdir"] == str(run.place) and note.place != run.place
 
 
 def test_gpus_are_those_that_jax_would_use(monkeypatch):

@@ -157,7 +157,7 @@ def compare(measured: Measured, answer: Branching) -> list[CriticalRow]:
     """
     run = measured.examples
     last = answer.points[-1].point
-    branched = sum(sum(branch_examples(measured, point.point)) for point in answer.points)
+    branched = sum(_branch_examples(measured, point.point) for point in answer.points)
     noise = [
         CriticalPoint(examples=point.point, value=point.noise_scale, interval=point.noise_interval)
         for point in answer.points
@@ -182,11 +182,10 @@ def compare(measured: Measured, answer: Branching) -> list[CriticalRow]:
     ]
 
 
-def branch_examples(measured: Measured, point: int) -> list[float]:
-    """Returns the examples of each branch of a seed at a point: the original, and two rates at each other size."""
-    sizes = [size for size in measured.updates if size > measured.batch_size]
-    length = max(point, branching.LEAST_UPDATES * max(sizes))
-    return [length] * (1 + len(sizes) * len(branching.Request.rate_factors))
+def _branch_examples(measured: Measured, point: int) -> int:
+    """Returns the examples of the branches of a seed at a point: the original, and each rate at each other size."""
+    branches = 1 + (len(measured.updates) - 1) * len(branching.Request.rate_factors)
+    return branches * branching.usual_length(point, max(measured.updates))
 
 
 def updates_ratio(critical: Sequence[float], batch_size: float, other: float) -> float:

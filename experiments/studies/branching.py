@@ -96,12 +96,11 @@ class Study:
         self.request, self.problem, self.folder = request, problem, request.folder
         self.batch_size = request.batch_size or problem.batch_size
         self.learning_rate = request.learning_rate or problem.learning_rate
-        least = LEAST_UPDATES * self.batch_size * max(request.multiples)
         given = request.branch_points or (problem.examples // 2, 2 * problem.examples)
         # The run is at a whole number of updates.
         self.points = [max(1, round(point / self.batch_size)) * self.batch_size for point in given]
-        self.lengths = {point: request.branch_examples or max(point, least) for point in self.points}
         largest = self.batch_size * max(request.multiples)
+        self.lengths = {point: request.branch_examples or usual_length(point, largest) for point in self.points}
         if min(self.lengths.values()) < largest:
             raise UsageError(
                 f"--branch_examples={request.branch_examples} is less than the largest batch, {largest:,} examples; "
@@ -226,6 +225,11 @@ class Study:
         measured = measure_noise(problem.gradient, state, batches, NOISE_SHARDS)
         scale, (low, high) = pooled_noise_scale(measured)
         return {"noise_scale": finite(scale), "noise_interval": (finite(low), finite(high))}
+
+
+def usual_length(point: int, largest: int) -> int:
+    """Returns the examples of a branch whose length is not given: as many as the run has seen, and some updates."""
+    return max(point, LEAST_UPDATES * largest)
 
 
 def _branch(row: BranchRow) -> Branch:

@@ -34,8 +34,6 @@ MOST_TRIES = 2
 POLL_SECONDS = 1.0
 # A job that is lost, by a machine that fails or by whoever cancels it, is submitted again more often.
 MOST_LOSSES = 10
-# The name of what is asked of a process that trains, and is no run.
-ASKED = "begins"
 
 
 class Job(NamedTuple):
@@ -354,7 +352,7 @@ class Runner:
     def _call(self, name: str, folder: Path, num_devices: int | None, given: Mapping[str, Any]) -> Answer:
         """Returns the answer of a process where the jobs run; nothing else is under way."""
         place = self._folder / "runs" / "asked"
-        self._executor.submit([Task(f"asked: {ASKED}", _call(name, folder, given), num_devices, place)])
+        self._executor.submit([Task(name, _asking(name, folder, given), num_devices, place)])
         while not (ended := self._executor.finished(POLL_SECONDS)):
             pass
         return ended[0][1]
@@ -417,7 +415,9 @@ class Runner:
             what: dict[str, Any] = {"train": {**options, "workdir": str(place)}}
         else:
             given = {name: options[name] for name in note.named if name in options}
-            what = _call(_name_of(note.function), place, given)
+            what = _asking(_name_of(note.function), place, given)
+            # Its answer must not be taken for that of the run.
+            place = place.with_name(f"{place.name}.{note.name}")
         return Task(wanted.name, what, devices_of(options), place, alone=job.alone and note is None)
 
     def _take(self, wanted: _Wanted, answer: Answer, seconds: float, place: str) -> bool:
@@ -465,7 +465,7 @@ class Runner:
         return self._rows[row.key]
 
 
-def _call(name: str, folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+def _asking(name: str, folder: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what asks a worker for the value of a function."""
     return {"call": name, "workdir": str(folder), "given": dict(given)}
 

@@ -29,7 +29,7 @@ class Status:
         """
         self._path, self._line = folder / FILE, StatusLine(hidden=is_quiet)
         self._done = self._failed = self._again = 0
-        self._seconds, self._began, self._written = 0.0, time.monotonic(), -WRITE_SECONDS
+        self._seconds, self._written = 0.0, -WRITE_SECONDS
         self._shown: Progress | None = None
 
     def __enter__(self) -> "Status":

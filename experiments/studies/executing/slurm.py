@@ -71,7 +71,6 @@ class Slurm:
         Args:
           folder: the folder of the study, on a file system that all machines share; `slurm` in it gets the logs.
           settings: how jobs are submitted.
-
         """
         self._folder, self._settings = folder.resolve(), settings
         self._jobs: dict[str, _Submitted] = {}
@@ -130,7 +129,7 @@ class Slurm:
         """
         new, listed = [], {}
         for task in tasks:
-            place = _place(task)
+            place = task.place
             number = _submitted(place, listed)
             if _is_error(place):
                 # What went wrong then may be mended now.
@@ -148,19 +147,19 @@ class Slurm:
         name = f"{self._name}-{secrets.token_hex(4)}"
         submitter.update_parameters(name=name)
         for index, task in enumerate(tasks):
-            _place(task).mkdir(parents=True, exist_ok=True)
+            task.place.mkdir(parents=True, exist_ok=True)
             # Written first, so that a driver that is killed while it submits finds the jobs by their name.
-            _files.write_json(_place(task) / SUBMITTED, {"name": name, "index": index})
+            _files.write_json(task.place / SUBMITTED, {"name": name, "index": index})
         try:
             with _sentences(), submitter.batch():
-                given = [(dict(task.what), task.num_devices, str(_place(task)), os.getcwd()) for task in tasks]
+                given = [(dict(task.what), task.num_devices, str(task.place.resolve()), os.getcwd()) for task in tasks]
                 jobs = [submitter.submit(Remote(*arguments)) for arguments in given]
         except UsageError:
             for task in tasks:
-                (_place(task) / SUBMITTED).unlink(missing_ok=True)
+                (task.place / SUBMITTED).unlink(missing_ok=True)
             raise
         for task, job in zip(tasks, jobs, strict=True):
-            _files.write_json(_place(task) / SUBMITTED, {"job": job.job_id})
+            _files.write_json(task.place / SUBMITTED, {"job": job.job_id})
             self._jobs[task.key] = _Submitted(task, job.job_id, time.monotonic())
 
     def finished(self, seconds: float) -> list[tuple[Task, Answer]]:
@@ -189,7 +188,7 @@ class Slurm:
 
     def _answer(self, job: _Submitted) -> Answer | None:
         """Returns the answer of a job; None: it is under way."""
-        place = _place(job.task)
+        place = job.task.place
         with contextlib.suppress(OSError, ValueError):
             answer = json.loads((place / ANSWER).read_text())
             # The next time that this is asked for, it is to be done anew.
@@ -224,16 +223,8 @@ class Slurm:
             with contextlib.suppress(OSError, subprocess.SubprocessError):
                 subprocess.run(["scancel", *numbers], capture_output=True, timeout=60, check=False)
             for job in self._jobs.values():
-                (_place(job.task) / SUBMITTED).unlink(missing_ok=True)
+                (job.task.place / SUBMITTED).unlink(missing_ok=True)
         self._jobs.clear()
-
-
-def _place(task: Task) -> Path:
-    """Returns the folder of a task's answer: one of its own for each note on a run."""
-    place = task.place.resolve()
-    if "train" in task.what:
-        return place
-    return place.with_name(f"{place.name}.{task.key.rpartition(': ')[2]}")
 
 
 def _submitted(place: Path, listed: dict[str, list[str]]) -> str | None:

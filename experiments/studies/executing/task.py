@@ -15,7 +15,7 @@ class Task(NamedTuple):
       key: the name of the job.
       what: as `worker.answer` takes it: {"train": options}, or {"call": the name of a function, ...}.
       num_devices: the number of devices of the process; None: as many as a run would have.
-      place: the folder of the run.
+      place: the folder of the run, or another one of its own, where an answer can be left.
       alone: nothing else may run on the machine at the same time, since its time is measured.
     """
 
