@@ -8,8 +8,6 @@ from flax import nnx
 
 # JAX 0.10.1. Before it, the error has no public name.
 TypePromotionError: Any = getattr(jax.dtypes, "TypePromotionError", ValueError)
-# These versions compile some sums for a CPU so that numbers are added one after another.
-ADDS_ONE_AFTER_ANOTHER = (0, 9, 1) <= jax.__version_info__ < (0, 10, 2)
 
 
 def _view(model: nnx.Module, **modes: Any) -> nnx.Module:

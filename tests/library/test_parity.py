@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from batchnorm_jax import batch_norm
 from tests import reference
-from tests.compat import ADDS_ONE_AFTER_ANOTHER
 from tests.parity import (
     BATCH,
     COLLECTIVES,
@@ -29,6 +28,8 @@ from tests.parity import (
 from tests.transforms import TRANSFORMS
 
 UNIT_ROUNDOFF = 2.0**-24
+# Of a sum in blocks.
+A_FEW_ROUNDINGS = 8 * UNIT_ROUNDOFF
 # Of a feature, where a test is of the error of its sums.
 POSITIONS = 512
 # Every pair of values of two factors is in some case.
@@ -114,8 +115,16 @@ def test_with_few_features_the_error_is_that_of_a_sum(transform, ratio, distance
 def test_ten_deviations_from_the_shift_the_error_is_what_the_docstring_says(transform):
     errors = errors_at(transform, "psum", 1e2, 10, features=256)
     # The largest of 256 errors is up to twice what is to be expected of one.
-    sums = 2 * roundings(POSITIONS) if ADDS_ONE_AFTER_ANOTHER else 8 * UNIT_ROUNDOFF
+    sums = 2 * roundings(POSITIONS) if error_of_a_plain_sum(256) > A_FEW_ROUNDINGS else A_FEW_ROUNDINGS
     assert max(errors.values()) <= sums * (1 + 10**2), errors
+
+
+def error_of_a_plain_sum(features):
+    """The greatest relative error of XLA's own sum of as many positive numbers: its order differs by JAX and CPU."""
+    shape = (DEVICES, BATCH, POSITIONS // (DEVICES * BATCH), features)
+    squares = jnp.asarray(np.random.default_rng(3).normal(10, 1, size=shape) ** 2, jnp.float32)
+    got, want = jax.jit(lambda x: x.sum((0, 1, 2)))(squares), np.asarray(squares, np.float64).sum((0, 1, 2))
+    return np.max(np.abs(np.asarray(got, np.float64) - want) / want)
 
 
 @pytest.mark.xfail(reason="two float32 sums per feature do not hold the variance so far from the shift", strict=False)
