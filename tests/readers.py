@@ -33,7 +33,7 @@ from experiments.reporting import document
 from experiments.reporting.questions import REPORTS
 from experiments.reporting.section import fitting
 from experiments.reporting.study_files import StudyFiles
-from experiments.studies import branching, jobs, norm, status
+from experiments.studies import branching, driver, jobs, norm, status
 from experiments.training import session
 from experiments.training.config.options import TrainConfig
 from experiments.training.evaluation.checkpoint import restore
@@ -121,7 +121,7 @@ def _lock(folder: Path) -> None:
 
 
 def _rows(folder: Path) -> None:
-    with jobs.Runner(folder) as runner:
+    with driver.Runner(folder) as runner:
         for row in runner.rows():
             runner.is_done(jobs.Job(row.key, row.options))
 
@@ -131,7 +131,7 @@ def _branches(folder: Path) -> None:
 
 
 def _progress(folder: Path) -> str:
-    with jobs.Runner(folder):
+    with driver.Runner(folder):
         pass
     return "\n".join(status.lines(folder))
 

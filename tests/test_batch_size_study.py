@@ -20,7 +20,7 @@ from experiments._errors import UsageError
 from experiments.records.questions.generalisation import MinimumRow
 from experiments.records.questions.ramp import RampRow
 from experiments.reporting import study_sections, write_study_page
-from experiments.studies import batch_size, convergence, jobs, settings
+from experiments.studies import batch_size, convergence, driver, jobs, settings
 from experiments.studies.batch_size import note_command
 from experiments.studies.questions import backwards, generalisation, ladder, ramp, smoothness, time
 from experiments.studies.smoothness import swing
@@ -114,12 +114,12 @@ def test_what_is_left_of_a_study_follows_from_what_is_there(study, tmp_path):
     rows = (study / jobs.FILE).read_text().splitlines(keepends=True)
     cut = next(i for i, row in enumerate(rows) if '"tuned-b32-' in row) + 1
     (tmp_path / jobs.FILE).write_text("".join(rows[:cut]))
-    left = batch_size.planned(TINY, "convergence", data, jobs.Runner(tmp_path))
-    waiting = {job.key for job in left if not jobs.Runner(tmp_path).is_done(job)}
+    left = batch_size.planned(TINY, "convergence", data, driver.Runner(tmp_path))
+    waiting = {job.key for job in left if not driver.Runner(tmp_path).is_done(job)}
     found = {json.loads(row)["key"] for row in rows[cut:] if '"tuned-' in row}
     assert waiting and all(key.startswith("tuned-b32-") for key in waiting)
     assert len(waiting & found) >= 2, "the search goes on about the best rate of the size before"
-    fresh = batch_size.planned(TINY, "convergence", data, jobs.Runner(tmp_path / "none"))
+    fresh = batch_size.planned(TINY, "convergence", data, driver.Runner(tmp_path / "none"))
     # Two sizes at one rate and two tuned, each with two seeds; and a search of three rates each.
     assert len(fresh) == 2 * 2 + 2 * (3 + 2)
 
@@ -238,7 +238,7 @@ def test_the_study_is_of_ones_own_data_and_fits_them(tmp_path):
     assert fitted.of(ladder.Setting).batch_size == 32 and fitted.of(backwards.Setting).batch_size == 32
     assert max(fitted.of(time.Setting).batch_sizes) <= 235
     for part in fitted.parts:
-        assert batch_size.planned(fitted, part, data, jobs.Runner(tmp_path)), part
+        assert batch_size.planned(fitted, part, data, driver.Runner(tmp_path)), part
     with pytest.raises(
         UsageError, match=r"convergence at least 2 must be .* the 10 examples .* are \[8\]; give --batch_si"
     ):

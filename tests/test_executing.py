@@ -14,10 +14,11 @@ import pytest
 from experiments import _locks, _workdirs, batch_size_study
 from experiments._errors import UsageError
 from experiments.studies import convergence, jobs, status
+from experiments.studies.driver import Runner
 from experiments.studies.executing import local
 from experiments.studies.executing.choice import Where
 from experiments.studies.executing.local import Local, Share, shares
-from experiments.studies.jobs import Job, Runner
+from experiments.studies.jobs import Job
 from tests import made, programs
 from tests.executors import Stub
 
@@ -116,7 +117,7 @@ def test_what_its_own_options_refuse_is_tried_once(tmp_path):
 def test_a_second_driver_is_refused_and_told_who_the_first_is(tmp_path):
     with Runner(tmp_path, stubbed(Stub(ended))):
         code = (
-            "from pathlib import Path; from experiments.studies.jobs import Runner\n"
+            "from pathlib import Path; from experiments.studies.driver import Runner\n"
             f"with Runner(Path({str(tmp_path)!r})): pass"
         )
         ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -199,7 +200,8 @@ def test_two_workers_give_the_rows_of_one_and_each_keeps_to_its_cores(tmp_path):
 DRIVER = """
 import sys
 from pathlib import Path
-from experiments.studies.jobs import Job, Runner
+from experiments.studies.driver import Runner
+from experiments.studies.jobs import Job
 with Runner(Path(sys.argv[1])) as runner:
     runner.run_all([Job("long", {"dataset": "tests.own:larger", "model": "tests.own:model", "batch_size": 16,
         "steps": 20000, "warmup_epochs": 0, "num_devices": 1, "checkpoint_every": 200})])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from experiments import _commands, _flags, batch_size_study, report
 from experiments._errors import UsageError
 from experiments.benchmarking import suites
-from experiments.studies import jobs
+from experiments.studies import driver, jobs
 from tests.executors import Stub
 from tests.programs import (
     POSITIONAL,
@@ -245,7 +245,7 @@ def test_a_printed_command_can_be_pasted(place):
 def test_a_study_whose_runs_cannot_begin_is_refused(place, monkeypatch, flag, dry_run):
     """A thousand devices are refused because they do not divide the batch sizes of the runs."""
     use_own_flags(batch_size_study, monkeypatch)
-    monkeypatch.setattr(jobs.Runner, "_go_on", start)
+    monkeypatch.setattr(driver.Runner, "_go_on", start)
     name = flag.partition("=")[0]
 
     def study():
@@ -258,7 +258,7 @@ def test_a_study_whose_runs_cannot_begin_is_refused(place, monkeypatch, flag, dr
 
 def test_a_study_with_failed_runs_names_them_and_exits_with_1(tmp_path, monkeypatch, capsys):
     failing = Stub(lambda task: {"error": "no luck", "diverged": False})
-    with jobs.Runner(tmp_path, lambda _: failing) as runner:
+    with driver.Runner(tmp_path, lambda _: failing) as runner:
         runner.run_all([jobs.Job("first", {"batch_size": 8}), jobs.Job("second", {"batch_size": 16})])
     # Each was tried twice.
     assert [task.key for task in failing.done] == ["first", "second", "first", "second"]

@@ -10,10 +10,11 @@ import pytest
 
 from experiments._errors import UsageError
 from experiments.studies import jobs, worker
+from experiments.studies.driver import Runner
 from experiments.studies.executing import slurm
 from experiments.studies.executing.slurm import Settings, Slurm
 from experiments.studies.executing.task import Task
-from experiments.studies.jobs import Job, Runner
+from experiments.studies.jobs import Job
 from tests import slurm_cluster
 from tests.test_executing import TINY, plain
 
@@ -27,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from experiments.studies.executing import slurm
 from tests.test_slurm import wanted
-from experiments.studies.jobs import Runner
+from experiments.studies.driver import Runner
 slurm.ASK_SECONDS, slurm.GONE_SECONDS = 1.0, 5.0
 settings = slurm.Settings({"timeout_min": 10, "slurm_cpus_per_task": 1})
 with Runner(Path(sys.argv[1]), partial(slurm.Slurm, settings=settings)) as runner:

@@ -10,7 +10,7 @@ from experiments._errors import UsageError
 from experiments.records import questions
 from experiments.records.studies import Analysis, StudyRow
 from experiments.reporting import write_study_page
-from experiments.studies import convergence, jobs
+from experiments.studies import convergence, driver, jobs
 from experiments.studies.questions import convergence as question
 from experiments.studies.questions import ladder, search
 from experiments.studies.recommending.lab import count_devices
@@ -35,7 +35,7 @@ SETTING = convergence.Setting(
 
 
 def run_all(wanted, folder):
-    with jobs.Runner(folder) as runner:
+    with driver.Runner(folder) as runner:
         return runner.run_all(wanted)
 
 
@@ -68,7 +68,7 @@ def test_a_run_that_takes_its_process_with_it_costs_its_row_alone(tmp_path):
 
 def test_devices_that_cannot_be_set_up_are_an_answer(tmp_path):
     """And not the end of the process, which would leave no more than its exit status."""
-    with jobs.Runner(tmp_path) as runner:
+    with driver.Runner(tmp_path) as runner:
         with pytest.raises(UsageError, match="--num_devices must be at least 1, not 0"):
             runner.ask(count_devices, 0)
         assert runner.ask(count_devices, 3)["count"] == 3
@@ -77,7 +77,7 @@ def test_devices_that_cannot_be_set_up_are_an_answer(tmp_path):
 def test_a_study_of_which_no_run_can_begin_is_refused_before_any_does(tmp_path, monkeypatch):
     """By its model in the process that trains, and only if every kind of run is refused; and by its devices."""
     good = jobs.Job("good", {**TINY, "batch_size": 48})
-    with jobs.Runner(tmp_path) as runner:
+    with driver.Runner(tmp_path) as runner:
         for model, said in {
             "tests.users:fails": "the factory raised",
             "tests.users:fails_in_training": "its training step raised",
@@ -91,7 +91,7 @@ def test_a_study_of_which_no_run_can_begin_is_refused_before_any_does(tmp_path, 
     assert not (tmp_path / jobs.FILE).exists() and not (tmp_path / "runs").exists()
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     with pytest.raises(UsageError, match=r"can begin.*JAX_PLATFORMS=cuda asks for devices that are not found here"):
-        jobs.try_out([good])
+        driver.try_out([good])
 
 
 def test_a_cpu_is_not_divided_into_more_devices_than_can_work(monkeypatch):
@@ -120,7 +120,7 @@ def test_what_is_found_out_of_a_run_is_added_to_its_row_once(tmp_path, capsys, m
     monkeypatch.setitem(questions.ROWS, "good", SizedRow)
     job = jobs.Job("good", TINY)
     for _ in range(2):
-        with jobs.Runner(tmp_path) as runner:
+        with driver.Runner(tmp_path) as runner:
             assert runner.run(job).ended.updates == 2
             runner.note(job, "size", own.size_of_summary)
             runner.note(job, "wrong", own.fails)

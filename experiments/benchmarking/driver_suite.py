@@ -24,8 +24,8 @@ from ..records.benchmarks.driver import DriverFile, DriverRow
 from ..records.fields import Options
 from ..records.runs import Result, Summary, Target
 from ..studies import convergence, jobs, settings
+from ..studies.driver import Runner
 from ..studies.executing.task import Answer, Executor, Task
-from ..studies.jobs import Runner
 from ..studies.question import Asked, Data
 from ..studies.questions import QUESTIONS
 from ..studies.questions import time as time_of_update

@@ -25,9 +25,9 @@ from ..records.recommendation import Advice, Recommendation
 from ..records.studies import StudyRow
 from ..studies import jobs
 from ..studies.convergence import Setting, grid_jobs, tuned_job
+from ..studies.driver import Runner
 from ..studies.executing.local import Local
 from ..studies.executing.task import Executor
-from ..studies.jobs import Runner
 from ..studies.recommending.run import FILE, recommend
 from ..studies.settings import with_held_out
 from .recommend_compare import (

@@ -11,9 +11,10 @@ from .._errors import UsageError
 from ..records.fields import Options
 from ..records.studies import Analysis, StudyRow
 from ..training.config.options import PLACES
+from .driver import Runner, try_out
 from .executing.local import Local
 from .executing.task import Executor
-from .jobs import Job, Runner, command, refuse_hopeless, try_out
+from .jobs import Job, command, refuse_hopeless
 from .question import Asked, Data, Study
 from .questions import QUESTIONS
 from .settings import data_of, fitted

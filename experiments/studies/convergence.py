@@ -15,7 +15,8 @@ from ..records.fields import Options
 from ..records.runs import EvaluationRow
 from ..records.studies import StudyRow
 from ..training.storage import metrics
-from .jobs import Job, Runner
+from .driver import Runner
+from .jobs import Job
 from .question import Changes, Data, no_larger
 from .question import Setting as Base
 

@@ -28,7 +28,7 @@ from ..records.norm_study import (
     Task,
 )
 from ..training.config.options import TrainConfig
-from . import activation_shift, jobs
+from . import activation_shift, driver, jobs
 from .executing.choice import Where
 from .executing.local import Local
 from .executing.task import Executor
@@ -170,9 +170,9 @@ def plan(request: Request) -> Plan:
 
 def waiting_commands(planned: Plan, folder: Path) -> list[list[str]]:
     """Returns the commands of the runs that are not done, after trying whether one of them can begin; runs nothing."""
-    runner = jobs.Runner(folder)
+    runner = driver.Runner(folder)
     waiting = [job for job in planned.jobs if not runner.is_done(job)]
-    jobs.try_out(waiting)
+    driver.try_out(waiting)
     return [jobs.command(job, folder) for job in waiting]
 
 
@@ -187,7 +187,7 @@ def run(planned: Plan, folder: Path, executor: Callable[[Path], Executor] = Loca
     Raises:
       UsageError: none of the runs can begin.
     """
-    with jobs.Runner(folder, executor) as runner:
+    with driver.Runner(folder, executor) as runner:
         waiting = [job for job in planned.jobs if not runner.is_done(job)]
         runner.try_out(waiting)
         runner.run_all(waiting)

@@ -8,7 +8,8 @@ from .._errors import UsageError
 from ..records.runs import OF_DATA_AND_MODEL
 from ..records.studies import Analysis, StudyRow
 from ..training.of_problem import ProblemNumbers
-from .jobs import Job, Runner
+from .driver import Runner
+from .jobs import Job
 from .smoothness import CONSTANT
 
 

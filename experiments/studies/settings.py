@@ -16,7 +16,8 @@ from ..training import of_problem as training
 from ..training.config.plan import MIN_UPDATES_PER_EPOCH
 from . import convergence
 from .convergence import rounded
-from .jobs import Runner, devices_of
+from .driver import Runner
+from .jobs import devices_of
 from .question import Changes, Data, Setting, Study
 from .questions import QUESTIONS, time
 

@@ -21,7 +21,8 @@ from ...training.recipe.optimizers import OPTIMIZERS
 from ...training.terminal import countdown, duration
 from .. import convergence, smoothness
 from ..convergence import Data
-from ..jobs import Job, Runner
+from ..driver import Runner
+from ..jobs import Job
 
 # The start time of a run whose compiled program is cached, as a share of the start time with compilation.
 CACHED_START_SHARE = 0.3

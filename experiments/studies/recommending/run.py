@@ -11,7 +11,8 @@ from ...records.recommendation import Recommendation
 from ...training.config.options import TrainConfig
 from ...training.of_problem import check_target, refuse_met
 from ...training.recipe.schedules import SCHEDULES
-from ..jobs import Job, Runner
+from ..driver import Runner
+from ..jobs import Job
 from ..settings import with_held_out
 from .advice import advise
 from .lab import Lab, Problem, count_devices
