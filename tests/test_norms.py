@@ -13,7 +13,7 @@ from experiments.models.layout import CHWN, NHWC
 from experiments.models.normalised import normalised
 from experiments.training import of_images, session
 from experiments.training.config.options import TrainConfig
-from experiments.training.evaluation.population import population_statistics
+from experiments.training.evaluation.population import population
 from experiments.training.recipe import norms
 from experiments.training.step import run
 from tests import rig
@@ -113,7 +113,7 @@ def test_frozen_statistics_are_those_of_the_training_set_and_stay(digits, device
 def test_statistics_are_refused_where_there_are_too_few_images():
     run = rig.run_of(TrainConfig(batch_size=32, **OWN), rig.tiny(), 8)
     with pytest.raises(UsageError, match="need at least 72 images, for a span of 9 on 8 devices, and it has 64"):
-        population_statistics(run.model, run.recipe, run.mesh, run.state, rig.tiny().train, mode="pooled", span=9)
+        population(run.model, run.recipe, run.mesh, rig.tiny().train, mode="pooled", span=9)
 
 
 def test_an_unknown_norm_is_refused():

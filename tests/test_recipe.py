@@ -46,7 +46,8 @@ PARAMS = {"Dense_0": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "BatchNo
 @pytest.mark.parametrize("name", [o.name for o in optimizers.OPTIMIZERS if not o.full_batch])
 def test_weight_decay_and_trust_ratios_leave_norms_and_biases_alone(name):
     """With no gradient only decay moves anything; with one, a norm's parameter takes the raw rate."""
-    optimizer = optimizers.make(name, optax.constant_schedule(0.5), momentum=0.0, weight_decay=0.1)
+    momentum = 0.5 if optimizers.OPTIMIZERS[name].averages else 0.0
+    optimizer = optimizers.make(name, optax.constant_schedule(0.5), momentum=momentum, weight_decay=0.1)
     state = optimizer.init(PARAMS)
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, PARAMS), state, PARAMS)
     assert (updates["Dense_0"]["kernel"] < 0).all()

@@ -8,7 +8,7 @@ import pytest
 from experiments import models
 from experiments._errors import UsageError
 from experiments.training.config.options import TrainConfig
-from experiments.training.evaluation.population import population_statistics
+from experiments.training.evaluation.population import population
 from experiments.training.recipe import optimizers
 from tests import rig, users
 
@@ -31,8 +31,7 @@ def test_models_of_other_signatures_train_as_they_are(name):
     if state.batch_stats:
         run = rig.run_of(config, dataset, 2)
         placed = jax.device_put(state, jax.tree.leaves(run.state)[0].sharding)
-        arguments = (run.model, run.recipe, run.mesh, placed, dataset.train)
-        exact = population_statistics(*arguments, mode="pooled")
+        exact = population(run.model, run.recipe, run.mesh, dataset.train, mode="pooled")(placed)
         assert jax.tree.structure(exact) == jax.tree.structure(state.batch_stats)
         (var,) = [a for path, a in jax.tree.leaves_with_path(state.batch_stats) if path[-1].key == "var"]
         (whole,) = [a for path, a in jax.tree.leaves_with_path(exact) if path[-1].key == "var"]

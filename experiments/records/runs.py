@@ -38,6 +38,8 @@ OF_DATA_AND_MODEL = (
     "optimizer",
     "base_learning_rate",
     "momentum",
+    "b2",
+    "average_weights",
     "weight_decay",
     "decay_all",
     "label_smoothing",

@@ -22,7 +22,17 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 # A mark around what a fitted curve misses by more than its interval.
 MISSED = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "color": SECOND, "linestyle": "none"}
 MISSED_LABEL = "missed by the fit"
-OPTIMIZERS = {"sgd": "SGD", "nesterov": "Nesterov", "lars": "LARS", "lamb": "LAMB", "adamw": "AdamW", "lbfgs": "L-BFGS"}
+OPTIMIZERS = {
+    "sgd": "SGD",
+    "nesterov": "Nesterov",
+    "lars": "LARS",
+    "lamb": "LAMB",
+    "adamw": "AdamW",
+    "lbfgs": "L-BFGS",
+    "muon": "Muon",
+    "schedule_free": "schedule-free SGD",
+    "schedule_free_adamw": "schedule-free AdamW",
+}
 
 
 def canvas(height: float = 3.4, panels: int = 1) -> tuple[Figure, list[Axes]]:

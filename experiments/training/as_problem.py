@@ -16,12 +16,12 @@ from ..problems.problem import Problem, stream
 from . import of_images
 from .config.options import TrainConfig
 from .evaluation import evaluator
+from .evaluation.averaged import evaluated
 from .machine import devices
 from .noise.probe import shard_gradient
-from .recipe.averaging import Momentum
 from .recipe.optimizers import OPTIMIZERS
 from .step import feeding, single
-from .step.parts import make_descent, make_model
+from .step.parts import make_descent, make_model, make_momentum
 from .step.run import prepare
 
 
@@ -65,12 +65,13 @@ def as_problem(config: TrainConfig) -> Problem:
     everywhere = devices.replicated(run.mesh)
     resident = feeding.is_resident(config, dataset, run.mesh, devices.memory_of(chosen[0]))
     splits = evaluator.Evaluator(run.eval_step, dataset.test, run.mesh, resident=resident)
+    to_evaluate = evaluated(config, run.model, run.recipe, run.mesh, dataset.train)
 
     @cache
     def step(size: int) -> Any:
-        # The running statistics follow the batch size, as they do in the trainer.
-        momentum = Momentum(config.running_momentum(), config.running_momentum(size))
-        return single.train_step(model, descent, run.mesh, run.recipe, momentum)
+        # Averages follow the batch size, as they do in the trainer.
+        at_size = make_descent(config, run.plan, size)
+        return single.train_step(model, at_size, run.mesh, run.recipe, make_momentum(config, size))
 
     def init(seed: int) -> Any:
         start = single.init_state(run.model, descent.optimizer(rate), dataset.train.image_shape, seed)
@@ -87,7 +88,7 @@ def as_problem(config: TrainConfig) -> Problem:
         return feeding.read_batch(dataset.train, chosen, None, run.mesh, number * size // dataset.train.size)
 
     def evaluate(state: Any) -> float:
-        return next(iter(splits(state).values())).known_accuracy
+        return next(iter(splits(to_evaluate(state)).values())).known_accuracy
 
     return Problem(
         dataset.train.size,

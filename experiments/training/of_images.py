@@ -11,14 +11,15 @@ from .config import plan as plans
 from .config import preflight
 from .config.options import TrainConfig
 from .evaluation import evaluator
-from .evaluation.population import population_statistics, where_recalibrated_differs
+from .evaluation.averaged import OfAverage, evaluated
+from .evaluation.population import population, where_recalibrated_differs
 from .machine import devices, processes
 from .noise.probe import noise_probe
 from .recipe.norms import NORMS
 from .state import TrainState
 from .step import feeding
 from .step.run import Run, prepare
-from .trainee import Trainee
+from .trainee import Evaluate, Trainee
 
 # Fixed statistics of norms take one pass over these images per layer. A thousand have enough positions.
 FIXED_STATISTICS_IMAGES = 1_000
@@ -47,10 +48,13 @@ def trainee(config: TrainConfig, clock: Clock) -> Trainee:
         run = prepare(config, dataset, statistics, chosen)
         noise = noise_probe(config, run, dataset)
 
-    def place() -> tuple[feeding.Feed, evaluator.Evaluator]:
+    def place() -> tuple[feeding.Feed, Evaluate]:
         resident = feeding.is_resident(config, dataset, run.mesh, devices.memory_of(chosen[0]))
         feed = feeding.Feed(config, dataset.train, run.mesh, resident=resident)
-        return feed, evaluator.Evaluator(run.eval_step, dataset.test, run.mesh, resident=resident)
+        evaluate = evaluator.Evaluator(run.eval_step, dataset.test, run.mesh, resident=resident)
+        if not config.evaluates_average:
+            return feed, evaluate
+        return feed, OfAverage(evaluate, evaluated(config, run.model, run.recipe, run.mesh, dataset.train))
 
     def recalibrated(state: TrainState, evaluate: evaluator.Evaluator, results: dict[str, Result]) -> dict[str, Result]:
         return where_recalibrated_differs(run, state, dataset, evaluate, results, config.span)
@@ -71,7 +75,8 @@ def trainee(config: TrainConfig, clock: Clock) -> Trainee:
         why_not_longer=lambda there: extending.why_not(there, config, dataset.train.size, len(chosen)),
         place=place,
         begin=lambda: initial_state(config, run, dataset),
-        recalibrated=None if NORMS[config.norm].fixes_statistics else recalibrated,
+        # The statistics of an average are those of training images already.
+        recalibrated=None if NORMS[config.norm].fixes_statistics or config.evaluates_average else recalibrated,
     )
 
 
@@ -80,10 +85,10 @@ def initial_state(config: TrainConfig, run: Run, dataset: datasets.Dataset) -> T
     if not NORMS[config.norm].fixes_statistics:
         return run.state
     # Layer by layer, so that the output of each norm has mean 0 and variance 1 before the first update.
-    statistics = population_statistics(
-        run.model, run.recipe, run.mesh, run.state, dataset.train, mode="layerwise", examples=FIXED_STATISTICS_IMAGES
+    statistics = population(
+        run.model, run.recipe, run.mesh, dataset.train, mode="layerwise", examples=FIXED_STATISTICS_IMAGES
     )
-    return run.state._replace(batch_stats=devices.place(statistics, devices.replicated(run.mesh)))
+    return run.state._replace(batch_stats=devices.place(statistics(run.state), devices.replicated(run.mesh)))
 
 
 def set_up_devices(config: TrainConfig) -> list[devices.Device]:

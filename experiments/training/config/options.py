@@ -36,9 +36,10 @@ PLACES = (
     "process_id",
 )
 # Options that earlier versions did not have: at their defaults they are no part of the name of a run.
-LATER = ("problem", "target_loss", "past_target", "evaluate_growth", "critical_share")
+LATER = ("problem", "target_loss", "past_target", "evaluate_growth", "critical_share", "b2", "average_weights")
 REFERENCE_BATCH_SIZE = 256
 REFERENCE_NORM_MOMENTUM = 0.9
+REFERENCE_B2 = 0.999
 DTYPES = ("float32", "bfloat16")
 INPUTS = ("auto", "resident", "streamed")
 AUTO = "auto"
@@ -208,6 +209,21 @@ class TrainConfig:
         4.0, "Length of a cycle of --schedule=cyclic, in epochs.", least=0, most=schedules.MAX_EPOCHS
     )
     momentum: float = _option(0.9, "Momentum of the optimizer; Adam's b1.", least=0, below=1)
+    b2: float | str = _option(
+        REFERENCE_B2,
+        f"Decay of the second moment of optimizers with Adam's. '{AUTO}': {REFERENCE_B2} at a batch of "
+        f"{REFERENCE_BATCH_SIZE}, over the same number of examples at any other, and at least --momentum.",
+        least=0,
+        below=1,
+        among=(AUTO,),
+    )
+    average_weights: int | None = _option(
+        None,
+        "Evaluate an average of the weights, in which a weight counts half as much after so many examples, such as "
+        "60000; the norms get statistics of training images for it. Default: the last weights.",
+        least=1,
+        most=10**12,
+    )
     weight_decay: float = _option(2e-3, "Decay of kernels; never of norm parameters or biases.", least=0)
     decay_all: bool = _option(False, "Apply weight decay to norm parameters and biases too, as a naive recipe does.")
     label_smoothing: float = _option(0.1, "Share of the target spread over all classes.", least=0, below=1)
@@ -297,6 +313,8 @@ class TrainConfig:
         if SCHEDULES[self.schedule].has_cycles and self.cycle_epochs == 0:
             raise UsageError("--cycle_epochs must be greater than 0")
         norm, full_batch = NORMS[self.norm], OPTIMIZERS[self.optimizer].full_batch
+        if OPTIMIZERS[self.optimizer].averages:
+            self._check_averages()
         if self.span is not None and not norm.takes_span:
             others = " or ".join(f"--norm={other.name}" for other in NORMS if other.takes_span)
             raise UsageError(f"--span groups the examples of {others}, not of --norm={self.norm}")
@@ -307,7 +325,12 @@ class TrainConfig:
                 f"--accumulation_steps=1, not {self.accumulation_steps}, and an optimizer other than {others}"
             )
         if full_batch:
-            whole = {"backwards_per_forward": 1, "batch_ramp": None, "augmentation": augmentation.NONE.name}
+            whole = {
+                "backwards_per_forward": 1,
+                "batch_ramp": None,
+                "augmentation": augmentation.NONE.name,
+                "average_weights": None,
+            }
             for name, value in whole.items():
                 if getattr(self, name) != value:
                     raise UsageError(
@@ -334,6 +357,23 @@ class TrainConfig:
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         given = [name for name in OF_DATA_AND_MODEL if getattr(self, name) != defaults[name]]
         refuse_beside_problem(given, str(self.problem))
+
+    def _check_averages(self) -> None:
+        if not SCHEDULES[self.schedule].is_constant:
+            raise UsageError(
+                f"--optimizer={self.optimizer} averages its steps in place of a rate that falls: it takes "
+                f"--schedule=constant, after a warmup, not {self.schedule}"
+            )
+        if self.average_weights is not None:
+            raise UsageError(
+                f"--optimizer={self.optimizer} averages its steps itself, and is evaluated there; leave out "
+                f"--average_weights={self.average_weights}"
+            )
+        if not self.momentum:
+            raise UsageError(
+                f"--optimizer={self.optimizer} takes its gradients between its steps and their average, by --momentum, "
+                f"which must be above 0, not {self.momentum:g}"
+            )
 
     def _check_ramp(self, ramp: int | str) -> None:
         if isinstance(ramp, str) and not SCHEDULES[self.schedule].is_constant:
@@ -379,6 +419,31 @@ class TrainConfig:
         if self.norm_momentum is not None:
             return self.norm_momentum
         return scale_decay(REFERENCE_NORM_MOMENTUM, REFERENCE_BATCH_SIZE, batch_size or self.batch_size)
+
+    def second_moment_decay(self, batch_size: int | None = None) -> float:
+        """Returns the decay of Adam's second moment at a batch size, by default the first of the run.
+
+        With `--b2=auto` it averages over the same number of examples, some 256,000, at any batch size, as far as Adam's
+        convergence allows: b1 must stay below the square root of b2.
+
+        Source: see `batchnorm_jax.batch_size.scale_decay`.
+        """
+        if not isinstance(self.b2, str):
+            return self.b2
+        examples = (batch_size or self.batch_size) / self.backwards_per_forward
+        return scale_decay(REFERENCE_B2, REFERENCE_BATCH_SIZE, examples, floor=self.momentum)
+
+    def kept_of_average(self, batch_size: int | None = None) -> float | None:
+        """Returns the share of the averaged weights that an update keeps at a batch size; None: there is no average."""
+        if self.average_weights is None:
+            return None
+        examples = (batch_size or self.batch_size) / self.backwards_per_forward
+        return 0.5 ** (examples / self.average_weights)
+
+    @property
+    def evaluates_average(self) -> bool:
+        """Whether an average of the weights is evaluated, and not the last ones."""
+        return self.average_weights is not None or OPTIMIZERS[self.optimizer].averages
 
     def identity(self) -> Options:
         """Returns the fields on which a run's numbers depend, `num_devices` if the norm's statistics are per device."""

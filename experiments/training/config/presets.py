@@ -270,6 +270,7 @@ def unused(config: TrainConfig, given: Iterable[str]) -> list[str]:
             line_search,
             ("schedule", "warmup_epochs", "learning_rate", "base_learning_rate", "lr_scaling", "momentum"),
         ),
+        "optimizers with Adam's second moment": (not OPTIMIZERS[config.optimizer].second_moment, ("b2",)),
         "residual networks": (not models.is_residual(config.model), ("zero_last_scale",)),
     }
     return [

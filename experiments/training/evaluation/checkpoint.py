@@ -22,7 +22,8 @@ from ..step import single
 from ..step.parts import make_model, make_optimizer, make_recipe
 from ..storage.checkpoints import Checkpoints
 from . import evaluator
-from .population import population_statistics
+from .averaged import evaluated
+from .population import population
 
 RECALIBRATIONS = ("pooled", "layerwise")
 OWN_DOMAIN = "its own"
@@ -32,7 +33,8 @@ class Restored(NamedTuple):
     """A checkpoint in memory, with everything needed to evaluate it.
 
     Attributes:
-      state: the training state.
+      state: the training state; of a run that evaluates an average of its weights, with that average and statistics of
+        training images for it.
       model: the model of the run.
       recipe: settings of the forward pass, which say how images are standardised.
       data: the data set whose test splits are evaluated.
@@ -119,6 +121,11 @@ def restore(
     if state is None:
         raise UsageError(f"{workdir} has no checkpoint yet; run the training until it has saved one")
     recipe = make_recipe(config, num_classes, (facts.pixel_mean, facts.pixel_std))
+    trained_on = loaded.train
+    if config.evaluates_average and name != config.dataset:
+        own = _allowed(workdir, "dataset", None, config.dataset)
+        trained_on = datasets.load(own, data_dir or config.data_dir, image_size=config.image_size).train
+    state = evaluated(config, built, recipe, mesh, trained_on)(state)
     return Restored(state, built, recipe, loaded, mesh, config.span)
 
 
@@ -175,17 +182,16 @@ def evaluate_checkpoint(
         evaluate = evaluator.Evaluator(step, test, restored.mesh)
         before, after = evaluate(restored.state), dict.fromkeys(test)
         if recalibration:
-            statistics = population_statistics(
+            statistics = population(
                 restored.model,
                 restored.recipe,
                 restored.mesh,
-                restored.state,
                 restored.data.train,
                 mode=recalibration,
                 span=restored.span,
                 domain=None if domain == OWN_DOMAIN else domain,
             )
-            after = evaluate(restored.state._replace(batch_stats=statistics))
+            after = evaluate(restored.state._replace(batch_stats=statistics(restored.state)))
         rows += [Evaluated(domain, name, before[name], after[name]) for name in test]
     return int(restored.state.step), rows
 

@@ -1,7 +1,7 @@
 """Population statistics: the statistics of training images, as a replacement for a model's running averages."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -32,27 +32,26 @@ MAX_BATCH_EXAMPLES = 1_000
 CHECK_EXAMPLES = 2_000
 
 
-def population_statistics(
+def population(
     model: nn.Module,
     recipe: Recipe,
     mesh: Mesh,
-    state: TrainState,
     train: datasets.Split,
     *,
     mode: RecalibrationMode,
     span: int | None = None,
     domain: str | None = None,
     examples: int = POPULATION_EXAMPLES,
-) -> Any:
-    """Returns the `batch_stats` of a model, computed from training images with its present parameters.
+) -> Callable[[TrainState], Any]:
+    """Returns a function from a state to the `batch_stats` of its parameters, computed from training images.
 
-    The images are drawn in random order, so that every batch has images of all classes.
+    The images are drawn in random order, so that every batch has images of all classes. They are read and placed on the
+    devices once.
 
     Args:
       model: the model of a run.
       recipe: settings of the forward pass, which say how images are standardised.
       mesh: the devices, which share each batch.
-      state: the state whose parameters are used.
       train: the training split.
       mode: "pooled" or "layerwise", the modes of `batchnorm_jax.recalibrate`.
       span: examples that the norms normalise together, which mode "pooled" follows; None: the whole batch.
@@ -93,8 +92,11 @@ def population_statistics(
         # dispatched ahead.
         return jax.block_until_ready(function(variables, images))
 
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    return recalibrate(one_at_a_time, variables, batches, mode=mode)["batch_stats"]
+    def statistics(state: TrainState) -> Any:
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
+        return recalibrate(one_at_a_time, variables, batches, mode=mode)["batch_stats"]
+
+    return statistics
 
 
 def where_recalibrated_differs(
@@ -127,10 +129,10 @@ def where_recalibrated_differs(
     unit = math.lcm(run.mesh.size, span or 1)
     if not has_running(state.batch_stats) or unit > dataset.train.size or any(datasets.is_streamed(s) for s in splits):
         return {}
-    statistics = population_statistics(
-        run.model, run.recipe, run.mesh, state, dataset.train, mode="pooled", span=span, examples=CHECK_EXAMPLES
+    statistics = population(
+        run.model, run.recipe, run.mesh, dataset.train, mode="pooled", span=span, examples=CHECK_EXAMPLES
     )
-    after = evaluate(state._replace(batch_stats=devices.place(statistics, devices.replicated(run.mesh))))
+    after = evaluate(state._replace(batch_stats=devices.place(statistics(state), devices.replicated(run.mesh))))
     return {name: result for name, result in after.items() if _differ(results[name], result)}
 
 

@@ -11,6 +11,8 @@ from ... import models
 from ..config import plan as plans
 from ..config.options import TrainConfig
 from ..recipe import norms, optimizers, schedules
+from ..recipe.averaging import Momentum
+from ..recipe.weight_average import averaging
 from ..state import Descent, Recipe
 
 
@@ -29,15 +31,31 @@ def make_model(config: TrainConfig, num_classes: int, total_steps: int = 1) -> A
     )
 
 
-def make_optimizer(config: TrainConfig, schedule) -> Any:
-    """Returns the optimizer of a configuration, for a schedule: step -> learning rate."""
-    return optimizers.make(
+def make_optimizer(config: TrainConfig, schedule, batch_size: int | None = None) -> Any:
+    """Returns the optimizer of a configuration; the structure of its state depends on the configuration alone.
+
+    Args:
+      config: configuration of the run.
+      schedule: step -> learning rate.
+      batch_size: of the updates that it makes; None: the first of the run.
+    """
+    optimizer = optimizers.make(
         config.optimizer,
         schedule,
         momentum=config.momentum,
+        b2=config.second_moment_decay(batch_size),
         weight_decay=config.weight_decay,
         decay_all=config.decay_all,
     )
+    full, own = config.kept_of_average(), config.kept_of_average(batch_size)
+    if full is None or own is None:
+        return optimizer
+    return averaging(optimizer, Momentum(full, own))
+
+
+def make_momentum(config: TrainConfig, batch_size: int) -> Momentum:
+    """Returns the momentum of the running statistics in updates of a batch size."""
+    return Momentum(config.running_momentum(), config.running_momentum(batch_size))
 
 
 def make_schedule(config: TrainConfig, plan: plans.Plan) -> Callable[[Any], optax.Schedule]:
@@ -56,10 +74,16 @@ def make_schedule(config: TrainConfig, plan: plans.Plan) -> Callable[[Any], opta
     return schedule
 
 
-def make_descent(config: TrainConfig, plan: plans.Plan) -> Descent:
-    """Returns the optimizer and the schedule of a configuration, both as functions of the peak learning rate."""
+def make_descent(config: TrainConfig, plan: plans.Plan, batch_size: int | None = None) -> Descent:
+    """Returns the optimizer and the schedule of a configuration, both as functions of the peak learning rate.
+
+    Args:
+      config: configuration of the run.
+      plan: the sizes of the run.
+      batch_size: of the updates that the optimizer makes; None: the first of the run.
+    """
     schedule = make_schedule(config, plan)
-    return Descent(lambda peak: make_optimizer(config, schedule(peak)), schedule)
+    return Descent(lambda peak: make_optimizer(config, schedule(peak), batch_size), schedule)
 
 
 def make_recipe(config: TrainConfig, dataset_classes: int, statistics: tuple[Any, Any]) -> Recipe:

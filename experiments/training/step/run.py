@@ -12,11 +12,10 @@ from ... import data as datasets
 from ..config import plan as plans
 from ..config.options import TrainConfig
 from ..machine import devices
-from ..recipe.averaging import Momentum
 from ..recipe.optimizers import OPTIMIZERS
 from ..state import Descent, Recipe, Source, TrainState
 from . import feeding, single, trial, updates
-from .parts import make_descent, make_model, make_recipe
+from .parts import make_descent, make_model, make_momentum, make_recipe
 
 
 class Run(NamedTuple):
@@ -70,21 +69,17 @@ def prepare(
     optimizer = descent.optimizer(plan.peak_learning_rate)
     if _users.is_users_own(config.model):
         model = make_model(config, dataset.num_classes, plan.total_steps)
-        usual = Momentum(config.running_momentum(), config.running_momentum())
+        usual = make_momentum(config, config.batch_size)
         # The model's forward pass does not depend on the optimizer, and `train_step` cannot take L-BFGS.
         plain = Descent(optax.sgd, descent.schedule) if OPTIMIZERS[config.optimizer].full_batch else descent
         step = single.train_step(model, plain, mesh, recipe, usual)
         trial.in_training(config, dataset, variables, model, step, plain.optimizer(plan.peak_learning_rate))
     state = single.init_state(evaluated, optimizer, dataset.train.image_shape, config.seed)
     state = devices.place(state, devices.replicated(mesh))
-    update = updates.make(config, dataset.num_classes, plan, descent, mesh, recipe)
-
-    @cache
-    def at(batch_size: int) -> updates.Compile:
-        return update(Momentum(config.running_momentum(), config.running_momentum(batch_size)))
+    at = cache(updates.make(config, dataset.num_classes, plan, mesh, recipe))
 
     def compile(state: TrainState, sources: list[Source], plan: plans.Plan) -> updates.Program:
-        # Padding is not counted, so that an epoch's last, smaller batch moves the running statistics less.
+        # Padding is not counted, so that an epoch's last, smaller batch moves averages less.
         return at(plan.examples_of(feeding.examples(sources), feeding.is_masked(sources)))(state, sources)
 
     return Run(plan, evaluated, mesh, recipe, state, compile, single.eval_step(evaluated, mesh, recipe), tried)

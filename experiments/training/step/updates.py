@@ -10,12 +10,11 @@ import numpy as np
 from ..config.options import TrainConfig
 from ..config.plan import Plan
 from ..machine import devices
-from ..recipe.averaging import Momentum
 from ..recipe.norms import NORMS
 from ..recipe.optimizers import OPTIMIZERS
-from ..state import Descent, Recipe, Source, TrainState
+from ..state import Recipe, Source, TrainState
 from . import accumulation, full_batch, single, splitting
-from .parts import make_model
+from .parts import make_descent, make_model, make_momentum
 
 
 class Program(NamedTuple):
@@ -35,51 +34,56 @@ Compile = Callable[[TrainState, list[Source]], Program]
 
 
 def make(
-    config: TrainConfig, num_classes: int, plan: Plan, descent: Descent, mesh: jax.sharding.Mesh, recipe: Recipe
-) -> Callable[[Momentum], Compile]:
+    config: TrainConfig, num_classes: int, plan: Plan, mesh: jax.sharding.Mesh, recipe: Recipe
+) -> Callable[[int], Compile]:
     """Chooses the update of a configuration.
 
     Args:
       config: configuration of the run.
       num_classes: the number of classes of its data set.
       plan: the sizes of the run.
-      descent: the optimizer and the schedule.
       mesh: the devices.
       recipe: settings of the forward pass.
 
     Returns:
-      A function of the momentum of the running statistics, which depends on the batch size, that returns a function
-      which compiles the update.
+      A function of the batch size, on which averages over examples depend, that returns a function which compiles the
+      update.
     """
     micro, k = config.accumulation_steps, config.backwards_per_forward
     # Placed on the devices once: transferring a number at every step would take longer than a small step.
     peak = devices.place(np.float32(plan.peak_learning_rate), devices.replicated(mesh))
     # Micro-batches whose statistics are averaged over parts must be averaged too, not pooled.
     averaged = config.span is not None or NORMS[config.norm].pools == "device"
-    if OPTIMIZERS[config.optimizer].full_batch:
-        model, optimizer = make_model(config, num_classes), descent.optimizer(plan.peak_learning_rate)
-        step = partial(
-            full_batch.full_batch_step,
-            model,
-            optimizer,
-            mesh,
-            recipe,
-            micro_batches=micro,
-            weight_decay=config.weight_decay,
-            decay_all=config.decay_all,
-            averaged=averaged,
-        )
-    elif micro > 1:
-        model = make_model(config, num_classes)
-        programs = partial(
-            accumulation.accumulated_step, model, descent, mesh, recipe, micro_batches=micro, averaged=averaged
-        )
-        return lambda momentum: partial(_accumulated, programs(momentum=momentum), mesh, peak)
-    else:
-        model = make_model(config, num_classes, plan.total_steps)
+    is_full_batch = OPTIMIZERS[config.optimizer].full_batch
+    # The model of a norm that follows the length of the run, which the other two updates refuse.
+    total_steps = 1 if is_full_batch or micro > 1 else plan.total_steps
+    model = make_model(config, num_classes, total_steps)
+
+    def at(batch_size: int) -> Compile:
+        descent, momentum = make_descent(config, plan, batch_size), make_momentum(config, batch_size)
         parts = model, descent, mesh, recipe
-        step = partial(splitting.split_step, *parts, k) if k > 1 else partial(single.train_step, *parts)
-    return lambda momentum: partial(_compiled, step(momentum=momentum), peak)
+        if is_full_batch:
+            step = full_batch.full_batch_step(
+                model,
+                descent.optimizer(plan.peak_learning_rate),
+                mesh,
+                recipe,
+                micro_batches=micro,
+                weight_decay=config.weight_decay,
+                decay_all=config.decay_all,
+                averaged=averaged,
+                momentum=momentum,
+            )
+        elif micro > 1:
+            programs = accumulation.accumulated_step(*parts, micro_batches=micro, averaged=averaged, momentum=momentum)
+            return partial(_accumulated, programs, mesh, peak)
+        elif k > 1:
+            step = splitting.split_step(*parts, k, momentum=momentum)
+        else:
+            step = single.train_step(*parts, momentum)
+        return partial(_compiled, step, peak)
+
+    return at
 
 
 def _compiled(step: Any, peak: jax.Array, state: TrainState, sources: list[Source]) -> Program:
