@@ -230,7 +230,14 @@ def test_the_fit_is_given_the_runs_at_the_best_rates_and_those_that_were_cut_sho
             (convergence.tuned_job(DATA, SETTING, 64, 0.1, 1), None),
         )
     ]
-    assert question.steps_for_fit(rows, found) == ([16, 64], [200, 50], [False, True])
+    at_best = question.at_best_rates(rows, found)
+    assert [(row.batch_size, row.seed, convergence.updates_to_target(row)) for row in at_best] == [
+        (16, 0, 200),
+        (64, 1, None),
+    ]
+    # One run at each of two sizes, one of them cut short, is too little for a curve.
+    fit, why = convergence.fitted_steps(at_best)
+    assert fit is None or why is None
 
 
 @pytest.mark.parametrize(

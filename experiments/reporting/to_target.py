@@ -1,7 +1,7 @@
 """Runs to a target accuracy, as the questions of the updates to it and of the critical batch size show them."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from matplotlib.axes import Axes
 
@@ -13,6 +13,20 @@ from .style import COLOUR, SECOND
 
 Kind = Literal["tuned", "fixed"]
 Quantity = Literal["epochs", "updates"]
+
+
+class Aim(Protocol):
+    """An analysis of runs to a target."""
+
+    @property
+    def target(self) -> float:
+        """The accuracy, as a share of 1, or the loss."""
+        ...
+
+    @property
+    def goal(self) -> str:
+        """The kind of the target, "accuracy" or "loss"."""
+        ...
 
 
 class Way(NamedTuple):
@@ -90,6 +104,6 @@ def _spent(summary: Summary, unit: Quantity) -> float:
     return summary.share_to_target * (summary.epochs if unit == "epochs" else summary.updates)
 
 
-def target_of(found: Analysis) -> str:
+def target_of(found: Aim) -> str:
     """Returns the target as words in a sentence: a share in percent, or a loss."""
     return f"a loss of {found.target:g}" if found.goal == "loss" else f"{100 * found.target:g}%"

@@ -8,10 +8,13 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
+
+from batchnorm_jax.batch_size import fit_steps_to_target
 
 from .._errors import UsageError
 from ..records.fields import Options
+from ..records.questions.convergence import StepsFit, StepsIntervals
 from ..records.runs import EvaluationRow
 from ..records.studies import StudyRow
 from ..training.storage import metrics
@@ -59,8 +62,7 @@ class Setting(Base):
 
     def changed(self, changes: Changes) -> Self:
         """Returns the setting with the target, length, sizes, rates and seeds of the user."""
-        if SEARCH_SEED in (changes.seeds or ()):
-            raise UsageError(f"--seeds: {SEARCH_SEED} is the seed of the search; take others")
+        refuse_search_seed(changes.seeds)
         return dataclasses.replace(
             self,
             target=changes.target or self.target,
@@ -85,7 +87,33 @@ class Setting(Base):
         return self.tuned_sizes
 
 
-def job_options(data: Data, setting: Setting, batch_size: int, seed: int, **changes: Any) -> Options:
+def refuse_search_seed(seeds: Sequence[int] | None) -> None:
+    """Refuses seeds of the user's among which is that of the search.
+
+    Raises:
+      UsageError: it is among them.
+    """
+    if SEARCH_SEED in (seeds or ()):
+        raise UsageError(f"--seeds: {SEARCH_SEED} is the seed of the search; take others")
+
+
+class ToTarget(Protocol):
+    """The part of a setting that says what a run stops at."""
+
+    @property
+    def target(self) -> float:
+        """The accuracy or the loss."""
+        ...
+
+    @property
+    def max_epochs(self) -> int:
+        """Epochs after which the run has not reached it."""
+        ...
+
+
+def job_options(
+    data: Data, setting: ToTarget, batch_size: int, seed: int, is_smoothed: bool | None = None, **changes: Any
+) -> Options:
     """Returns the options of a run to the target.
 
     Args:
@@ -93,10 +121,13 @@ def job_options(data: Data, setting: Setting, batch_size: int, seed: int, **chan
       setting: target and length.
       batch_size: examples per update.
       seed: the seed of the run.
+      is_smoothed: evaluate finely at first, and count the target where the evaluations are at it without their noise;
+        None: for problems alone.
       **changes: other options, such as the optimizer.
     """
-    every = max(1, round((FINEST if data.is_problem else RESOLUTION) * data.examples / batch_size))
-    growing: Options = {"evaluate_growth": GROWTH, "past_target": PAST_TARGET} if data.is_problem else {}
+    is_smoothed = data.is_problem if is_smoothed is None else is_smoothed
+    every = max(1, round((FINEST if is_smoothed else RESOLUTION) * data.examples / batch_size))
+    growing: Options = {"evaluate_growth": GROWTH, "past_target": PAST_TARGET} if is_smoothed else {}
     return {
         **data.options,
         "batch_size": batch_size,
@@ -113,7 +144,7 @@ def job_options(data: Data, setting: Setting, batch_size: int, seed: int, **chan
 
 def tuned_job(data: Data, setting: Setting, batch_size: int, rate: float, seed: int) -> Job:
     """Returns a run with Nesterov's momentum of 0.9, or with the optimizer of the problem."""
-    optimizer = {} if data.is_problem else {"optimizer": "nesterov"}
+    optimizer: dict[str, Any] = {} if data.is_problem else {"optimizer": "nesterov"}
     options = job_options(data, setting, batch_size, seed, **optimizer, learning_rate=rate)
     return Job(f"tuned-b{batch_size}-r{rate:.4g}-seed{seed}", options)
 
@@ -137,6 +168,29 @@ def evaluations(workdir: Path) -> list[tuple[int, float | None, float]]:
 def updates_to_target(row: StudyRow) -> int | None:
     """Returns the update after which a run reached its target; None: it did not."""
     return None if row.summary is None else row.summary.reached_after
+
+
+def fitted_steps(rows: Sequence[StudyRow]) -> tuple[StepsFit | None, str | None]:
+    """Returns the fit of the updates to the target against the batch sizes of runs that ended, or why there is none.
+
+    A run that did not reach the target counts as one that takes more updates than it made.
+    """
+    reached = [updates_to_target(row) for row in rows]
+    steps = [row.ended.updates if r is None else r for row, r in zip(rows, reached, strict=True)]
+    try:
+        fitted = fit_steps_to_target(
+            [row.batch_size for row in rows], steps, censored=[r is None for r in reached], confidence=CONFIDENCE
+        )
+    except ValueError as error:
+        # Without the name of the function, which says nothing to a reader of the report.
+        return None, str(error).partition(": ")[2]
+    fit = StepsFit(
+        min_steps=fitted.min_steps,
+        min_examples=fitted.min_examples,
+        critical_batch_size=fitted.critical_batch_size,
+        intervals=StepsIntervals(**fitted.intervals),
+    )
+    return fit, None
 
 
 class Trial(NamedTuple):
@@ -208,10 +262,10 @@ def search(data: Data, setting: Setting, batch_size: int, rates: Sequence[float]
         trials |= zip(waiting, run(jobs), strict=True)
         waiting = []
         failed = any(trial.failed for trial in trials.values())
-        best = _best(trials)
+        best = best_rate(trials)
         if not failed and best in (min(trials), max(trials)) and len(trials) < len(rates) + MOST_EXTENSIONS:
             waiting.append(_beyond(sorted(trials), upward=best == max(trials)))
-    best = _best(trials)
+    best = best_rate(trials)
     return Tuned(
         batch_size,
         best if trials[best].ended else None,
@@ -233,7 +287,7 @@ def rounded(rate: float) -> float:
     return float(f"{rate:.4g}")
 
 
-def _best(trials: Mapping[float, Trial]) -> float:
+def best_rate(trials: Mapping[float, Trial]) -> float:
     """Returns the rate with the fewest updates to the target; without any, the best at its end, or the least."""
 
     def badness(rate: float) -> tuple[int, float, float]:

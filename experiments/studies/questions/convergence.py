@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from batchnorm_jax.batch_size import fit_steps_to_target
-
-from ...records.questions.convergence import Analysis, BestRate, StepsFit, StepsIntervals
+from ...records.questions.convergence import Analysis, BestRate
 from ...records.studies import StudyRow
 from ..convergence import (
     CONFIDENCE,
@@ -14,11 +12,11 @@ from ..convergence import (
     Setting,
     Trial,
     Tuned,
+    fitted_steps,
     job_options,
     run_tuned,
     trial_of,
     tuned_so_far,
-    updates_to_target,
 )
 from ..jobs import Job
 from ..question import Asked, Data, Question, keys_of
@@ -66,19 +64,7 @@ def analyse(
     goal: Literal["accuracy", "loss"] = "accuracy",
 ) -> Analysis:
     """Returns the best rates, and the fit of the updates to the target or the reason why there is none."""
-    sizes, steps, censored = steps_for_fit(rows, found)
-    fit, why = None, None
-    try:
-        fitted = fit_steps_to_target(sizes, steps, censored=censored, confidence=CONFIDENCE)
-        fit = StepsFit(
-            min_steps=fitted.min_steps,
-            min_examples=fitted.min_examples,
-            critical_batch_size=fitted.critical_batch_size,
-            intervals=StepsIntervals(**fitted.intervals),
-        )
-    except ValueError as error:
-        # Without the name of the function, which says nothing to a reader of the report.
-        why = str(error).partition(": ")[2]
+    fit, why = fitted_steps(at_best_rates(rows, found))
     return Analysis(
         keys=keys_of(rows),
         target=setting.target,
@@ -92,19 +78,17 @@ def analyse(
     )
 
 
-def steps_for_fit(rows: Sequence[StudyRow], found: Sequence[Tuned]) -> tuple[list[int], list[int], list[bool]]:
-    """Returns batch sizes, updates and whether they are censored, of the runs at the best rates."""
+def at_best_rates(rows: Sequence[StudyRow], found: Sequence[Tuned]) -> list[StudyRow]:
+    """Returns the runs at the best rates that ended, without those of the search."""
     best = {tuned.batch_size: tuned.rate for tuned in found if tuned.rate is not None}
-    sizes, steps, censored = [], [], []
-    for row in rows:
-        is_final = row.kind == "tuned" and row.seed != SEARCH_SEED
-        if not is_final or best.get(row.batch_size) != row.learning_rate or row.summary is None:
-            continue
-        reached = updates_to_target(row)
-        sizes.append(row.batch_size)
-        steps.append(row.summary.updates if reached is None else reached)
-        censored.append(reached is None)
-    return sizes, steps, censored
+    return [
+        row
+        for row in rows
+        if row.kind == "tuned"
+        and row.seed != SEARCH_SEED
+        and best.get(row.batch_size) == row.learning_rate
+        and row.summary is not None
+    ]
 
 
 QUESTION = Question(

@@ -1,0 +1,292 @@
+"""Updates and time to a target, and accuracy at equal epochs, by optimizer and batch size.
+
+Of every optimizer the same number of rates is tried at every batch size, about the best rate of the size below.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from ...records.fields import Options
+from ...records.questions.optimizers import Analysis, OptimizerFit, TunedOptimizer
+from ...records.studies import StudyRow
+from ...training.config.options import AUTO, TrainConfig
+from ...training.recipe.optimizers import OPTIMIZERS
+from .. import convergence
+from ..convergence import CONFIDENCE, SEARCH_SEED, Run, Trial, rounded, trial_of
+from ..jobs import Job
+from ..question import Asked, Changes, Data, Question, keys_of, no_larger
+from ..question import Setting as Base
+
+# The first rates that are tried, as multiples of what the size below leads one to expect.
+FACTORS = (1 / 4, 1.0, 4.0)
+# Two more: about the best of them or, where that is on an edge, farther out on that side.
+ABOUT, BELOW, ABOVE = (1 / 2, 2.0), (1 / 4, 2.0), (1 / 2, 4.0)
+TRIALS = len(FACTORS) + len(ABOUT)
+FULL_BATCH = next(optimizer.name for optimizer in OPTIMIZERS if optimizer.full_batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting(Base):
+    """The runs that are compared.
+
+    Attributes:
+      target: the accuracy to reach.
+      optimizers: names of optimizers that take batches.
+      batch_sizes: to compare, rising.
+      max_epochs: epochs after which a run counts as not having reached the target.
+      epochs: the epochs of runs that are compared at equal epochs.
+      full_batch_updates: the most updates on the whole training set at once, with a line search; 0: none.
+      seeds: the seeds of the runs at the best rates.
+    """
+
+    target: float
+    optimizers: tuple[str, ...]
+    batch_sizes: tuple[int, ...]
+    max_epochs: int
+    epochs: int
+    full_batch_updates: int
+    seeds: tuple[int, ...]
+
+    def changed(self, changes: Changes) -> Self:
+        """Returns the setting with the target, length, sizes and seeds of the user."""
+        convergence.refuse_search_seed(changes.seeds)
+        return dataclasses.replace(
+            self,
+            target=changes.target or self.target,
+            batch_sizes=changes.batch_sizes or self.batch_sizes,
+            max_epochs=changes.max_epochs or self.max_epochs,
+            seeds=changes.seeds or self.seeds,
+        )
+
+    def fitted(self, examples: int) -> Self:
+        """Returns the setting with the batch sizes that fit the training set."""
+        return dataclasses.replace(self, batch_sizes=no_larger(self.batch_sizes, examples))
+
+    @property
+    def compared_sizes(self) -> tuple[int, ...]:
+        """Batch sizes at which the rate is tuned."""
+        return self.batch_sizes
+
+
+@dataclasses.dataclass
+class _Search:
+    """The trials of one optimizer at one batch size.
+
+    Attributes:
+      rates: those that are tried.
+      trials: their outcomes.
+    """
+
+    rates: list[float]
+    trials: dict[float, Trial] = dataclasses.field(default_factory=dict)
+
+    @property
+    def best(self) -> float:
+        return convergence.best_rate(self.trials)
+
+    def refine(self) -> None:
+        """Adds the last two rates."""
+        factors = {min(self.rates): BELOW, max(self.rates): ABOVE}.get(self.best, ABOUT)
+        self.rates += [rounded(self.best * factor) for factor in factors]
+
+
+def first_rate(optimizer: str, batch_size: int) -> float:
+    """Returns the rate that an optimizer has at a batch size by its own default and its own rule."""
+    constant = TrainConfig(optimizer=optimizer, batch_size=batch_size, schedule="constant")
+    return rounded(constant.peak_learning_rate)
+
+
+def options_of(optimizer: str) -> Options:
+    """Returns the options of an optimizer beside its rate: Adam's second moment follows the batch."""
+    return {"optimizer": optimizer, **({"b2": AUTO} if OPTIMIZERS[optimizer].second_moment else {})}
+
+
+def job(data: Data, setting: Setting, optimizer: str, batch_size: int, rate: float, seed: int) -> Job:
+    """Returns a run to the target at a constant rate."""
+    made = convergence.job_options(
+        data, setting, batch_size, seed, is_smoothed=True, **options_of(optimizer), learning_rate=rate
+    )
+    # The time of those at the best rates is shown.
+    return Job(f"optimizer-{optimizer}-b{batch_size}-r{rate:.4g}-seed{seed}", made, alone=seed != SEARCH_SEED)
+
+
+def full_batch_jobs(data: Data, setting: Setting) -> list[Job]:
+    """Returns a run to the target on the whole training set at once, if the setting has one."""
+    if not setting.full_batch_updates:
+        return []
+    seed = setting.seeds[0]
+    made = convergence.job_options(data, setting, data.examples, seed, is_smoothed=True, optimizer=FULL_BATCH)
+    made |= {"epochs": setting.full_batch_updates, "past_target": 0.0}
+    return [Job(f"full-{FULL_BATCH}-b{data.examples}-seed{seed}", made, alone=True)]
+
+
+def tune(data: Data, setting: Setting, run: Run) -> dict[tuple[str, int], _Search]:
+    """Tries rates of every optimizer at every batch size, those of all optimizers side by side.
+
+    Args:
+      data: to train on.
+      setting: the settings of the runs.
+      run: returns the outcomes of jobs.
+
+    Returns:
+      The trials by optimizer and batch size.
+    """
+    found: dict[tuple[str, int], _Search] = {}
+    expected = {name: first_rate(name, setting.batch_sizes[0]) for name in setting.optimizers}
+    for place, batch_size in enumerate(setting.batch_sizes):
+        here = {name: _Search([rounded(expected[name] * factor) for factor in FACTORS]) for name in setting.optimizers}
+        for is_last in (False, True):
+            waiting = [
+                (name, rate) for name, search in here.items() for rate in search.rates if rate not in search.trials
+            ]
+            jobs = [job(data, setting, name, batch_size, rate, SEARCH_SEED) for name, rate in waiting]
+            for (name, rate), trial in zip(waiting, run(jobs), strict=True):
+                here[name].trials[rate] = trial
+            if not is_last:
+                for search in here.values():
+                    search.refine()
+        found |= {(name, batch_size): search for name, search in here.items()}
+        for after in setting.batch_sizes[place + 1 : place + 2]:
+            # Between no change and the linear rule, either of which the next trials reach.
+            expected = {name: search.best * (after / batch_size) ** 0.5 for name, search in here.items()}
+    return found
+
+
+def final_jobs(data: Data, setting: Setting, found: Mapping[tuple[str, int], _Search]) -> tuple[list[Job], list[Job]]:
+    """Returns the runs at the best rates, with each seed: those to the target, and those of equal epochs."""
+    best = [(name, size, search.best) for (name, size), search in found.items() if search.trials[search.best].ended]
+    to_target = [
+        job(data, setting, name, size, rate, seed)
+        for name, size, rate in best
+        if found[name, size].trials[rate].updates is not None
+        for seed in setting.seeds
+    ]
+    equal = [
+        Job(f"equal-{name}-b{size}-seed{seed}", _equal_epochs(data, setting, name, size, rate, seed))
+        for name, size, rate in best
+        for seed in setting.seeds
+    ]
+    return to_target, equal
+
+
+def _equal_epochs(data: Data, setting: Setting, name: str, size: int, rate: float, seed: int) -> dict[str, Any]:
+    return {
+        **data.options,
+        **data.constant,
+        # All training images, and the test split; rates fall, but of those that average in their place.
+        "validation_examples": 0,
+        "schedule": "constant" if OPTIMIZERS[name].averages else "cosine",
+        "batch_size": size,
+        "epochs": setting.epochs,
+        **options_of(name),
+        "learning_rate": rate,
+        "seed": seed,
+    }
+
+
+def planned(asked: Asked) -> list[Job]:
+    """Returns the runs that are known: those that have rows, and those that are next."""
+    data, setting, runner = asked.data, asked.study.of(Setting), asked.runner
+    known: list[Job] = []
+    is_open = False
+
+    def look(jobs: Sequence[Job]) -> list[Trial]:
+        nonlocal is_open
+        if not is_open:
+            known.extend(jobs)
+        is_open = is_open or not all(map(runner.is_done, jobs))
+        # What follows from runs that are not done is not known.
+        return [trial_of(runner.run(job)) if runner.is_done(job) else Trial(None, 0.0) for job in jobs]
+
+    found = tune(data, setting, look)
+    if not is_open:
+        for jobs in final_jobs(data, setting, found):
+            known += jobs
+    return [*known, *full_batch_jobs(data, setting)]
+
+
+def run(asked: Asked) -> Analysis:
+    """Tries the rates, and makes the runs at the best of them."""
+    data, setting, runner = asked.data, asked.study.of(Setting), asked.runner
+    whole = full_batch_jobs(data, setting)
+    runner.expect(whole)
+    rows: list[StudyRow] = []
+
+    def trials(jobs: Sequence[Job]) -> list[Trial]:
+        rows.extend(made := runner.run_all(jobs))
+        return list(map(trial_of, made))
+
+    found = tune(data, setting, trials)
+    to_target, equal = final_jobs(data, setting, found)
+    made = runner.run_all([*to_target, *equal, *whole])
+    final = made[: len(to_target)]
+    return Analysis(
+        keys=keys_of([*rows, *made]),
+        target=setting.target,
+        goal=data.goal,
+        seeds=list(setting.seeds),
+        confidence=CONFIDENCE,
+        trials=TRIALS,
+        tuned=[
+            TunedOptimizer(
+                optimizer=name,
+                batch_size=size,
+                rate=search.best if search.trials[search.best].ended else None,
+                reached=search.trials[search.best].updates is not None,
+                on_edge=search.best in (min(search.rates), max(search.rates)),
+            )
+            for (name, size), search in sorted(
+                found.items(), key=lambda item: (setting.optimizers.index(item[0][0]), item[0][1])
+            )
+        ],
+        fits=[_fit(name, [row for row in final if row.options["optimizer"] == name]) for name in setting.optimizers],
+    )
+
+
+def _fit(optimizer: str, rows: Sequence[StudyRow]) -> OptimizerFit:
+    fit, why = convergence.fitted_steps([row for row in rows if row.summary is not None])
+    return OptimizerFit(optimizer=optimizer, fit=fit, no_fit=why)
+
+
+_COMPARED = ("nesterov", "lars", "adamw", "muon", "schedule_free")
+
+QUESTION = Question(
+    order=100,
+    help="optimizers to a target and at equal epochs, each with the same number of rates at each size",
+    setting=Setting,
+    planned=planned,
+    run=run,
+    presets={
+        "quick": Setting(
+            target=0.9,
+            optimizers=("nesterov", "muon"),
+            batch_sizes=(64, 512),
+            max_epochs=2,
+            epochs=1,
+            full_batch_updates=0,
+            seeds=(0, 1),
+        ),
+        "mnist_full": Setting(
+            target=0.98,
+            optimizers=(*_COMPARED, "lamb", "schedule_free_adamw"),
+            batch_sizes=(64, 256, 1024, 4096, 16384),
+            max_epochs=40,
+            epochs=12,
+            full_batch_updates=100,
+            seeds=(0, 1, 2),
+        ),
+    },
+    otherwise=Setting(
+        target=0.97,
+        optimizers=_COMPARED,
+        batch_sizes=(64, 512, 4096),
+        max_epochs=20,
+        epochs=3,
+        full_batch_updates=40,
+        seeds=(0, 1),
+    ),
+    fewest_sizes=2,
+    rates_follow=True,
+    on_request=True,
+)

@@ -1,0 +1,116 @@
+"""Question 10, which optimizer bears which batch size: the trials, the runs at the best rates, and the section."""
+
+import json
+import re
+
+import pytest
+
+from experiments._errors import UsageError
+from experiments.reporting import write_study_page
+from experiments.reporting.study import study_sections
+from experiments.studies import batch_size, driver, jobs, settings
+from experiments.studies.convergence import SEARCH_SEED, Trial
+from experiments.studies.question import Changes, Data
+from experiments.studies.questions import optimizers
+from experiments.training.recipe.optimizers import OPTIMIZERS
+
+SETTING = optimizers.Setting(
+    target=0.7,
+    optimizers=("muon", "schedule_free"),
+    batch_sizes=(8, 32),
+    max_epochs=8,
+    epochs=1,
+    full_batch_updates=8,
+    seeds=(0, 1),
+)
+TINY = settings.study_of({"dataset": "tests.own:larger", "model": "tests.own:model", "num_devices": 1}, SETTING)
+DATA = Data({"dataset": "tests.own:larger"}, 96, 0)
+
+
+def law(best):
+    """Runs whose updates to the target rise with the distance from a best rate, which may depend on the batch size."""
+
+    def run(made):
+        trials = []
+        for job in made:
+            off = job.options["learning_rate"] / best(job.options["optimizer"], job.options["batch_size"])
+            trials.append(Trial(round(100 * max(off, 1 / off)), 0.9))
+        return trials
+
+    return run
+
+
+@pytest.mark.parametrize("factor", [1 / 16, 1 / 4, 1 / 2, 1, 2, 4, 16])
+def test_every_optimizer_has_as_many_trials_and_the_best_is_followed(factor):
+    """To a factor of 16 off what its default says; at the next size, from there."""
+
+    def best(name, size):
+        return factor * optimizers.first_rate(name, 8) * (size / 8) ** 0.5
+
+    found = optimizers.tune(DATA, SETTING, law(best))
+    assert set(found) == {(name, size) for name in SETTING.optimizers for size in SETTING.batch_sizes}
+    for (name, size), search in found.items():
+        assert len(search.rates) == len(set(search.rates)) == len(search.trials) == optimizers.TRIALS
+        assert search.best == pytest.approx(best(name, size), rel=1e-3)
+        assert search.best in (min(search.rates), max(search.rates)) or factor not in (1 / 16, 16) or size > 8
+
+
+def test_trials_without_a_finite_loss_or_the_target_lead_to_lower_rates():
+    def run(made):
+        bad = [job.options["learning_rate"] > 0.9 * optimizers.first_rate("muon", 8) for job in made]
+        return [Trial(None, None) if worst else Trial(None, 0.5) for worst in bad]
+
+    found = optimizers.tune(DATA, SETTING, run)
+    search = found["muon", 8]
+    assert search.best < optimizers.first_rate("muon", 8) and not search.trials[search.best].updates
+    to_target, equal = optimizers.final_jobs(DATA, SETTING, {("muon", 8): search})
+    # It is compared at equal epochs though it did not reach the target.
+    assert to_target == [] and [job.options["seed"] for job in equal] == [0, 1]
+
+
+def test_the_runs_say_what_their_optimizer_needs():
+    for name in SETTING.optimizers:
+        made = optimizers.job(DATA, SETTING, name, 8, 0.1, 0).options
+        assert made["schedule"] == "constant" and ("b2" in made) == OPTIMIZERS[name].second_moment
+    whole = optimizers.full_batch_jobs(DATA, SETTING)
+    assert [job.options["batch_size"] for job in whole] == [96] and "learning_rate" not in whole[0].options
+
+
+def test_the_seed_of_the_search_is_refused():
+    with pytest.raises(UsageError, match=f"--seeds: {SEARCH_SEED} is the seed of the search"):
+        SETTING.changed(Changes(seeds=(0, SEARCH_SEED)))
+    assert SETTING.changed(Changes(batch_sizes=(4, 8))).fitted(6).batch_sizes == (4,)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """The folder of a study of the question alone."""
+    folder = tmp_path_factory.mktemp("study")
+    assert batch_size.run(TINY, ["optimizers"], folder) == []
+    return folder
+
+
+def test_the_question_is_answered_from_the_files_alone(study):
+    rows = {row.key: row for row in jobs.read(study / jobs.FILE)}
+    found = json.loads((study / "optimizers.json").read_text())
+    searched = [row for row in rows.values() if row.kind == "optimizer" and row.seed == SEARCH_SEED]
+    assert len(searched) == 2 * 2 * optimizers.TRIALS
+    assert {row.kind for row in rows.values()} == {"optimizer", "equal", "full"}
+    for tuned in found["tuned"]:
+        for seed in SETTING.seeds:
+            equal = rows[f"equal-{tuned['optimizer']}-b{tuned['batch_size']}-seed{seed}"]
+            assert equal.learning_rate == tuned["rate"] and equal.ended.epochs == 1
+    (section,) = study_sections(study)
+    assert section.number == 10 and "L-BFGS on all 235 examples at once" in section.answer
+    text = re.sub(r"<[^>]*>", "", write_study_page(study).read_text())
+    assert all(name in text for name in ("Muon", "schedule-free SGD", "L-BFGS", "line search"))
+
+
+def test_a_study_that_is_done_plans_nothing_more(study):
+    data = settings.data_of(TINY)
+    planned = batch_size.planned(TINY, "optimizers", data, driver.Runner(study))
+    assert {job.key for job in planned} == set(json.loads((study / "optimizers.json").read_text())["keys"])
+    # Of one that has not begun the first trials are known, and the run that needs none.
+    fresh = batch_size.planned(TINY, "optimizers", data, driver.Runner(study / "none"))
+    assert len(fresh) == 2 * len(optimizers.FACTORS) + 1
+    assert [job.options["seed"] for job in fresh] == [*[SEARCH_SEED] * 6, 0]
