@@ -114,7 +114,6 @@ def test_the_average_is_the_same_on_any_number_of_devices(options):
 
 @pytest.mark.parametrize("ways", [{"accumulation_steps": 2}, {"backwards_per_forward": 2}])
 def test_the_average_counts_examples_however_an_update_is_made(ways):
-    """Of a half-life of one update, the average is nearer to the last weights than to the first."""
     state, _ = rig.first_steps(TrainConfig(**TINY, average_weights=16, **ways), rig.tiny(), 12, 1)
     assert int(state.opt_state.updates) == int(state.step) == 12 * ways.get("backwards_per_forward", 1)
     plain, _ = rig.first_steps(TrainConfig(**TINY, **ways), rig.tiny(), 12, 1)

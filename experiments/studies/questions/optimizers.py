@@ -209,8 +209,6 @@ def planned(asked: Asked) -> list[Job]:
 def run(asked: Asked) -> Analysis:
     """Tries the rates, and makes the runs at the best of them."""
     data, setting, runner = asked.data, asked.study.of(Setting), asked.runner
-    whole = full_batch_jobs(data, setting)
-    runner.expect(whole)
     rows: list[StudyRow] = []
 
     def trials(jobs: Sequence[Job]) -> list[Trial]:
@@ -219,7 +217,7 @@ def run(asked: Asked) -> Analysis:
 
     found = tune(data, setting, trials)
     to_target, equal = final_jobs(data, setting, found)
-    made = runner.run_all([*to_target, *equal, *whole])
+    made = runner.run_all([*to_target, *equal, *full_batch_jobs(data, setting)])
     final = made[: len(to_target)]
     return Analysis(
         keys=keys_of([*rows, *made]),
@@ -258,15 +256,6 @@ QUESTION = Question(
     planned=planned,
     run=run,
     presets={
-        "quick": Setting(
-            target=0.9,
-            optimizers=("nesterov", "muon"),
-            batch_sizes=(64, 512),
-            max_epochs=2,
-            epochs=1,
-            full_batch_updates=0,
-            seeds=(0, 1),
-        ),
         "mnist_full": Setting(
             target=0.98,
             optimizers=(*_COMPARED, "lamb", "schedule_free_adamw"),
@@ -288,5 +277,4 @@ QUESTION = Question(
     ),
     fewest_sizes=2,
     rates_follow=True,
-    on_request=True,
 )

@@ -52,8 +52,8 @@ class Optimizer:
       trust_ratio: kernels take the rate times their trust ratio, and all other parameters the rate itself.
       second_moment: it keeps a running average of squared gradients, whose decay is `--b2`.
       full_batch: each step is over the whole training set, and a line search finds its length.
-      averages: what it finds is an average of where it has been, in place of a rate that falls: it is evaluated there,
-        and takes a constant rate and a momentum above 0.
+      averages: it averages its steps in place of a rate that falls: what is evaluated is the average, and it takes a
+        constant rate and a momentum above 0.
     """
 
     name: str

@@ -37,7 +37,7 @@ def make_optimizer(config: TrainConfig, schedule, batch_size: int | None = None)
     Args:
       config: configuration of the run.
       schedule: step -> learning rate.
-      batch_size: of the updates that it makes; None: the first of the run.
+      batch_size: examples per update that it makes; None: the first batch size of the run.
     """
     optimizer = optimizers.make(
         config.optimizer,
@@ -80,7 +80,7 @@ def make_descent(config: TrainConfig, plan: plans.Plan, batch_size: int | None =
     Args:
       config: configuration of the run.
       plan: the sizes of the run.
-      batch_size: of the updates that the optimizer makes; None: the first of the run.
+      batch_size: examples per update that the optimizer makes; None: the first batch size of the run.
     """
     schedule = make_schedule(config, plan)
     return Descent(lambda peak: make_optimizer(config, schedule(peak), batch_size), schedule)
