@@ -56,6 +56,9 @@ def is_nonsense(name, flag, value):
         return value in NO_FOLDERS - ({"/dev/null/x", "/proc/x", "file/x"} if flag == "data_dir" else set())
     if flag == "dataset":
         return value not in DATASETS
+    if flag == "target_loss" and name in ("train", "recommend"):
+        # A problem may evaluate the logarithm of a density, which may have any sign.
+        return value not in ("-1", "-0.5")
     return not (flag == "model" and value in FUNCTIONS)
 
 

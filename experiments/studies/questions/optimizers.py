@@ -4,6 +4,7 @@ Of every optimizer the same number of rates is tried at every batch size, about 
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -18,11 +19,14 @@ from ..jobs import Job
 from ..question import Asked, Changes, Data, Question, keys_of, no_larger
 from ..question import Setting as Base
 
-# The first rates that are tried, as multiples of what the size below leads one to expect.
-FACTORS = (1 / 4, 1.0, 4.0)
+# The rates that are tried after the one that the size below leads one to expect, as multiples of it.
+FACTORS = (1 / 4, 4.0)
 # Two more: about the best of them or, where that is on an edge, farther out on that side.
 ABOUT, BELOW, ABOVE = (1 / 2, 2.0), (1 / 4, 2.0), (1 / 2, 4.0)
-TRIALS = len(FACTORS) + len(ABOUT)
+TRIALS = 1 + len(FACTORS) + len(ABOUT)
+# A rate that takes more than so many times the updates of the best so far is not the best: its run ends there.
+MOST_OVER_BEST = 2.5
+ROUNDS = 3
 FULL_BATCH = next(optimizer.name for optimizer in OPTIMIZERS if optimizer.full_batch)
 
 
@@ -74,21 +78,31 @@ class _Search:
     """The trials of one optimizer at one batch size.
 
     Attributes:
-      rates: those that are tried.
-      trials: their outcomes.
+      trials: the outcomes by rate.
     """
 
-    rates: list[float]
     trials: dict[float, Trial] = dataclasses.field(default_factory=dict)
 
     @property
     def best(self) -> float:
         return convergence.best_rate(self.trials)
 
-    def refine(self) -> None:
-        """Adds the last two rates."""
-        factors = {min(self.rates): BELOW, max(self.rates): ABOVE}.get(self.best, ABOUT)
-        self.rates += [rounded(self.best * factor) for factor in factors]
+    @property
+    def is_on_edge(self) -> bool:
+        return self.best in (min(self.trials), max(self.trials))
+
+    @property
+    def most_updates(self) -> int | None:
+        """The updates after which the next trials end; None: as many as any run has."""
+        updates = self.trials[self.best].updates if self.trials else None
+        return None if updates is None else math.ceil(MOST_OVER_BEST * updates)
+
+    def next(self, expected: float) -> list[float]:
+        """Returns the rates to try next, from the one that is expected."""
+        if len(self.trials) < 2:
+            return [rounded(expected * factor) for factor in (FACTORS if self.trials else (1.0,))]
+        factors = {min(self.trials): BELOW, max(self.trials): ABOVE}.get(self.best, ABOUT)
+        return [rounded(self.best * factor) for factor in factors]
 
 
 def first_rate(optimizer: str, batch_size: int) -> float:
@@ -102,11 +116,15 @@ def options_of(optimizer: str) -> Options:
     return {"optimizer": optimizer, **({"b2": AUTO} if OPTIMIZERS[optimizer].second_moment else {})}
 
 
-def job(data: Data, setting: Setting, optimizer: str, batch_size: int, rate: float, seed: int) -> Job:
-    """Returns a run to the target at a constant rate."""
-    made = convergence.job_options(
+def job(
+    data: Data, setting: Setting, optimizer: str, batch_size: int, rate: float, seed: int, most: int | None = None
+) -> Job:
+    """Returns a run to the target at a constant rate, of at most so many updates."""
+    made: dict[str, Any] = convergence.job_options(
         data, setting, batch_size, seed, is_smoothed=True, **options_of(optimizer), learning_rate=rate
     )
+    if most is not None and most * batch_size < made["epochs"] * data.examples:
+        made = {name: value for name, value in made.items() if name != "epochs"} | {"steps": most}
     # The time of those at the best rates is shown.
     return Job(f"optimizer-{optimizer}-b{batch_size}-r{rate:.4g}-seed{seed}", made, alone=seed != SEARCH_SEED)
 
@@ -135,17 +153,15 @@ def tune(data: Data, setting: Setting, run: Run) -> dict[tuple[str, int], _Searc
     found: dict[tuple[str, int], _Search] = {}
     expected = {name: first_rate(name, setting.batch_sizes[0]) for name in setting.optimizers}
     for place, batch_size in enumerate(setting.batch_sizes):
-        here = {name: _Search([rounded(expected[name] * factor) for factor in FACTORS]) for name in setting.optimizers}
-        for is_last in (False, True):
-            waiting = [
-                (name, rate) for name, search in here.items() for rate in search.rates if rate not in search.trials
+        here = {name: _Search() for name in setting.optimizers}
+        for _ in range(ROUNDS):
+            waiting = [(name, rate) for name, search in here.items() for rate in search.next(expected[name])]
+            jobs = [
+                job(data, setting, name, batch_size, rate, SEARCH_SEED, here[name].most_updates)
+                for name, rate in waiting
             ]
-            jobs = [job(data, setting, name, batch_size, rate, SEARCH_SEED) for name, rate in waiting]
             for (name, rate), trial in zip(waiting, run(jobs), strict=True):
                 here[name].trials[rate] = trial
-            if not is_last:
-                for search in here.values():
-                    search.refine()
         found |= {(name, batch_size): search for name, search in here.items()}
         for after in setting.batch_sizes[place + 1 : place + 2]:
             # Between no change and the linear rule, either of which the next trials reach.
@@ -232,7 +248,7 @@ def run(asked: Asked) -> Analysis:
                 batch_size=size,
                 rate=search.best if search.trials[search.best].ended else None,
                 reached=search.trials[search.best].updates is not None,
-                on_edge=search.best in (min(search.rates), max(search.rates)),
+                on_edge=search.is_on_edge,
             )
             for (name, size), search in sorted(
                 found.items(), key=lambda item: (setting.optimizers.index(item[0][0]), item[0][1])
