@@ -230,9 +230,11 @@ class _Worker:
         if line:
             return {**json.loads(line), **({"ran_on": self._share.name} if self._share.name else {})}
         self.end()
+        said = _files.read_lines(self._folder / LOG)[-1:]
+        last = f' ("{said[0].strip():.200}")' if said and said[0].strip() else ""
         return {
             "diverged": False,
-            "error": f"its process ended with exit status {process.returncode}; see {LOG} in the workdir",
+            "error": f"its process ended with exit status {process.returncode}{last}; see {LOG} in the workdir",
         }
 
     def _start(self, num_devices: int | None) -> Any:
