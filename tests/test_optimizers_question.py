@@ -8,7 +8,7 @@ import pytest
 from experiments._errors import UsageError
 from experiments.reporting import write_study_page
 from experiments.reporting.study import study_sections
-from experiments.studies import batch_size, driver, jobs, settings
+from experiments.studies import batch_size, driver, jobs, settings, tuning
 from experiments.studies.convergence import SEARCH_SEED, Trial
 from experiments.studies.question import Changes, Data
 from experiments.studies.questions import optimizers
@@ -46,24 +46,24 @@ def test_every_optimizer_has_as_many_trials_and_the_best_is_followed(factor):
     """To a factor of 16 off what its default says; at the next size, from there."""
 
     def best(name, size):
-        return factor * optimizers.first_rate(name, 8) * (size / 8) ** 0.5
+        return factor * tuning.first_rate(name, 8) * (size / 8) ** 0.5
 
     found = optimizers.tune(DATA, SETTING, law(best))
     assert set(found) == {(name, size) for name in SETTING.optimizers for size in SETTING.batch_sizes}
     for (name, size), search in found.items():
-        assert len(search.trials) == optimizers.TRIALS
+        assert len(search.trials) == tuning.TRIALS
         assert search.best == pytest.approx(best(name, size), rel=1e-3)
         assert search.is_on_edge == (size == 8 and factor in (1 / 16, 16))
 
 
 def test_trials_without_a_finite_loss_or_the_target_lead_to_lower_rates():
     def run(made):
-        bad = [job.options["learning_rate"] > 0.9 * optimizers.first_rate("muon", 8) for job in made]
+        bad = [job.options["learning_rate"] > 0.9 * tuning.first_rate("muon", 8) for job in made]
         return [Trial(None, None) if worst else Trial(None, 0.5) for worst in bad]
 
     found = optimizers.tune(DATA, SETTING, run)
     search = found["muon", 8]
-    assert search.best < optimizers.first_rate("muon", 8) and not search.trials[search.best].updates
+    assert search.best < tuning.first_rate("muon", 8) and not search.outcome.updates
     to_target, equal = optimizers.final_jobs(DATA, SETTING, {("muon", 8): search})
     # It is compared at equal epochs though it did not reach the target.
     assert to_target == [] and [job.options["seed"] for job in equal] == [0, 1]
@@ -74,7 +74,7 @@ def test_a_trial_ends_where_it_can_no_longer_be_the_best():
 
     def run(made):
         asked.extend(made)
-        return law(lambda name, size: optimizers.first_rate(name, size))(made)
+        return law(lambda name, size: tuning.first_rate(name, size))(made)
 
     optimizers.tune(DATA, SETTING, run)
     first, *later = [
@@ -113,7 +113,7 @@ def test_the_question_is_answered_from_the_files_alone(study):
     rows = {row.key: row for row in jobs.read(study / jobs.FILE)}
     found = json.loads((study / "optimizers.json").read_text())
     searched = [row for row in rows.values() if row.kind == "optimizer" and row.seed == SEARCH_SEED]
-    assert len(searched) == 2 * 2 * optimizers.TRIALS
+    assert len(searched) == 2 * 2 * tuning.TRIALS
     assert {row.kind for row in rows.values()} == {"optimizer", "equal", "full"}
     for tuned in found["tuned"]:
         for seed in SETTING.seeds:

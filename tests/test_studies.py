@@ -9,11 +9,12 @@ import pytest
 from experiments import _files
 from experiments._errors import UsageError
 from experiments.records import questions
-from experiments.records.studies import Analysis, StudyRow
+from experiments.records.questions.search import Analysis, Recipe
+from experiments.records.studies import StudyRow
 from experiments.reporting import write_study_page
 from experiments.studies import convergence, driver, jobs
 from experiments.studies.questions import convergence as question
-from experiments.studies.questions import ladder, search
+from experiments.studies.questions import ladder
 from experiments.studies.recommending.lab import count_devices
 from experiments.training.config.options import TrainConfig
 from experiments.training.machine import devices
@@ -265,17 +266,6 @@ def row(key, options, accuracy):
     return made.row(key, options, summary=made.summary(accuracy), command="python -m experiments.train")
 
 
-def test_the_best_of_the_search_is_run_with_every_seed():
-    jobs_ = search.search_jobs({"dataset": "mnist"})
-    assert len({job.key for job in jobs_}) == len(jobs_) == 38
-    searched = [row(job.key, job.options, 0.9 + 0.001 * i) for i, job in enumerate(jobs_)]
-    finals = search.final_jobs({"dataset": "mnist"}, searched)
-    assert len(finals) == 4 * 3 and {job.options["seed"] for job in finals} == {0, 1, 2}
-    chosen = finals[0].options
-    assert chosen["batch_size"] == 8192 and chosen["optimizer"] == "lamb" and chosen["learning_rate"] == 0.15
-    assert "validation_examples" not in chosen
-
-
 def test_every_rung_of_the_ladder_is_a_configuration_that_has_a_name():
     rungs = ladder.jobs({"dataset": "mnist"}, ladder.Setting())
     assert len(rungs) == len({rung.key for rung in rungs}) == 3 * len(ladder.rungs(ladder.Setting()))
@@ -303,8 +293,10 @@ def test_the_report_has_a_section_for_what_was_run(tmp_path):
         for s in range(3)
     ]
     (tmp_path / jobs.FILE).write_bytes(b"".join(map(_files.line, rows)))
-    _files.write_json(tmp_path / "search.json", Analysis(keys=[r.key for r in rows]))
+    recipe = Recipe(batch_size=64, optimizer="lars", rate=1.0, on_edge=False, kept=["averaged weights"], held_out=0.9)
+    analysis = Analysis(keys=[r.key for r in rows], epochs=12, trials=5, recipes=[recipe])
+    _files.write_json(tmp_path / "search.json", analysis)
     text = write_study_page(tmp_path).read_text()
     assert "1: 99.00*" in text and text.count("<svg") == 1
     assert "91.00</td>" in text and "90.00</td>" in text and "92.00</td>" in text
-    assert "The ladder has not been run" in text
+    assert "After 12 epochs a batch of 64 ends at 91.00%, with LARS, averaged weights; a batch of 8,192" in text

@@ -1,5 +1,8 @@
 """Records of the search for the best recipe of very large batches."""
 
+from ..fields import Positive, Share, Size
+from ..record import Record
+from ..studies import Analysis as Base
 from ..studies import StudyRow
 
 
@@ -9,4 +12,38 @@ class SearchRow(StudyRow, frozen=True, kw_only=True, omit_defaults=True):
     NEEDED = ("batch_size", "learning_rate", "optimizer")
 
 
-ROWS = {"search": SearchRow, "final": SearchRow}
+class Recipe(Record, frozen=True, kw_only=True):
+    """The best recipe of one batch size.
+
+    Attributes:
+      batch_size: examples per update.
+      optimizer: the name of the optimizer.
+      rate: its peak rate before any change.
+      on_edge: whether that is the least or the greatest that was tried.
+      kept: the changes that the recipe has, in words.
+      held_out: the accuracy on what was held out.
+    """
+
+    batch_size: Size
+    optimizer: str
+    rate: Positive
+    on_edge: bool
+    kept: list[str]
+    held_out: Share
+
+
+class Analysis(Base, frozen=True, kw_only=True):
+    """The contents of `search.json`.
+
+    Attributes:
+      epochs: the epochs of every run.
+      trials: how many rates were tried of each optimizer.
+      recipes: the best recipe of each batch size, rising.
+    """
+
+    epochs: Size
+    trials: Size
+    recipes: list[Recipe]
+
+
+ROWS = {"search": SearchRow, "change": SearchRow, "joined": SearchRow, "final": SearchRow}

@@ -20,7 +20,6 @@ from ..seeds import (
 )
 from ..study_files import Source, StudyFiles, opened
 
-# The search answers the same question.
 NUMBER, TITLE = 6, "What repairs a very large batch, and by how much?"
 # Hoffer et al., arXiv 1705.08741, 2017: a fully connected network (F1) on MNIST, test accuracy in percent.
 PUBLISHED = (

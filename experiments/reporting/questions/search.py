@@ -1,11 +1,12 @@
-"""Question 6: the best recipe of a search at very large batches, from the study's files alone."""
+"""Question 11: the best recipe of a search at very large batches, from the study's files alone."""
 
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from matplotlib.figure import Figure
 
+from ...records.questions.search import Analysis
 from ...records.studies import StudyRow
 from ..document import figure, table
 from ..question import Report
@@ -13,7 +14,8 @@ from ..section import Section
 from ..seeds import accuracy, spread_of
 from ..study_files import Source, StudyFiles, opened
 from ..style import COLOUR, OPTIMIZERS, TEXT, canvas, legend, sizes_axis
-from .ladder import NUMBER, TITLE
+
+NUMBER, TITLE = 11, "How near does the best recipe bring a very large batch?"
 
 
 def accuracy_figure(study: Source) -> Figure:
@@ -50,25 +52,72 @@ def accuracy_figure(study: Source) -> Figure:
 
 
 def search_sections(study: StudyFiles) -> list[Section]:
-    """Returns the section, of what has been run of it. It follows that of the ladder, if there is one."""
+    """Returns the section, of what has been run of it."""
     rows, parts = study.rows_of("search"), []
     if groups := _by_batch_size(rows):
         parts += [
-            "<p>The best recipe of a search at each batch size, the same number of epochs:</p>",
             figure(accuracy_figure(study), "The line joins the means over the seeds."),
             table(
-                ("batch size", "updates", "optimizer", "peak rate", "mean", "least", "greatest"),
+                ("batch size", "updates", "optimizer", "peak rate", "changes", "mean", "least", "greatest"),
                 [_final_cells(batch_size, group) for batch_size, group in groups.items()],
             ),
         ]
     if searched := [row for row in rows if row.kind == "search"]:
         parts += [
             "<p>The search: accuracy (%) on training images that were held out, one seed. A best rate on the edge of "
-            "its grid is marked with *: a better one may lie beyond.</p>",
+            "those tried is marked with *: a better one may lie beyond.</p>",
             table(("batch size", "optimizer", "rates: accuracy"), _search_cells(searched)),
         ]
-    answer = "The ladder has not been run; below, what a search found."
-    return [Section(NUMBER, TITLE, answer, parts)] if parts else []
+    if changed := [row for row in rows if row.kind in ("change", "joined")]:
+        parts += [
+            "<p>Changes of the best of these, each alone, and then those that helped together:</p>",
+            table(("batch size", "change", "accuracy", "points"), _change_cells(searched, changed)),
+        ]
+    return [Section(NUMBER, TITLE, _answer(study, groups), parts)] if parts else []
+
+
+def _answer(study: StudyFiles, groups: Mapping[int, Sequence[StudyRow]]) -> str:
+    found = study.analysis("search", Analysis)
+    if found is None or not groups:
+        return "The search has not come to its end yet."
+    first, *others = groups
+    means = {size: spread_of(group).mean for size, group in groups.items()}
+    recipes = {recipe.batch_size: recipe for recipe in found.recipes}
+
+    def of(size: int) -> str:
+        recipe = recipes.get(size)
+        named = [] if recipe is None else [OPTIMIZERS.get(recipe.optimizer, recipe.optimizer), *recipe.kept]
+        with_ = f", with {', '.join(named)}" if named else ""
+        return f"a batch of {size:,} ends at {means[size]:.2f}%{with_}"
+
+    said = [of(first)]
+    said += [f"{of(size)}: {abs(means[size] - means[first]):.2f} points {_side(means, size, first)}" for size in others]
+    seeds = max(map(len, groups.values()))
+    epochs = f"{found.epochs} epoch{'s' * (found.epochs > 1)}"
+    return f"After {epochs} {'; '.join(said)}. Means of {seeds} seed{'s' * (seeds > 1)}."
+
+
+def _side(means: Mapping[int, float], size: int, first: int) -> str:
+    return "behind" if means[size] < means[first] else "ahead"
+
+
+def _change_cells(searched: Sequence[StudyRow], changed: Sequence[StudyRow]) -> list[tuple[str, str, str, str]]:
+    best: dict[int, float] = {}
+    for row in searched:
+        if row.summary is not None:
+            best[row.batch_size] = max(best.get(row.batch_size, 0.0), accuracy(row))
+    cells = []
+    for row in sorted(changed, key=_size_of):
+        size, ended = _size_of(row), row.summary is not None
+        gained = f"{accuracy(row) - best[size]:+.2f}" if ended and size in best else "-"
+        reached = f"{accuracy(row):.2f}" if ended else "not finite"
+        cells.append((f"{size:,}", row.label, reached, gained))
+    return cells
+
+
+def _size_of(row: StudyRow) -> int:
+    """Returns the batch size that a run is compared at, where a ramp ends."""
+    return int(row.options.get("batch_ramp") or row.batch_size)
 
 
 def _optimizer(row: StudyRow) -> str:
@@ -80,7 +129,7 @@ def _by_batch_size(rows: Iterable[StudyRow]) -> dict[int, list[StudyRow]]:
     groups = defaultdict(list)
     for row in rows:
         if row.kind == "final" and row.summary is not None:
-            groups[row.batch_size].append(row)
+            groups[_size_of(row)].append(row)
     return dict(sorted(groups.items()))
 
 
@@ -91,6 +140,7 @@ def _final_cells(batch_size: int, group: Sequence[StudyRow]) -> tuple[str, ...]:
         f"{first.ended.updates:,}",
         _optimizer(first),
         f"{first.learning_rate:g}",
+        first.label or "none",
         *(f"{value:.2f}" for value in spread_of(group)),
     )
 

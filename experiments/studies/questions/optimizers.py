@@ -5,28 +5,23 @@ Of every optimizer the same number of rates is tried at every batch size, about 
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 from ...records.fields import Options
 from ...records.questions.optimizers import Analysis, OptimizerFit, TunedOptimizer
 from ...records.studies import StudyRow
-from ...training.config.options import AUTO, TrainConfig
+from ...training.config.options import AUTO
 from ...training.recipe.optimizers import OPTIMIZERS
-from .. import convergence
-from ..convergence import CONFIDENCE, SEARCH_SEED, Run, Trial, rounded, trial_of
+from .. import convergence, tuning
+from ..convergence import CONFIDENCE, SEARCH_SEED, Run, Trial, trial_of
 from ..jobs import Job
 from ..question import Asked, Changes, Data, Question, keys_of, no_larger
 from ..question import Setting as Base
+from ..tuning import TRIALS, Found, Wanted
 
-# The rates that are tried after the one that the size below leads one to expect, as multiples of it.
-FACTORS = (1 / 4, 4.0)
-# Two more: about the best of them or, where that is on an edge, farther out on that side.
-ABOUT, BELOW, ABOVE = (1 / 2, 2.0), (1 / 4, 2.0), (1 / 2, 4.0)
-TRIALS = 1 + len(FACTORS) + len(ABOUT)
 # A rate that takes more than so many times the updates of the best so far is not the best: its run ends there.
 MOST_OVER_BEST = 2.5
-ROUNDS = 3
 FULL_BATCH = next(optimizer.name for optimizer in OPTIMIZERS if optimizer.full_batch)
 
 
@@ -73,44 +68,6 @@ class Setting(Base):
         return self.batch_sizes
 
 
-@dataclasses.dataclass
-class _Search:
-    """The trials of one optimizer at one batch size.
-
-    Attributes:
-      trials: the outcomes by rate.
-    """
-
-    trials: dict[float, Trial] = dataclasses.field(default_factory=dict)
-
-    @property
-    def best(self) -> float:
-        return convergence.best_rate(self.trials)
-
-    @property
-    def is_on_edge(self) -> bool:
-        return self.best in (min(self.trials), max(self.trials))
-
-    @property
-    def most_updates(self) -> int | None:
-        """The updates after which the next trials end; None: as many as any run has."""
-        updates = self.trials[self.best].updates if self.trials else None
-        return None if updates is None else math.ceil(MOST_OVER_BEST * updates)
-
-    def next(self, expected: float) -> list[float]:
-        """Returns the rates to try next, from the one that is expected."""
-        if len(self.trials) < 2:
-            return [rounded(expected * factor) for factor in (FACTORS if self.trials else (1.0,))]
-        factors = {min(self.trials): BELOW, max(self.trials): ABOVE}.get(self.best, ABOUT)
-        return [rounded(self.best * factor) for factor in factors]
-
-
-def first_rate(optimizer: str, batch_size: int) -> float:
-    """Returns the rate that an optimizer has at a batch size by its own default and its own rule."""
-    constant = TrainConfig(optimizer=optimizer, batch_size=batch_size, schedule="constant")
-    return rounded(constant.peak_learning_rate)
-
-
 def options_of(optimizer: str) -> Options:
     """Returns the options of an optimizer beside its rate: Adam's second moment follows the batch."""
     return {"optimizer": optimizer, **({"b2": AUTO} if OPTIMIZERS[optimizer].second_moment else {})}
@@ -139,8 +96,8 @@ def full_batch_jobs(data: Data, setting: Setting) -> list[Job]:
     return [Job(f"full-{FULL_BATCH}-b{data.examples}-seed{seed}", made, alone=True)]
 
 
-def tune(data: Data, setting: Setting, run: Run) -> dict[tuple[str, int], _Search]:
-    """Tries rates of every optimizer at every batch size, those of all optimizers side by side.
+def tune(data: Data, setting: Setting, run: Run) -> Found:
+    """Tries rates of every optimizer at every batch size.
 
     Args:
       data: to train on.
@@ -150,32 +107,22 @@ def tune(data: Data, setting: Setting, run: Run) -> dict[tuple[str, int], _Searc
     Returns:
       The trials by optimizer and batch size.
     """
-    found: dict[tuple[str, int], _Search] = {}
-    expected = {name: first_rate(name, setting.batch_sizes[0]) for name in setting.optimizers}
-    for place, batch_size in enumerate(setting.batch_sizes):
-        here = {name: _Search() for name in setting.optimizers}
-        for _ in range(ROUNDS):
-            waiting = [(name, rate) for name, search in here.items() for rate in search.next(expected[name])]
-            jobs = [
-                job(data, setting, name, batch_size, rate, SEARCH_SEED, here[name].most_updates)
-                for name, rate in waiting
-            ]
-            for (name, rate), trial in zip(waiting, run(jobs), strict=True):
-                here[name].trials[rate] = trial
-        found |= {(name, batch_size): search for name, search in here.items()}
-        for after in setting.batch_sizes[place + 1 : place + 2]:
-            # Between no change and the linear rule, either of which the next trials reach.
-            expected = {name: search.best * (after / batch_size) ** 0.5 for name, search in here.items()}
-    return found
+
+    def of(wanted: Wanted) -> Job:
+        updates = None if wanted.best is None else wanted.best.updates
+        most = None if updates is None else math.ceil(MOST_OVER_BEST * updates)
+        return job(data, setting, wanted.optimizer, wanted.batch_size, wanted.rate, SEARCH_SEED, most)
+
+    return tuning.tune(setting.optimizers, setting.batch_sizes, lambda wanted: run([of(one) for one in wanted]))
 
 
-def final_jobs(data: Data, setting: Setting, found: Mapping[tuple[str, int], _Search]) -> tuple[list[Job], list[Job]]:
+def final_jobs(data: Data, setting: Setting, found: Found) -> tuple[list[Job], list[Job]]:
     """Returns the runs at the best rates, with each seed: those to the target, and those of equal epochs."""
-    best = [(name, size, search.best) for (name, size), search in found.items() if search.trials[search.best].ended]
+    best = [(name, size, search.best) for (name, size), search in found.items() if search.outcome.ended]
     to_target = [
         job(data, setting, name, size, rate, seed)
         for name, size, rate in best
-        if found[name, size].trials[rate].updates is not None
+        if found[name, size].outcome.updates is not None
         for seed in setting.seeds
     ]
     equal = [
@@ -246,8 +193,8 @@ def run(asked: Asked) -> Analysis:
             TunedOptimizer(
                 optimizer=name,
                 batch_size=size,
-                rate=search.best if search.trials[search.best].ended else None,
-                reached=search.trials[search.best].updates is not None,
+                rate=search.best if search.outcome.ended else None,
+                reached=search.outcome.updates is not None,
                 on_edge=search.is_on_edge,
             )
             for (name, size), search in sorted(

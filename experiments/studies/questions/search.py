@@ -1,100 +1,300 @@
-"""Accuracy of a very large batch in a fixed number of epochs, with the best recipe of a search.
+"""Accuracy of a very large batch in a fixed number of epochs, with the best recipe of a search of a declared size.
 
-For each batch size the best of Nesterov, LARS and LAMB and its rate, 12 epochs, with one seed, on 5,000 training images
-that are held out. Then that recipe on all training images, with three seeds, on the test images.
+At every batch size alike, with one seed, on training images that are held out: the rate of every optimizer; then each
+change of the best recipe alone; then those that helped, one after another. The best recipe is trained on all training
+images with several seeds, and evaluated on the test images.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Self
 
-from ...records.fields import Options
-from ...records.studies import Analysis, StudyRow
+from ...records.questions.search import Analysis, Recipe
+from ...records.studies import StudyRow
+from ...training.config.options import AUTO
+from ...training.recipe.optimizers import OPTIMIZERS
+from .. import tuning
+from ..convergence import SEARCH_SEED, Trial, refuse_search_seed, trial_of
 from ..jobs import Job
-from ..large_batch import SEEDS, fixed_epochs
-from ..question import Asked, Question, keys_of
+from ..large_batch import EPOCHS, FEWEST_UPDATES, SEEDS, fixed_epochs
+from ..question import Asked, Changes, Question, keys_of
 from ..question import Setting as Base
+from ..tuning import Wanted
 
-HELD_OUT = 5_000
-SEARCH_SEED = 100
-
-# The declared search: peak rates about a factor of three apart, and one more wherever the best of a batch size was on
-# the edge: 3 for Nesterov at 1024, 0.03 for LAMB at 64. (At 8192 a first grid, a factor of three lower for Nesterov and
-# LAMB, had its best rates on the upper edge.)
-RATES: dict[int, dict[str, tuple[float, ...]]] = {
-    8192: {"nesterov": (1.2, 4.0, 12.0), "lars": (3.0, 10.0, 30.0), "lamb": (0.015, 0.05, 0.15)},
-    32768: {"nesterov": (2.4, 8.0, 24.0), "lars": (10.0, 30.0, 100.0), "lamb": (0.03, 0.1, 0.3)},
-    1024: {"nesterov": (0.1, 0.3, 1.0, 3.0), "lars": (1.0, 3.0, 10.0), "lamb": (0.003, 0.01, 0.03)},
-    64: {"nesterov": (0.0125, 0.04, 0.12), "lars": (0.3, 1.0, 3.0), "lamb": (0.001, 0.003, 0.01, 0.03)},
-}
-# LAMB's decay is not a part of the gradient, and acts in proportion to the rate.
-WEIGHT_DECAY = {"nesterov": 2e-3, "lars": 2e-3, "lamb": 1e-2}
+# One in so many training images is held out.
+HELD_OUT = 12
+# Decay that is not a part of the gradient acts in proportion to the rate.
+WEIGHT_DECAY, DECOUPLED_DECAY = 2e-3, 1e-2
+# Examples after which averaged weights count half as much, as a share of an epoch.
+HALF_LIFE = 0.5
+SPAN = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting(Base):
-    """The search, which is the same in every study."""
+    """The extent of the search.
+
+    Attributes:
+      batch_sizes: to search at, rising; the first is what the others are compared with.
+      optimizers: names of optimizers that take batches.
+      epochs: the epochs of every run.
+      seeds: the seeds of the best recipes.
+    """
+
+    batch_sizes: tuple[int, ...] = (64, 1024, 8192, 32768)
+    optimizers: tuple[str, ...] = ("nesterov", "lars", "lamb", "muon", "schedule_free", "schedule_free_adamw")
+    epochs: int = EPOCHS
+    seeds: tuple[int, ...] = SEEDS
+
+    def changed(self, changes: Changes) -> Self:
+        """Returns the setting with the sizes and seeds of the user."""
+        refuse_search_seed(changes.seeds)
+        return dataclasses.replace(
+            self, batch_sizes=changes.batch_sizes or self.batch_sizes, seeds=changes.seeds or self.seeds
+        )
+
+    def fitted(self, examples: int) -> Self:
+        """Returns the setting without batches of which an epoch has no two."""
+        return dataclasses.replace(self, batch_sizes=tuple(b for b in self.batch_sizes if 2 * b <= examples))
+
+    @property
+    def compared_sizes(self) -> tuple[int, ...]:
+        """Batch sizes whose best recipes are compared."""
+        return self.batch_sizes
 
 
-def search_jobs(dataset: Options) -> list[Job]:
-    """Returns a run at every batch size, optimizer and rate, with one seed, scored on held-out training images."""
+class Change(NamedTuple):
+    """A change of a recipe.
+
+    Attributes:
+      name: in a report.
+      options: (options of the recipe, training examples) -> options in place of its own; None: the recipe cannot have
+        them.
+    """
+
+    name: str
+    options: Callable[[Mapping[str, Any], int], dict[str, Any] | None]
+
+
+def _whole_batches(recipe: Mapping[str, Any], parts: int) -> bool:
+    return recipe["batch_size"] % parts == 0
+
+
+def _has_spans(recipe: Mapping[str, Any]) -> bool:
+    return recipe["batch_size"] > SPAN and _whole_batches(recipe, SPAN)
+
+
+def _ramp(recipe: Mapping[str, Any], examples: int) -> dict[str, Any] | None:
+    """Returns a batch that is a quarter at first, and doubles where a step schedule halves the rate."""
+    size = recipe["batch_size"]
+    if recipe["schedule"] == "constant" or not _whole_batches(recipe, 4) or examples < FEWEST_UPDATES * size:
+        return None
+    is_linear = OPTIMIZERS[recipe["optimizer"]].scaling == "linear"
+    return {
+        "schedule": "step",
+        "step_factor": 2.0,
+        "batch_size": size // 4,
+        "batch_ramp": size,
+        "learning_rate": recipe["learning_rate"] / (4 if is_linear else 2),
+    }
+
+
+CHANGES: dict[str, Change] = {
+    "average": Change(
+        "averaged weights",
+        lambda recipe, examples: (
+            None
+            if OPTIMIZERS[recipe["optimizer"]].averages
+            else {"average_weights": max(1, round(HALF_LIFE * examples))}
+        ),
+    ),
+    "short-warmup": Change("half the warmup", lambda recipe, _: {"warmup_epochs": recipe["warmup_epochs"] / 2}),
+    "long-warmup": Change("twice the warmup", lambda recipe, _: {"warmup_epochs": recipe["warmup_epochs"] * 2}),
+    "polynomial": Change(
+        "polynomial decay of the rate",
+        lambda recipe, _: None if recipe["schedule"] == "constant" else {"schedule": "polynomial"},
+    ),
+    "span": Change(
+        f"statistics over {SPAN} examples",
+        lambda recipe, _: {"span": SPAN, "drop_remainder": True} if _has_spans(recipe) else None,
+    ),
+    "no-smoothing": Change("no label smoothing", lambda *_: {"label_smoothing": 0.0}),
+    "more-decay": Change("four times the decay", lambda recipe, _: {"weight_decay": recipe["weight_decay"] * 4}),
+    "less-decay": Change("a quarter of the decay", lambda recipe, _: {"weight_decay": recipe["weight_decay"] / 4}),
+    "less-momentum": Change("a momentum of 0.8", lambda *_: {"momentum": 0.8}),
+    "more-momentum": Change("a momentum of 0.95", lambda *_: {"momentum": 0.95}),
+    "updates": Change(
+        "four updates per forward pass",
+        lambda recipe, _: {"backwards_per_forward": 4, "drop_remainder": True} if _whole_batches(recipe, 4) else None,
+    ),
+    "ramp": Change("a batch ramp from a quarter", _ramp),
+}
+
+# Runs jobs, and returns their rows; None in the place of one that has not been run.
+Rows = Callable[[Sequence[Job]], Sequence[StudyRow | None]]
+
+
+def recipe_of(setting: Setting, optimizer: str, batch_size: int, rate: float) -> dict[str, Any]:
+    """Returns the recipe of an optimizer before any change."""
+    declared = OPTIMIZERS[optimizer]
+    return {
+        "optimizer": optimizer,
+        "batch_size": batch_size,
+        "learning_rate": rate,
+        "epochs": setting.epochs,
+        "warmup_epochs": min(2.0, setting.epochs / 6),
+        "schedule": "constant" if declared.averages else "cosine",
+        "weight_decay": DECOUPLED_DECAY if declared.adaptive else WEIGHT_DECAY,
+        **({"b2": AUTO} if declared.second_moment else {}),
+    }
+
+
+class _Best(NamedTuple):
+    """The best recipe of a batch size so far.
+
+    Attributes:
+      recipe: its options.
+      accuracy: on what is held out.
+      kept: the names of the changes that it has.
+    """
+
+    recipe: dict[str, Any]
+    accuracy: float
+    kept: tuple[str, ...] = ()
+
+
+def _job(asked: Asked, key: str, recipe: Mapping[str, Any], label: str = "") -> Job:
+    options = {**fixed_epochs(asked.study.options, recipe["batch_size"]), **recipe}
+    held_out = {"validation_examples": asked.data.examples // HELD_OUT}
+    return Job(key, {**options, **held_out, "seed": SEARCH_SEED}, label=label)
+
+
+def _merit(row: StudyRow | None) -> float:
+    return -1.0 if row is None or row.summary is None else row.ended.result.known_accuracy
+
+
+def _changed(asked: Asked, start: _Best, size: int, rows: Rows) -> _Best:
+    """Tries each change of a recipe alone, and then those that helped, one after another."""
+    examples = asked.data.examples
+    wanted = {name: found for name, change in CHANGES.items() if (found := change.options(start.recipe, examples))}
+    jobs = [
+        _job(asked, f"change-b{size}-{name}", {**start.recipe, **found}, CHANGES[name].name)
+        for name, found in wanted.items()
+    ]
+    merits = dict(zip(wanted, map(_merit, rows(jobs)), strict=True))
+    helped = sorted((name for name, merit in merits.items() if merit > start.accuracy), key=lambda name: -merits[name])
+    best = start
+    for name in helped:
+        changes = CHANGES[name].options(best.recipe, examples)
+        if changes is None:
+            continue
+        recipe, kept = {**best.recipe, **changes}, (*best.kept, name)
+        if len(kept) == 1:
+            best = _Best(recipe, merits[name], kept)
+            continue
+        label = ", ".join(CHANGES[one].name for one in kept)
+        (row,) = rows([_job(asked, f"joined-b{size}-{'-'.join(kept)}", recipe, label)])
+        if _merit(row) >= best.accuracy:
+            best = _Best(recipe, _merit(row), kept)
+    return best
+
+
+def search(asked: Asked, rows: Rows) -> tuple[tuning.Found, dict[int, _Best]]:
+    """Searches for the best recipe at every batch size.
+
+    Args:
+      asked: the study under way.
+      rows: runs jobs.
+
+    Returns:
+      The trials of the rates, and the best recipe by batch size, without sizes at which no run ended well.
+    """
+    setting = asked.study.of(Setting)
+
+    def trials(wanted: Sequence[Wanted]) -> list[Trial]:
+        jobs = [
+            _job(asked, f"search-b{size}-{name}-{rate:g}", recipe_of(setting, name, size, rate))
+            for name, size, rate, _ in wanted
+        ]
+        return [Trial(None, None) if row is None else trial_of(row) for row in rows(jobs)]
+
+    found = tuning.tune(setting.optimizers, setting.batch_sizes, trials)
+    best: dict[int, _Best] = {}
+    for size in setting.batch_sizes:
+        here = {name: found[name, size] for name in setting.optimizers if found[name, size].outcome.ended}
+        if not here:
+            continue
+        name = max(here, key=lambda name: here[name].outcome.merit or 0.0)
+        start = _Best(recipe_of(setting, name, size, here[name].best), here[name].outcome.merit or 0.0)
+        best[size] = _changed(asked, start, size, rows)
+    return found, best
+
+
+def final_jobs(asked: Asked, best: Mapping[int, _Best]) -> list[Job]:
+    """Returns the best recipe of each batch size, on all training images, with each seed."""
     return [
         Job(
-            f"search-b{batch_size}-{optimizer}-{rate:g}",
-            fixed_epochs(
-                dataset,
-                batch_size,
-                optimizer=optimizer,
-                learning_rate=rate,
-                weight_decay=WEIGHT_DECAY[optimizer],
-                validation_examples=HELD_OUT,
-                seed=SEARCH_SEED,
-            ),
+            f"final-b{size}-seed{seed}",
+            {**fixed_epochs(asked.study.options, size), **found.recipe, "seed": seed},
+            label=", ".join(CHANGES[name].name for name in found.kept),
         )
-        for batch_size, grids in RATES.items()
-        for optimizer, rates in grids.items()
-        for rate in rates
+        for size, found in best.items()
+        for seed in asked.study.of(Setting).seeds
     ]
 
 
-def best(rows: Sequence[StudyRow], batch_size: int) -> StudyRow | None:
-    """Returns the row of the search with the highest accuracy at a batch size; None if no run ended well."""
-    found = [row for row in rows if row.summary is not None and row.batch_size == batch_size]
-    return max(found, key=lambda row: row.ended.result.known_accuracy, default=None)
-
-
-def final_jobs(dataset: Options, searched: Sequence[StudyRow]) -> list[Job]:
-    """Returns the best recipe of the search at each batch size, on all training images, with each seed."""
-    jobs = []
-    for batch_size in RATES:
-        row = best(searched, batch_size)
-        if row is None:
-            continue
-        chosen = {name: row.options[name] for name in ("optimizer", "learning_rate", "weight_decay")}
-        jobs += [
-            Job(f"final-b{batch_size}-seed{seed}", fixed_epochs(dataset, batch_size, **chosen, seed=seed))
-            for seed in SEEDS
-        ]
-    return jobs
-
-
 def planned(asked: Asked) -> list[Job]:
-    """Returns the runs of the search, without those of the recipes that it will find."""
-    return search_jobs(asked.study.options)
+    """Returns the runs that are known: those that have rows, and those that are next."""
+    known: list[Job] = []
+    is_open = False
+
+    def look(jobs: Sequence[Job]) -> list[StudyRow | None]:
+        nonlocal is_open
+        if not is_open:
+            known.extend(jobs)
+        is_open = is_open or not all(map(asked.runner.is_done, jobs))
+        return [asked.runner.run(job) if asked.runner.is_done(job) else None for job in jobs]
+
+    _, best = search(asked, look)
+    return known if is_open else [*known, *final_jobs(asked, best)]
 
 
 def run(asked: Asked) -> Analysis:
     """Runs the search, then the recipes that it found."""
-    searched = asked.runner.run_all(search_jobs(asked.study.options))
-    final = asked.runner.run_all(final_jobs(asked.study.options, searched))
-    return Analysis(keys=keys_of([*searched, *final]))
+    rows: list[StudyRow] = []
+
+    def run_all(jobs: Sequence[Job]) -> list[StudyRow]:
+        rows.extend(made := asked.runner.run_all(jobs))
+        return made
+
+    found, best = search(asked, run_all)
+    run_all(final_jobs(asked, best))
+    return Analysis(
+        keys=keys_of(rows),
+        epochs=asked.study.of(Setting).epochs,
+        trials=tuning.TRIALS,
+        recipes=[
+            Recipe(
+                batch_size=size,
+                optimizer=one.recipe["optimizer"],
+                rate=found[one.recipe["optimizer"], size].best,
+                on_edge=found[one.recipe["optimizer"], size].is_on_edge,
+                kept=[CHANGES[name].name for name in one.kept],
+                held_out=one.accuracy,
+            )
+            for size, one in best.items()
+        ],
+    )
 
 
 QUESTION = Question(
     order=60,
-    help="the best of three optimizers at very large batches, 12 epochs each",
+    help="the best recipe that a search finds at very large batches, at equal epochs",
     setting=Setting,
     planned=planned,
     run=run,
     presets={"mnist_full": Setting()},
     otherwise=Setting(),
+    fewest_sizes=1,
+    rates_follow=True,
 )

@@ -195,7 +195,7 @@ OPTIMIZERS = Register(
         "muon",
         "momentum made orthogonal for each kernel as a matrix, and AdamW for all other parameters",
         _muon,
-        base_rate=1e-3,
+        base_rate=2e-2,
         scaling="sqrt",
         adaptive=True,
         second_moment=True,

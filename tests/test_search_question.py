@@ -1,0 +1,112 @@
+"""Question 11, the search for the best recipe of a very large batch: what is tried, what is kept, what is said."""
+
+import pytest
+
+from experiments.reporting import write_study_page
+from experiments.reporting.study import study_sections
+from experiments.studies import batch_size, driver, jobs, settings, tuning
+from experiments.studies.question import Asked, Data
+from experiments.studies.questions import search
+from experiments.training.config.options import TrainConfig
+from experiments.training.recipe.optimizers import OPTIMIZERS
+from tests import made
+
+SETTING = search.Setting(
+    batch_sizes=(64, 2048), optimizers=("nesterov", "muon", "schedule_free"), epochs=12, seeds=(0, 1)
+)
+STUDY = settings.study_of({"dataset": "mnist"}, SETTING)
+DATA = Data({"dataset": "mnist"}, 60_000, 0)
+# Points of accuracy that a change is worth, alone and with others; any other change costs a tenth.
+WORTH = {"average_weights": 0.2, "label_smoothing": 0.1, "momentum": 0.05}
+
+
+def asked_of(folder):
+    return Asked(STUDY, DATA, driver.Runner(folder))
+
+
+def law(best_optimizer, conflicting=()):
+    """Returns what runs jobs: their accuracy is known from their options, and their rate is best at a known place."""
+
+    def accuracy(options):
+        off = options["learning_rate"] / tuning.first_rate(options["optimizer"], 64)
+        points = 97.0 - 0.01 * max(off, 1 / off) + (1.0 if options["optimizer"] == best_optimizer else 0.0)
+        changed = {
+            name for name in WORTH if options.get(name, getattr(TrainConfig, name)) != getattr(TrainConfig, name)
+        }
+        if options.get("momentum") == 0.95:
+            changed.discard("momentum")
+        points += sum(WORTH[name] for name in changed)
+        points -= 0.5 if changed >= set(conflicting or {"nothing"}) else 0.0
+        usual = search.recipe_of(SETTING, options["optimizer"], options["batch_size"], options["learning_rate"])
+        bad = any(options.get(name, value) != value for name, value in usual.items() if name not in WORTH)
+        return (points - 0.1 * (bad or options.get("span") is not None or "backwards_per_forward" in options)) / 100
+
+    def rows(wanted):
+        return [
+            made.row(job.key, job.options, summary=made.summary(accuracy(job.options)), label=job.label)
+            for job in wanted
+        ]
+
+    return rows
+
+
+def test_every_job_is_a_configuration_that_has_a_name(tmp_path):
+    seen = {}
+
+    def rows(wanted):
+        seen.update({job.key: job for job in wanted})
+        return law("muon")(wanted)
+
+    _, best = search.search(asked_of(tmp_path), rows)
+    finals = search.final_jobs(asked_of(tmp_path), best)
+    assert len(finals) == 4 and {job.options["seed"] for job in finals} == {0, 1}
+    for job in [*seen.values(), *finals]:
+        TrainConfig(**job.options)
+    assert all("validation_examples" in job.options for job in seen.values())
+    assert not any("validation_examples" in job.options for job in finals)
+    assert len([key for key in seen if key.startswith("search-b64-")]) == 3 * tuning.TRIALS
+
+
+@pytest.mark.parametrize("size", SETTING.batch_sizes)
+def test_changes_that_help_are_kept_as_long_as_they_help_together(size, tmp_path):
+    _, best = search.search(asked_of(tmp_path), law("muon"))
+    assert best[size].kept == ("average", "no-smoothing", "less-momentum")
+    assert best[size].recipe["optimizer"] == "muon" and best[size].accuracy == pytest.approx(0.9834, abs=1e-4)
+    _, best = search.search(asked_of(tmp_path), law("muon", ("average_weights", "label_smoothing")))
+    assert best[size].kept == ("average", "less-momentum")
+
+
+def test_changes_that_an_optimizer_refuses_are_left_out(tmp_path):
+    keys = []
+
+    def rows(wanted):
+        keys.extend(job.key for job in wanted)
+        return law("schedule_free")(wanted)
+
+    _, best = search.search(asked_of(tmp_path), rows)
+    assert best[64].recipe["schedule"] == "constant" and OPTIMIZERS["schedule_free"].averages
+    assert "change-b64-no-smoothing" in keys
+    assert not {"change-b64-average", "change-b64-polynomial", "change-b64-ramp", "change-b64-span"} & set(keys)
+    assert "change-b2048-span" in keys
+
+
+def test_a_size_at_which_nothing_ends_well_has_no_recipe(tmp_path):
+    def rows(wanted):
+        return [
+            None if job.options["batch_size"] == 64 else row
+            for job, row in zip(wanted, law("muon")(wanted), strict=True)
+        ]
+
+    _, best = search.search(asked_of(tmp_path), rows)
+    assert set(best) == {2048}
+
+
+def test_a_small_study_is_answered_and_plans_nothing_more(tmp_path):
+    setting = search.Setting(batch_sizes=(8, 32), optimizers=("muon",), epochs=1, seeds=(0,))
+    study = settings.study_of({"dataset": "tests.own:larger", "model": "tests.own:model", "num_devices": 1}, setting)
+    assert batch_size.run(study, ["search"], tmp_path) == []
+    (section,) = study_sections(tmp_path)
+    assert section.number == 11 and section.answer.startswith("After 1 epoch a batch of 8 ends at")
+    assert "a batch of 32 ends at" in section.answer and "label smoothing" in write_study_page(tmp_path).read_text()
+    planned = batch_size.planned(study, "search", settings.data_of(study), driver.Runner(tmp_path))
+    assert {job.key for job in planned} == {row.key for row in jobs.read(tmp_path / jobs.FILE)}
