@@ -14,6 +14,7 @@ from .._errors import UsageError
 from ..records import questions
 from ..records.runs import Summary
 from ..records.studies import StudyRow
+from .claims import claims_sections
 from .document import commands, document, made_on, table, write_svg
 from .questions import REPORTS
 from .section import Section, fitting, moments_of
@@ -41,14 +42,13 @@ def study_sections(folder: str | Path) -> list[Section]:
 def _sections(study: StudyFiles) -> tuple[list[Section], list[str]]:
     """Returns the sections in their order, and why others are left out."""
     sections, left_out = [], []
-    for report in REPORTS.values():
-        for make in report.sections:
-            try:
-                with fitting(study.folder):
-                    sections += make(study)
-            except UsageError as error:
-                logging.warning("A part of the report is left out: %s", error)
-                left_out.append(f"A part is left out: {_commands.without_paths(str(error))}")
+    for make in (*(make for report in REPORTS.values() for make in report.sections), claims_sections):
+        try:
+            with fitting(study.folder):
+                sections += make(study)
+        except UsageError as error:
+            logging.warning("A part of the report is left out: %s", error)
+            left_out.append(f"A part is left out: {_commands.without_paths(str(error))}")
     for name in sorted(questions.MODULES.keys() - REPORTS.keys()):
         if (study.folder / f"{name}.json").exists():
             left_out.append(f"A part is left out: the report has no section of {name}.")

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from ..fields import Count, Finite, Positive, Share, Size
+from ..fields import AboveOne, Count, Finite, Positive, Share, Size
 from ..record import Record
 from ..studies import Analysis as Base
 from ..studies import StudyRow
@@ -68,6 +68,7 @@ class Analysis(Base, frozen=True, kw_only=True):
       seeds: the seeds of the runs at the best rates.
       confidence: the confidence level of the intervals.
       trials: how many rates were tried of each optimizer at each batch size.
+      factor: the factor between the best rate and its neighbours, which limits how well it is known.
       tuned: the outcomes of the trials, by optimizer and rising batch size.
       fits: one per optimizer.
     """
@@ -77,6 +78,7 @@ class Analysis(Base, frozen=True, kw_only=True):
     seeds: list[Count]
     confidence: Share
     trials: Size
+    factor: AboveOne
     tuned: list[TunedOptimizer]
     fits: list[OptimizerFit]
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
@@ -48,6 +49,35 @@ def ladder_sections(study: StudyFiles) -> list[Section]:
         f"<p>Published (Hoffer et al., arXiv 1705.08741, F1 on MNIST; quoted at second hand): {PUBLISHED}.</p>",
     ]
     return [Section(NUMBER, TITLE, _answer(groups), parts)]
+
+
+class WarmupGain(NamedTuple):
+    """What warmup is worth beside the linear rate.
+
+    Attributes:
+      gain: in points of the mean accuracy.
+      spread: how far the seeds of either rung lie apart, at most.
+      seeds: the number of seeds of a rung.
+      batch_size: examples per update.
+    """
+
+    gain: float
+    spread: float
+    seeds: int
+    batch_size: int
+
+
+def warmup_gain(study: StudyFiles) -> WarmupGain | None:
+    """Returns what the rung of warmup adds to the one before; None: the part was not run."""
+    rungs = by_seed(study.rows_of("ladder"))
+    groups = [rungs[key] for key in ("ladder-01", "ladder-02") if key in rungs]
+    if len(groups) < 2:
+        return None
+    before, after = map(spread_of, groups)
+    if not math.isfinite(before.mean + after.mean):
+        return None
+    spread = max(one.greatest - one.least for one in (before, after))
+    return WarmupGain(after.mean - before.mean, spread, min(map(len, groups)), groups[1][0].batch_size)
 
 
 def _answer(groups: Groups) -> str:

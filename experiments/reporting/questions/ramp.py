@@ -70,6 +70,40 @@ def ramp_sections(study: StudyFiles) -> list[Section]:
     return [Section(9, title, _answer(cells), parts)]
 
 
+class RampAndDecay(NamedTuple):
+    """A batch that grows with the noise beside a rate that falls.
+
+    Attributes:
+      ramp: mean accuracy in percent of the batch that grows.
+      decay: that of the rate that falls.
+      ramp_updates: median updates of the batch that grows.
+      decay_updates: those of the rate that falls.
+      spread: how far the seeds of either lie apart, at most.
+    """
+
+    ramp: float
+    decay: float
+    ramp_updates: float
+    decay_updates: float
+    spread: float
+
+
+def ramp_and_decay(study: StudyFiles) -> RampAndDecay | None:
+    """Returns the two ways to let the noise fall; None: the part was not run."""
+    groups = _ways(study.rows_of("ramp"))
+    grows, falls = (groups.get(label) for label in ("batch follows the noise scale", "fixed batch, step schedule"))
+    if not grows or not falls:
+        return None
+    ramp, decay = ([100 * run.course.evaluations[-1][1] for run in way] for way in (grows, falls))
+    return RampAndDecay(
+        statistics.mean(ramp),
+        statistics.mean(decay),
+        statistics.median(run.row.ended.updates for run in grows),
+        statistics.median(run.row.ended.updates for run in falls),
+        max(max(values) - min(values) for values in (ramp, decay)),
+    )
+
+
 def _cells(label: str, runs: Sequence[_Run]) -> tuple[str, ...]:
     accuracies = [100 * run.course.evaluations[-1][1] for run in runs]
     spread = [f"{value:.2f}" for value in (statistics.mean(accuracies), min(accuracies), max(accuracies))]

@@ -189,6 +189,7 @@ def run(asked: Asked) -> Analysis:
         seeds=list(setting.seeds),
         confidence=CONFIDENCE,
         trials=TRIALS,
+        factor=max(tuning.ABOUT),
         tuned=[
             TunedOptimizer(
                 optimizer=name,

@@ -1,0 +1,149 @@
+"""Claims of the literature beside what a study measured, from its files alone."""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from ..records.questions import convergence, optimizers
+from .document import table
+from .questions.ladder import warmup_gain
+from .questions.ramp import ramp_and_decay
+from .section import Section, interval
+from .study_files import StudyFiles
+from .style import number
+
+NUMBER, TITLE = 12, "Which claims of the literature does this bear out?"
+VERDICTS = BORNE_OUT, NOT_BORNE_OUT, OPEN = "borne out", "not borne out", "left open"
+
+
+class Claim(NamedTuple):
+    """A claim and what the study says of it.
+
+    Attributes:
+      claim: in words.
+      source: where it is made.
+      measured: what the study measured.
+      verdict: one of those above.
+    """
+
+    claim: str
+    source: str
+    measured: str
+    verdict: str
+
+
+def claims_sections(study: StudyFiles) -> list[Section]:
+    """Returns the section, if a part was run that bears on a claim."""
+    makers: Sequence[Callable[[StudyFiles], Claim | None]] = (linear_rule, root_rule, muon, warmup, ramp)
+    claims = [claim for make in makers if (claim := make(study)) is not None]
+    if not claims:
+        return []
+    counts = Counter(claim.verdict for claim in claims)
+    said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
+    answer = f"Of {len(claims)} claim{'s' * (len(claims) > 1)}: {said}."
+    return [Section(NUMBER, TITLE, answer, [table(("claim", "source", "measured here", "verdict"), claims)])]
+
+
+def linear_rule(study: StudyFiles) -> Claim | None:
+    """Returns the linear rule for SGD with momentum beside the best rates, of the runs to a target."""
+    claim = "The best rate of SGD with momentum grows in proportion to the batch"
+    source = "Goyal et al., arXiv 1706.02677, 2017"
+    found = study.analysis("convergence", convergence.Analysis)
+    if found is not None:
+        rates = [(t.batch_size, t.rate, t.on_edge) for t in found.tuned if t.reached]
+        return _rule(claim, source, rates, found.factor, 1.0)
+    return _rule_of(study, "nesterov", claim, source, 1.0)
+
+
+def root_rule(study: StudyFiles) -> Claim | None:
+    """Returns the square-root rule for Adam beside its best rates."""
+    claim = "The best rate of Adam grows with the square root of the batch"
+    source = "Malladi et al., arXiv 2205.10287, 2022"
+    return _rule_of(study, "adamw", claim, source, 0.5)
+
+
+def _rule_of(study: StudyFiles, optimizer: str, claim: str, source: str, power: float) -> Claim | None:
+    found = study.analysis("optimizers", optimizers.Analysis)
+    if found is None:
+        return None
+    rates = [(t.batch_size, t.rate, t.on_edge) for t in found.tuned if t.reached and t.optimizer == optimizer]
+    return _rule(claim, source, rates, found.factor, power)
+
+
+def _rule(
+    claim: str, source: str, rates: Iterable[tuple[int, float | None, bool]], factor: float, power: float
+) -> Claim | None:
+    """Compares the power of the batch size in the best rates with that of a rule.
+
+    Args:
+      claim: see `Claim`.
+      source: see `Claim`.
+      rates: batch size, best rate, and whether it is the least or the greatest that was tried; batch sizes rise.
+      factor: between neighbouring rates, which limits how well a best rate is known.
+      power: that of the rule.
+    """
+    known = [(size, rate, on_edge) for size, rate, on_edge in rates if rate is not None]
+    if len(known) < 2:
+        return None
+    (first, first_rate, _), (last, last_rate, _) = known[0], known[-1]
+    found, known_to = (math.log(ratio) / math.log(last / first) for ratio in (last_rate / first_rate, factor))
+    measured = f"from {first:,} to {last:,} with the power {found:.2f}, known to {known_to:.2f}"
+    if known[0][2] or known[-1][2]:
+        return Claim(claim, source, f"{measured}; a best rate is on the edge of those tried", OPEN)
+    fits, other = abs(found - power) <= known_to, 1.5 - power
+    if fits and abs(found - other) <= known_to:
+        return Claim(claim, source, measured, OPEN)
+    return Claim(claim, source, measured, BORNE_OUT if fits else NOT_BORNE_OUT)
+
+
+def muon(study: StudyFiles) -> Claim | None:
+    """Returns the critical batch size of Muon beside that of AdamW."""
+    found = study.analysis("optimizers", optimizers.Analysis)
+    if found is None:
+        return None
+    fits = {one.optimizer: one.fit for one in found.fits if one.fit is not None}
+    if not {"muon", "adamw"} <= fits.keys():
+        return None
+    ours, theirs = fits["muon"], fits["adamw"]
+    measured = "; ".join(
+        f"{name} {number(fit.critical_batch_size)} ({interval(fit.intervals.critical_batch_size)})"
+        for name, fit in (("Muon", ours), ("AdamW", theirs))
+    )
+    low, high = ours.intervals.critical_batch_size
+    their_low, their_high = theirs.intervals.critical_batch_size
+    verdict = BORNE_OUT if low > their_high else NOT_BORNE_OUT if high < their_low else OPEN
+    claim = "Muon keeps its data efficiency to larger batches than AdamW"
+    return Claim(claim, "Shah et al., arXiv 2505.02222, 2025", measured, verdict)
+
+
+def warmup(study: StudyFiles) -> Claim | None:
+    """Returns what warmup is worth beside the linear rate, at a very large batch."""
+    found = warmup_gain(study)
+    if found is None:
+        return None
+    gain, spread, seeds = found.gain, found.spread, found.seeds
+    measured = f"{gain:+.2f} points at a batch of {found.batch_size:,}"
+    claim, source = "Warmup repairs the linear rate at a very large batch", "Goyal et al., arXiv 1706.02677, 2017"
+    if seeds == 1:
+        return Claim(claim, source, f"{measured}, one seed", OPEN)
+    measured += f"; {seeds} seeds lie up to {spread:.2f} apart"
+    return Claim(claim, source, measured, BORNE_OUT if gain > spread else NOT_BORNE_OUT if gain < -spread else OPEN)
+
+
+def ramp(study: StudyFiles) -> Claim | None:
+    """Returns a batch that grows beside a rate that falls."""
+    found = ramp_and_decay(study)
+    if found is None:
+        return None
+    measured = (
+        f"{found.ramp:.2f}% after {found.ramp_updates:,.0f} updates; {found.decay:.2f}% after "
+        f"{found.decay_updates:,.0f}; seeds lie up to {found.spread:.2f} apart"
+    )
+    same = abs(found.ramp - found.decay) <= found.spread
+    return Claim(
+        "A batch that grows does what a rate that falls does, in fewer updates",
+        "Smith et al., arXiv 1711.00489, 2017",
+        measured,
+        BORNE_OUT if same and found.ramp_updates < found.decay_updates else NOT_BORNE_OUT,
+    )
