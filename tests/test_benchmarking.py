@@ -13,9 +13,10 @@ import pytest
 from batchnorm_jax.batch_size import init_noise
 from experiments import _files, data, models
 from experiments._errors import UsageError
-from experiments.benchmarking import hlo, noise_suite, result, suites, timing, torch_peer, train_suite
+from experiments.benchmarking import noise_suite, result, suites, timing, torch_peer, train_suite
 from experiments.benchmarking.norm import accuracy, collectives, layers, memory, speed, suite
 from experiments.benchmarking.suite import Chosen
+from experiments.compiled import hlo
 from experiments.models.resnet import resnet18, resnet50
 from experiments.records.benchmarks.norm import Collective, NormRows
 from experiments.records.benchmarks.topology import TopologyRows

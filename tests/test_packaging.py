@@ -65,7 +65,7 @@ EXPERIMENTS = [
     {"_files"},
     {"_locks"},
     {"_workdirs"},
-    {"_users"},
+    {"_users", "compiled"},
     {"data", "models", "problems"},
     {"training"},
     {"benchmarking", "studies"},

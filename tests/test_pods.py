@@ -8,6 +8,7 @@ import pytest
 from experiments import _files
 from experiments.benchmarking.topology import pods, table
 from experiments.benchmarking.topology.interconnect import INTERCONNECTS
+from experiments.compiled.speeds import SPEEDS
 from experiments.records.benchmarks.topology import Figures, TopologyFile
 
 ROOT = Path(__file__).parent.parent
@@ -58,7 +59,7 @@ def figures(**changes):
     return Figures(**nothing, **{**given, **changes})
 
 
-@pytest.mark.parametrize("chip", pods.SPEEDS)
+@pytest.mark.parametrize("chip", SPEEDS)
 def test_more_devices_cost_more_and_a_span_the_same(chip):
     found = pods.costs(chip, figures(), figures(collectives=4, collective_bytes=400))
     assert [cost.devices for cost in found] == [8 * 2**i for i in range(len(found))]

@@ -11,10 +11,11 @@ import pytest
 
 from experiments import _commands, _files
 from experiments._errors import UsageError
-from experiments.benchmarking import hlo, result
-from experiments.benchmarking.topology import compiler, jobs, layers, messages, network, suite, targets
-from experiments.benchmarking.topology.program import Program
+from experiments.benchmarking import result
+from experiments.benchmarking.topology import compiler, jobs, layers, messages, network, suite
 from experiments.benchmarking.topology.rows import on_line, ratio
+from experiments.compiled import hlo, targets
+from experiments.compiled.program import Program
 from experiments.records.benchmarks.topology import FUSIONS, Figures, LargestBatch, LayerJob, NetworkJob, Ratio
 from experiments.reporting import topology, topology_figure
 

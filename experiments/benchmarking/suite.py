@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._errors import UsageError
 from .._limits import option, option_as_in
+from ..compiled import targets
 from ..studies.executing.choice import Where
 from ..training.config.options import TrainConfig
-from .topology import jobs, targets
+from .topology import jobs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

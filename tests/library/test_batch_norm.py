@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 from batchnorm_jax import batch_norm
-from experiments.benchmarking import hlo
+from experiments.compiled import hlo
 from tests import reference
 from tests.parity import EPSILON, draw, mask_of
 from tests.transforms import AXIS, TRANSFORMS, make_mesh

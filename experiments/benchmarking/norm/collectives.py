@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from batchnorm_jax import batch_norm
 
+from ...compiled import hlo
 from ...records.benchmarks.norm import (
     OURS,
     Collectives,
@@ -20,7 +21,7 @@ from ...records.benchmarks.norm import (
     NetworkCollectives,
     SynchronisingTime,
 )
-from .. import hlo, timing
+from .. import timing
 from .memory import FLAX, train_step
 
 DEVICES = 8

@@ -12,9 +12,9 @@ import optax
 
 from batchnorm_jax.linen import BatchNorm
 
+from ...compiled import hlo
 from ...models.resnet import plain, resnet50
 from ...records.benchmarks.norm import OURS, KeptBytes, Memory, NetworkMemory, Networks, ProgramMemory
-from .. import hlo
 
 FLAX = "flax"
 NORMS: dict[str, Callable[..., Any]] = {

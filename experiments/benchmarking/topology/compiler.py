@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 
 from ... import _commands
+from ...compiled import targets
 from ...records.benchmarks.topology import Figures
-from . import targets
 from .messages import Answer, Job, asked
 
 
@@ -43,7 +43,7 @@ class Compiler:
     def figures(self, job: Job) -> Figures | str:
         """Returns the figures of a job's program, or a text that tells why there are none."""
         if self._missing:
-            return self._missing
+            return f"not compiled: {self._missing}"
         answer = self._ask(asked(job))
         return answer.figures or f"not compiled: {_first_sentence(answer.error)}"
 

@@ -10,11 +10,10 @@ import flax.linen as nn
 import batchnorm_jax
 from batchnorm_jax.linen import BatchNorm
 
+from ...compiled import figures
 from ...models.normalised import NormFactory
 from ...models.resnet import plain
 from ...records.benchmarks.topology import FLAX, Figures
-from .. import hlo
-from .program import Program
 
 AXIS = "batch"
 POLICY = "save_norm_inputs"
@@ -88,17 +87,4 @@ def read(lowered: Any, elements: int | None = None, bits: int = 16) -> Figures:
     """
     started = time.monotonic()
     compiled = lowered.compile()
-    seconds = time.monotonic() - started
-    program, memory, found = Program(compiled.as_text()), hlo.memory(compiled), hlo.collectives(compiled)
-    return Figures(
-        passes=None if elements is None else program.passes(elements, bits),
-        bytes=program.bytes(),
-        cycles=program.cycles(max) or None,
-        cycles_usually=program.cycles(min) or None,
-        temporary=memory.temporary,
-        total=memory.total,
-        collectives=len(found),
-        collective_elements=sum(c.elements for c in found),
-        collective_bytes=hlo.collective_bytes(compiled),
-        seconds=round(seconds, 1),
-    )
+    return figures.read(compiled, time.monotonic() - started, elements, bits)

@@ -6,8 +6,7 @@ the difference in all-reduces and in their bytes. Each all-reduce is assumed to 
 estimate in cycles (TPU), or at least the time in which the step's bytes cross the main memory (GPU).
 """
 
-from dataclasses import dataclass
-
+from ...compiled.speeds import SPEEDS
 from ...records.benchmarks.topology import Figures, PoolingCost
 from .interconnect import INTERCONNECTS
 from .jobs import SPAN_DEVICES
@@ -16,36 +15,11 @@ from .jobs import SPAN_DEVICES
 NOTICEABLE_SHARE = 0.05
 
 
-@dataclass(frozen=True)
-class Speed:
-    """The speed of a device.
-
-    Attributes:
-      clock_hertz: the clock of a TPU: its peak bfloat16 rate divided by the operations of its matrix units per cycle.
-      memory_bytes_per_second: the bandwidth of a GPU's main memory.
-      source: the source of the figure.
-    """
-
-    clock_hertz: float | None
-    memory_bytes_per_second: float | None
-    source: str
-
-
-_CLOUD = "https://docs.cloud.google.com/tpu/docs"
-# A matrix unit has 128 x 128 cells, each of which multiplies and adds once per cycle.
-_UNIT_FLOP_PER_CYCLE = 2 * 128**2
-SPEEDS: dict[str, Speed] = {
-    "v5e": Speed(197e12 / (4 * _UNIT_FLOP_PER_CYCLE), None, f"197 TFLOP/s, 4 matrix units: {_CLOUD}/v5e"),
-    "v5p": Speed(459e12 / (8 * _UNIT_FLOP_PER_CYCLE), None, f"459 TFLOP/s, 2 cores of 4 matrix units: {_CLOUD}/v5p"),
-    "h100": Speed(None, 3.35e12, "3.35 TB/s: NVIDIA H100 SXM data sheet"),
-}
-
-
 def costs(chip: str, whole: Figures, local: Figures) -> list[PoolingCost]:
     """Returns the cost of pooling for powers of two of devices, from one span to the most that the links connect.
 
     Args:
-      chip: a key of `SPEEDS`.
+      chip: a key of `speeds.SPEEDS`.
       whole: the figures of a step with pooled statistics.
       local: the figures of a step with statistics of each device alone.
 
@@ -71,20 +45,13 @@ def costs(chip: str, whole: Figures, local: Figures) -> list[PoolingCost]:
                 devices=devices,
                 all_reduces=number,
                 bytes=size,
-                step_seconds=_step(chip, whole),
+                step_seconds=SPEEDS[chip].seconds(whole),
                 whole_seconds=seconds(devices),
                 span_seconds=seconds(SPAN_DEVICES),
             )
         )
         devices *= 2
     return found
-
-
-def _step(chip: str, figures: Figures) -> float:
-    speed = SPEEDS[chip]
-    if speed.clock_hertz is not None:
-        return (figures.cycles or 0) / speed.clock_hertz
-    return figures.bytes / (speed.memory_bytes_per_second or 1)
 
 
 def first_noticeable(found: list[PoolingCost]) -> int | None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from ...compiled import targets
+from ...compiled.speeds import SPEEDS
 from ...records.benchmarks.topology import (
     FUSIONS,
     AnyJob,
@@ -21,7 +23,7 @@ from ...records.benchmarks.topology import (
     TopologyRows,
 )
 from ..suite import Chosen, Keep, Options, Suite, forget
-from . import jobs, pods, table, targets
+from . import jobs, pods, table
 from .compiler import Compiler
 from .jobs import VARIANTS
 from .rows import on_line, ratio
@@ -132,8 +134,8 @@ def _pods(chip: str, figures: Mapping[str, Figures | None]) -> list[PoolingCost]
       figures: the figures of the networks, by variant.
     """
     whole, local = (figures.get(variant.name) for variant in (jobs.WHOLE, jobs.LOCAL))
-    if chip not in pods.SPEEDS or whole is None or local is None:
-        needed = f"the rows {jobs.WHOLE.name} and {jobs.LOCAL.name} of one of {', '.join(pods.SPEEDS)}"
+    if chip not in SPEEDS or whole is None or local is None:
+        needed = f"the rows {jobs.WHOLE.name} and {jobs.LOCAL.name} of one of {', '.join(SPEEDS)}"
         print(f"\nWhat pooling costs by the number of devices is computed from {needed}.")
         return []
     costs = pods.costs(chip, whole, local)

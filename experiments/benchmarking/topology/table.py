@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ...compiled.speeds import SPEEDS
 from ...records.benchmarks.topology import FUSIONS, Figures, LayerJob, NetworkJob, PoolingCost, Ratio, Row
 from . import pods
 from .jobs import SPAN_DEVICES
@@ -60,7 +61,7 @@ def _of(ratio: float | None) -> str:
 def pods_lines(chip: str, found: Sequence[PoolingCost]) -> list[str]:
     """Returns the table of the cost of pooling by the number of devices, as lines."""
     first = found[0]
-    least = "at least " if pods.SPEEDS[chip].clock_hertz is None else ""
+    least = "at least " if SPEEDS[chip].clock_hertz is None else ""
     lines = [
         "",
         f"What pooling adds to a step: {first.all_reduces} all-reduces of {first.bytes / 2**10:,.0f} KiB in all; "

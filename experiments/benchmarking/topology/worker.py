@@ -11,8 +11,9 @@ import time
 
 import msgspec
 
+from ...compiled import targets
 from ...records.benchmarks.topology import Figures, LayerJob
-from . import layers, network, targets
+from . import layers, network
 from .jobs import AXIS
 from .messages import Answer, Job, job_of
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..._errors import UsageError, unknown_name
+from .._errors import UsageError, unknown_name
 
 EXTRA = "pip install -e '.[topology]'"
 # The host's backend is the CPU, because only the compiler of the accelerator is used.
@@ -117,7 +117,7 @@ def missing(target: Target) -> str | None:
         package, modules = "jax-cuda12-plugin", ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
     if any(map(_is_installed, modules)):
         return None
-    return f"not compiled: {package} is not installed; in an environment of its own: {EXTRA}"
+    return f"{package} is not installed; in an environment of its own: {EXTRA}"
 
 
 def _is_installed(name: str) -> bool:
