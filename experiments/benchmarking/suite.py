@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .._errors import UsageError
 from .._limits import option, option_as_in
 from ..compiled import targets
 from ..studies.executing.choice import Where
@@ -14,13 +13,6 @@ from .topology import jobs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-
-def _check_topology(flag: str, text: str) -> None:
-    try:
-        targets.parse(text)
-    except UsageError as error:
-        raise UsageError(f"--{flag}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -50,7 +42,7 @@ class Options(Where):
         "Compile the norm suite for accelerators that this machine lacks, and read the programs: 'v5e:2x2', "
         "'v5p:2x2x1', 'v6e:16x16', 'v4:2x2x1', 'tpu7x:2x2x1', 'h100:8'. --peers names the rows, ours "
         "included. A row of a ResNet-50 takes minutes.",
-        form=_check_topology,
+        form=targets.check_name,
     )
     per_device_batch_size: int = option(128, "Images per device of the ResNet-50 of --topology.", least=1)
     remat: str = option(

@@ -34,6 +34,7 @@ class Chip:
       platform: the platform, "tpu" or "cuda".
       memory_bytes: the memory of one device that programs can use.
       memory_source: the source of `memory_bytes`.
+      kind: the name by which JAX calls a device.
       options: the arguments of `get_topology_desc` beside the platform and the shape.
     """
 
@@ -41,6 +42,7 @@ class Chip:
     platform: str
     memory_bytes: int
     memory_source: str
+    kind: str
     options: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -50,14 +52,20 @@ def _gib(value: float) -> int:
 
 CHIPS: dict[str, Chip] = {
     # One device per chip, as on real hosts; without the option there would be one device per core.
-    "v4": Chip("TPU v4", "tpu", _gib(30.75), _LIBTPU, {"chip_config_name": "megacore"}),
-    "v5e": Chip("TPU v5e", "tpu", _gib(15.75), _LIBTPU),
-    "v5p": Chip("TPU v5p", "tpu", _gib(95.74), _LIBTPU),
-    "v6e": Chip("TPU v6e", "tpu", _gib(31.25), _LIBTPU),
+    "v4": Chip("TPU v4", "tpu", _gib(30.75), _LIBTPU, "TPU v4", {"chip_config_name": "megacore"}),
+    "v5e": Chip("TPU v5e", "tpu", _gib(15.75), _LIBTPU, "TPU v5 lite"),
+    "v5p": Chip("TPU v5p", "tpu", _gib(95.74), _LIBTPU, "TPU v5"),
+    "v6e": Chip("TPU v6e", "tpu", _gib(31.25), _LIBTPU, "TPU v6 lite"),
     # Two devices per chip.
-    "tpu7x": Chip("TPU7x, each device half a chip", "tpu", _gib(94.75), _LIBTPU),
+    "tpu7x": Chip("TPU7x, each device half a chip", "tpu", _gib(94.75), _LIBTPU, "TPU7x"),
     # The whole memory of the GPU; JAX preallocates three quarters of it by default.
-    "h100": Chip("NVIDIA H100 80GB HBM3", "cuda", 84_942_979_072, "device_memory_size in h100.txtpb: all of it"),
+    "h100": Chip(
+        "NVIDIA H100 80GB HBM3",
+        "cuda",
+        84_942_979_072,
+        "device_memory_size in h100.txtpb: all of it",
+        "NVIDIA H100 80GB HBM3",
+    ),
 }
 
 
@@ -127,6 +135,22 @@ def _is_installed(name: str) -> bool:
         return False
 
 
+def check_name(flag: str, text: str) -> None:
+    """Checks that a text names a topology.
+
+    Args:
+      flag: the name of the flag, for the message.
+      text: the value of the flag.
+
+    Raises:
+      UsageError: it does not; the message names the flag and lists the chips.
+    """
+    try:
+        parse(text)
+    except UsageError as error:
+        raise UsageError(f"--{flag}: {error}") from error
+
+
 def mesh(target: Target, axis_name: str) -> Any:
     """Returns a mesh over all devices of a target, in a process that has the target's environment.
 
@@ -136,8 +160,21 @@ def mesh(target: Target, axis_name: str) -> Any:
     """
     # These imports load jax, which must happen after the environment is set.
     import numpy as np
-    from jax.experimental import topologies
     from jax.sharding import AxisType, Mesh
+
+    return Mesh(np.array(devices(target)), (axis_name,), axis_types=(AxisType.Auto,))
+
+
+def devices(target: Target) -> list[Any]:
+    """Returns the devices of a target, in a process that has the target's environment.
+
+    Args:
+      target: a target whose compiler is installed.
+
+    Raises:
+      JaxRuntimeError: the compiler does not know a topology of this shape.
+    """
+    from jax.experimental import topologies
 
     chip = CHIPS[target.chip]
     options: dict[str, Any] = dict(chip.options)
@@ -152,5 +189,4 @@ def mesh(target: Target, axis_name: str) -> Any:
         if any(n % 2 for n in target.shape[:2]):
             # By default a host has 2 x 2 chips, which an odd axis does not allow.
             options["chips_per_host_bounds"] = [1, 1, 1]
-    described = topologies.get_topology_desc(platform=chip.platform, topology_name=name, **options)
-    return Mesh(np.array(described.devices), (axis_name,), axis_types=(AxisType.Auto,))
+    return topologies.get_topology_desc(platform=chip.platform, topology_name=name, **options).devices

@@ -11,6 +11,7 @@ from . import digits, hold_out, shapes, tfds, users
 from .arrays import Dataset, Examples, Split, cache_dir
 from .batches import Segment, epoch_segments, padded_batches
 from .contents import digests
+from .outline import Outline
 from .stream import Stream
 from .users import is_streamed
 
@@ -27,6 +28,7 @@ __all__ = [
     "epoch_segments",
     "is_streamed",
     "load",
+    "outlined",
     "padded_batches",
 ]
 
@@ -39,17 +41,19 @@ class DataSource:
       name: the value of `--dataset`.
       help: a phrase for the help of the flag.
       load: a function that makes the data set, or reads it from the cache.
+      outline: a function that returns the sizes and shapes of the data set, without making it.
     """
 
     name: str
     help: str
     load: Callable[[], Dataset]
+    outline: Callable[[], Outline]
 
 
 DATASETS = Register(
     "dataset",
-    DataSource("digits", "1,797 scanned digits, warped into many more; no network needed", digits.load),
-    DataSource("shapes", "drawn shapes for segmentation; no network needed", shapes.load),
+    DataSource("digits", "1,797 scanned digits, warped into many more; no network needed", digits.load, digits.outline),
+    DataSource("shapes", "drawn shapes for segmentation; no network needed", shapes.load, shapes.outline),
 )
 
 
@@ -71,18 +75,49 @@ def load(
       UsageError: the data set is not known or not prepared; the message names the folder that was searched and the
         command that prepares the data set.
     """
-    own = name in DATASETS or _users.is_users_own(name)
-    if own and image_size is not None:
-        raise UsageError(f"--image_size is for TFDS data sets, and --dataset={name} has images of a size of its own")
+    _check(name, image_size)
     if name in DATASETS:
         dataset = DATASETS[name].load()
     elif _users.is_users_own(name):
         dataset = users.dataset(name)
-    elif (Path.cwd() / f"{name}.py").is_file():
+    else:
+        dataset = tfds.load(name, data_dir, image_size, known=DATASETS.names)
+    return hold_out.validation(dataset, validation_examples) if validation_examples else dataset
+
+
+def outlined(
+    name: str, data_dir: str | None = None, *, image_size: int | None = None, validation_examples: int = 0
+) -> tuple[Dataset, str]:
+    """Returns a data set with the sizes and shapes of the one with a name, and where they are from.
+
+    Its images are black. Only a function of the user's own is called, and its data set returned as it is.
+
+    Args:
+      name: as in `load`.
+      data_dir: as in `load`.
+      image_size: as in `load`.
+      validation_examples: as in `load`.
+
+    Raises:
+      UsageError: the sizes and shapes are not known, or `load` would refuse the arguments.
+    """
+    _check(name, image_size)
+    if name in DATASETS:
+        dataset, source = DATASETS[name].outline().dataset(name), "as this program makes it"
+    elif _users.is_users_own(name):
+        dataset, source = users.dataset(name), "as its function returns it"
+    else:
+        outline, source = tfds.outline(name, data_dir, image_size, known=DATASETS.names)
+        dataset = outline.dataset(name)
+    return (hold_out.validation(dataset, validation_examples) if validation_examples else dataset), source
+
+
+def _check(name: str, image_size: int | None) -> None:
+    own = name in DATASETS or _users.is_users_own(name)
+    if own and image_size is not None:
+        raise UsageError(f"--image_size is for TFDS data sets, and --dataset={name} has images of a size of its own")
+    if not own and (Path.cwd() / f"{name}.py").is_file():
         raise UsageError(
             f"--dataset={name} names the file {name}.py of your own; name its function too: --dataset={name}:FUNCTION, "
             f"such as {name}:data"
         )
-    else:
-        dataset = tfds.load(name, data_dir, image_size, known=DATASETS.names)
-    return hold_out.validation(dataset, validation_examples) if validation_examples else dataset

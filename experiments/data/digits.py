@@ -12,6 +12,7 @@ import numpy as np
 
 from . import warping
 from .arrays import Dataset, Examples, cached
+from .outline import Outline
 
 HELD_OUT = 360
 SIZE, SOURCE_SIZE = 28, 8
@@ -40,6 +41,12 @@ def load() -> Dataset:
     return Dataset(
         "digits", splits["train"], {"test": splits["test"], "originals": splits["originals"]}, 10, independent=False
     )
+
+
+def outline() -> Outline:
+    """Returns the sizes and shapes of the data set, without making it."""
+    examples = {"train": TRAIN_VIEWS, "test": TEST_VIEWS, "originals": HELD_OUT}
+    return Outline(examples, (SIZE, SIZE, 1), 10, independent=False)
 
 
 def originals() -> tuple[np.ndarray, np.ndarray]:

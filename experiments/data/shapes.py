@@ -15,6 +15,7 @@ import numpy as np
 
 from . import digits, warping
 from .arrays import Dataset, Examples, cached
+from .outline import Outline
 
 SIZE = 48
 NUM_CLASSES = 11
@@ -50,6 +51,12 @@ def load() -> Dataset:
         Examples(arrays[f"{side}_images"], arrays[f"{side}_labels"].astype(np.int32)) for side in ("train", "test")
     )
     return Dataset("shapes", train, {"test": test}, NUM_CLASSES, independent=False)
+
+
+def outline() -> Outline:
+    """Returns the sizes and shapes of the data set, without making it."""
+    examples = {"train": TRAIN_CANVASES, "test": TEST_CANVASES}
+    return Outline(examples, (SIZE, SIZE, 1), NUM_CLASSES, per_pixel=True, independent=False)
 
 
 def _make() -> dict[str, np.ndarray]:

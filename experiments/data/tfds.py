@@ -4,6 +4,7 @@ TFDS itself prepares a data set once, which needs TensorFlow (`pip install .[pre
 """
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from .. import _files
 from .._errors import UsageError, unknown_name
 from . import contents
 from .arrays import Dataset, Examples, Split, cached
+from .outline import Outline
 from .stream import Stream
 
 # A split whose decoded images take more bytes than this is streamed.
@@ -23,6 +25,17 @@ MAX_IN_MEMORY_BYTES = 4 * 2**30
 
 # Caveats to show wherever a number from this version of a data set is shown.
 NOTES = {("cifar10", "3.0.2"): "CIFAR-10 as stored by TFDS 3.0.2; a prepared copy may have passed through JPEG once."}
+
+# Data sets whose sizes and shapes are known without a prepared copy. Images of several sizes have none of their own.
+_ANY_SIZE: Any = (None, None, 3)
+OUTLINES: dict[str, Outline] = {
+    "mnist": Outline({"train": 60_000, "test": 10_000}, (28, 28, 1), 10),
+    "fashion_mnist": Outline({"train": 60_000, "test": 10_000}, (28, 28, 1), 10),
+    "cifar10": Outline({"train": 50_000, "test": 10_000}, (32, 32, 3), 10),
+    "cifar100": Outline({"train": 50_000, "test": 10_000}, (32, 32, 3), 100),
+    # Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", arXiv 1409.0575, 2014, table 2.
+    "imagenet2012": Outline({"train": 1_281_167, "test": 50_000}, _ANY_SIZE, 1000),
+}
 
 
 def load(name: str, data_dir: str | None, image_size: int | None = None, known: tuple[str, ...] = ()) -> Dataset:
@@ -43,7 +56,60 @@ def load(name: str, data_dir: str | None, image_size: int | None = None, known: 
       UsageError: the data set is not prepared in `data_dir`, its files are damaged, it has no labelled images, or it
         has images of several sizes and no `image_size` was given.
     """
-    directory = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets").expanduser()
+    directory, base = _directory(data_dir), name.partition(":")[0]
+    with _opened(name, directory, known) as (builder, outline):
+        splits = {
+            which: _split(name, builder, which, image_size, place=directory / base)
+            for which in ("train", _test(builder))
+        }
+    note = NOTES.get((base, str(builder.version)), "")
+    return Dataset(name, splits.pop("train"), {"test": splits.popitem()[1]}, outline.num_classes, note)
+
+
+def outline(
+    name: str, data_dir: str | None, image_size: int | None = None, known: tuple[str, ...] = ()
+) -> tuple[Outline, str]:
+    """Returns the sizes and shapes of a data set, and where they are from, without reading an example.
+
+    Args:
+      name: the name of the data set, as in `load`.
+      data_dir: the TFDS data directory; None: TFDS's own default.
+      image_size: the height and the width to which images are cropped and resized; None: images keep their sizes.
+      known: names of data sets that need no TFDS, which errors list.
+
+    Raises:
+      UsageError: the data set is neither prepared nor one of `OUTLINES`, or has images of several sizes and no
+        `image_size` was given.
+    """
+    directory, base = _directory(data_dir), name.partition(":")[0]
+    if (directory / base).is_dir():
+        with _opened(name, directory, known) as (_, found):
+            source = "as its description in the TFDS data directory says"
+    elif base in OUTLINES:
+        found, source = OUTLINES[base], "assumed as published, since it is not prepared here"
+    else:
+        raise UsageError(
+            f"the images of dataset {name!r} are not known: it is not prepared in {directory}, and is none of "
+            f"{', '.join(sorted([*known, *OUTLINES]))}; prepare it, or name one of these"
+        )
+    if image_size is not None:
+        shape = (image_size, image_size, found.image_shape[2])
+        return found._replace(image_shape=shape, is_streamed=True), source
+    fits = all(_fits(name, found.image_shape, size) for size in found.examples.values())
+    return found._replace(is_streamed=not fits), source
+
+
+def _directory(data_dir: str | None) -> Path:
+    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets").expanduser()
+
+
+def _test(builder: Any) -> str:
+    return "test" if "test" in builder.info.splits else "validation"
+
+
+@contextlib.contextmanager
+def _opened(name: str, directory: Path, known: tuple[str, ...]) -> Iterator[tuple[Any, Outline]]:
+    """Opens a prepared data set, checks its description, and yields the TFDS builder and what the description says."""
     base = name.partition(":")[0]
     if not (directory / base).is_dir():
         raise _not_prepared(base, directory, known)
@@ -66,7 +132,7 @@ def load(name: str, data_dir: str | None, image_size: int | None = None, known: 
             raise UsageError(
                 f"dataset {name!r} has no labelled images (its features: {', '.join(builder.info.features)})"
             )
-        test = "test" if "test" in builder.info.splits else "validation"
+        test = _test(builder)
         if not {"train", test} <= set(builder.info.splits):
             raise UsageError(
                 f"dataset {name!r} needs the splits train and test; it has {', '.join(builder.info.splits)}"
@@ -77,13 +143,8 @@ def load(name: str, data_dir: str | None, image_size: int | None = None, known: 
         num_classes = getattr(builder.info.features["label"], "num_classes", None)
         if not num_classes:
             raise UsageError(f"the labels of dataset {name!r} are no classes: {builder.info.features['label']}")
-        splits = {
-            which: _split(name, builder, which, image_size, place=directory / base)
-            for which in dict.fromkeys(("train", test))
-        }
-    return Dataset(
-        name, splits["train"], {"test": splits[test]}, num_classes, NOTES.get((base, str(builder.version)), "")
-    )
+        examples = {"train": builder.info.splits["train"].num_examples, "test": builder.info.splits[test].num_examples}
+        yield builder, Outline(examples, tuple(shape), num_classes)
 
 
 def _split(name: str, builder: Any, which: str, image_size: int | None, *, place: Path) -> Split:
@@ -95,12 +156,12 @@ def _split(name: str, builder: Any, which: str, image_size: int | None, *, place
         raise UsageError(f"dataset {name!r} must be prepared with --file_format=array_record ({error})") from error
     if image_size is not None:
         return Stream(source, image_size, random_crops=which == "train")
-    if not _fits(name, builder, which):
+    shape = tuple(builder.info.features["image"].shape)
+    if not _fits(name, shape, builder.info.splits[which].num_examples):
         return Stream(source, None, random_crops=False)
     # The key of the cache follows from the contents of the files, so that changed files do not find the old arrays.
     described = [Path(builder.data_path) / file for file in ("dataset_info.json", "features.json")]
     held = contents.of_files([*described, *_shards(builder, which)])
-    shape = tuple(builder.info.features["image"].shape)
     arrays = cached(f"tfds-{builder.name}-{builder.version}-{which}-{held}", lambda: _decode(source, shape))
     return Examples(arrays["images"], arrays["labels"])
 
@@ -176,24 +237,23 @@ def _broken_description(place: Path) -> str:
     return ""
 
 
-def _fits(name: str, builder: Any, split: str) -> bool:
-    """Returns whether the decoded images fit in memory.
+def _fits(name: str, shape: tuple[int, ...], examples: int) -> bool:
+    """Returns whether the decoded images of a split fit in memory.
 
     Raises:
       UsageError: the images have several sizes.
     """
-    shape = builder.info.features["image"].shape
     if None in shape[:2]:
         raise UsageError(
             f"the images of dataset {name!r} have several sizes (shape {shape}); give --image_size, such as 224: they "
             "are then cropped and resized as they are read"
         )
-    return builder.info.splits[split].num_examples * np.prod(shape) <= MAX_IN_MEMORY_BYTES
+    return examples * math.prod(shape) <= MAX_IN_MEMORY_BYTES
 
 
 def prepared(data_dir: str | None) -> list[str]:
     """Returns the names of the data sets in `data_dir`; None: in TFDS's own directory."""
-    directory = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or Path.home() / "tensorflow_datasets").expanduser()
+    directory = _directory(data_dir)
     return sorted(p.name for p in directory.iterdir() if p.is_dir()) if directory.is_dir() else []
 
 

@@ -43,5 +43,10 @@ CHWN = Layout("CHWN")
 
 
 def preferred() -> Layout:
-    """Returns the faster layout on the default backend."""
-    return CHWN if jax.default_backend() == "cpu" else NHWC
+    """Returns the faster layout on the devices that the model is traced for.
+
+    Those are the devices of the mesh, which may be of a topology that is not here; without a mesh, the default backend.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    platform = jax.default_backend() if device is None else device.platform
+    return CHWN if platform == "cpu" else NHWC

@@ -21,7 +21,7 @@ class SimpleCNN(nn.Module):
       num_classes: the number of outputs.
       norm: the factory of the norms, a `models.normalised.NormFactory`; None: biases in place of norms.
       dtype: the compute dtype; parameters and outputs are float32.
-      layout: the order of the activations' axes; None: the faster layout on the default backend.
+      layout: the order of the activations' axes; None: the faster layout on the devices at hand.
     """
 
     num_classes: int

@@ -39,10 +39,17 @@ def _host_memory() -> int:
     return min(limits)
 
 
+def is_here(device: Device) -> bool:
+    """Returns whether a device is one of this run's, and not of a topology that programs are only compiled for."""
+    return device in jax.devices()
+
+
 def memory_of(device: Device) -> int | None:
     """Returns the bytes that a device may use, for a CPU those of the host; None if the device does not report them."""
     if device.platform == "cpu":
         return _host_memory()
+    if not is_here(device):
+        return None
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
@@ -186,12 +193,16 @@ def place(tree: Any, sharding: NamedSharding) -> Any:
     """Places host arrays, which every process holds whole, on the devices of all processes.
 
     Args:
-      tree: the arrays.
+      tree: the arrays, or their shapes and dtypes without values.
       sharding: the layout of every array on the devices.
 
     Returns:
-      The tree with device arrays.
+      The tree with device arrays; with their shapes, dtypes and shardings alone where the tree has no values, or where
+      the devices are those of a topology that is not here.
     """
+    leaves = jax.tree.leaves(tree)
+    if any(isinstance(a, jax.ShapeDtypeStruct) for a in leaves) or not is_here(next(iter(sharding.device_set))):
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
 

@@ -176,6 +176,29 @@ def is_resident(config: TrainConfig, dataset: datasets.Dataset, mesh: Mesh, avai
     return not streamed and (available is None or size <= RESIDENT_MEMORY_SHARE * available)
 
 
+def shapes(config: TrainConfig, train: datasets.Split, mesh: Mesh, *, resident: bool) -> list[Source]:
+    """Returns the shapes, dtypes and shardings of the sources of a run's first update, to compile the update from.
+
+    Args:
+      config: configuration of the run.
+      train: the training split.
+      mesh: the devices.
+      resident: whether the split is kept on every device.
+    """
+    micro = config.accumulation_steps
+    first, size = train.read(np.arange(1)), config.batch_size // micro
+
+    def shaped(shape: tuple[int, ...], dtype: Any, *axes: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
+
+    if not resident:
+        images, labels = (shaped((size, *a.shape[1:]), a.dtype, AXIS) for a in first)
+        return [Batch(images, labels, None) for _ in range(micro)]
+    images, labels = (shaped((train.size, *a.shape[1:]), a.dtype) for a in first)
+    order = shaped((train.size // config.batch_size * micro, size), np.int32, None, AXIS)
+    return [Indexed(images, labels, order, None, shaped((), np.int32)) for _ in range(micro)]
+
+
 def examples(sources: list[Source]) -> int:
     """Returns the size of the global batch of an update, padding included."""
     return sum(s.order.shape[1] if isinstance(s, Indexed) else s.labels.shape[0] for s in sources)

@@ -1,7 +1,7 @@
 """Everything that a run needs before its first step: plan, model, initial state and the programs of its steps."""
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -47,6 +47,8 @@ def prepare(
     dataset: datasets.Dataset,
     statistics: tuple[list[float], list[float]],
     chosen: list[devices.Device],
+    *,
+    shapes_only: bool = False,
 ) -> Run:
     """Prepares everything that a run needs, and rejects an impossible configuration before anything is compiled.
 
@@ -55,6 +57,7 @@ def prepare(
       dataset: the data set to train on.
       statistics: mean and standard deviation of its pixels, one number per channel each.
       chosen: the devices.
+      shapes_only: the state has shapes and no values, to compile an update and not to run it.
 
     Raises:
       UsageError: the configuration does not suit the data set, the devices or the model.
@@ -74,8 +77,8 @@ def prepare(
         plain = Descent(optax.sgd, descent.schedule) if OPTIMIZERS[config.optimizer].full_batch else descent
         step = single.train_step(model, plain, mesh, recipe, usual)
         trial.in_training(config, dataset, variables, model, step, plain.optimizer(plan.peak_learning_rate))
-    state = single.init_state(evaluated, optimizer, dataset.train.image_shape, config.seed)
-    state = devices.place(state, devices.replicated(mesh))
+    init = partial(single.init_state, evaluated, optimizer, dataset.train.image_shape, config.seed)
+    state = devices.place(jax.eval_shape(init) if shapes_only else init(), devices.replicated(mesh))
     at = cache(updates.make(config, dataset.num_classes, plan, mesh, recipe))
 
     def compile(state: TrainState, sources: list[Source], plan: plans.Plan) -> updates.Program:

@@ -17,16 +17,32 @@ from . import accumulation, full_batch, single, splitting
 from .parts import make_descent, make_model, make_momentum
 
 
+class Part(NamedTuple):
+    """One of the compiled programs of an update.
+
+    Attributes:
+      traced: the program before it was compiled.
+      compiled: the compiled program.
+      runs: the number of times that an update runs it.
+    """
+
+    traced: Any
+    compiled: Any
+    runs: int = 1
+
+
 class Program(NamedTuple):
     """A compiled update.
 
     Attributes:
       call: (state, sources) -> (state, metrics); the state is donated.
       largest: the compiled program that takes most memory.
+      parts: the programs that `call` runs; empty: they are not told.
     """
 
     call: Callable[[TrainState, list[Source]], tuple[TrainState, dict[str, jax.Array]]]
     largest: Any
+    parts: tuple[Part, ...] = ()
 
 
 # (state, sources) -> the program of an update that reads sources of the same shapes.
@@ -87,17 +103,25 @@ def make(
 
 
 def _compiled(step: Any, peak: jax.Array, state: TrainState, sources: list[Source]) -> Program:
-    program = step.lower(state, sources[0], peak).compile()
-    return Program(lambda state, sources: program(state, sources[0], peak), program)
+    part = _part(step, state, sources[0], peak)
+    program = part.compiled
+    return Program(lambda state, sources: program(state, sources[0], peak), program, (part,))
+
+
+def _part(program: Any, *arguments: Any, runs: int = 1) -> Part:
+    traced = program.trace(*arguments)
+    return Part(traced, traced.lower().compile(), runs)
 
 
 def _accumulated(programs, mesh, peak: jax.Array, state: TrainState, sources: list[Source]) -> Program:
     zero, add, finish = programs
     numbers = [devices.place(np.int32(i), devices.replicated(mesh)) for i in range(len(sources))]
-    zero = zero.lower(state).compile()
-    total = zero(state)
-    add = add.lower(state, total, sources[0], numbers[0]).compile()
-    finish = finish.lower(state, total, peak).compile()
+    first = _part(zero, state)
+    # The shapes of the totals are enough, and devices that are not here could not compute them.
+    total = first.compiled.out_info
+    each = _part(add, state, total, sources[0], numbers[0], runs=len(sources))
+    last = _part(finish, state, total, peak)
+    zero, add, finish = (part.compiled for part in (first, each, last))
 
     def call(state: TrainState, sources: list[Source]):
         total = zero(state)
@@ -105,4 +129,4 @@ def _accumulated(programs, mesh, peak: jax.Array, state: TrainState, sources: li
             total = add(state, total, source, number)
         return finish(state, total, peak)
 
-    return Program(call, add)
+    return Program(call, add, (first, each, last))
