@@ -14,6 +14,7 @@ from experiments._errors import UsageError
 from experiments.models import alexnet
 from experiments.models.fcn import FCN
 from experiments.models.resnet import ResNet, plain
+from experiments.models.resnet9 import ResNet9
 from experiments.models.simple_cnn import SimpleCNN
 from tests.reference import normwise_error
 from tests.rig import UNOPTIMISED, loss_and_gradients
@@ -24,6 +25,7 @@ SMALL = {
     "fcn": (FCN, {"features": (4, 6)}, 12, 5),
     "resnet18": (partial(ResNet, stage_sizes=(1, 1), bottleneck=False), {"width": 4}, 16, 6),
     "resnet50": (partial(ResNet, stage_sizes=(1, 1), bottleneck=True), {"width": 4}, 16, 9),
+    "resnet9": (ResNet9, {"width": 4}, 8, 8),
     "simple_cnn": (SimpleCNN, {}, 28, 3),
 }
 FACTORIES = {
@@ -179,6 +181,21 @@ def test_alexnet_has_the_published_sizes(size, flat):
     assert sum(a.size for a in jax.tree.leaves(params)) == kernels + norms + 1000
 
 
+@pytest.mark.parametrize(("width", "size"), [(64, 32), (8, 9)])
+def test_resnet9_has_the_published_size(width, size):
+    """Counted from the layers of the source, and a bias of the dense layer, which the source does not have."""
+    model = ResNet9(10, BatchNorm, width=width)
+    images = jnp.zeros((2, size, size, 3))
+    logits, variables = jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), images, train=False))
+    kernels = 9 * (3 * width + (2 + 2 * 4 + 8 + 32 + 2 * 64) * width**2) + 80 * width
+    norms = 2 * (1 + 3 * 2 + 4 + 3 * 8) * width
+    sizes = {path[-1].key: 0 for path, _ in jax.tree.leaves_with_path(variables["params"])}
+    for path, a in jax.tree.leaves_with_path(variables["params"]):
+        sizes[path[-1].key] += a.size
+    assert sizes["kernel"] == kernels and sizes["scale"] + sizes["bias"] == norms + 10
+    assert logits.shape == (2, 10) and (width != 64 or kernels + norms == 6_573_120)
+
+
 def test_a_fully_convolutional_network_sees_about_32_pixels_and_moves_with_the_image():
     model = FCN(3, partial(BatchNorm, momentum=0.9))
     images = jnp.asarray(np.random.default_rng(0).normal(size=(1, 64, 64, 1)), jnp.float32)
@@ -197,6 +214,7 @@ def test_a_fully_convolutional_network_sees_about_32_pixels_and_moves_with_the_i
     [
         ("alexnet_bn", (62, 200), r"alexnet_bn takes images of at least 63x63, and these are 62x200"),
         ("simple_cnn", (28, 27), r"at least 28x28, and these are 28x27"),
+        ("resnet9", (7, 32), r"at least 8x8, and these are 7x32"),
         ("fcn", (48, 50), r"divisible by 4, its total pooling, and these are 48x50; .* to 48x52"),
     ],
 )

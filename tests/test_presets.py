@@ -22,6 +22,20 @@ def test_a_base_rate_beside_a_preset_wins_over_its_rate():
     assert presets.configure("cifar10_lars", {"seed": 1}).peak_learning_rate == 10.0
 
 
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_a_preset_says_what_to_run_and_what_to_expect(name):
+    preset = presets.PRESETS[name]
+    assert all((preset.result, preset.source, preset.time)) and presets.command(name)[-1] == f"--preset={name}"
+
+
+def test_the_speed_run_has_the_rate_of_its_source_and_grows_it_by_the_square_root():
+    small, large = (presets.configure(name, {}) for name in ("page2018", "page2018_8192"))
+    assert small.peak_learning_rate == pytest.approx(0.4)
+    assert large.peak_learning_rate == pytest.approx(0.2 * 32**0.5)
+    changed = {"batch_size": 512, "lr_scaling": None}
+    assert dataclasses.replace(large, **changed) == small
+
+
 def test_flags_that_change_nothing_are_named():
     config = TrainConfig(learning_rate=0.1, base_learning_rate=0.2, step_factor=3.0, steps=5)
     unused = presets.unused(config, ["learning_rate", "base_learning_rate", "step_factor", "steps", "seed"])
