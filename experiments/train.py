@@ -14,6 +14,7 @@ from absl import flags
 from . import _commands, _flags
 from ._errors import StorageError, UsageError
 from ._users import is_users_own
+from .training import dry_run
 from .training.config import presets
 from .training.config.options import TrainConfig, refuse_beside_problem
 from .training.machine.processes import PeerError
@@ -28,24 +29,40 @@ def define_flags() -> None:
     """Defines the flags, for this program only: other programs import this module too."""
     _flags.define(TrainConfig)
     names = ", ".join(sorted(presets.PRESETS))
-    _flags.switch("list_presets", "Print the presets with their results and sources, and do not train.")
+    _flags.switch(
+        "list_presets", "Print the presets with their results, sources, times and commands, and do not train."
+    )
     _flags.text(
         "preset", None, f"A published recipe, which other flags override: {names}.", among=tuple(presets.PRESETS)
     )
+    _flags.text(
+        "dry_run",
+        None,
+        "Compile the update for these devices from shapes alone, and print the memory, an estimate of the time and the "
+        "collectives: 'here', 'v5e:4x4', 'v5p:2x2x1', 'h100:8' and others that --topology of "
+        "experiments.benchmark takes. Train nothing.",
+        form=dry_run.check_name,
+    )
 
 
-def main() -> None:
-    """Trains as the flags say, and prints the summary."""
+def main() -> int:
+    """Trains as the flags say, and prints the summary; or compiles alone. Returns the exit status."""
     from .reporting import write_page
 
     if FLAGS.list_presets:
         for name, preset in sorted(presets.PRESETS.items()):
             say(f"{name}\n- result: {preset.result}\n- source: {preset.source}\n- time: {preset.time}")
-        return
+            print(shlex.join(presets.command(name)))
+        return 0
     if FLAGS.preset in presets.PRESETS:
         preset = presets.PRESETS[FLAGS.preset]
         say(f"preset    {FLAGS.preset}: {preset.result}\nsource    {preset.source}")
     given = _flags.given(TrainConfig)
+    if FLAGS.dry_run is not None:
+        config = presets.configure(FLAGS.preset, given)
+        for text in presets.unused(config, given):
+            say(f"warning   {text}, and changes nothing here")
+        return dry_run.run(config, FLAGS.dry_run)
     if FLAGS.problem is not None:
         refuse_beside_problem(given, FLAGS.problem)
     try:
@@ -58,7 +75,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(2)
     if jax.process_index() > 0:
-        return
+        return 0
     print(f"\n{'split':<12}{'examples':>9}{'accuracy':>11}{'loss':>9}")
     for name, result in summary.results.items():
         iou = "" if result.mean_iou is None else f"   mean IoU {result.mean_iou:.2%}"
@@ -82,6 +99,7 @@ def main() -> None:
         print(f"evaluate  {shlex.join(evaluate)}")
     print(f"curves    {shlex.join(['tensorboard', f'--logdir={config.workdir}'])}")
     print(f"report    {write_page(str(config.workdir))}")
+    return 0
 
 
 def run() -> None:

@@ -82,8 +82,8 @@ TRAINING = [
     {"progress"},
     {"loop"},
     {"extending"},
-    {"of_images", "of_problem", "as_problem"},
-    {"session"},
+    {"of_images", "of_problem", "as_problem", "estimate"},
+    {"session", "dry_run"},
 ]
 # Reads result files only.
 STANDALONE = {"reporting": {"_errors", "_commands", "_register", "_files", "_workdirs", "records", "reporting"}}
