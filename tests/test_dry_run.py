@@ -95,6 +95,13 @@ def test_a_run_that_cannot_be_is_refused(place, options, name, message):
         dry_run.run(TrainConfig(**{"batch_size": 64, "num_devices": 8, **options}), name)
 
 
+def test_a_topology_is_taken_whole():
+    for whole, advice in ((False, "112. Or give --num_devices=1."), (True, "112.")):
+        with pytest.raises(UsageError) as refused:
+            plans.check_divisible(TrainConfig(batch_size=100), 100, 16, 4, all_devices=whole)
+        assert str(refused.value).endswith(f"96 and {advice}")
+
+
 def test_without_the_compiler_the_error_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(targets, "_is_installed", lambda name: False)
     for name, package in (("v5e:4x4", "libtpu"), ("h100:8", "jax-cuda12-plugin")):
@@ -241,7 +248,7 @@ def test_the_time_of_a_run_follows_from_its_updates(place, monkeypatch, capsys):
     _, lines = printed(config, capsys)
     milliseconds = float(lines["step"].split()[2])
     assert lines["step"].startswith("at least") and "2 updates" in lines["step"]
-    assert lines["run"].startswith(f"at least {estimate.duration(1.8 * milliseconds)} for 3,600 updates")
+    assert lines["run"].startswith(f"at least {estimate._time(1.8 * milliseconds)} for 3,600 updates")
 
 
 def test_later_phases_of_a_ramp_take_as_long_per_example():

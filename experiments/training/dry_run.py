@@ -1,4 +1,4 @@
-"""Compiles the update of a training run for a stated topology, from shapes alone, and says what the run would take."""
+"""Compiles the update of a training run for a stated topology, from shapes alone, and prints what it would cost."""
 
 import os
 import time
@@ -70,7 +70,7 @@ def check_name(flag: str, text: str) -> None:
 
 
 def run(config: TrainConfig, name: str) -> int:
-    """Compiles the update of a run, and prints what the run would take; trains, reads and writes nothing.
+    """Compiles the update of a run, and prints what the run would cost; trains, reads and writes nothing.
 
     Args:
       config: configuration of the run.
@@ -144,7 +144,9 @@ def _place(config: TrainConfig, name: str) -> Place:
                 f"--dry_run={name} has {len(place.devices)} devices in {place.processes} processes, not "
                 f"{config.num_devices} in each; leave --num_devices out"
             )
-    plans.check_divisible(config, config.batch_size, len(place.devices), place.processes)
+    plans.check_divisible(
+        config, config.batch_size, len(place.devices), place.processes, all_devices=place.target is not None
+    )
     return place
 
 

@@ -1,4 +1,4 @@
-"""What the compiled update of a run takes on each device, in words: memory, collectives and an estimate of its time."""
+"""Describes the costs of a compiled update: memory, collectives, arithmetic, and an estimate of its time."""
 
 import dataclasses
 import math
@@ -15,9 +15,9 @@ from ..records.runs import StepMemory
 from .config import plan as plans
 from .config.options import TrainConfig
 from .config.plan import Plan
+from .recipe.optimizers import OPTIMIZERS
 from .state import TrainState
 from .step.updates import Program
-from .terminal import duration
 
 # JAX takes the first share of a GPU's memory unless XLA_PYTHON_CLIENT_MEM_FRACTION names another, such as the second.
 GPU_MEMORY_SHARE, RAISED_MEMORY_SHARE = 0.75, 0.95
@@ -25,7 +25,7 @@ GIB = 2**30
 
 
 class Costs(NamedTuple):
-    """What one update takes on one device.
+    """The costs of one update on one device.
 
     Attributes:
       bytes: the bytes read from and written to main memory.
@@ -45,7 +45,7 @@ class Costs(NamedTuple):
 
 
 def costs(program: Program, kind: str, dtype: str) -> Costs:
-    """Returns what one update takes on one device.
+    """Returns the costs of one update on one device.
 
     Args:
       program: the compiled update, with its parts.
@@ -105,9 +105,12 @@ def of_program(config: TrainConfig, plan: Plan, program: Program, kind: str) -> 
     k = config.backwards_per_forward
     each = f"{k} updates" if k > 1 else "an update"
     lines = [
-        f"network   {found.collectives:,} collectives of {found.collective_bytes / 2**20:,.1f} MiB in all for {each}",
+        f"network   {found.collectives:,} collective{'s' * (found.collectives != 1)} of "
+        f"{found.collective_bytes / 2**20:,.1f} MiB in all for {each}",
         f"work      {_short(found.flop)}FLOP and {_short(found.bytes)}B through memory per device, for {each}",
     ]
+    if OPTIMIZERS[config.optimizer].full_batch:
+        lines.append("note      the line search, whose length is not known, is counted as one step of it")
     if found.seconds is None:
         lines.append(f"step      not estimated: the speed of a {kind} is not known here; --steps=20 measures it")
         return lines
@@ -121,7 +124,7 @@ def of_program(config: TrainConfig, plan: Plan, program: Program, kind: str) -> 
         least, how = "", f" by the compiler's estimate of {cycles} cycles at {clock}, collectives left out"
     lines += [
         f"step      {least}{1e3 * found.seconds:,.3g} ms for {each}{how}; computed, not measured",
-        f"run       {least}{duration(_whole(plan, k, found.seconds))} for {plan.total_steps:,} updates, without "
+        f"run       {least}{_time(_whole(plan, k, found.seconds))} for {plan.total_steps:,} updates, without "
         "compiling, evaluation, and waiting for data",
     ]
     return lines
@@ -138,6 +141,18 @@ def _short(value: float) -> str:
         if value >= scale:
             return f"{float(f'{value / scale:.3g}'):,.6g} {prefix}"
     return f"{value:,.0f} "
+
+
+def _time(seconds: float) -> str:
+    """Formats a duration to three significant digits.
+
+    Example:
+      >>> _time(5.371), _time(847), _time(10_350)
+      ('5.37 s', '14.1 minutes', '2.88 hours')
+    """
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} minutes" if seconds < 120 * 60 else f"{seconds / 3600:,.3g} hours"
 
 
 def _whole(plan: Plan, backwards_per_forward: int, seconds: float) -> float:

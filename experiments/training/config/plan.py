@@ -281,7 +281,9 @@ def _flag_of(config: TrainConfig, batch_size: int) -> str:
     return "batch_size" if batch_size == config.batch_size else "batch_ramp"
 
 
-def check_divisible(config: TrainConfig, batch_size: int, devices: int, processes: int = 1) -> None:
+def check_divisible(
+    config: TrainConfig, batch_size: int, devices: int, processes: int = 1, *, all_devices: bool = False
+) -> None:
     """Checks that each device of each micro-batch gets as many examples as any other.
 
     Args:
@@ -289,6 +291,7 @@ def check_divisible(config: TrainConfig, batch_size: int, devices: int, processe
       batch_size: the global batch size of any phase.
       devices: the number of devices of all processes.
       processes: the number of processes.
+      all_devices: whether a run on fewer devices is no choice, so that the message names none.
 
     Raises:
       UsageError: the batch is not divisible; the message names batch sizes, and a number of devices, that work.
@@ -302,7 +305,7 @@ def check_divisible(config: TrainConfig, batch_size: int, devices: int, processe
     if micro > 1:
         among += f" x {micro} --accumulation_steps"
     share = math.gcd(batch_size // micro, devices) // processes
-    works = share and batch_size % (share * processes * micro) == 0
+    works = not all_devices and share and batch_size % (share * processes * micro) == 0
     raise UsageError(
         f"{batch} is not divisible by {among}; the nearest sizes that work: "
         f"{nearest_multiples(batch_size, devices * micro)}." + (f" Or give --num_devices={share}." if works else "")

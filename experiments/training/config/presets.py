@@ -25,7 +25,7 @@ class Preset(NamedTuple):
     options: Options
     result: str
     source: str
-    time: str = "not run here"
+    time: str = "not run here; --dry_run estimates it"
 
 
 _IMAGENET: Options = {
@@ -89,7 +89,7 @@ PRESETS: dict[str, Preset] = {
         },
         "top-1 error 23.74% (23.60% at a batch of 256; 24.84% without warmup)",
         "Goyal et al., arXiv 1706.02677, 2017, where the warmup starts at 0.1, not 0",
-        "not run here; an hour on 256 P100 GPUs in the paper",
+        "not run here; an hour on 256 P100 GPUs in the paper, and 2.9 hours on 16 TPU v5e by --dry_run=v5e:4x4",
     ),
     # AlexNet with norm, LARS. Rate and warmup of the first author's later configuration files.
     "you2017_lars": Preset(
@@ -150,7 +150,7 @@ PRESETS: dict[str, Preset] = {
         {**_MLPERF, "optimizer": "lars", "learning_rate": 17.0, "weight_decay": 2e-4, "epochs": 42},
         "top-1 75.9% after 41 to 44 epochs",
         "mlcommons/logging, rcp_checker/training_4.0.0, reference convergence points of ResNet-50 at 8192",
-        "not run here, and the source has no times",
+        "not run here, and the source has no times; at least 14 minutes on eight H100 by --dry_run=h100:8 in bfloat16",
     ),
     "mlperf_nesterov": Preset(
         {**_MLPERF, "optimizer": "nesterov", "base_learning_rate": 0.1, "weight_decay": 1e-4, "epochs": 42},
@@ -224,15 +224,14 @@ PRESETS: dict[str, Preset] = {
         'Page, "How to Train Your ResNet", part 4, myrtle.ai, 2018, and davidcpage/cifar10-fast, whose rate of 0.4 and '
         "decay of 5e-4 are for a mean loss. Its rate falls linearly, and this one as a cosine; its norms and biases "
         "decay too; and it has cutout and float16, which are missing here",
-        "not run here; 79 s on one V100 in the source. airbench (Jordan, arXiv 2404.00498, 2024) reaches 94% in 3.29 s "
-        "on one A100, with another network and optimizer",
+        "not run here; at least 5 s on one H100 by --dry_run=h100, and 79 s on one V100 in the source. airbench "
+        "(Jordan, arXiv 2404.00498, 2024) reaches 94% in 3.29 s on one A100, with another network and optimizer",
     ),
     # 144 updates. The linear rule would ask for a rate of 6.4, the square root asks for 1.13.
     "page2018_8192": Preset(
         {**_PAGE, "batch_size": 8192, "lr_scaling": "sqrt"},
         "none is published at this batch, and none was measured here; its small batch is page2018",
         "this project: page2018 with the square-root rule of Krizhevsky, arXiv 1404.5997, 2014",
-        "not run here",
     ),
     # Segmentation. More --epochs raise the result further.
     "shapes_fcn": Preset(
