@@ -116,5 +116,5 @@ def notebooks(session: nox.Session) -> None:
 def topology(session: nox.Session) -> None:
     """Compiles a layer for TPUs and GPUs that are not here."""
     install(session, "--editable", ".[test,topology]")
-    command = ("python", "-m", "pytest", "--quiet", "tests/test_topology.py")
+    command = ("python", "-m", "pytest", "--quiet", "tests/test_topology.py", "tests/test_dry_run.py")
     session.run(*command, *session.posargs, env={"JAX_PLATFORMS": "cpu"})
