@@ -1,7 +1,7 @@
 """Trains and evaluates one model: `python -m experiments.train --batch_size=8192`.
 
 Metrics, TensorBoard events, checkpoints and a summary go under --workdir. Run the same command again to resume a run
-that was stopped. `--help` lists the flags.
+that was stopped. `--dry_run=here` says what a run would cost, and trains nothing. `--help` lists the flags.
 """
 
 import os
@@ -40,7 +40,7 @@ def define_flags() -> None:
         None,
         "Compile the update for these devices from shapes alone, and print the memory, an estimate of the time and the "
         "collectives: 'here', 'v5e:4x4', 'v5p:2x2x1', 'h100:8' and others that --topology of "
-        "experiments.benchmark takes. Train nothing.",
+        f"{_commands.program('benchmark')} takes. Train nothing.",
         form=dry_run.check_name,
     )
 

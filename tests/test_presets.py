@@ -4,9 +4,11 @@ import dataclasses
 
 import pytest
 
+from experiments import _flags, train
 from experiments.training.config import plan as plans
 from experiments.training.config import presets
 from experiments.training.config.options import TrainConfig
+from tests.programs import use_own_flags
 
 
 @pytest.mark.parametrize("name", presets.PRESETS)
@@ -26,6 +28,16 @@ def test_a_base_rate_beside_a_preset_wins_over_its_rate():
 def test_a_preset_says_what_to_run_and_what_to_expect(name):
     preset = presets.PRESETS[name]
     assert all((preset.result, preset.source, preset.time)) and presets.command(name)[-1] == f"--preset={name}"
+
+
+def test_the_list_has_the_command_of_every_preset(monkeypatch, capsys):
+    use_own_flags(train, monkeypatch)
+    _flags.parse(["train", "--list_presets"])
+    assert train.main() == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in printed if line.startswith("python")] == [
+        f"python -m experiments.train --preset={name}" for name in sorted(presets.PRESETS)
+    ]
 
 
 def test_the_speed_run_has_the_rate_of_its_source_and_grows_it_by_the_square_root():
