@@ -18,13 +18,13 @@ VERDICTS = BORNE_OUT, NOT_BORNE_OUT, OPEN = "borne out", "not borne out", "left 
 
 
 class Claim(NamedTuple):
-    """A claim and what the study says of it.
+    """A claim and the verdict of a study.
 
     Attributes:
       claim: in words.
       source: where it is made.
-      measured: what the study measured.
-      verdict: one of those above.
+      measured: the numbers of the study that bear on it.
+      verdict: one of `VERDICTS`.
     """
 
     claim: str

@@ -52,7 +52,7 @@ def ladder_sections(study: StudyFiles) -> list[Section]:
 
 
 class WarmupGain(NamedTuple):
-    """What warmup is worth beside the linear rate.
+    """The gain of accuracy by warmup beside the linear rate.
 
     Attributes:
       gain: in points of the mean accuracy.
