@@ -30,9 +30,8 @@ GROUPS = {
     ),
     "Recipe": (
         "optimizer", "base_learning_rate", "lr_scaling", "learning_rate", "learning_rates", "rate_factors", "schedule",
-        "warmup_epochs",
-        "step_epochs", "step_factor", "cycle_epochs", "momentum", "b2", "average_weights", "weight_decay", "decay_all", "label_smoothing",
-        "seed", "seeds",
+        "warmup_epochs", "step_epochs", "step_factor", "cycle_epochs", "momentum", "b2", "weight_decay", "decay_all",
+        "average_weights", "label_smoothing", "seed", "seeds",
     ),
     "Devices and processes": (
         "num_devices", "distributed", "coordinator_address", "num_processes", "process_id", "executor", "parallel",
