@@ -9,9 +9,10 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
+from ..._errors import UsageError
 from ...records.questions.search import Analysis, Recipe
 from ...records.studies import StudyRow
-from ...training.config.options import AUTO
+from ...training.config.options import AUTO, TrainConfig
 from ...training.recipe.optimizers import OPTIMIZERS
 from .. import tuning
 from ..convergence import SEARCH_SEED, Trial, refuse_search_seed, trial_of
@@ -169,6 +170,15 @@ def _job(asked: Asked, key: str, recipe: Mapping[str, Any], label: str = "") -> 
     return Job(key, {**options, **held_out, "seed": SEARCH_SEED}, label=label)
 
 
+def _is_possible(job: Job) -> bool:
+    """Returns whether the options of a job go together: some changes exclude each other."""
+    try:
+        TrainConfig(**job.options)
+    except UsageError:
+        return False
+    return True
+
+
 def _merit(row: StudyRow | None) -> float:
     return -1.0 if row is None or row.summary is None else row.ended.result.known_accuracy
 
@@ -176,12 +186,13 @@ def _merit(row: StudyRow | None) -> float:
 def _changed(asked: Asked, start: _Best, size: int, rows: Rows) -> _Best:
     """Tries each change of a recipe alone, and then those that helped, one after another."""
     examples = asked.data.examples
-    wanted = {name: found for name, change in CHANGES.items() if (found := change.options(start.recipe, examples))}
-    jobs = [
-        _job(asked, f"change-b{size}-{name}", {**start.recipe, **found}, CHANGES[name].name)
-        for name, found in wanted.items()
-    ]
-    merits = dict(zip(wanted, map(_merit, rows(jobs)), strict=True))
+    wanted = {
+        name: _job(asked, f"change-b{size}-{name}", {**start.recipe, **found}, change.name)
+        for name, change in CHANGES.items()
+        if (found := change.options(start.recipe, examples))
+    }
+    wanted = {name: job for name, job in wanted.items() if _is_possible(job)}
+    merits = dict(zip(wanted, map(_merit, rows(list(wanted.values()))), strict=True))
     helped = sorted((name for name, merit in merits.items() if merit > start.accuracy), key=lambda name: -merits[name])
     best = start
     for name in helped:
@@ -193,7 +204,10 @@ def _changed(asked: Asked, start: _Best, size: int, rows: Rows) -> _Best:
             best = _Best(recipe, merits[name], kept)
             continue
         label = ", ".join(CHANGES[one].name for one in kept)
-        (row,) = rows([_job(asked, f"joined-b{size}-{'-'.join(kept)}", recipe, label)])
+        job = _job(asked, f"joined-b{size}-{'-'.join(kept)}", recipe, label)
+        if not _is_possible(job):
+            continue
+        (row,) = rows([job])
         if _merit(row) >= best.accuracy:
             best = _Best(recipe, _merit(row), kept)
     return best
