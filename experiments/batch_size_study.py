@@ -19,6 +19,14 @@ from .training.of_problem import check_target, refuse_met
 from .training.terminal import say
 
 FLAGS = flags.FLAGS
+# The flags of the fields of `Changes`; a target is named by its kind.
+FLAG_OF = {
+    "max_epochs": "max_epochs",
+    "batch_sizes": "batch_sizes",
+    "rates": "learning_rates",
+    "seeds": "seeds",
+    "target": "target_accuracy",
+}
 
 
 def define_flags() -> None:
@@ -97,6 +105,9 @@ def main() -> int:
     where = _flags.made(Where).make()
     study = _study()
     parts = FLAGS.parts or study.parts
+    for name in batch_size.unread(study, parts):
+        if FLAGS[FLAG_OF[name]].value is not None:
+            say(f"warning   --{FLAG_OF[name]} changes nothing of {', '.join(parts)}")
     if FLAGS.dry_run:
         for line in batch_size.describe(study, parts, folder):
             print(line)

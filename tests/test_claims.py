@@ -56,8 +56,17 @@ def study(folder, rates, muon=(100.0, 200.0), adamw=(100.0, 200.0), on_edge=Fals
     ],
 )
 def test_a_rule_is_borne_out_where_it_fits_and_the_other_does_not(rates, on_edge, verdict, tmp_path):
-    claim = claims.root_rule(study(tmp_path, rates, on_edge=on_edge))
+    claim = claims.root_rule(study(tmp_path, rates, adamw=(1000.0, 2000.0), on_edge=on_edge))
     assert claim is not None and claim.verdict == verdict, claim
+
+
+def test_a_rule_is_of_batches_below_the_critical_one(tmp_path):
+    """From 64 to 256 by the square root; beyond, the best rate stays."""
+    rates = {64: 0.01, 256: 0.02, 1024: 0.02, 4096: 0.02}
+    claim = claims.root_rule(study(tmp_path, rates, adamw=(200.0, 450.0)))
+    assert claim is not None and "from 64 to 256" in claim.measured
+    few = claims.root_rule(study(tmp_path, rates, adamw=(60.0, 80.0)))
+    assert few is not None and few.verdict == OPEN and "only one batch size is below" in few.measured
 
 
 def test_of_a_single_size_no_rule_can_be_told(tmp_path):
@@ -86,4 +95,4 @@ def test_the_kept_study_says_what_it_measured():
     (section,) = [section for section in study_sections(KEPT) if section.number == claims.NUMBER]
     text = re.sub(r"<[^>]*>", " ", section.parts[0])
     assert section.answer.startswith("Of ") and "Goyal et al." in text and "Smith et al." in text
-    assert re.search(r"from [\d,]+ to [\d,]+ with the power \d\.\d\d", text)
+    assert re.search(r"from [\d,]+ to [\d,]+ with the power \d\.\d\d", text) and "seeds lie up to" in text

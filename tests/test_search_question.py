@@ -1,7 +1,10 @@
 """Question 11, the search for the best recipe of a very large batch: what is tried, what is kept, what is said."""
 
+import dataclasses
+
 import pytest
 
+from experiments._errors import UsageError
 from experiments.reporting import write_study_page
 from experiments.reporting.study import study_sections
 from experiments.studies import batch_size, driver, jobs, settings, tuning
@@ -15,7 +18,7 @@ SETTING = search.Setting(
     batch_sizes=(64, 2048), optimizers=("nesterov", "muon", "schedule_free"), epochs=12, seeds=(0, 1)
 )
 STUDY = settings.study_of({"dataset": "mnist"}, SETTING)
-DATA = Data({"dataset": "mnist"}, 60_000, 0)
+DATA = Data({"dataset": "mnist"}, 55_000, 5_000)
 # Points of accuracy that a change is worth, alone and with others; any other change costs a tenth.
 WORTH = {"average_weights": 0.2, "label_smoothing": 0.1, "momentum": 0.05}
 
@@ -48,6 +51,29 @@ def law(best_optimizer, conflicting=()):
         ]
 
     return rows
+
+
+def test_a_batch_that_fits_what_is_not_held_out_is_searched_at():
+    sizes = dataclasses.replace(SETTING, batch_sizes=(64, 32_768, 60_000)).fitted(DATA.examples).batch_sizes
+    assert sizes == (64, 32_768)
+
+
+def test_without_images_to_hold_out_nothing_is_chosen(tmp_path):
+    views = settings.study_of({"dataset": "digits"}, SETTING), Data({"dataset": "digits"}, 60_000, 0)
+    with pytest.raises(UsageError, match=r"--parts=search chooses .* --dataset=digits cannot be: they are views"):
+        search.planned(Asked(*views, driver.Runner(tmp_path)))
+
+
+def test_of_changes_of_one_option_the_better_is_kept(tmp_path):
+    """Half the warmup and twice the warmup both help, as do two momenta."""
+
+    def rows(wanted):
+        points = [0.2 * ("warmup" in job.key) + 0.1 * ("momentum" in job.key) for job in wanted]
+        scored = zip(wanted, points, strict=True)
+        return [made.row(job.key, job.options, summary=made.summary(0.9 + p / 100)) for job, p in scored]
+
+    _, best = search.search(asked_of(tmp_path), rows)
+    assert best[64].kept == ("short-warmup", "less-momentum")
 
 
 def test_every_job_is_a_configuration_that_has_a_name(tmp_path):
@@ -119,6 +145,7 @@ def test_a_size_at_which_nothing_ends_well_has_no_recipe(tmp_path):
 def test_a_small_study_is_answered_and_plans_nothing_more(tmp_path):
     setting = search.Setting(batch_sizes=(32,), optimizers=("muon",), epochs=1, seeds=(0,))
     study = settings.study_of({"dataset": "tests.own:larger", "model": "tests.own:model", "num_devices": 1}, setting)
+    assert any("of about 18 runs" in line for line in batch_size.describe(study, ["search"], tmp_path / "none"))
     assert batch_size.run(study, ["search"], tmp_path) == []
     (section,) = study_sections(tmp_path)
     assert section.number == 11 and section.answer.startswith("After 1 epoch a batch of 32 ends at")

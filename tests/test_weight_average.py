@@ -17,7 +17,7 @@ from experiments.training.recipe.averaging import Momentum
 from experiments.training.recipe.weight_average import averaged_params, averaging
 from experiments.training.session import train
 from experiments.training.step import single
-from experiments.training.step.parts import make_model
+from experiments.training.step.parts import make_model, make_optimizer
 from tests import rig
 
 TINY = {"model": "tests.own:model", "epochs": 9, "warmup_epochs": 0, "learning_rate": 0.05, "batch_size": 16}
@@ -172,20 +172,49 @@ def test_a_problem_made_of_a_configuration_evaluates_its_average(tiny_data):
 
 
 def test_the_decay_of_the_second_moment_follows_the_batch():
-    assert TrainConfig(optimizer="adamw").second_moment_decay() == 0.999
-    auto = TrainConfig(optimizer="adamw", b2="auto", batch_size=1024)
-    assert auto.second_moment_decay() == pytest.approx(0.999**4)
-    assert auto.second_moment_decay(64) == pytest.approx(0.999**0.25)
-    assert auto.second_moment_decay(10**6) == auto.momentum == 0.9
+    assert TrainConfig(optimizer="adamw").second_moment_decay == 0.999
+    for size, split, decay in ((1024, 1, 0.999**4), (64, 1, 0.999**0.25), (1024, 4, 0.999), (10**6, 1, 0.9)):
+        auto = TrainConfig(optimizer="adamw", b2="auto", batch_size=size, backwards_per_forward=split)
+        assert auto.second_moment_decay == pytest.approx(decay)
+
+
+def test_the_length_of_adams_steps_stays_right_where_the_batch_changes():
+    """Of a constant gradient every step is as long as the rate, also of a smaller batch at the end of an epoch."""
+    config = TrainConfig(optimizer="adamw", b2="auto", batch_size=4096, weight_decay=0.0)
+    params, grads = {"w": jnp.zeros(3)}, {"w": jnp.full(3, 2.0)}
+    state = make_optimizer(config, lambda step: 0.5).init(params)
+    for size in (4096, 4096, 4096, 64, 4096):
+        updates, state = make_optimizer(config, lambda step: 0.5, size).update(grads, state, params)
+        np.testing.assert_allclose(updates["w"], -0.5, rtol=1e-5)
+
+
+def test_norms_whose_statistics_cannot_be_computed_are_refused_before_training(tmp_path, tiny_data):
+    own = TINY | {"model": "tests.own:own_norm", "num_devices": 1, "epochs": 1, "workdir": str(tmp_path / "run")}
+    with pytest.raises(UsageError, match="the model keeps batch_stats of norms of its own"):
+        train(TrainConfig(**own, average_weights=100))
+    assert not (tmp_path / "run" / "metrics.jsonl").exists() and tiny_data.train.size == 64
+    # Without an average it trains, and its statistics are not compared with others.
+    own["workdir"] = str(tmp_path / "plain")
+    assert train(TrainConfig(**own), check_statistics=True).recalibrated is None
+
+
+def test_the_data_of_an_average_must_be_at_hand(tmp_path, tiny_data):
+    workdir = str(tmp_path / "run")
+    own = TINY | {"num_devices": 1, "dataset": "tests.own:dataset", "average_weights": 99}
+    train(TrainConfig(**own, workdir=workdir))
+    with pytest.raises(UsageError, match=r"made by the function tests\.own:dataset, which is not run on the word of"):
+        restore(workdir, num_devices=1, model=TINY["model"], dataset="digits")
+    assert restore(workdir, num_devices=1, model=TINY["model"], dataset="tests.own:dataset").data is tiny_data
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"optimizer": "schedule_free"}, "takes --schedule=constant, after a warmup, not cosine"),
+        ({"optimizer": "schedule_free"}, "does not take --schedule=cosine; give --schedule=constant"),
         (FREE | {"momentum": 0.0}, "--momentum, which must be above 0, not 0"),
+        (FREE | {"batch_ramp": "auto"}, "would hardly count; leave out --batch_ramp=auto"),
         (FREE | {"average_weights": 100}, "averages its steps itself, and is evaluated there; leave out --average_w"),
-        ({"optimizer": "lbfgs", "average_weights": 100}, "with --average_weights=None, not 100"),
+        ({"optimizer": "lbfgs", "average_weights": 100}, "an average would undo; leave out --average_weights=100"),
         ({"b2": "most"}, "unknown b2 'most'"),
         ({"b2": 1.0}, "--b2 must be at least 0 and less than 1, not 1"),
         ({"average_weights": 0}, "--average_weights must be at least 1"),

@@ -47,18 +47,19 @@ def claims_sections(study: StudyFiles) -> list[Section]:
 
 def linear_rule(study: StudyFiles) -> Claim | None:
     """Returns the linear rule for SGD with momentum beside the best rates, of the runs to a target."""
-    claim = "The best rate of SGD with momentum grows in proportion to the batch"
+    claim = "Up to the critical batch size the best rate of SGD with momentum grows in proportion to the batch"
     source = "Goyal et al., arXiv 1706.02677, 2017"
     found = study.analysis("convergence", convergence.Analysis)
-    if found is not None:
+    # A problem has an optimizer of its own.
+    if found is not None and not any(row.options.get("problem") for row in study.rows_of("convergence")):
         rates = [(t.batch_size, t.rate, t.on_edge) for t in found.tuned if t.reached]
-        return _rule(claim, source, rates, found.factor, 1.0)
+        return _rule(claim, source, rates, found.factor, 1.0, found.fit)
     return _rule_of(study, "nesterov", claim, source, 1.0)
 
 
 def root_rule(study: StudyFiles) -> Claim | None:
     """Returns the square-root rule for Adam beside its best rates."""
-    claim = "The best rate of Adam grows with the square root of the batch"
+    claim = "Up to the critical batch size the best rate of Adam grows with the square root of the batch"
     source = "Malladi et al., arXiv 2205.10287, 2022"
     return _rule_of(study, "adamw", claim, source, 0.5)
 
@@ -68,11 +69,17 @@ def _rule_of(study: StudyFiles, optimizer: str, claim: str, source: str, power: 
     if found is None:
         return None
     rates = [(t.batch_size, t.rate, t.on_edge) for t in found.tuned if t.reached and t.optimizer == optimizer]
-    return _rule(claim, source, rates, found.factor, power)
+    fit = next((one.fit for one in found.fits if one.optimizer == optimizer), None)
+    return _rule(claim, source, rates, found.factor, power, fit)
 
 
 def _rule(
-    claim: str, source: str, rates: Iterable[tuple[int, float | None, bool]], factor: float, power: float
+    claim: str,
+    source: str,
+    rates: Iterable[tuple[int, float | None, bool]],
+    factor: float,
+    power: float,
+    fit: convergence.StepsFit | None,
 ) -> Claim | None:
     """Compares the power of the batch size in the best rates with that of a rule.
 
@@ -82,14 +89,19 @@ def _rule(
       rates: batch size, best rate, and whether it is the least or the greatest that was tried; batch sizes rise.
       factor: between neighbouring rates, which limits how well a best rate is known.
       power: that of the rule.
+      fit: gives the critical batch size; None: all batch sizes are compared.
     """
+    most = math.inf if fit is None else fit.critical_batch_size
     known = [(size, rate, on_edge) for size, rate, on_edge in rates if rate is not None]
+    below = [one for one in known if one[0] <= most]
     if len(known) < 2:
         return None
-    (first, first_rate, _), (last, last_rate, _) = known[0], known[-1]
+    if len(below) < 2:
+        return Claim(claim, source, f"only one batch size is below the critical one, {number(most)}", OPEN)
+    (first, first_rate, _), (last, last_rate, _) = below[0], below[-1]
     found, known_to = (math.log(ratio) / math.log(last / first) for ratio in (last_rate / first_rate, factor))
     measured = f"from {first:,} to {last:,} with the power {found:.2f}, known to {known_to:.2f}"
-    if known[0][2] or known[-1][2]:
+    if below[0][2] or below[-1][2]:
         return Claim(claim, source, f"{measured}; a best rate is on the edge of those tried", OPEN)
     fits, other = abs(found - power) <= known_to, 1.5 - power
     if fits and abs(found - other) <= known_to:
@@ -103,9 +115,9 @@ def muon(study: StudyFiles) -> Claim | None:
     if found is None:
         return None
     fits = {one.optimizer: one.fit for one in found.fits if one.fit is not None}
-    if not {"muon", "adamw"} <= fits.keys():
+    ours, theirs = fits.get("muon"), fits.get("adamw")
+    if ours is None or theirs is None:
         return None
-    ours, theirs = fits["muon"], fits["adamw"]
     measured = "; ".join(
         f"{name} {number(fit.critical_batch_size)} ({interval(fit.intervals.critical_batch_size)})"
         for name, fit in (("Muon", ours), ("AdamW", theirs))
@@ -137,13 +149,13 @@ def ramp(study: StudyFiles) -> Claim | None:
     if found is None:
         return None
     measured = (
-        f"{found.ramp:.2f}% after {found.ramp_updates:,.0f} updates; {found.decay:.2f}% after "
-        f"{found.decay_updates:,.0f}; seeds lie up to {found.spread:.2f} apart"
+        f"a batch that follows the noise scale {found.ramp:.2f}% after {found.ramp_updates:,.0f} updates, a rate that "
+        f"falls in steps {found.decay:.2f}% after {found.decay_updates:,.0f}"
     )
-    same = abs(found.ramp - found.decay) <= found.spread
-    return Claim(
-        "A batch that grows does what a rate that falls does, in fewer updates",
-        "Smith et al., arXiv 1711.00489, 2017",
-        measured,
-        BORNE_OUT if same and found.ramp_updates < found.decay_updates else NOT_BORNE_OUT,
-    )
+    claim = "A batch that grows in place of a falling rate costs no accuracy, in fewer updates"
+    source = "Smith et al., arXiv 1711.00489, 2017, where it grows at the steps"
+    if found.seeds == 1:
+        return Claim(claim, source, f"{measured}, one seed", OPEN)
+    measured += f"; {found.seeds} seeds lie up to {found.spread:.2f} apart"
+    costs = found.ramp < found.decay - found.spread or found.ramp_updates >= found.decay_updates
+    return Claim(claim, source, measured, NOT_BORNE_OUT if costs else BORNE_OUT)

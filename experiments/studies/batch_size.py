@@ -15,7 +15,7 @@ from .driver import Runner, try_out
 from .executing.local import Local
 from .executing.task import Executor
 from .jobs import Job, command, refuse_hopeless
-from .question import Asked, Data, Study
+from .question import Asked, Changes, Data, Study
 from .questions import QUESTIONS
 from .settings import data_of, fitted
 
@@ -75,6 +75,24 @@ def note_command(folder: Path, command: str) -> None:
     _files.write(made, "".join(f"{line}\n" for line in dict.fromkeys([*commands, command])))
 
 
+def unread(study: Study, parts: Sequence[str]) -> list[str]:
+    """Returns the fields of `Changes` that change no setting of any of some questions."""
+    settings = [study.of(QUESTIONS[part].setting) for part in parts]
+    # Values that no setting has.
+    probes = (
+        Changes(target=0.123456),
+        Changes(max_epochs=987_654),
+        Changes(batch_sizes=(987_654,)),
+        Changes(rates=(0.123456,)),
+        Changes(seeds=(987_654,)),
+    )
+    return [
+        name
+        for name, probe in zip(Changes._fields, probes, strict=True)
+        if all(setting.changed(probe) == setting for setting in settings)
+    ]
+
+
 def _in_order(parts: Sequence[str]) -> list[str]:
     """Returns names of questions in the order in which they are run."""
     return [name for name in QUESTIONS if name in parts]
@@ -123,12 +141,18 @@ def describe(study: Study, parts: Sequence[str], folder: Path) -> list[str]:
     try_out([job for job in _possible(study, parts, data, runner) if not runner.is_done(job)])
     lines, total = [], 0.0
     for part in _in_order(parts):
-        waiting = [job for job in planned(study, part, data, runner) if not runner.is_done(job)]
-        seconds = estimated_seconds(waiting, data, runner.rows())
+        known = planned(study, part, data, runner)
+        waiting = [job for job in known if not runner.is_done(job)]
+        asked = QUESTIONS[part]
+        in_all = len(known) if asked.total is None else max(len(known), asked.total(Asked(study, data, runner)))
+        # Those that are not known yet follow from the first, and are taken to be as long.
+        left = in_all - (len(known) - len(waiting)) if waiting else 0
+        seconds = estimated_seconds(waiting, data, runner.rows()) * (left / len(waiting) if waiting else 1)
         total += seconds
         lines += [shlex.join(command(job, folder)) for job in waiting]
-        found = ", their rates those that will be found" if QUESTIONS[part].rates_follow else ""
-        lines.append(f"part      {part}: {len(waiting)} runs{found}, about {_minutes(seconds)}")
+        found = ", their rates those that will be found" if asked.rates_follow else ""
+        runs = f"{len(waiting)} runs" if left == len(waiting) else f"the first {len(waiting)} of about {left} runs"
+        lines.append(f"part      {part}: {runs}{found}, about {_minutes(seconds)}")
     basis = "by the runs in this folder" if _speeds(runner.rows()) else "if it were simple_cnn on two cores"
     return [*lines, f"in all    about {_minutes(total)}, {basis}"]
 

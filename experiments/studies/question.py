@@ -152,6 +152,7 @@ class Question:
       after: names of questions from whose runs its own follow, where they are asked too.
       on_request: asked only where a user names it.
       of_problems: it can be asked of a problem too, whose optimizer and norms are its own.
+      total: about how many runs it makes in all; None: those that are planned.
     """
 
     order: int
@@ -166,6 +167,7 @@ class Question:
     after: tuple[str, ...] = ()
     on_request: bool = False
     of_problems: bool = False
+    total: Callable[[Asked], int] | None = None
 
     def answer(self, asked: Asked) -> Analysis:
         """Runs what has not been run, and returns what the report needs beside the rows."""

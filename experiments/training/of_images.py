@@ -54,7 +54,10 @@ def trainee(config: TrainConfig, clock: Clock) -> Trainee:
         evaluate = evaluator.Evaluator(run.eval_step, dataset.test, run.mesh, resident=resident)
         if not config.evaluates_average:
             return feed, evaluate
-        return feed, OfAverage(evaluate, evaluated(config, run.model, run.recipe, run.mesh, dataset.train))
+        to_evaluate = evaluated(config, run.model, run.recipe, run.mesh, dataset.train)
+        # What cannot be evaluated is refused before it is trained.
+        to_evaluate(run.state)
+        return feed, OfAverage(evaluate, to_evaluate)
 
     def recalibrated(state: TrainState, evaluate: evaluator.Evaluator, results: dict[str, Result]) -> dict[str, Result]:
         return where_recalibrated_differs(run, state, dataset, evaluate, results, config.span)

@@ -33,7 +33,7 @@ class Recipe(Record, frozen=True, kw_only=True):
 
 
 class Analysis(Base, frozen=True, kw_only=True):
-    """The contents of `search.json`.
+    """The contents of `search.json`; earlier versions wrote the keys alone.
 
     Attributes:
       epochs: the epochs of every run.
@@ -41,9 +41,9 @@ class Analysis(Base, frozen=True, kw_only=True):
       recipes: the best recipe of each batch size, rising.
     """
 
-    epochs: Size
-    trials: Size
-    recipes: list[Recipe]
+    epochs: Size | None = None
+    trials: Size | None = None
+    recipes: tuple[Recipe, ...] = ()
 
 
 ROWS = {"search": SearchRow, "change": SearchRow, "joined": SearchRow, "final": SearchRow}

@@ -69,16 +69,17 @@ def optimizer_sections(study: StudyFiles) -> list[Section]:
     parts = [
         figure(
             to_target_figure(study),
-            "Lines join medians, marks are runs, a star is the whole training set at once. Runs that did not reach the "
-            "target are left out.",
+            "Lines join medians, marks are runs, a star is the whole training set at once. A run that did not reach "
+            "the target is an open triangle, at what it was given.",
         ),
         table(
             ("optimizer", "batch size", "best rate", "runs", "reached", "updates", "computing, s", "accuracy, %"),
             _cells(found, rows),
         ),
         f"<p>Of each optimizer {found.trials} rates at each batch size, with one seed. A best rate on the edge of "
-        "those tried is marked with *. Updates and seconds are medians; accuracies are means at equal epochs, the rate "
-        "falling to 0, or constant where the optimizer averages.</p>",
+        "those tried is marked with *. Updates and seconds are medians of the runs that reached the target, at a "
+        "constant rate, without warmup, weight decay or label smoothing. Accuracies are means at equal epochs, with "
+        f"the same rate falling to 0, or constant where the optimizer averages. Norm of all runs: {_norms(rows)}.</p>",
         table(("optimizer", "critical batch size", "interval", "least updates", "least examples"), _fits(found)),
     ]
     if any(row.kind == "equal" and row.summary is not None for row in rows):
@@ -134,6 +135,10 @@ def _seconds(row: StudyRow) -> float:
     return row.ended.share_to_target * row.ended.seconds["compute"]
 
 
+def _norms(rows: Sequence[StudyRow]) -> str:
+    return " or ".join(sorted({str(row.options.get("norm", "batch")) for row in rows}))
+
+
 def _epochs(rows: Sequence[StudyRow]) -> str:
     found = {row.ended.epochs for row in rows if row.kind == "equal" and row.summary is not None}
     return " or ".join(number(value) for value in sorted(found))
@@ -169,6 +174,11 @@ def _lines(
             for size, runs in groups.get(optimizer, {}).items()
         }
         shown = {size: values for size, values in shown.items() if values}
+        for size, runs in groups.get(optimizer, {}).items():
+            if missed := [value(row) for row in runs if kind == "optimizer" and not reached_target(row)]:
+                sizes.append(size)
+                open_ = {"color": look["color"], "marker": "^", "markerfacecolor": "none"}
+                axes.plot([size] * len(missed), missed, linestyle="none", markersize=5, **open_)
         for size, values in shown.items():
             sizes.append(size)
             axes.plot([size] * len(values), values, linestyle="none", alpha=0.4, markersize=4, **look)

@@ -79,6 +79,7 @@ class RampAndDecay(NamedTuple):
       ramp_updates: median updates of the batch that grows.
       decay_updates: those of the rate that falls.
       spread: how far the seeds of either lie apart, at most.
+      seeds: the number of seeds of the one that has fewer.
     """
 
     ramp: float
@@ -86,6 +87,7 @@ class RampAndDecay(NamedTuple):
     ramp_updates: float
     decay_updates: float
     spread: float
+    seeds: int
 
 
 def ramp_and_decay(study: StudyFiles) -> RampAndDecay | None:
@@ -101,6 +103,7 @@ def ramp_and_decay(study: StudyFiles) -> RampAndDecay | None:
         statistics.median(run.row.ended.updates for run in grows),
         statistics.median(run.row.ended.updates for run in falls),
         max(max(values) - min(values) for values in (ramp, decay)),
+        min(len(ramp), len(decay)),
     )
 
 

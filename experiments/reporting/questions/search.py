@@ -13,7 +13,7 @@ from ..question import Report
 from ..section import Section
 from ..seeds import accuracy, spread_of
 from ..study_files import Source, StudyFiles, opened
-from ..style import COLOUR, OPTIMIZERS, TEXT, canvas, legend, sizes_axis
+from ..style import COLOUR, OPTIMIZERS, TEXT, canvas, legend, number, sizes_axis
 
 NUMBER, TITLE = 11, "How near does the best recipe bring a very large batch?"
 
@@ -52,7 +52,7 @@ def accuracy_figure(study: Source) -> Figure:
 
 
 def search_sections(study: StudyFiles) -> list[Section]:
-    """Returns the section, of what has been run of it."""
+    """Returns the section, if the part was run."""
     rows, parts = study.rows_of("search"), []
     if groups := _by_batch_size(rows):
         parts += [
@@ -77,9 +77,9 @@ def search_sections(study: StudyFiles) -> list[Section]:
 
 
 def _answer(study: StudyFiles, groups: Mapping[int, Sequence[StudyRow]]) -> str:
-    found = study.analysis("search", Analysis)
-    if found is None or not groups:
-        return "The search has not come to its end yet."
+    found = study.needed("search", Analysis)
+    if not groups:
+        return "No run of the search ended well."
     first, *others = groups
     means = {size: spread_of(group).mean for size, group in groups.items()}
     recipes = {recipe.batch_size: recipe for recipe in found.recipes}
@@ -93,8 +93,9 @@ def _answer(study: StudyFiles, groups: Mapping[int, Sequence[StudyRow]]) -> str:
     said = [of(first)]
     said += [f"{of(size)}: {abs(means[size] - means[first]):.2f} points {_side(means, size, first)}" for size in others]
     seeds = max(map(len, groups.values()))
-    epochs = f"{found.epochs} epoch{'s' * (found.epochs > 1)}"
-    return f"After {epochs} {'; '.join(said)}. Means of {seeds} seed{'s' * (seeds > 1)}."
+    epochs = found.epochs or next(iter(groups.values()))[0].ended.epochs
+    after = f"{number(epochs)} epoch{'s' * (epochs > 1)}"
+    return f"After {after} {'; '.join(said)}. Means of {seeds} seed{'s' * (seeds > 1)}."
 
 
 def _side(means: Mapping[int, float], size: int, first: int) -> str:
@@ -110,7 +111,7 @@ def _change_cells(searched: Sequence[StudyRow], changed: Sequence[StudyRow]) -> 
     for row in sorted(changed, key=_size_of):
         size, ended = _size_of(row), row.summary is not None
         gained = f"{accuracy(row) - best[size]:+.2f}" if ended and size in best else "-"
-        reached = f"{accuracy(row):.2f}" if ended else "not finite"
+        reached = f"{accuracy(row):.2f}" if ended else "not finite" if row.is_result else "failed"
         cells.append((f"{size:,}", row.label, reached, gained))
     return cells
 

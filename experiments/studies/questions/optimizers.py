@@ -119,12 +119,7 @@ def tune(data: Data, setting: Setting, run: Run) -> Found:
 def final_jobs(data: Data, setting: Setting, found: Found) -> tuple[list[Job], list[Job]]:
     """Returns the runs at the best rates, with each seed: those to the target, and those of equal epochs."""
     best = [(name, size, search.best) for (name, size), search in found.items() if search.outcome.ended]
-    to_target = [
-        job(data, setting, name, size, rate, seed)
-        for name, size, rate in best
-        if found[name, size].outcome.updates is not None
-        for seed in setting.seeds
-    ]
+    to_target = [job(data, setting, name, size, rate, seed) for name, size, rate in best for seed in setting.seeds]
     equal = [
         Job(f"equal-{name}-b{size}-seed{seed}", _equal_epochs(data, setting, name, size, rate, seed))
         for name, size, rate in best
@@ -167,6 +162,12 @@ def planned(asked: Asked) -> list[Job]:
         for jobs in final_jobs(data, setting, found):
             known += jobs
     return [*known, *full_batch_jobs(data, setting)]
+
+
+def _total(setting: Setting) -> int:
+    """Returns about how many runs there are: not all of the best rates need end well."""
+    per_size = TRIALS + 2 * len(setting.seeds)
+    return per_size * len(setting.optimizers) * len(setting.batch_sizes) + (setting.full_batch_updates > 0)
 
 
 def run(asked: Asked) -> Analysis:
@@ -241,4 +242,5 @@ QUESTION = Question(
     ),
     fewest_sizes=2,
     rates_follow=True,
+    total=lambda asked: _total(asked.study.of(Setting)),
 )

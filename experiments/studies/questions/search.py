@@ -14,16 +14,15 @@ from ...records.questions.search import Analysis, Recipe
 from ...records.studies import StudyRow
 from ...training.config.options import AUTO, TrainConfig
 from ...training.recipe.optimizers import OPTIMIZERS
+from ...training.recipe.schedules import SCHEDULES
 from .. import tuning
 from ..convergence import SEARCH_SEED, Trial, refuse_search_seed, trial_of
 from ..jobs import Job
 from ..large_batch import EPOCHS, FEWEST_UPDATES, SEEDS, fixed_epochs
-from ..question import Asked, Changes, Question, keys_of
+from ..question import Asked, Changes, Question, keys_of, no_larger
 from ..question import Setting as Base
 from ..tuning import Wanted
 
-# One in so many training images is held out.
-HELD_OUT = 12
 # Decay that is not a part of the gradient acts in proportion to the rate.
 WEIGHT_DECAY, DECOUPLED_DECAY = 2e-3, 1e-2
 # Examples after which averaged weights count half as much, as a share of an epoch.
@@ -55,8 +54,8 @@ class Setting(Base):
         )
 
     def fitted(self, examples: int) -> Self:
-        """Returns the setting without batches of which an epoch has no two."""
-        return dataclasses.replace(self, batch_sizes=tuple(b for b in self.batch_sizes if 2 * b <= examples))
+        """Returns the setting with the batch sizes that fit what is not held out."""
+        return dataclasses.replace(self, batch_sizes=no_larger(self.batch_sizes, examples))
 
     @property
     def compared_sizes(self) -> tuple[int, ...]:
@@ -88,7 +87,7 @@ def _has_spans(recipe: Mapping[str, Any]) -> bool:
 def _ramp(recipe: Mapping[str, Any], examples: int) -> dict[str, Any] | None:
     """Returns a batch that is a quarter at first, and doubles where a step schedule halves the rate."""
     size = recipe["batch_size"]
-    if recipe["schedule"] == "constant" or not _whole_batches(recipe, 4) or examples < FEWEST_UPDATES * size:
+    if SCHEDULES[recipe["schedule"]].is_constant or not _whole_batches(recipe, 4) or examples < FEWEST_UPDATES * size:
         return None
     is_linear = OPTIMIZERS[recipe["optimizer"]].scaling == "linear"
     return {
@@ -113,7 +112,7 @@ CHANGES: dict[str, Change] = {
     "long-warmup": Change("twice the warmup", lambda recipe, _: {"warmup_epochs": recipe["warmup_epochs"] * 2}),
     "polynomial": Change(
         "polynomial decay of the rate",
-        lambda recipe, _: None if recipe["schedule"] == "constant" else {"schedule": "polynomial"},
+        lambda recipe, _: None if SCHEDULES[recipe["schedule"]].is_constant else {"schedule": "polynomial"},
     ),
     "span": Change(
         f"statistics over {SPAN} examples",
@@ -166,8 +165,7 @@ class _Best(NamedTuple):
 
 def _job(asked: Asked, key: str, recipe: Mapping[str, Any], label: str = "") -> Job:
     options = {**fixed_epochs(asked.study.options, recipe["batch_size"]), **recipe}
-    held_out = {"validation_examples": asked.data.examples // HELD_OUT}
-    return Job(key, {**options, **held_out, "seed": SEARCH_SEED}, label=label)
+    return Job(key, {**options, "validation_examples": asked.data.held_out, "seed": SEARCH_SEED}, label=label)
 
 
 def _is_possible(job: Job) -> bool:
@@ -194,14 +192,15 @@ def _changed(asked: Asked, start: _Best, size: int, rows: Rows) -> _Best:
     wanted = {name: job for name, job in wanted.items() if _is_possible(job)}
     merits = dict(zip(wanted, map(_merit, rows(list(wanted.values()))), strict=True))
     helped = sorted((name for name, merit in merits.items() if merit > start.accuracy), key=lambda name: -merits[name])
-    best = start
+    best, changed = start, set()
     for name in helped:
         changes = CHANGES[name].options(best.recipe, examples)
-        if changes is None:
+        # One that takes another back is not joined to it.
+        if changes is None or changes.keys() & changed - {"drop_remainder"}:
             continue
         recipe, kept = {**best.recipe, **changes}, (*best.kept, name)
         if len(kept) == 1:
-            best = _Best(recipe, merits[name], kept)
+            best, changed = _Best(recipe, merits[name], kept), set(changes)
             continue
         label = ", ".join(CHANGES[one].name for one in kept)
         job = _job(asked, f"joined-b{size}-{'-'.join(kept)}", recipe, label)
@@ -209,7 +208,7 @@ def _changed(asked: Asked, start: _Best, size: int, rows: Rows) -> _Best:
             continue
         (row,) = rows([job])
         if _merit(row) >= best.accuracy:
-            best = _Best(recipe, _merit(row), kept)
+            best, changed = _Best(recipe, _merit(row), kept), changed | changes.keys()
     return best
 
 
@@ -222,8 +221,17 @@ def search(asked: Asked, rows: Rows) -> tuple[tuning.Found, dict[int, _Best]]:
 
     Returns:
       The trials of the rates, and the best recipe by batch size, without sizes at which no run ended well.
+
+    Raises:
+      UsageError: no training images can be held out, by which to choose.
     """
     setting = asked.study.of(Setting)
+    if not asked.data.held_out:
+        raise UsageError(
+            "--parts=search chooses a recipe by training images that are held out, and those of "
+            f"--dataset={asked.study.options['dataset']} cannot be: they are views of each other, or streamed; give "
+            "another data set, such as mnist"
+        )
 
     def trials(wanted: Sequence[Wanted]) -> list[Trial]:
         jobs = [
@@ -273,6 +281,12 @@ def planned(asked: Asked) -> list[Job]:
     return known if is_open else [*known, *final_jobs(asked, best)]
 
 
+def _total(setting: Setting) -> int:
+    """Returns about how many runs there are: the changes that help are not known."""
+    per_size = tuning.TRIALS * len(setting.optimizers) + len(CHANGES) + len(setting.seeds)
+    return per_size * len(setting.batch_sizes)
+
+
 def run(asked: Asked) -> Analysis:
     """Runs the search, then the recipes that it found."""
     rows: list[StudyRow] = []
@@ -287,7 +301,7 @@ def run(asked: Asked) -> Analysis:
         keys=keys_of(rows),
         epochs=asked.study.of(Setting).epochs,
         trials=tuning.TRIALS,
-        recipes=[
+        recipes=tuple(
             Recipe(
                 batch_size=size,
                 optimizer=one.recipe["optimizer"],
@@ -297,7 +311,7 @@ def run(asked: Asked) -> Analysis:
                 held_out=one.accuracy,
             )
             for size, one in best.items()
-        ],
+        ),
     )
 
 
@@ -311,4 +325,5 @@ QUESTION = Question(
     otherwise=Setting(),
     fewest_sizes=1,
     rates_follow=True,
+    total=lambda asked: _total(asked.study.of(Setting)),
 )

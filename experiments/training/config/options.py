@@ -212,7 +212,8 @@ class TrainConfig:
     b2: float | str = _option(
         REFERENCE_B2,
         f"Decay of the second moment of optimizers with Adam's. '{AUTO}': {REFERENCE_B2} at a batch of "
-        f"{REFERENCE_BATCH_SIZE}, over the same number of examples at any other, and at least --momentum.",
+        f"{REFERENCE_BATCH_SIZE}, over the same number of examples at any other that a run begins with, and at least "
+        "--momentum.",
         least=0,
         below=1,
         among=(AUTO,),
@@ -325,12 +326,12 @@ class TrainConfig:
                 f"--accumulation_steps=1, not {self.accumulation_steps}, and an optimizer other than {others}"
             )
         if full_batch:
-            whole = {
-                "backwards_per_forward": 1,
-                "batch_ramp": None,
-                "augmentation": augmentation.NONE.name,
-                "average_weights": None,
-            }
+            if self.average_weights is not None:
+                raise UsageError(
+                    f"--optimizer={self.optimizer} searches along each step for a lower loss of the last weights, "
+                    f"which an average would undo; leave out --average_weights={self.average_weights}"
+                )
+            whole = {"backwards_per_forward": 1, "batch_ramp": None, "augmentation": augmentation.NONE.name}
             for name, value in whole.items():
                 if getattr(self, name) != value:
                     raise UsageError(
@@ -361,8 +362,13 @@ class TrainConfig:
     def _check_averages(self) -> None:
         if not SCHEDULES[self.schedule].is_constant:
             raise UsageError(
-                f"--optimizer={self.optimizer} averages its steps in place of a rate that falls: it takes "
-                f"--schedule=constant, after a warmup, not {self.schedule}"
+                f"--optimizer={self.optimizer} averages its steps in place of a rate that falls, and does not take "
+                f"--schedule={self.schedule}; give --schedule=constant, which may have a warmup"
+            )
+        if self.batch_ramp is not None:
+            raise UsageError(
+                f"--optimizer={self.optimizer} averages over updates, whatever their size, so that those of a larger "
+                f"batch would hardly count; leave out --batch_ramp={self.batch_ramp}"
             )
         if self.average_weights is not None:
             raise UsageError(
@@ -420,17 +426,19 @@ class TrainConfig:
             return self.norm_momentum
         return scale_decay(REFERENCE_NORM_MOMENTUM, REFERENCE_BATCH_SIZE, batch_size or self.batch_size)
 
-    def second_moment_decay(self, batch_size: int | None = None) -> float:
-        """Returns the decay of Adam's second moment at a batch size, by default the first of the run.
+    @property
+    def second_moment_decay(self) -> float:
+        """The decay of Adam's second moment.
 
         With `--b2=auto` it averages over the same number of examples, some 256,000, at any batch size, as far as Adam's
-        convergence allows: b1 must stay below the square root of b2.
+        convergence allows: b1 must stay below the square root of b2. It stays the same where the batch of a run
+        changes: Adam's correction of the bias, 1 - b2^updates, is for one b2.
 
         Source: see `batchnorm_jax.batch_size.scale_decay`.
         """
         if not isinstance(self.b2, str):
             return self.b2
-        examples = (batch_size or self.batch_size) / self.backwards_per_forward
+        examples = self.batch_size / self.backwards_per_forward
         return scale_decay(REFERENCE_B2, REFERENCE_BATCH_SIZE, examples, floor=self.momentum)
 
     def kept_of_average(self, batch_size: int | None = None) -> float | None:

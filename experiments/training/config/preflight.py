@@ -64,6 +64,8 @@ def describe(
             "running statistics are averaged by --norm_momentum"
         )
     lines += _changes(config, plan)
+    if config.evaluates_average:
+        lines.append(f"average   {_average(config)} is evaluated, with statistics of training images for it")
     texts = _warnings(config, plan, per_device)
     if tried is not None:
         texts += _few_positions(config, plan, per_device, devices, tried.positions)
@@ -89,6 +91,14 @@ def describe_problem(config: TrainConfig, plan: Plan, devices: int, platform: st
         *_changes(config, plan),
         *([f"warning   only {plan.total_steps} updates; train longer, or take a smaller batch"] * few),
     ]
+
+
+def _average(config: TrainConfig) -> str:
+    if config.average_weights is None:
+        return f"the average of {config.optimizer}"
+    return (
+        f"an average of the weights, in which a weight counts half as much after {config.average_weights:,} examples,"
+    )
 
 
 def _updates(plan: Plan) -> str:

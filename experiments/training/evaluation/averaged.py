@@ -22,8 +22,8 @@ def evaluated(
 ) -> Callable[[TrainState], TrainState]:
     """Returns a function from a state of training to the state that is evaluated.
 
-    Of a run that evaluates an average of its weights, that has the average as its parameters. The running statistics
-    are those of other weights, so that the norms get the statistics of 10,000 training images.
+    A run that evaluates an average of its weights has the average as parameters there. The running statistics belong
+    to other weights, so that the norms get the statistics of 10,000 training images.
 
     Args:
       config: configuration of the run.

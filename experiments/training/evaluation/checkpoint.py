@@ -15,6 +15,7 @@ from ... import data as datasets
 from ..._errors import UsageError, unknown_name
 from ...data.domains import DOMAINS, to_domain
 from ...records.runs import DataFacts, Result
+from ..config.options import TrainConfig
 from ..config.stored import read_config
 from ..machine import devices
 from ..state import Recipe, TrainState
@@ -121,12 +122,31 @@ def restore(
     if state is None:
         raise UsageError(f"{workdir} has no checkpoint yet; run the training until it has saved one")
     recipe = make_recipe(config, num_classes, (facts.pixel_mean, facts.pixel_std))
-    trained_on = loaded.train
-    if config.evaluates_average and name != config.dataset:
-        own = _allowed(workdir, "dataset", None, config.dataset)
-        trained_on = datasets.load(own, data_dir or config.data_dir, image_size=config.image_size).train
-    state = evaluated(config, built, recipe, mesh, trained_on)(state)
+    if config.evaluates_average:
+        state = evaluated(config, built, recipe, mesh, _trained_on(config, name, loaded, data_dir))(state)
     return Restored(state, built, recipe, loaded, mesh, config.span)
+
+
+def _trained_on(config: TrainConfig, name: str, loaded: datasets.Dataset, data_dir: str | None) -> datasets.Split:
+    """Returns the examples that a run was trained on, from which the norms of its averaged weights get statistics.
+
+    Raises:
+      UsageError: only the folder names the function that makes them.
+    """
+    if name == config.dataset and not config.validation_examples:
+        return loaded.train
+    if name != config.dataset and _users.is_users_own(config.dataset):
+        raise UsageError(
+            "the norms of averaged weights get statistics of the images that the run was trained on, and these are "
+            f"made by the function {config.dataset}, which is not run on the word of the folder alone: the checkpoint "
+            f"can be evaluated with --dataset={config.dataset}, if you trust it, and with no other"
+        )
+    return datasets.load(
+        config.dataset,
+        data_dir or config.data_dir,
+        image_size=config.image_size,
+        validation_examples=config.validation_examples,
+    ).train
 
 
 def _allowed(workdir: Path, flag: str, given: str | None, stored: str) -> str:

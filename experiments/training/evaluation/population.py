@@ -32,6 +32,10 @@ MAX_BATCH_EXAMPLES = 1_000
 CHECK_EXAMPLES = 2_000
 
 
+class UnknownNormError(UsageError):
+    """Raised where a model has norms whose statistics cannot be computed."""
+
+
 def population(
     model: nn.Module,
     recipe: Recipe,
@@ -59,7 +63,8 @@ def population(
       examples: the number of images to use; fewer where the split has fewer.
 
     Raises:
-      UsageError: the split has too few images for equal parts of whole spans on all devices.
+      UsageError: the split has too few images for equal parts of whole spans on all devices; the function raises
+        `UnknownNormError` for norms that are neither this library's nor Flax's.
     """
     # Every batch must consist of whole spans and divide equally over the devices.
     unit = math.lcm(mesh.size, span or 1)
@@ -94,7 +99,13 @@ def population(
 
     def statistics(state: TrainState) -> Any:
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        return recalibrate(one_at_a_time, variables, batches, mode=mode)["batch_stats"]
+        try:
+            return recalibrate(one_at_a_time, variables, batches, mode=mode)["batch_stats"]
+        except ValueError as error:
+            raise UnknownNormError(
+                "the model keeps batch_stats of norms of its own, whose statistics cannot be computed from training "
+                f"images: {str(error).partition(': ')[2] or error}"
+            ) from error
 
     return statistics
 
@@ -122,8 +133,8 @@ def where_recalibrated_differs(
       span: examples that the norms normalise together; None: the whole batch.
 
     Returns:
-      The results of those splits, by name. Empty for a model without running statistics, for streamed data, and for a
-      training set too small for one span on every device.
+      The results of those splits, by name. Empty for a model without running statistics or with norms of its own, for
+      streamed data, and for a training set too small for one span on every device.
     """
     splits = (dataset.train, *dataset.test.values())
     unit = math.lcm(run.mesh.size, span or 1)
@@ -132,7 +143,11 @@ def where_recalibrated_differs(
     statistics = population(
         run.model, run.recipe, run.mesh, dataset.train, mode="pooled", span=span, examples=CHECK_EXAMPLES
     )
-    after = evaluate(state._replace(batch_stats=devices.place(statistics(state), devices.replicated(run.mesh))))
+    try:
+        found = statistics(state)
+    except UnknownNormError:
+        return {}
+    after = evaluate(state._replace(batch_stats=devices.place(found, devices.replicated(run.mesh))))
     return {name: result for name, result in after.items() if _differ(results[name], result)}
 
 

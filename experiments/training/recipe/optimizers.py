@@ -23,8 +23,8 @@ class Settings(NamedTuple):
 
     Attributes:
       schedule: step -> learning rate.
-      momentum: the momentum of the gradient; Adam's b1; the weight of the average where a step begins, of those that
-        average.
+      momentum: the momentum of the gradient; Adam's b1; for optimizers that average, the share of the average in the
+        weights at which the gradient is taken.
       b2: the decay of Adam's second moment.
       weight_decay: the decay of the parameters that decay.
       decays: parameters -> a tree of booleans, True for those that decay; None: all do.
@@ -245,8 +245,8 @@ def make(
     Args:
       name: a name in `OPTIMIZERS`.
       schedule: step -> learning rate.
-      momentum: the momentum of the gradient; Adam's b1; of optimizers that average, the weight of the average where
-        the gradient is taken.
+      momentum: the momentum of the gradient; Adam's b1; for optimizers that average, the share of the average in the
+        weights at which the gradient is taken.
       weight_decay: the decay of kernels only. With 'sgd', 'nesterov', 'lars' and 'schedule_free' an L2 penalty, added
         to the gradient; with those that have Adam's step or Muon's, added to that; with 'lbfgs' part of the objective,
         and not of this.

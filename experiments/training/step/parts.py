@@ -43,7 +43,7 @@ def make_optimizer(config: TrainConfig, schedule, batch_size: int | None = None)
         config.optimizer,
         schedule,
         momentum=config.momentum,
-        b2=config.second_moment_decay(batch_size),
+        b2=config.second_moment_decay,
         weight_decay=config.weight_decay,
         decay_all=config.decay_all,
     )
