@@ -18,6 +18,7 @@ from experiments.records.branching import Branching
 from experiments.records.runs import Summary
 from experiments.reporting import study_sections
 from experiments.studies import branching
+from experiments.training.recipe.optimizers import OPTIMIZERS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -110,6 +111,19 @@ def test_a_page_says_what_the_committed_study_found():
     for first, rest in cells:
         row = " | ".join(html.unescape(cell) for cell in (first, *re.findall(r"<td class=\"n\">(.*?)</td>", rest)))
         assert f"| {row} |" in said, row
+
+
+def test_a_page_lists_every_optimizer_with_its_rate_and_its_rule():
+    page = (DOCS / "experiments" / "recipe.md").read_text()
+    rules = {"linear": "linear", "sqrt": "square root", "none": "none"}
+    for optimizer in OPTIMIZERS:
+        (row,) = re.findall(rf"^\|[^|]*`{optimizer.name}`[^|]*\|.*", page, flags=re.MULTILINE)
+        _, _, _, rate, rule, refused, *_ = (cell.strip() for cell in row.split("|"))
+        if optimizer.full_batch:
+            assert (rate, rule) == ("none", "none")
+        else:
+            assert (float(rate), rule) == (optimizer.base_rate, rules[optimizer.scaling]), optimizer.name
+        assert not optimizer.averages or "same" in refused or "schedules other than" in refused
 
 
 def test_a_page_has_the_table_of_the_committed_recommendations():

@@ -12,7 +12,7 @@ from experiments.records import questions
 from experiments.records.questions.search import Analysis, Recipe
 from experiments.records.studies import StudyRow
 from experiments.reporting import write_study_page
-from experiments.studies import convergence, driver, jobs
+from experiments.studies import batch_size, convergence, driver, jobs, settings
 from experiments.studies.questions import convergence as question
 from experiments.studies.questions import ladder
 from experiments.studies.recommending.lab import count_devices
@@ -264,6 +264,28 @@ def test_a_grid_of_ones_own_is_gone_beyond_in_its_own_steps(rates, best, tried):
 
 def row(key, options, accuracy):
     return made.row(key, options, summary=made.summary(accuracy), command="python -m experiments.train")
+
+
+def test_an_analysis_of_an_earlier_version_is_still_shown(tmp_path):
+    """It named the keys alone."""
+    rows = [row("final-b64-seed0", {"batch_size": 64, "optimizer": "lars", "learning_rate": 1.0}, 0.99)]
+    (tmp_path / jobs.FILE).write_bytes(b"".join(map(_files.line, rows)))
+    (tmp_path / "search.json").write_text('{"keys": ["final-b64-seed0"]}')
+    text = write_study_page(tmp_path).read_text()
+    assert re.search(r"After [\d.]+ epochs? a batch of 64 ends at 99.00%. Means", text)
+
+
+@pytest.mark.parametrize(
+    ("parts", "idle"),
+    [
+        (["optimizers"], ["rates"]),
+        (["search"], ["target", "max_epochs", "rates"]),
+        (["convergence", "search"], []),
+        (["ladder"], ["target", "max_epochs", "batch_sizes", "rates"]),
+    ],
+)
+def test_what_a_user_gives_and_no_part_reads_is_known(parts, idle):
+    assert batch_size.unread(settings.PRESETS["mnist_full"], parts) == idle
 
 
 def test_every_rung_of_the_ladder_is_a_configuration_that_has_a_name():
