@@ -53,6 +53,7 @@ def study(folder, rates, muon=(100.0, 200.0), adamw=(100.0, 200.0), on_edge=Fals
         # One doubling, and rates a factor of two apart: anything from none to the linear rule fits.
         ({64: 0.01, 128: 0.014}, False, OPEN),
         ({64: 0.01, 256: 0.02, 1024: None}, False, OPEN),
+        ({64: 0.01, 256: 0.01}, False, OPEN),
     ],
 )
 def test_a_rule_is_borne_out_where_it_fits_and_the_other_does_not(rates, on_edge, verdict, tmp_path):

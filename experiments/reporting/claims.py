@@ -13,6 +13,8 @@ from .section import Section, interval
 from .study_files import StudyFiles
 from .style import number
 
+# Of the batch size in the best rate: it stays, grows with the square root, or in proportion.
+POWERS = (0.0, 0.5, 1.0)
 NUMBER, TITLE = 12, "Which claims of the literature does this bear out?"
 VERDICTS = BORNE_OUT, NOT_BORNE_OUT, OPEN = "borne out", "not borne out", "left open"
 
@@ -42,7 +44,14 @@ def claims_sections(study: StudyFiles) -> list[Section]:
     counts = Counter(claim.verdict for claim in claims)
     said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS if counts[verdict])
     answer = f"Of {len(claims)} claim{'s' * (len(claims) > 1)}: {said}."
-    return [Section(NUMBER, TITLE, answer, [table(("claim", "source", "measured here", "verdict"), claims)])]
+    return [
+        Section(
+            NUMBER,
+            TITLE,
+            answer,
+            [table(("claim", "source", "measured here", "verdict"), claims, numbers=False, wrap=True)],
+        )
+    ]
 
 
 def linear_rule(study: StudyFiles) -> Claim | None:
@@ -103,10 +112,9 @@ def _rule(
     measured = f"from {first:,} to {last:,} with the power {found:.2f}, known to {known_to:.2f}"
     if below[0][2] or below[-1][2]:
         return Claim(claim, source, f"{measured}; a best rate is on the edge of those tried", OPEN)
-    fits, other = abs(found - power) <= known_to, 1.5 - power
-    if fits and abs(found - other) <= known_to:
-        return Claim(claim, source, measured, OPEN)
-    return Claim(claim, source, measured, BORNE_OUT if fits else NOT_BORNE_OUT)
+    fitting = [rule for rule in POWERS if abs(found - rule) <= known_to]
+    verdict = NOT_BORNE_OUT if power not in fitting else OPEN if len(fitting) > 1 else BORNE_OUT
+    return Claim(claim, source, measured, verdict)
 
 
 def muon(study: StudyFiles) -> Claim | None:

@@ -71,7 +71,7 @@ def search_sections(study: StudyFiles) -> list[Section]:
     if changed := [row for row in rows if row.kind in ("change", "joined")]:
         parts += [
             "<p>Changes of the best of these, each alone, and then those that helped together:</p>",
-            table(("batch size", "change", "accuracy", "points"), _change_cells(searched, changed)),
+            table(("batch size", "change", "accuracy", "points"), _change_cells(searched, changed), wrap=True),
         ]
     return [Section(NUMBER, TITLE, _answer(study, groups), parts)] if parts else []
 
