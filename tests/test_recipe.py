@@ -225,7 +225,7 @@ def test_the_preflight_says_what_norms_of_the_models_own_do():
         ),
         (
             lambda: optimizers.make("adam", optax.constant_schedule(1.0), momentum=0.9, weight_decay=0.0),
-            r"unknown optimizer 'adam'; there are: adamw, lamb, lars, lbfgs, nesterov, sgd",
+            r"unknown optimizer 'adam'; there are: adamw, lamb, lars, .*nesterov",
         ),
         (lambda: TrainConfig(lr_scaling="linea"), r"unknown lr_scaling 'linea'.*Did you mean 'linear'"),
         (lambda: TrainConfig(batch_size=0), r"--batch_size must be at least 1, not 0"),

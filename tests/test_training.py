@@ -19,7 +19,7 @@ from experiments.training.config.options import TrainConfig
 from experiments.training.evaluation import evaluator
 from experiments.training.evaluation.checkpoint import evaluate_checkpoint
 from experiments.training.progress import NonFiniteLossError
-from experiments.training.recipe import norms, schedules
+from experiments.training.recipe import norms, optimizers, schedules
 from experiments.training.step import feeding
 from experiments.training.step.run import prepare
 from experiments.training.storage import metrics
@@ -279,7 +279,7 @@ def command(workdir, *flags):
     [
         (
             ["--optimizer=lasr"],
-            "unknown optimizer 'lasr'; there are: adamw, lamb, lars, lbfgs, nesterov, sgd. Did you mean 'lars'?",
+            f"unknown optimizer 'lasr'; there are: {', '.join(sorted(optimizers.OPTIMIZERS.names))}. Did you mean 'lars'?",
         ),
         (["--dataset=mnist", "--data_dir=nowhere"], "Looked in nowhere"),
         (["--batch_size=63", "--num_devices=2"], "nearest sizes that work: 62 and 64"),
@@ -289,7 +289,7 @@ def command(workdir, *flags):
         ),
         (
             ["--model=simplecnn"],
-            "there are: alexnet_bn, fcn, resnet18, resnet50, simple_cnn. Did you mean 'simple_cnn'?",
+            f"there are: {', '.join(sorted(models.MODELS.names))}. Did you mean 'simple_cnn'?",
         ),
     ],
 )
