@@ -279,7 +279,7 @@ def command(workdir, *flags):
     [
         (
             ["--optimizer=lasr"],
-            f"unknown optimizer 'lasr'; there are: {', '.join(sorted(optimizers.OPTIMIZERS.names))}. Did you mean 'lars'?",
+            f"'lasr'; there are: {', '.join(sorted(optimizers.OPTIMIZERS.names))}. Did you mean 'lars'?",
         ),
         (["--dataset=mnist", "--data_dir=nowhere"], "Looked in nowhere"),
         (["--batch_size=63", "--num_devices=2"], "nearest sizes that work: 62 and 64"),
