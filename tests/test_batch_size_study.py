@@ -51,7 +51,7 @@ def study(tmp_path_factory):
 def test_every_question_is_answered_from_the_files_alone(study):
     rows = jobs.read(study / jobs.FILE)
     assert [row.error for row in rows if row.error is not None] == []
-    assert [section.number for section in study_sections(study)] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [section.number for section in study_sections(study)] == [1, 2, 3, 4, 5, 6, 7, 8, 12]
     made = [
         "python -m experiments.batch_size_study --preset=tiny",
         "python -m experiments.batch_size_study --parts=ramp",
@@ -91,7 +91,8 @@ def test_a_ramp_beside_a_fixed_batch_and_a_falling_rate(tmp_path):
     assert fixed.course.batch_sizes == [] and auto.course.batch_sizes[0][1] == 8
     # In the first epoch nothing is different yet.
     assert fixed.course.evaluations[0] == step.course.evaluations[0] == auto.course.evaluations[0]
-    (section,) = study_sections(tmp_path)
+    section, claims = study_sections(tmp_path)
+    assert claims.number == 12 and "a batch that follows the noise scale" in "".join(claims.parts)
     assert section.number == 9 and f"{auto.ended.updates:,} updates" in section.answer
     assert "fixed batch, step schedule" in write_study_page(tmp_path).read_text()
 

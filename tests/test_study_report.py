@@ -119,6 +119,7 @@ def test_runs_that_are_not_finite_stay_in_the_ladder(tmp_path):
     (tmp_path / jobs.FILE).write_bytes(b"".join(map(_files.line, [*ladder, *backwards])))
     for part, rows in (("ladder", ladder), ("backwards", backwards)):
         _files.write_json(tmp_path / f"{part}.json", Keys(keys=[r.key for r in rows]))
+    # What warmup is worth beside a loss that is not finite is no number, so that there is no claim.
     five, six = study_sections(tmp_path)
     assert five.answer == "With SGD, 10 updates a forward pass: 80.00% and rate x10: not finite."
     assert "from 0.00% (naive) to 90.50% (Nesterov again)" in six.answer and "“warmup”, +90.00 points" in six.answer

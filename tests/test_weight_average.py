@@ -179,7 +179,7 @@ def test_the_decay_of_the_second_moment_follows_the_batch():
 
 
 def test_the_length_of_adams_steps_stays_right_where_the_batch_changes():
-    """Of a constant gradient every step is as long as the rate, also of a smaller batch at the end of an epoch."""
+    """With a constant gradient every step is as long as the rate, also of a smaller batch at the end of an epoch."""
     config = TrainConfig(optimizer="adamw", b2="auto", batch_size=4096, weight_decay=0.0)
     params, grads = {"w": jnp.zeros(3)}, {"w": jnp.full(3, 2.0)}
     state = make_optimizer(config, lambda step: 0.5).init(params)

@@ -69,9 +69,9 @@ class WarmupGain(NamedTuple):
 
 def warmup_gain(study: StudyFiles) -> WarmupGain | None:
     """Returns what the rung of warmup adds to the one before; None: the part was not run."""
-    rungs = by_seed(study.rows_of("ladder"))
-    groups = [rungs[key] for key in ("ladder-01", "ladder-02") if key in rungs]
-    if len(groups) < 2:
+    rungs = [rows for _, rows in sorted(by_seed(study.rows_of("ladder")).items())]
+    groups = next((pair for pair in itertools.pairwise(rungs) if label_of(pair[1]).startswith("+ warmup")), None)
+    if groups is None:
         return None
     before, after = map(spread_of, groups)
     if not math.isfinite(before.mean + after.mean):
