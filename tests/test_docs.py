@@ -101,17 +101,17 @@ def test_a_page_says_what_the_committed_study_found():
     """Sentences, and the table of runs to the target, as the report makes them from the rows beside it."""
     said = " ".join((RESULTS / "batch_size.md").read_text().split())
     sections = study_sections(STUDY)
-    assert [section.number for section in sections] == [*range(1, 10), 12]
+    assert [section.number for section in sections] == [*range(1, 11), 12]
     page = html.unescape((STUDY / "report.html").read_text())
     for section in sections:
         assert section.answer in said and section.answer in page, section.answer
-    for number, least in ((3, 5), (12, 3)):
+    for number, least in ((3, 5), (10, 15), (12, 5)):
         (section,) = (section for section in sections if section.number == number)
         rows = re.findall(r"<tr>(<td.*?)</tr>", "".join(section.parts))
         assert len(rows) >= least
         for row in rows:
             cells = re.findall(r"<td[^>]*>(.*?)</td>", row)
-            assert f"| {html.unescape(' | '.join(cells))} |" in said, cells
+            assert " ".join(f"| {html.unescape(' | '.join(cells))} |".split()) in said, cells
 
 
 def test_a_page_lists_every_optimizer_with_its_rate_and_its_rule():
@@ -211,7 +211,7 @@ def test_the_committed_study_speaks_of_itself_alone():
     """No folder of whoever made it, and not much of it."""
     files = [*STUDY.iterdir(), *DIGITS.iterdir(), *(path for path in GRIDS.rglob("*") if path.is_file())]
     assert {"report.html", "results.jsonl", "convergence.json"} <= {path.name for path in files}
-    # A study of ten questions, and six grids with their branches.
-    assert sum(path.stat().st_size for path in files) < 2.7e6
+    # A study of eleven questions, and six grids with their branches.
+    assert sum(path.stat().st_size for path in files) < 3.3e6
     for path in files:
         assert not re.search(r"--data_dir|data_dir\"|/(home|root|work|tmp|Users)/", path.read_text()), path.name

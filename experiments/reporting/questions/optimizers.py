@@ -103,11 +103,15 @@ def answer(found: Analysis, rows: Sequence[StudyRow]) -> str:
             f"{100 * found.confidence:g}% intervals: {'; '.join(said)}."
         )
     if unknown:
-        sentences.append(f"It cannot be told for {' and '.join(unknown)}.")
+        sentences.append(f"It cannot be told for {', '.join(unknown)}.")
     for row in rows:
         if row.kind == "full" and row.summary is not None:
             reached = row.ended.reached_after
-            what = f"reaches it after {reached} updates" if reached else f"does not within {row.ended.updates} updates"
+            what = (
+                f"reaches it after {reached} updates"
+                if reached
+                else f"does not reach it within {row.ended.updates} updates"
+            )
             sentences.append(f"{_name(_optimizer(row))} on all {row.batch_size:,} examples at once {what}.")
     return " ".join(sentences) or "Nothing has been run."
 
