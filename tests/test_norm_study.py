@@ -18,7 +18,7 @@ from experiments.records.questions.norm import Shift
 from experiments.reporting import norm_study_figure, write_norm_study_page
 from experiments.reporting.norm_study import cells, figure
 from experiments.reporting.norm_study.findings import finding
-from experiments.studies import activation_shift, jobs, norm
+from experiments.studies import activation_shift, driver, norm
 from experiments.training import session
 from experiments.training.config import presets
 from experiments.training.config.options import TrainConfig
@@ -219,7 +219,7 @@ def test_what_cannot_be_studied_is_refused(monkeypatch, flag, message):
 
 
 def test_flags_take_the_place_of_the_preset(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(jobs, "try_out", lambda jobs: None)
+    monkeypatch.setattr(driver, "try_out", lambda jobs: None)
     programs.use_own_flags(norm_study, monkeypatch)
     flags = ["--preset=quick", "--norms=local", "--tasks=classification", "--per_device_batch_sizes=3,5", "--dry_run"]
     _flags.parse(["study", *flags, f"--workdir={tmp_path / 'study'}"])
