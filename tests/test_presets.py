@@ -43,9 +43,9 @@ def test_the_list_has_the_command_of_every_preset(monkeypatch, capsys):
 def test_the_speed_run_has_the_rate_of_its_source_and_grows_it_by_the_square_root():
     small, large = (presets.configure(name, {}) for name in ("page2018", "page2018_8192"))
     assert small.peak_learning_rate == pytest.approx(0.4)
-    assert large.peak_learning_rate == pytest.approx(0.2 * 32**0.5)
-    changed = {"batch_size": 512, "lr_scaling": None}
-    assert dataclasses.replace(large, **changed) == small
+    assert large.peak_learning_rate == pytest.approx(0.4 * (8192 / 512) ** 0.5)
+    same = {"batch_size": 512, "learning_rate": small.learning_rate}
+    assert dataclasses.replace(large, **same) == small
 
 
 def test_flags_that_change_nothing_are_named():
