@@ -1,7 +1,7 @@
 """A question of the batch-size study, and a study: the settings in which questions are asked of a data set."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 from .._errors import UsageError
@@ -174,6 +174,28 @@ class Question:
         if self.run is not None:
             return self.run(asked)
         return Analysis(keys=keys_of(asked.runner.run_all(self.planned(asked))))
+
+
+class Look:
+    """Looks up the rows of jobs, in place of running them, to know what a study would run next.
+
+    Attributes:
+      known: the jobs that were asked for until the first that is not done, and those beside it.
+      is_open: whether one of them is not done, so that what follows from it is not known.
+    """
+
+    def __init__(self, runner: Runner):
+        self._runner = runner
+        self.known: list[Job] = []
+        self.is_open = False
+
+    def __call__(self, jobs: Sequence[Job]) -> list[StudyRow | None]:
+        """Returns the rows of jobs; None in the place of one that is not done."""
+        if not self.is_open:
+            self.known.extend(jobs)
+        rows = [self._runner.run(job) if self._runner.is_done(job) else None for job in jobs]
+        self.is_open = self.is_open or None in rows
+        return rows
 
 
 def keys_of(rows: Iterable[StudyRow]) -> list[str]:

@@ -16,7 +16,7 @@ from ...training.recipe.optimizers import OPTIMIZERS
 from .. import convergence, tuning
 from ..convergence import CONFIDENCE, SEARCH_SEED, Run, Trial, trial_of
 from ..jobs import Job
-from ..question import Asked, Changes, Data, Question, keys_of, no_larger
+from ..question import Asked, Changes, Data, Look, Question, keys_of, no_larger
 from ..question import Setting as Base
 from ..tuning import TRIALS, Found, Wanted
 
@@ -145,23 +145,16 @@ def _equal_epochs(data: Data, setting: Setting, name: str, size: int, rate: floa
 
 def planned(asked: Asked) -> list[Job]:
     """Returns the runs that are known: those that have rows, and those that are next."""
-    data, setting, runner = asked.data, asked.study.of(Setting), asked.runner
-    known: list[Job] = []
-    is_open = False
+    data, setting, look = asked.data, asked.study.of(Setting), Look(asked.runner)
 
-    def look(jobs: Sequence[Job]) -> list[Trial]:
-        nonlocal is_open
-        if not is_open:
-            known.extend(jobs)
-        is_open = is_open or not all(map(runner.is_done, jobs))
-        # What follows from runs that are not done is not known.
-        return [trial_of(runner.run(job)) if runner.is_done(job) else Trial(None, 0.0) for job in jobs]
+    def trials(jobs: Sequence[Job]) -> list[Trial]:
+        return [Trial(None, None) if row is None else trial_of(row) for row in look(jobs)]
 
-    found = tune(data, setting, look)
-    if not is_open:
-        for jobs in final_jobs(data, setting, found):
-            known += jobs
-    return [*known, *full_batch_jobs(data, setting)]
+    found = tune(data, setting, trials)
+    if not look.is_open:
+        to_target, equal = final_jobs(data, setting, found)
+        look([*to_target, *equal])
+    return [*look.known, *full_batch_jobs(data, setting)]
 
 
 def _total(setting: Setting) -> int:

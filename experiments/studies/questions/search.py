@@ -19,7 +19,7 @@ from .. import tuning
 from ..convergence import SEARCH_SEED, Trial, refuse_search_seed, trial_of
 from ..jobs import Job
 from ..large_batch import EPOCHS, FEWEST_UPDATES, SEEDS, fixed_epochs
-from ..question import Asked, Changes, Question, keys_of, no_larger
+from ..question import Asked, Changes, Look, Question, keys_of, no_larger
 from ..question import Setting as Base
 from ..tuning import Wanted
 
@@ -267,18 +267,9 @@ def final_jobs(asked: Asked, best: Mapping[int, _Best]) -> list[Job]:
 
 def planned(asked: Asked) -> list[Job]:
     """Returns the runs that are known: those that have rows, and those that are next."""
-    known: list[Job] = []
-    is_open = False
-
-    def look(jobs: Sequence[Job]) -> list[StudyRow | None]:
-        nonlocal is_open
-        if not is_open:
-            known.extend(jobs)
-        is_open = is_open or not all(map(asked.runner.is_done, jobs))
-        return [asked.runner.run(job) if asked.runner.is_done(job) else None for job in jobs]
-
+    look = Look(asked.runner)
     _, best = search(asked, look)
-    return known if is_open else [*known, *final_jobs(asked, best)]
+    return look.known if look.is_open else [*look.known, *final_jobs(asked, best)]
 
 
 def _total(setting: Setting) -> int:
