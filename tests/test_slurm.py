@@ -12,6 +12,7 @@ from experiments._errors import UsageError
 from experiments.studies import jobs, worker
 from experiments.studies.driver import Runner
 from experiments.studies.executing import slurm
+from experiments.studies.executing.local import Local
 from experiments.studies.executing.slurm import Settings, Slurm
 from experiments.studies.executing.task import Task
 from experiments.studies.jobs import Job
@@ -101,7 +102,8 @@ def test_a_study_is_complete_whatever_is_cancelled_and_however_often_its_driver_
     assert all(row.ran_on.startswith("job ") and " of SLURM on " in row.ran_on for row in rows)
     assert "CANCELLED" in submitted
     # None was submitted twice but for the one that was cancelled.
-    assert len(submitted.splitlines()) == JOBS + 2
+    logs = "\n".join(log.read_text() for log in sorted((folder / slurm.LOGS).glob("*.err")))
+    assert len(submitted.splitlines()) == JOBS + 2, f"{submitted}\n{output}\n{logs}"
     with Runner(tmp_path / "here") as runner:
         here = {row.key: row for row in runner.run_all(wanted())}
     for row in rows:
@@ -148,7 +150,41 @@ def test_an_answer_that_an_earlier_driver_did_not_see_is_taken(tmp_path, monkeyp
     (place / slurm.ANSWER).write_text(json.dumps({"summary": 1}))
     executor, task = Slurm(tmp_path, Settings({})), Task("a", {"train": {}}, 1, place)
     executor.submit([task])
-    assert executor.finished(5) == [(task, {"summary": 1})] and list(place.iterdir()) == []
+    assert executor.finished(5) == [(task, {"summary": 1})]
+
+
+def test_an_answer_stays_until_its_study_has_kept_it(tmp_path, monkeypatch):
+    """A driver that is killed in between would have its run submitted once more."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    place = tmp_path / "a"
+    place.mkdir()
+    (place / slurm.ANSWER).write_text(json.dumps({"summary": 1}))
+    task = Task("a", {"train": {}}, 1, place)
+    for _ in range(2):
+        executor = Slurm(tmp_path, Settings({}))
+        executor.submit([task])
+        assert executor.finished(5) == [(task, {"summary": 1})]
+    # The study has kept it when it comes for the next.
+    assert executor.finished(0) == [] and list(place.iterdir()) == []
+
+
+def test_what_is_asked_is_not_answered_by_an_earlier_driver(tmp_path, monkeypatch):
+    places = []
+
+    def submit(executor, tasks):
+        places.extend(task.place for task in tasks)
+        return submitted(executor, tasks)
+
+    submitted = Local.submit
+    monkeypatch.setattr(Local, "submit", submit)
+    with Runner(tmp_path) as runner:
+        for _ in range(2):
+            assert runner.ask(folder_of) == str(tmp_path)
+    assert len({*places}) == 2 and not any(place.exists() for place in places)
+
+
+def folder_of(folder):
+    return str(folder)
 
 
 def test_a_job_that_is_gone_without_an_answer_is_an_error(tmp_path, monkeypatch):
@@ -168,7 +204,7 @@ def test_a_job_that_is_gone_without_an_answer_is_an_error(tmp_path, monkeypatch)
         ended = executor.finished(1.0)
         assert bool(ended) is ends
     assert "job 12_3 of SLURM ended without an answer" in ended[0][1]["error"]
-    assert not (place / slurm.SUBMITTED).exists()
+    assert executor.finished(0) == [] and not (place / slurm.SUBMITTED).exists()
 
 
 def test_no_more_jobs_wait_or_run_than_may(tmp_path):

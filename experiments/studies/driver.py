@@ -273,7 +273,6 @@ class Runner:
         Raises:
           UsageError: it failed.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
         answer = self._call(_name_of(function), self._folder, num_devices, given)
         if "error" in answer:
             raise UsageError(answer["error"])
@@ -281,11 +280,14 @@ class Runner:
 
     def _call(self, name: str, folder: Path, num_devices: int | None, given: Mapping[str, Any]) -> Answer:
         """Returns the answer of a process where the jobs run; nothing else is under way."""
-        place = self._folder / "runs" / "asked"
-        self._executor.submit([Task(name, _asking(name, folder, given), num_devices, place)])
-        while not (ended := self._executor.finished(POLL_SECONDS)):
-            pass
-        return ended[0][1]
+        runs = self._folder / "runs"
+        runs.mkdir(parents=True, exist_ok=True)
+        # A place of its own: what an earlier driver asked may be answered still.
+        with tempfile.TemporaryDirectory(prefix="asked-", dir=runs, ignore_cleanup_errors=True) as place:
+            self._executor.submit([Task(name, _asking(name, folder, given), num_devices, Path(place))])
+            while not (ended := self._executor.finished(POLL_SECONDS)):
+                pass
+            return ended[0][1]
 
     def _is_settled(self, wanted: _Wanted) -> bool:
         """Returns whether a job has its row, or a note is on it; or what was tried has failed for good."""

@@ -74,6 +74,9 @@ class Slurm:
         """
         self._folder, self._settings = folder.resolve(), settings
         self._jobs: dict[str, _Submitted] = {}
+        # Places whose answers were handed over. They are cleared when the study comes again, having kept the answers;
+        # one that is killed before that finds them once more.
+        self._handed_over: list[Path] = []
         self._asked = time.monotonic() - ASK_SECONDS
         self._submitters: dict[bool, Any] = {}
         self._name = str(settings.parameters.get("name", "batch-size"))
@@ -127,6 +130,7 @@ class Slurm:
         Raises:
           UsageError: SLURM does not take them.
         """
+        self._clear()
         new, listed = [], {}
         for task in tasks:
             place = task.place
@@ -164,6 +168,7 @@ class Slurm:
 
     def finished(self, seconds: float) -> list[tuple[Task, Answer]]:
         """Returns the tasks that have ended, with their answers; waits up to some seconds for the first."""
+        self._clear()
         until = time.monotonic() + seconds
         while True:
             self._ask()
@@ -171,17 +176,25 @@ class Slurm:
             if ended or time.monotonic() >= until:
                 break
             time.sleep(LOOK_SECONDS)
+        self._handed_over += [self._jobs[key].task.place for key, _ in ended]
         return [(self._jobs.pop(key).task, answer) for key, answer in ended]
+
+    def _clear(self) -> None:
+        """Forgets what was handed over: the next time that it is asked for, it is to be done anew."""
+        for place in self._handed_over:
+            for name in (ANSWER, SUBMITTED):
+                (place / name).unlink(missing_ok=True)
+        self._handed_over.clear()
 
     def _ask(self) -> None:
         """Asks SLURM which jobs it knows."""
-        now = time.monotonic()
-        if not self._jobs or now - self._asked < ASK_SECONDS:
+        if not self._jobs or time.monotonic() - self._asked < ASK_SECONDS:
             return
-        self._asked = now
         listed = _listed(f"--user={getpass.getuser()}")
         # The controller may be busy or restart; jobs are not gone for that.
         known = {job.number for job in self._jobs.values()} if listed is None else {*listed}
+        # SLURM may have taken long to answer.
+        self._asked = now = time.monotonic()
         for key, job in self._jobs.items():
             if job.number in known:
                 self._jobs[key] = job._replace(seen=now)
@@ -190,11 +203,7 @@ class Slurm:
         """Returns the answer of a job; None: it is under way."""
         place = job.task.place
         with contextlib.suppress(OSError, ValueError):
-            answer = json.loads((place / ANSWER).read_text())
-            # The next time that this is asked for, it is to be done anew.
-            for name in (ANSWER, SUBMITTED):
-                (place / name).unlink(missing_ok=True)
-            return answer
+            return json.loads((place / ANSWER).read_text())
         if time.monotonic() - job.seen < GONE_SECONDS:
             return None
         # Machines that share a file system may remember for a while that a file was not there; this has them look.
@@ -202,9 +211,6 @@ class Slurm:
             place.chmod(place.stat().st_mode)
         if (place / ANSWER).exists() and time.monotonic() - job.seen < 2 * GONE_SECONDS:
             return None
-        # An answer that cannot be read is none.
-        for name in (ANSWER, SUBMITTED):
-            (place / name).unlink(missing_ok=True)
         return {
             "diverged": False,
             "lost": True,
@@ -218,6 +224,7 @@ class Slurm:
         Args:
           now: the study was interrupted; its jobs are cancelled after the update that each is at.
         """
+        self._clear()
         numbers = [job.number for job in self._jobs.values() if job.number]
         if now and numbers:
             with contextlib.suppress(OSError, subprocess.SubprocessError):
