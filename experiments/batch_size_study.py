@@ -94,8 +94,9 @@ def main() -> int:
     from .reporting import write_study_page
 
     if FLAGS.list_presets:
+        width = max(map(len, settings.PRESETS)) + 2
         for name, study in settings.PRESETS.items():
-            say(f"{name:<10}{study.options['dataset']}: {', '.join(study.parts)}")
+            say(f"{name:<{width}}{study.options['dataset']}: {', '.join(study.parts)}")
         return 0
     folder = Path(FLAGS.workdir or f"runs/batch_size_study-{(FLAGS.problem or FLAGS.preset).replace(':', '_')}")
     _workdirs.check(folder, _workdirs.STUDY)

@@ -285,7 +285,10 @@ def test_the_command_says_what_it_would_do_and_refuses_what_it_cannot():
     assert "--batch_size=1024" in dry.stdout and re.search(r"in all    about \d+ minutes", dry.stdout)
     assert not (ROOT / "runs" / "none").exists()
     for flags, message in (
-        (["--preset=quik"], "unknown preset 'quik'; there are: mnist, mnist_full, quick. Did you mean 'quick'"),
+        (
+            ["--preset=quik"],
+            "unknown preset 'quik'; there are: cifar10, mnist, mnist_full, quick. Did you mean 'quick'",
+        ),
         (["--parts=tim"], "unknown part 'tim'"),
         (["--batch_sizes=8,x"], "--batch_sizes must be numbers, as in 1,2,32, not 8,x"),
     ):

@@ -52,7 +52,7 @@ def narrow_dense_layers(monkeypatch):
 
 
 def test_every_model_is_tested():
-    assert set(SMALL) == set(models.MODELS.names)
+    assert {*SMALL, "resnet18_narrow"} == {*models.MODELS.names}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -179,6 +179,18 @@ def test_alexnet_has_the_published_sizes(size, flat):
     kernels += flat * 256 * 4096 + 4096 * 4096 + 4096 * 1000
     norms = 2 * (96 + 256 + 384 + 384 + 256 + 4096 + 4096)
     assert sum(a.size for a in jax.tree.leaves(params)) == kernels + norms + 1000
+
+
+def test_a_narrow_resnet18_has_a_quarter_of_the_features():
+    def shapes(name, size):
+        model = models.create(name, num_classes=10, norm=BatchNorm)
+        images = jnp.zeros((1, size, size, 3))
+        return jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False)["params"])
+
+    # The stem of large images, whatever their size.
+    wide, narrow = shapes("resnet18", 64), shapes("resnet18_narrow", 32)
+    expected = jax.tree.map(lambda a: tuple(n // 4 if n % 64 == 0 else n for n in a.shape), wide)
+    assert jax.tree.map(lambda a: a.shape, narrow) == expected
 
 
 @pytest.mark.parametrize(("width", "size"), [(64, 32), (8, 9)])

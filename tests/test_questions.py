@@ -132,7 +132,7 @@ def test_a_question_that_is_added_is_in_the_help_the_presets_the_plan_and_the_pa
     shown = program(tree, "experiments.batch_size_study", "--help")
     assert "time, short runs at many sizes; enough, a single short run; smoothness, " in shown.stdout, shown.stderr
     listed = program(tree, "experiments.batch_size_study", "--list_presets").stdout
-    assert "quick     digits: time, enough, smoothness" in listed and listed.count("enough") == 1
+    assert "quick       digits: time, enough, smoothness" in listed and listed.count("enough") == 1
     plan = program(tree, "experiments.batch_size_study", "--parts=enough", "--dry_run", f"--workdir={tmp_path}/none")
     assert "--batch_size=8 --steps=2" in plan.stdout and "part      enough: 1 runs" in plan.stdout, plan.stderr
     folder = answered(tmp_path / "study")

@@ -11,7 +11,7 @@ from .._variants import Register
 from . import users
 from .alexnet import AlexNetBN
 from .fcn import FCN
-from .resnet import resnet18, resnet50
+from .resnet import resnet18, resnet18_narrow, resnet50
 from .resnet9 import ResNet9
 from .simple_cnn import SimpleCNN
 
@@ -43,6 +43,12 @@ MODELS = Register(
     Model("alexnet_bn", "AlexNet with a norm, images of at least 63x63", AlexNetBN),
     Model("fcn", "segmentation: one class per pixel", FCN, per_pixel=True),
     Model("resnet18", "18 layers, with a small stem for small images", resnet18, residual=True),
+    Model(
+        "resnet18_narrow",
+        "resnet18 with a quarter of its features and the stem of large images",
+        resnet18_narrow,
+        residual=True,
+    ),
     Model("resnet50", "50 layers with bottlenecks", resnet50, residual=True),
     Model("resnet9", "9 layers, fast on small images of at least 8x8", ResNet9),
     Model("simple_cnn", "three convolutions for digits, images of at least 28x28", SimpleCNN, pools_before_norm=True),

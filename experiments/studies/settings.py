@@ -58,6 +58,7 @@ PRESETS = {
         "quick": {"dataset": "digits"},
         "mnist": {"dataset": "mnist"},
         "mnist_full": {"dataset": "mnist"},
+        "cifar10": {"dataset": "cifar10", "model": "resnet18_narrow"},
     }.items()
 }
 

@@ -30,39 +30,6 @@ HALF_LIFE = 0.5
 SPAN = 128
 
 
-@dataclasses.dataclass(frozen=True)
-class Setting(Base):
-    """The extent of the search.
-
-    Attributes:
-      batch_sizes: to search at, rising; the first is what the others are compared with.
-      optimizers: names of optimizers that take batches.
-      epochs: the epochs of every run.
-      seeds: the seeds of the best recipes.
-    """
-
-    batch_sizes: tuple[int, ...] = (64, 1024, 8192, 32768)
-    optimizers: tuple[str, ...] = ("nesterov", "lars", "lamb", "muon", "schedule_free", "schedule_free_adamw")
-    epochs: int = EPOCHS
-    seeds: tuple[int, ...] = SEEDS
-
-    def changed(self, changes: Changes) -> Self:
-        """Returns the setting with the sizes and seeds of the user."""
-        refuse_search_seed(changes.seeds)
-        return dataclasses.replace(
-            self, batch_sizes=changes.batch_sizes or self.batch_sizes, seeds=changes.seeds or self.seeds
-        )
-
-    def fitted(self, examples: int) -> Self:
-        """Returns the setting with the batch sizes that fit what is not held out."""
-        return dataclasses.replace(self, batch_sizes=no_larger(self.batch_sizes, examples))
-
-    @property
-    def compared_sizes(self) -> tuple[int, ...]:
-        """Batch sizes whose best recipes are compared."""
-        return self.batch_sizes
-
-
 class Change(NamedTuple):
     """A change of a recipe.
 
@@ -130,6 +97,42 @@ CHANGES: dict[str, Change] = {
     "ramp": Change("a batch ramp from a quarter", _ramp),
 }
 
+
+@dataclasses.dataclass(frozen=True)
+class Setting(Base):
+    """The extent of the search.
+
+    Attributes:
+      batch_sizes: to search at, rising; the first is what the others are compared with.
+      optimizers: names of optimizers that take batches.
+      epochs: the epochs of every run.
+      changes: the names of the changes of a recipe that are tried.
+      seeds: the seeds of the best recipes.
+    """
+
+    batch_sizes: tuple[int, ...] = (64, 1024, 8192, 32768)
+    optimizers: tuple[str, ...] = ("nesterov", "lars", "lamb", "muon", "schedule_free", "schedule_free_adamw")
+    epochs: int = EPOCHS
+    changes: tuple[str, ...] = tuple(CHANGES)
+    seeds: tuple[int, ...] = SEEDS
+
+    def changed(self, changes: Changes) -> Self:
+        """Returns the setting with the sizes and seeds of the user."""
+        refuse_search_seed(changes.seeds)
+        return dataclasses.replace(
+            self, batch_sizes=changes.batch_sizes or self.batch_sizes, seeds=changes.seeds or self.seeds
+        )
+
+    def fitted(self, examples: int) -> Self:
+        """Returns the setting with the batch sizes that fit what is not held out."""
+        return dataclasses.replace(self, batch_sizes=no_larger(self.batch_sizes, examples))
+
+    @property
+    def compared_sizes(self) -> tuple[int, ...]:
+        """Batch sizes whose best recipes are compared."""
+        return self.batch_sizes
+
+
 # Runs jobs, and returns their rows; None in the place of one that has not been run.
 Rows = Callable[[Sequence[Job]], Sequence[StudyRow | None]]
 
@@ -186,8 +189,8 @@ def _changed(asked: Asked, start: _Best, size: int, rows: Rows) -> _Best:
     examples = asked.data.examples
     wanted = {
         name: _job(asked, f"change-b{size}-{name}", {**start.recipe, **found}, change.name)
-        for name, change in CHANGES.items()
-        if (found := change.options(start.recipe, examples))
+        for name in asked.study.of(Setting).changes
+        if (found := (change := CHANGES[name]).options(start.recipe, examples))
     }
     wanted = {name: job for name, job in wanted.items() if _is_possible(job)}
     merits = dict(zip(wanted, map(_merit, rows(list(wanted.values()))), strict=True))
@@ -274,7 +277,7 @@ def planned(asked: Asked) -> list[Job]:
 
 def _total(setting: Setting) -> int:
     """Returns about how many runs there are: the changes that help are not known."""
-    per_size = tuning.TRIALS * len(setting.optimizers) + len(CHANGES) + len(setting.seeds)
+    per_size = tuning.TRIALS * len(setting.optimizers) + len(setting.changes) + len(setting.seeds)
     return per_size * len(setting.batch_sizes)
 
 
@@ -312,7 +315,16 @@ QUESTION = Question(
     setting=Setting,
     planned=planned,
     run=run,
-    presets={"mnist_full": Setting()},
+    presets={
+        "mnist_full": Setting(),
+        # An hour of two cores.
+        "cifar10": Setting(
+            batch_sizes=(512, 4096),
+            optimizers=("nesterov", "muon"),
+            epochs=6,
+            changes=("average", "no-smoothing", "updates", "ramp"),
+        ),
+    },
     otherwise=Setting(),
     fewest_sizes=1,
     rates_follow=True,
