@@ -131,6 +131,17 @@ def test_changes_that_exclude_each_other_are_not_joined(tmp_path):
     assert best[64].kept == ("ramp",) and {"change-b64-ramp", "change-b64-updates"} <= set(keys)
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "size", "rate"),
+    [("nesterov", 2048, 0.01), ("muon", 2048, 0.04), ("muon", 1024, 0.04), ("muon", 512, None), ("muon", 2050, None)],
+)
+def test_many_updates_per_forward_pass_have_the_rate_of_as_many_examples(optimizer, size, rate):
+    """Each has at least 64 examples, and all have as many."""
+    changed = search.CHANGES["many-updates"].options(search.recipe_of(SETTING, optimizer, size, 0.16), 50_000)
+    wanted = {"backwards_per_forward": 16, "drop_remainder": True, "learning_rate": pytest.approx(rate)}
+    assert changed == (None if rate is None else wanted)
+
+
 def test_a_size_at_which_nothing_ends_well_has_no_recipe(tmp_path):
     def rows(wanted):
         return [
@@ -145,7 +156,7 @@ def test_a_size_at_which_nothing_ends_well_has_no_recipe(tmp_path):
 def test_a_small_study_is_answered_and_plans_nothing_more(tmp_path):
     setting = search.Setting(batch_sizes=(32,), optimizers=("muon",), epochs=1, seeds=(0,))
     study = settings.study_of({"dataset": "tests.own:larger", "model": "tests.own:model", "num_devices": 1}, setting)
-    assert any("of about 18 runs" in line for line in batch_size.describe(study, ["search"], tmp_path / "none"))
+    assert any("of about 19 runs" in line for line in batch_size.describe(study, ["search"], tmp_path / "none"))
     assert batch_size.run(study, ["search"], tmp_path) == []
     (section,) = study_sections(tmp_path)
     assert section.number == 11 and section.answer.startswith("After 1 epoch a batch of 32 ends at")

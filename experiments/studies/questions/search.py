@@ -28,6 +28,8 @@ WEIGHT_DECAY, DECOUPLED_DECAY = 2e-3, 1e-2
 # Examples after which averaged weights count half as much, as a share of an epoch.
 HALF_LIFE = 0.5
 SPAN = 128
+# The fewest examples of each of many updates per forward pass.
+LEAST_PART = 64
 
 
 class Change(NamedTuple):
@@ -51,18 +53,30 @@ def _has_spans(recipe: Mapping[str, Any]) -> bool:
     return recipe["batch_size"] > SPAN and _whole_batches(recipe, SPAN)
 
 
+def _rate_of_part(recipe: Mapping[str, Any], parts: int) -> float:
+    """Returns the rate of batches that are smaller by a factor, by the rule of the optimizer."""
+    is_linear = OPTIMIZERS[recipe["optimizer"]].scaling == "linear"
+    return recipe["learning_rate"] / parts ** (1 if is_linear else 0.5)
+
+
+def _many_updates(recipe: Mapping[str, Any], _: int) -> dict[str, Any] | None:
+    """Returns sixteen updates per forward pass, at the rate for as many examples as each has."""
+    if not _whole_batches(recipe, 16) or recipe["batch_size"] < 16 * LEAST_PART:
+        return None
+    return {"backwards_per_forward": 16, "drop_remainder": True, "learning_rate": _rate_of_part(recipe, 16)}
+
+
 def _ramp(recipe: Mapping[str, Any], examples: int) -> dict[str, Any] | None:
     """Returns a batch that is a quarter at first, and doubles where a step schedule halves the rate."""
     size = recipe["batch_size"]
     if SCHEDULES[recipe["schedule"]].is_constant or not _whole_batches(recipe, 4) or examples < FEWEST_UPDATES * size:
         return None
-    is_linear = OPTIMIZERS[recipe["optimizer"]].scaling == "linear"
     return {
         "schedule": "step",
         "step_factor": 2.0,
         "batch_size": size // 4,
         "batch_ramp": size,
-        "learning_rate": recipe["learning_rate"] / (4 if is_linear else 2),
+        "learning_rate": _rate_of_part(recipe, 4),
     }
 
 
@@ -94,6 +108,7 @@ CHANGES: dict[str, Change] = {
         "four updates per forward pass",
         lambda recipe, _: {"backwards_per_forward": 4, "drop_remainder": True} if _whole_batches(recipe, 4) else None,
     ),
+    "many-updates": Change("sixteen updates per forward pass, their rate by the rule", _many_updates),
     "ramp": Change("a batch ramp from a quarter", _ramp),
 }
 
