@@ -13,7 +13,7 @@ from experiments.models.layout import CHWN, NHWC
 from experiments.models.normalised import normalised
 from experiments.training import of_images, session
 from experiments.training.config.options import TrainConfig
-from experiments.training.evaluation.population import population
+from experiments.training.evaluation.population import batches_of_spans, population
 from experiments.training.recipe import norms
 from experiments.training.step import run
 from tests import rig
@@ -114,6 +114,28 @@ def test_statistics_are_refused_where_there_are_too_few_images():
     run = rig.run_of(TrainConfig(batch_size=32, **OWN), rig.tiny(), 8)
     with pytest.raises(UsageError, match="need at least 72 images, for a span of 9 on 8 devices, and it has 64"):
         population(run.model, run.recipe, run.mesh, rig.tiny().train, mode="pooled", span=9)
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 3, 4, 6, 7, 8])
+@pytest.mark.parametrize("examples", [64, 2_000, 60_000])
+def test_every_batch_of_training_images_has_whole_spans_on_whole_devices(num_devices, examples):
+    for span in (1, 2, 5, 9, 16, 48, 127, 128, 154, 250, 512, 840, 4096):
+        unit, most = batches_of_spans(num_devices, span, examples)
+        assert most % unit == 0 and unit <= num_devices * span
+        for size in range(unit, most + 1, unit):
+            assert size % num_devices == size % span == 0
+            device_of = np.repeat(np.arange(num_devices), size // num_devices)
+            for part in device_of.reshape(-1, span):
+                # One device, or all examples of several.
+                assert np.ptp(part) == 0 or len(part) == np.isin(device_of, part).sum(), (span, size)
+
+
+@pytest.mark.parametrize("span", [12, 20])
+def test_statistics_for_spans_are_of_whole_spans(span):
+    """Of 64 images 60 are whole spans, and half of them are not."""
+    run = rig.run_of(TrainConfig(batch_size=2 * span, span=span, drop_remainder=True, **OWN), rig.tiny(), 2)
+    statistics = population(run.model, run.recipe, run.mesh, rig.tiny().train, mode="pooled", span=span)
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(statistics(run.state)))
 
 
 def test_an_unknown_norm_is_refused():

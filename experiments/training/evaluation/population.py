@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,43 @@ class UnknownNormError(UsageError):
     """Raised where a model has norms whose statistics cannot be computed."""
 
 
+class Batches(NamedTuple):
+    """Sizes of batches of whole spans, with equal shares for the devices.
+
+    Attributes:
+      unit: every multiple of it up to `most` is such a size.
+      most: a multiple of `unit`, the largest that is made.
+    """
+
+    unit: int
+    most: int
+
+
+def batches_of_spans(num_devices: int, span: int | None, examples: int) -> Batches:
+    """Returns how examples can be cut into batches for norms that normalise spans of them.
+
+    A device has whole spans; or where those of all devices would be too many, a span has whole devices.
+
+    Args:
+      num_devices: the number of devices.
+      span: examples that the norms normalise together; None: the whole batch.
+      examples: how many there are.
+
+    Example:
+      >>> batches_of_spans(2, 128, 10_000)
+      Batches(unit=256, most=768)
+      >>> batches_of_spans(8, 512, 10_000)
+      Batches(unit=512, most=512)
+    """
+    span = span or 1
+    fits = [n for n in range(1, num_devices + 1) if num_devices % n == 0 and n * span % num_devices == 0]
+    most = min(MAX_BATCH_EXAMPLES, examples)
+    spans = max((n for n in fits if n * span <= most), default=fits[0])
+    unit = spans * span
+    # Where spans have several devices, twice as many spans need not.
+    return Batches(unit, max(unit, most // unit * unit) if spans == num_devices else unit)
+
+
 def population(
     model: nn.Module,
     recipe: Recipe,
@@ -68,9 +105,8 @@ def population(
       UsageError: the split has too few images for equal parts of whole spans on all devices; the function raises
         `UnknownNormError` for norms that are neither this library's nor Flax's.
     """
-    # Every batch must consist of whole spans and divide equally over the devices.
-    unit = math.lcm(mesh.size, span or 1)
-    number = max(unit, min(examples, train.size) // unit * unit)
+    cut = batches_of_spans(mesh.size, span, min(examples, train.size))
+    unit, number = cut.unit, max(cut.unit, min(examples, train.size) // cut.unit * cut.unit)
     if number > train.size:
         raise UsageError(
             f"statistics of the training set need at least {unit} images, for a span of {span or 1} on {mesh.size} "
@@ -78,9 +114,8 @@ def population(
         )
     chosen = train.read(np.random.default_rng(0).permutation(train.size)[:number])
     images = (chosen if domain is None else to_domain(domain, chosen)).images
-    size = max(unit, MAX_BATCH_EXAMPLES // unit * unit)
-    cut = NamedSharding(mesh, single.SHARDED)
-    batches = [devices.place(images[i : i + size], cut) for i in range(0, len(images), size)]
+    sharded = NamedSharding(mesh, single.SHARDED)
+    batches = [devices.place(images[i : i + cut.most], sharded) for i in range(0, len(images), cut.most)]
     # Models use spans only in training mode, and "pooled" follows the forward pass of training.
     training = mode == "pooled"
     drawn = {"params": jax.random.key(0)} if training else None
@@ -141,7 +176,7 @@ def where_recalibrated_differs(
       streamed data, and for a training set too small for one span on every device.
     """
     splits = (dataset.train, *dataset.test.values())
-    unit = math.lcm(run.mesh.size, span or 1)
+    unit = batches_of_spans(run.mesh.size, span, min(CHECK_EXAMPLES, dataset.train.size)).unit
     if not has_running(state.batch_stats) or unit > dataset.train.size or any(datasets.is_streamed(s) for s in splits):
         return {}
     statistics = population(
