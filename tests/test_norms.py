@@ -132,7 +132,7 @@ def test_every_batch_of_training_images_has_whole_spans_on_whole_devices(num_dev
 
 @pytest.mark.parametrize("span", [12, 20])
 def test_statistics_for_spans_are_of_whole_spans(span):
-    """Of 64 images 60 are whole spans, and half of them are not."""
+    """60 of 64 images are whole spans, and half of the 60 are not."""
     run = rig.run_of(TrainConfig(batch_size=2 * span, span=span, drop_remainder=True, **OWN), rig.tiny(), 2)
     statistics = population(run.model, run.recipe, run.mesh, rig.tiny().train, mode="pooled", span=span)
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(statistics(run.state)))
