@@ -216,13 +216,20 @@ def words(picture):
     return re.findall(r"<!-- (.*?) -->", picture)
 
 
-@pytest.mark.parametrize("folder", ["batch_size_mnist", "recommend/mnist/recommendation"])
-def test_a_page_names_data_model_and_day_and_the_committed_one_is_as_it_is_made_now(folder, tmp_path):
+@pytest.mark.parametrize(
+    ("folder", "write", "studied"),
+    [
+        ("batch_size_mnist", reporting.write_study_page, "simple_cnn on mnist"),
+        ("large_batch/mnist", reporting.write_study_page, "simple_cnn on mnist"),
+        ("large_batch/cifar10", reporting.write_study_page, "resnet18_narrow on cifar10"),
+        ("recommend/mnist/recommendation", reporting.write_recommendation_page, "simple_cnn on mnist"),
+    ],
+)
+def test_a_page_names_data_model_and_day_and_the_committed_one_is_as_it_is_made_now(folder, write, studied, tmp_path):
     shutil.copytree(DOCS / folder, tmp_path / "study")
-    write = reporting.write_study_page if folder == "batch_size_mnist" else reporting.write_recommendation_page
     page = write(tmp_path / "study").read_text()
     head = page[page.index("<h1>") : page.index("</p>")]
-    assert "simple_cnn on mnist" in head and "November 2026" in head
+    assert studied in head and "November 2026" in head
     for committed in [*(DOCS / folder).glob("*.svg"), *(DOCS / folder).glob("*.html")]:
         made = (tmp_path / "study" / committed.name).read_text()
         assert words(made) == words(committed.read_text()) != [], f"{committed.name}: run experiments.report again"

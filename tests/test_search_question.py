@@ -102,6 +102,25 @@ def test_changes_that_help_are_kept_as_long_as_they_help_together(size, tmp_path
     assert best[size].kept == ("average", "less-momentum")
 
 
+def test_a_recipe_with_changes_has_a_rate_of_its_own(tmp_path):
+    """Without label smoothing twice the rate is better."""
+
+    def rows(wanted):
+        factors = (job.options["learning_rate"] / tuning.first_rate(job.options["optimizer"], 64) for job in wanted)
+        best = (2.0 if job.options.get("label_smoothing") == 0.0 else 1.0 for job in wanted)
+        points = [job.options.get("label_smoothing") == 0.0 for job in wanted]
+        merits = [0.9 + 0.01 * p - 1e-3 * max(f / b, b / f) for f, b, p in zip(factors, best, points, strict=True)]
+        return [
+            made.row(job.key, job.options, summary=made.summary(merit))
+            for job, merit in zip(wanted, merits, strict=True)
+        ]
+
+    _, best = search.search(asked_of(tmp_path), rows)
+    (final, *_) = search.final_jobs(asked_of(tmp_path), best)
+    assert best[64].kept == ("no-smoothing", "twice-rate") and final.label == "no label smoothing, twice the rate"
+    assert final.options["learning_rate"] == 2 * tuning.first_rate(final.options["optimizer"], 64)
+
+
 def test_changes_that_an_optimizer_refuses_are_left_out(tmp_path):
     keys = []
 

@@ -161,4 +161,4 @@ def _search_cells(searched: Iterable[StudyRow]) -> list[tuple[str, str, str]]:
     return cells
 
 
-REPORT = Report(order=60, sections=(search_sections,))
+REPORT = Report(order=60, sections=(search_sections,), pictures={"search.svg": accuracy_figure})
