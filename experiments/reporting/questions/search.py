@@ -38,11 +38,12 @@ def accuracy_figure(study: Source) -> Figure:
     means = [statistics.mean(accuracy(row) for row in rows) for rows in groups.values()]
     axes.plot(list(groups), means, "-", color=COLOUR, linewidth=1.5, label="mean")
     for (batch_size, rows), mean in zip(groups.items(), means, strict=True):
-        name = _optimizer(rows[0])
-        text = f"{mean:.2f}\n{OPTIMIZERS.get(name, name)}"
+        text = f"{mean:.2f}\n{_optimizer(rows[0])}"
         # Above every seed and every line.
         at = (batch_size, max([*(accuracy(row) for row in rows), *means]))
-        axes.annotate(text, at, (0, 8), textcoords="offset points", ha="center", fontsize=TEXT)
+        # Those at the sides stay within the axes.
+        side = "left" if batch_size == min(groups) else "right" if batch_size == max(groups) else "center"
+        axes.annotate(text, at, (0, 8), textcoords="offset points", ha=side, fontsize=TEXT)
     sizes_axis(axes, list(groups))
     axes.set(ylabel="test accuracy (%)")
     axes.margins(0.12, 0.3)
@@ -86,7 +87,7 @@ def _answer(study: StudyFiles, groups: Mapping[int, Sequence[StudyRow]]) -> str:
 
     def of(size: int) -> str:
         recipe = recipes.get(size)
-        named = [] if recipe is None else [OPTIMIZERS.get(recipe.optimizer, recipe.optimizer), *recipe.kept]
+        named = [] if recipe is None else [_in_words(recipe.optimizer), *recipe.kept]
         with_ = f", with {', '.join(named)}" if named else ""
         return f"a batch of {size:,} ends at {means[size]:.2f}%{with_}"
 
@@ -122,7 +123,11 @@ def _size_of(row: StudyRow) -> int:
 
 
 def _optimizer(row: StudyRow) -> str:
-    return str(row.options["optimizer"])
+    return _in_words(str(row.options["optimizer"]))
+
+
+def _in_words(optimizer: str) -> str:
+    return OPTIMIZERS.get(optimizer, optimizer)
 
 
 def _by_batch_size(rows: Iterable[StudyRow]) -> dict[int, list[StudyRow]]:

@@ -204,16 +204,26 @@ def _merit(row: StudyRow | None) -> float:
     return -1.0 if row is None or row.summary is None else row.ended.result.known_accuracy
 
 
-def _changed(asked: Asked, start: _Best, size: int, rows: Rows) -> _Best:
-    """Tries each change of a recipe alone, those that helped one after another, and another rate of what came out."""
+def _merits_alone(asked: Asked, starts: Mapping[int, _Best], rows: Rows) -> dict[int, dict[str, float]]:
+    """Tries each change of the recipes alone, side by side; returns what they come to, by batch size and name."""
+    jobs: dict[tuple[int, str], Job] = {}
+    for size, start in starts.items():
+        for name in asked.study.of(Setting).changes:
+            changes = CHANGES[name].options(start.recipe, asked.data.examples)
+            if changes is None:
+                continue
+            job = _job(asked, f"change-b{size}-{name}", {**start.recipe, **changes}, CHANGES[name].name)
+            if _is_possible(job):
+                jobs[size, name] = job
+    merits: dict[int, dict[str, float]] = {size: {} for size in starts}
+    for (size, name), row in zip(jobs, rows(list(jobs.values())), strict=True):
+        merits[size][name] = _merit(row)
+    return merits
+
+
+def _together(asked: Asked, start: _Best, size: int, merits: Mapping[str, float], rows: Rows) -> _Best:
+    """Joins the changes of a recipe that helped alone, one after another, and tries other rates of what came out."""
     examples = asked.data.examples
-    wanted = {
-        name: _job(asked, f"change-b{size}-{name}", {**start.recipe, **found}, change.name)
-        for name in asked.study.of(Setting).changes
-        if (found := (change := CHANGES[name]).options(start.recipe, examples))
-    }
-    wanted = {name: job for name, job in wanted.items() if _is_possible(job)}
-    merits = dict(zip(wanted, map(_merit, rows(list(wanted.values()))), strict=True))
     helped = sorted((name for name, merit in merits.items() if merit > start.accuracy), key=lambda name: -merits[name])
     best, changed = start, set()
     for name in helped:
@@ -283,15 +293,15 @@ def search(asked: Asked, rows: Rows) -> tuple[tuning.Found, dict[int, _Best]]:
         return [Trial(None, None) if row is None else trial_of(row) for row in rows(jobs)]
 
     found = tuning.tune(setting.optimizers, setting.batch_sizes, trials)
-    best: dict[int, _Best] = {}
+    starts: dict[int, _Best] = {}
     for size in setting.batch_sizes:
         here = {name: found[name, size] for name in setting.optimizers if found[name, size].outcome.ended}
         if not here:
             continue
         name = max(here, key=lambda name: here[name].outcome.merit or 0.0)
-        start = _Best(recipe_of(setting, name, size, here[name].best), here[name].outcome.merit or 0.0)
-        best[size] = _changed(asked, start, size, rows)
-    return found, best
+        starts[size] = _Best(recipe_of(setting, name, size, here[name].best), here[name].outcome.merit or 0.0)
+    merits = _merits_alone(asked, starts, rows)
+    return found, {size: _together(asked, start, size, merits[size], rows) for size, start in starts.items()}
 
 
 def final_jobs(asked: Asked, best: Mapping[int, _Best]) -> list[Job]:
