@@ -280,10 +280,9 @@ class Runner:
 
     def _call(self, name: str, folder: Path, num_devices: int | None, given: Mapping[str, Any]) -> Answer:
         """Returns the answer of a process where the jobs run; nothing else is under way."""
-        runs = self._folder / "runs"
-        runs.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         # A place of its own: what an earlier driver asked may be answered still.
-        with tempfile.TemporaryDirectory(prefix="asked-", dir=runs, ignore_cleanup_errors=True) as place:
+        with tempfile.TemporaryDirectory(prefix="asked-", dir=self._folder, ignore_cleanup_errors=True) as place:
             self._executor.submit([Task(name, _asking(name, folder, given), num_devices, Path(place))])
             while not (ended := self._executor.finished(POLL_SECONDS)):
                 pass
