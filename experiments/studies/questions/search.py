@@ -371,7 +371,7 @@ QUESTION = Question(
             batch_sizes=(512, 4096),
             optimizers=("nesterov", "muon"),
             epochs=6,
-            changes=("average", "no-smoothing", "updates", "ramp"),
+            changes=("average", "no-smoothing", "ramp"),
         ),
     },
     otherwise=Setting(),
