@@ -366,7 +366,7 @@ QUESTION = Question(
     run=run,
     presets={
         "mnist_full": Setting(),
-        # An hour of two cores.
+        # Seventy minutes of two cores.
         "cifar10": Setting(
             batch_sizes=(512, 4096),
             optimizers=("nesterov", "muon"),
