@@ -35,6 +35,11 @@ OPTIMIZERS = {
 }
 
 
+def optimizer_name(optimizer: str) -> str:
+    """Returns the name that an optimizer has in a report; its own, if there is none."""
+    return OPTIMIZERS.get(optimizer, optimizer)
+
+
 def canvas(height: float = 3.4, panels: int = 1) -> tuple[Figure, list[Axes]]:
     """Returns a figure of panels below each other, each of that height in inches."""
     drawing = Figure(figsize=(WIDTH, height * panels), layout="constrained")

@@ -17,7 +17,7 @@ from ..question import Report
 from ..section import Section, interval
 from ..seeds import accuracy
 from ..study_files import Source, StudyFiles, opened
-from ..style import OPTIMIZERS, PALETTE, TEXT, canvas, legend, logarithmic, number, sizes_axis
+from ..style import PALETTE, TEXT, canvas, legend, logarithmic, number, optimizer_name, sizes_axis
 from ..to_target import reached_target, target_of
 
 _MARKS = ("o", "s", "D", "v", "^", "P", "X")
@@ -92,10 +92,10 @@ def answer(found: Analysis, rows: Sequence[StudyRow]) -> str:
     known = [(one.optimizer, fit) for one in found.fits if (fit := one.fit) is not None and _is_bounded(fit)]
     known.sort(key=lambda one: -one[1].critical_batch_size)
     said = [
-        f"{_name(name)} {number(fit.critical_batch_size)} ({interval(fit.intervals.critical_batch_size)})"
+        f"{optimizer_name(name)} {number(fit.critical_batch_size)} ({interval(fit.intervals.critical_batch_size)})"
         for name, fit in known
     ]
-    unknown = [_name(one.optimizer) for one in found.fits if one.optimizer not in dict(known)]
+    unknown = [optimizer_name(one.optimizer) for one in found.fits if one.optimizer not in dict(known)]
     sentences = []
     if said:
         sentences.append(
@@ -112,7 +112,7 @@ def answer(found: Analysis, rows: Sequence[StudyRow]) -> str:
                 if reached
                 else f"does not reach it within {row.ended.updates} updates"
             )
-            sentences.append(f"{_name(_optimizer(row))} on all {row.batch_size:,} examples at once {what}.")
+            sentences.append(f"{optimizer_name(_optimizer(row))} on all {row.batch_size:,} examples at once {what}.")
     return " ".join(sentences) or "Nothing has been run."
 
 
@@ -129,10 +129,6 @@ def _is_bounded(fit: StepsFit) -> bool:
 
 def _optimizer(row: StudyRow) -> str:
     return str(row.options["optimizer"])
-
-
-def _name(optimizer: str) -> str:
-    return OPTIMIZERS.get(optimizer, optimizer)
 
 
 def _seconds(row: StudyRow) -> float:
@@ -188,12 +184,12 @@ def _lines(
             axes.plot([size] * len(values), values, linestyle="none", alpha=0.4, markersize=4, **look)
         if shown:
             middles = [middle(values) for values in shown.values()]
-            named = _name(optimizer) if is_named else None
+            named = optimizer_name(optimizer) if is_named else None
             axes.plot(list(shown), middles, linestyle="-", linewidth=1.3, markersize=5, label=named, **look)
     for row in rows:
         if kind == "optimizer" and row.kind == "full" and reached_target(row):
             sizes.append(row.batch_size)
-            named = f"{_name(_optimizer(row))}, all at once" if is_named else None
+            named = f"{optimizer_name(_optimizer(row))}, all at once" if is_named else None
             axes.plot([row.batch_size], [value(row)], "*", color="black", markersize=9, label=named)
     sizes_axis(axes, sizes)
     axes.xaxis.label.set_fontsize(TEXT)
@@ -212,7 +208,7 @@ def _cells(found: Analysis, rows: Sequence[StudyRow]) -> list[tuple[str, ...]]:
             spent = f"{updates:,.0f}", number(statistics.median(map(_seconds, reached)))
         cells.append(
             (
-                _name(tuned.optimizer),
+                optimizer_name(tuned.optimizer),
                 f"{tuned.batch_size:,}",
                 "none" if tuned.rate is None else f"{tuned.rate:g}{'*' if tuned.on_edge else ''}",
                 str(len(runs)),
@@ -225,7 +221,7 @@ def _cells(found: Analysis, rows: Sequence[StudyRow]) -> list[tuple[str, ...]]:
         if row.kind == "full" and row.summary is not None:
             has_reached = reached_target(row)
             spent = (f"{row.ended.reached_after:,}", number(_seconds(row))) if has_reached else ("", "")
-            at = (_name(_optimizer(row)), f"{row.batch_size:,}", "line search")
+            at = (optimizer_name(_optimizer(row)), f"{row.batch_size:,}", "line search")
             cells.append((*at, "1", str(int(has_reached)), *spent, ""))
     return cells
 
@@ -234,12 +230,12 @@ def _fits(found: Analysis) -> list[tuple[str, ...]]:
     cells = []
     for one in found.fits:
         if one.fit is None:
-            cells.append((_name(one.optimizer), f"none: {one.no_fit}", "", "", ""))
+            cells.append((optimizer_name(one.optimizer), f"none: {one.no_fit}", "", "", ""))
         else:
             fit = one.fit
             cells.append(
                 (
-                    _name(one.optimizer),
+                    optimizer_name(one.optimizer),
                     number(fit.critical_batch_size),
                     interval(fit.intervals.critical_batch_size),
                     number(fit.min_steps),

@@ -13,7 +13,7 @@ from ..question import Report
 from ..section import Section
 from ..seeds import accuracy, spread_of
 from ..study_files import Source, StudyFiles, opened
-from ..style import COLOUR, OPTIMIZERS, TEXT, canvas, legend, number, sizes_axis
+from ..style import COLOUR, TEXT, canvas, legend, number, optimizer_name, sizes_axis
 
 NUMBER, TITLE = 11, "How near does the best recipe bring a very large batch?"
 
@@ -87,7 +87,7 @@ def _answer(study: StudyFiles, groups: Mapping[int, Sequence[StudyRow]]) -> str:
 
     def of(size: int) -> str:
         recipe = recipes.get(size)
-        named = [] if recipe is None else [_in_words(recipe.optimizer), *recipe.kept]
+        named = [] if recipe is None else [optimizer_name(recipe.optimizer), *recipe.kept]
         with_ = f", with {', '.join(named)}" if named else ""
         return f"a batch of {size:,} ends at {means[size]:.2f}%{with_}"
 
@@ -123,11 +123,7 @@ def _size_of(row: StudyRow) -> int:
 
 
 def _optimizer(row: StudyRow) -> str:
-    return _in_words(str(row.options["optimizer"]))
-
-
-def _in_words(optimizer: str) -> str:
-    return OPTIMIZERS.get(optimizer, optimizer)
+    return optimizer_name(str(row.options["optimizer"]))
 
 
 def _by_batch_size(rows: Iterable[StudyRow]) -> dict[int, list[StudyRow]]:

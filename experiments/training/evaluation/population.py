@@ -105,11 +105,12 @@ def population(
       UsageError: the split has too few images for equal parts of whole spans on all devices; the function raises
         `UnknownNormError` for norms that are neither this library's nor Flax's.
     """
-    cut = batches_of_spans(mesh.size, span, min(examples, train.size))
-    unit, number = cut.unit, max(cut.unit, min(examples, train.size) // cut.unit * cut.unit)
+    most = min(examples, train.size)
+    cut = batches_of_spans(mesh.size, span, most)
+    number = max(cut.unit, most // cut.unit * cut.unit)
     if number > train.size:
         raise UsageError(
-            f"statistics of the training set need at least {unit} images, for a span of {span or 1} on {mesh.size} "
+            f"statistics of the training set need at least {cut.unit} images, for a span of {span or 1} on {mesh.size} "
             f"devices, and it has {train.size}; use fewer devices or a smaller span"
         )
     chosen = train.read(np.random.default_rng(0).permutation(train.size)[:number])
