@@ -130,9 +130,48 @@ def test_changes_that_an_optimizer_refuses_are_left_out(tmp_path):
 
     _, best = search.search(asked_of(tmp_path), rows)
     assert best[64].recipe["schedule"] == "constant" and OPTIMIZERS["schedule_free"].averages
-    assert "change-b64-no-smoothing" in keys
-    assert not {"change-b64-average", "change-b64-polynomial", "change-b64-ramp", "change-b64-span"} & set(keys)
-    assert "change-b2048-span" in keys
+    start = "change-b64-schedule_free-"
+    assert f"{start}no-smoothing" in keys and "change-b2048-schedule_free-span" in keys
+    assert not {f"{start}{name}" for name in ("average", "polynomial", "ramp", "span")} & set(keys)
+
+
+@pytest.mark.parametrize("best_optimizer", ["schedule_free", "muon"])
+def test_no_change_is_left_untried_because_the_best_optimizer_refuses_it(best_optimizer, tmp_path):
+    """Either kind of optimizer has its changes, and the best recipe of both is kept."""
+    keys, worth = [], {"average_weights": 1.5 if best_optimizer == "schedule_free" else 0.1}
+
+    def rows(wanted):
+        keys.extend(job.key for job in wanted)
+        made_by_law = law(best_optimizer)(wanted)
+        extra = [sum(worth.get(name, 0.0) for name in job.options) / 100 for job in wanted]
+        return [
+            made.row(row.key, row.options, summary=made.summary(row.summary.result.known_accuracy + more))
+            for row, more in zip(made_by_law, extra, strict=True)
+        ]
+
+    _, best = search.search(asked_of(tmp_path), rows)
+    tried = {key.split("-")[2] for key in keys if key.startswith("change-b64-")}
+    assert len(tried) == 2 and {"schedule_free"} < tried
+    # Averaging, which schedule-free refuses, brings another optimizer past it.
+    assert best[64].recipe["optimizer"] != "schedule_free" and "average" in best[64].kept
+
+
+def test_joins_of_all_batch_sizes_are_run_side_by_side(tmp_path):
+    rounds = []
+
+    def rows(wanted):
+        rounds.append({job.key.split("-")[1] for job in wanted if job.key.startswith("joined-")})
+        return law("muon")(wanted)
+
+    search.search(asked_of(tmp_path), rows)
+    assert {f"b{size}" for size in SETTING.batch_sizes} in rounds
+
+
+@pytest.mark.parametrize("size", [2048, 8192, 32_768])
+def test_a_ramp_is_tried_where_updates_are_scarce(size):
+    changed = search.CHANGES["ramp"].options(search.recipe_of(SETTING, "nesterov", size, 0.4), 55_000)
+    assert changed is not None and (changed["batch_size"], changed["batch_ramp"]) == (size // 4, size)
+    assert changed["learning_rate"] == pytest.approx(0.1)
 
 
 def test_changes_that_exclude_each_other_are_not_joined(tmp_path):
@@ -147,7 +186,7 @@ def test_changes_that_exclude_each_other_are_not_joined(tmp_path):
         return [made.row(job.key, job.options, summary=made.summary(0.9 + p / 100)) for job, p in scored]
 
     _, best = search.search(asked_of(tmp_path), rows)
-    assert best[64].kept == ("ramp",) and {"change-b64-ramp", "change-b64-updates"} <= set(keys)
+    assert best[64].kept == ("ramp",) and {"ramp", "updates"} <= {key.split("-")[-1] for key in keys}
 
 
 @pytest.mark.parametrize(

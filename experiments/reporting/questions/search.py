@@ -71,8 +71,11 @@ def search_sections(study: StudyFiles) -> list[Section]:
         ]
     if changed := [row for row in rows if row.kind in ("change", "joined")]:
         parts += [
-            "<p>Changes of the best of these, each alone, and then those that helped together:</p>",
-            table(("batch size", "change", "accuracy", "points"), _change_cells(searched, changed), wrap=True),
+            "<p>Changes of the best of these, each alone, and then those that helped together; of the best optimizer "
+            "that averages weights, and of the best of the others:</p>",
+            table(
+                ("batch size", "optimizer", "change", "accuracy", "points"), _change_cells(searched, changed), wrap=True
+            ),
         ]
     return [Section(NUMBER, TITLE, _answer(study, groups), parts)] if parts else []
 
@@ -103,17 +106,18 @@ def _side(means: Mapping[int, float], size: int, first: int) -> str:
     return "behind" if means[size] < means[first] else "ahead"
 
 
-def _change_cells(searched: Sequence[StudyRow], changed: Sequence[StudyRow]) -> list[tuple[str, str, str, str]]:
-    best: dict[int, float] = {}
+def _change_cells(searched: Sequence[StudyRow], changed: Sequence[StudyRow]) -> list[tuple[str, ...]]:
+    best: dict[tuple[int, str], float] = {}
     for row in searched:
         if row.summary is not None:
-            best[row.batch_size] = max(best.get(row.batch_size, 0.0), accuracy(row))
+            start = row.batch_size, _optimizer(row)
+            best[start] = max(best.get(start, 0.0), accuracy(row))
     cells = []
-    for row in sorted(changed, key=_size_of):
-        size, ended = _size_of(row), row.summary is not None
-        gained = f"{accuracy(row) - best[size]:+.2f}" if ended and size in best else "-"
+    for row in sorted(changed, key=lambda row: (_size_of(row), _optimizer(row))):
+        start, ended = (_size_of(row), _optimizer(row)), row.summary is not None
+        gained = f"{accuracy(row) - best[start]:+.2f}" if ended and start in best else "-"
         reached = f"{accuracy(row):.2f}" if ended else "not finite" if row.is_result else "failed"
-        cells.append((f"{size:,}", row.label, reached, gained))
+        cells.append((f"{start[0]:,}", start[1], row.label, reached, gained))
     return cells
 
 

@@ -1,12 +1,13 @@
 """Accuracy of a very large batch in a fixed number of epochs, with the best recipe of a search of a declared size.
 
-At every batch size alike, with one seed, on training images that are held out: the rate of every optimizer; then each
-change of the best recipe alone; then those that helped, one after another; then half and twice the rate of what came
-out. The best recipe is trained on all training images with several seeds, and evaluated on the test images.
+At every batch size alike, with one seed, on training images that are held out: the rate of every optimizer; then, for
+the best optimizer of those that average weights and the best of the others, each change of its recipe alone; then those
+that helped, one after another; then half and twice the rate of what came out. The best recipe is trained on all
+training images with several seeds, and evaluated on the test images.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 from ..._errors import UsageError
@@ -18,7 +19,7 @@ from ...training.recipe.schedules import SCHEDULES
 from .. import tuning
 from ..convergence import SEARCH_SEED, Trial, refuse_search_seed, trial_of
 from ..jobs import Job
-from ..large_batch import EPOCHS, FEWEST_UPDATES, SEEDS, fixed_epochs
+from ..large_batch import EPOCHS, SEEDS, fixed_epochs
 from ..question import Asked, Changes, Look, Question, keys_of, no_larger
 from ..question import Setting as Base
 from ..tuning import Wanted
@@ -66,10 +67,10 @@ def _many_updates(recipe: Mapping[str, Any], _: int) -> dict[str, Any] | None:
     return {"backwards_per_forward": 16, "drop_remainder": True, "learning_rate": _rate_of_part(recipe, 16)}
 
 
-def _ramp(recipe: Mapping[str, Any], examples: int) -> dict[str, Any] | None:
+def _ramp(recipe: Mapping[str, Any], _: int) -> dict[str, Any] | None:
     """Returns a batch that is a quarter at first, and doubles where a step schedule halves the rate."""
     size = recipe["batch_size"]
-    if SCHEDULES[recipe["schedule"]].is_constant or not _whole_batches(recipe, 4) or examples < FEWEST_UPDATES * size:
+    if SCHEDULES[recipe["schedule"]].is_constant or not _whole_batches(recipe, 4):
         return None
     return {
         "schedule": "step",
@@ -173,7 +174,7 @@ def recipe_of(setting: Setting, optimizer: str, batch_size: int, rate: float) ->
 
 
 class _Best(NamedTuple):
-    """The best recipe of a batch size so far.
+    """The best recipe so far of one kind of optimizer at a batch size.
 
     Attributes:
       recipe: its options.
@@ -204,24 +205,50 @@ def _merit(row: StudyRow | None) -> float:
     return -1.0 if row is None or row.summary is None else row.ended.result.known_accuracy
 
 
-def _merits_alone(asked: Asked, starts: Mapping[int, _Best], rows: Rows) -> dict[int, dict[str, float]]:
-    """Tries each change of the recipes alone, side by side; returns what they come to, by batch size and name."""
-    jobs: dict[tuple[int, str], Job] = {}
-    for size, start in starts.items():
+# Recipes before any change, by batch size and name of the optimizer.
+Starts = Mapping[tuple[int, str], _Best]
+
+
+def _starts(setting: Setting, found: tuning.Found) -> dict[tuple[int, str], _Best]:
+    """Returns the best recipe of each batch size of either kind: optimizers that average weights, and all others.
+
+    The former refuse some of the changes, which are not to be left untried because one of them is the best.
+    """
+    starts: dict[tuple[int, str], _Best] = {}
+    for size in setting.batch_sizes:
+        kinds: dict[bool, list[str]] = {}
+        for name in setting.optimizers:
+            if found[name, size].outcome.ended:
+                kinds.setdefault(OPTIMIZERS[name].averages, []).append(name)
+        for names in kinds.values():
+            name = max(names, key=lambda name: found[name, size].outcome.merit or 0.0)
+            search = found[name, size]
+            starts[size, name] = _Best(recipe_of(setting, name, size, search.best), search.outcome.merit or 0.0)
+    return starts
+
+
+def _merits_alone(asked: Asked, starts: Starts, rows: Rows) -> dict[tuple[int, str], dict[str, float]]:
+    """Tries each change of the recipes alone, side by side; returns what they come to, by recipe and name."""
+    jobs: dict[tuple[tuple[int, str], str], Job] = {}
+    for start, best in starts.items():
         for name in asked.study.of(Setting).changes:
-            changes = CHANGES[name].options(start.recipe, asked.data.examples)
+            changes = CHANGES[name].options(best.recipe, asked.data.examples)
             if changes is None:
                 continue
-            job = _job(asked, f"change-b{size}-{name}", {**start.recipe, **changes}, CHANGES[name].name)
+            job = _job(asked, _key("change", start, name), {**best.recipe, **changes}, CHANGES[name].name)
             if _is_possible(job):
-                jobs[size, name] = job
-    merits: dict[int, dict[str, float]] = {size: {} for size in starts}
-    for (size, name), row in zip(jobs, rows(list(jobs.values())), strict=True):
-        merits[size][name] = _merit(row)
+                jobs[start, name] = job
+    merits: dict[tuple[int, str], dict[str, float]] = {start: {} for start in starts}
+    for (start, name), row in zip(jobs, rows(list(jobs.values())), strict=True):
+        merits[start][name] = _merit(row)
     return merits
 
 
-def _together(asked: Asked, start: _Best, size: int, merits: Mapping[str, float], rows: Rows) -> _Best:
+# What tries one thing after another: it gives the jobs that are next, and is sent their rows.
+Steps = Generator[list[Job], Sequence[StudyRow | None], _Best]
+
+
+def _together(asked: Asked, size: int, start: _Best, merits: Mapping[str, float]) -> Steps:
     """Joins the changes of a recipe that helped alone, one after another, and tries other rates of what came out."""
     examples = asked.data.examples
     helped = sorted((name for name, merit in merits.items() if merit > start.accuracy), key=lambda name: -merits[name])
@@ -238,25 +265,50 @@ def _together(asked: Asked, start: _Best, size: int, merits: Mapping[str, float]
         job = _joined(asked, size, recipe, kept)
         if not _is_possible(job):
             continue
-        (row,) = rows([job])
+        (row,) = yield [job]
         if _merit(row) >= best.accuracy:
             best, changed = _Best(recipe, _merit(row), kept), changed | changes.keys()
-    return _with_its_rate(asked, best, size, rows) if best.kept else best
+    return (yield from _with_its_rate(asked, size, best)) if best.kept else best
 
 
-def _with_its_rate(asked: Asked, best: _Best, size: int, rows: Rows) -> _Best:
+def _with_its_rate(asked: Asked, size: int, best: _Best) -> Steps:
     """Tries half and twice the rate of a recipe with changes, and returns the best of the three."""
     tried = [
         _Best({**best.recipe, **(change.options(best.recipe, asked.data.examples) or {})}, 0.0, (*best.kept, name))
         for name, change in RATE_CHANGES.items()
     ]
-    found = rows([_joined(asked, size, one.recipe, one.kept) for one in tried])
+    found = yield [_joined(asked, size, one.recipe, one.kept) for one in tried]
     ended = (one._replace(accuracy=_merit(row)) for one, row in zip(tried, found, strict=True))
     return max(best, *ended, key=lambda one: one.accuracy)
 
 
+def _side_by_side(steps: Mapping[tuple[int, str], Steps], rows: Rows) -> dict[tuple[int, str], _Best]:
+    """Runs the next jobs of all at once, until each has returned its best recipe."""
+    returned: dict[tuple[int, str], _Best] = {}
+    answers: dict[tuple[int, str], Sequence[StudyRow | None]] = {}
+    going = list(steps)
+    while going:
+        wanted: dict[tuple[int, str], list[Job]] = {}
+        for start in going:
+            try:
+                wanted[start] = steps[start].send(answers[start]) if start in answers else next(steps[start])
+            except StopIteration as stop:
+                returned[start] = stop.value
+        made = iter(rows([job for jobs in wanted.values() for job in jobs]))
+        answers = {start: [next(made) for _ in jobs] for start, jobs in wanted.items()}
+        going = list(wanted)
+    return returned
+
+
+def _key(kind: str, start: tuple[int, str], changes: str) -> str:
+    """Returns the name of a run with changes."""
+    size, optimizer = start
+    return f"{kind}-b{size}-{optimizer}-{changes}"
+
+
 def _joined(asked: Asked, size: int, recipe: Mapping[str, Any], kept: Sequence[str]) -> Job:
-    return _job(asked, f"joined-b{size}-{'-'.join(kept)}", recipe, ", ".join(_in_words(kept)))
+    key = _key("joined", (size, recipe["optimizer"]), "-".join(kept))
+    return _job(asked, key, recipe, ", ".join(_in_words(kept)))
 
 
 def _in_words(kept: Sequence[str]) -> list[str]:
@@ -293,15 +345,13 @@ def search(asked: Asked, rows: Rows) -> tuple[tuning.Found, dict[int, _Best]]:
         return [Trial(None, None) if row is None else trial_of(row) for row in rows(jobs)]
 
     found = tuning.tune(setting.optimizers, setting.batch_sizes, trials)
-    starts: dict[int, _Best] = {}
-    for size in setting.batch_sizes:
-        here = {name: found[name, size] for name in setting.optimizers if found[name, size].outcome.ended}
-        if not here:
-            continue
-        name = max(here, key=lambda name: here[name].outcome.merit or 0.0)
-        starts[size] = _Best(recipe_of(setting, name, size, here[name].best), here[name].outcome.merit or 0.0)
+    starts = _starts(setting, found)
     merits = _merits_alone(asked, starts, rows)
-    return found, {size: _together(asked, start, size, merits[size], rows) for size, start in starts.items()}
+    steps = {start: _together(asked, start[0], best, merits[start]) for start, best in starts.items()}
+    best: dict[int, _Best] = {}
+    for (size, _), one in _side_by_side(steps, rows).items():
+        best[size] = max(best.get(size, one), one, key=lambda one: one.accuracy)
+    return found, best
 
 
 def final_jobs(asked: Asked, best: Mapping[int, _Best]) -> list[Job]:
@@ -326,7 +376,8 @@ def planned(asked: Asked) -> list[Job]:
 
 def _total(setting: Setting) -> int:
     """Returns about how many runs there are: the changes that help are not known."""
-    per_size = tuning.TRIALS * len(setting.optimizers) + len(setting.changes) + len(setting.seeds)
+    kinds = len({OPTIMIZERS[name].averages for name in setting.optimizers})
+    per_size = tuning.TRIALS * len(setting.optimizers) + kinds * len(setting.changes) + len(setting.seeds)
     return per_size * len(setting.batch_sizes)
 
 
