@@ -1,11 +1,16 @@
 """Question 11, the search for the best recipe of a very large batch: what is tried, what is kept, what is said."""
 
 import dataclasses
+import itertools
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from experiments import _files
 from experiments._errors import UsageError
+from experiments.records.questions.search import Analysis
 from experiments.reporting import write_study_page
+from experiments.reporting.questions.search import accuracy_figure
 from experiments.reporting.study import study_sections
 from experiments.studies import batch_size, driver, jobs, settings, tuning
 from experiments.studies.question import Asked, Data
@@ -209,6 +214,34 @@ def test_a_size_at_which_nothing_ends_well_has_no_recipe(tmp_path):
 
     _, best = search.search(asked_of(tmp_path), rows)
     assert set(best) == {2048}
+
+
+@pytest.mark.parametrize("means", [*itertools.permutations((0.9, 0.95, 0.99))])
+@pytest.mark.parametrize("points", [1, 2, 3])
+def test_no_label_of_the_picture_lies_over_a_line_or_a_point(means, points, tmp_path):
+    rows = [
+        made.row(
+            f"final-b{size}-seed{seed}",
+            {**search.recipe_of(SETTING, "schedule_free_adamw", size, 0.1), "seed": seed},
+            summary=made.summary(mean + (seed - 1) / 1000, epochs=12.0),
+        )
+        for size, mean in zip((64, 8192, 32_768), means[:points], strict=False)
+        for seed in (0, 1, 2)
+    ]
+    (tmp_path / "results.jsonl").write_bytes(b"".join(map(_files.line, rows)))
+    _files.write_json(tmp_path / "search.json", Analysis(keys=[row.key for row in rows]))
+    drawing = accuracy_figure(tmp_path)
+    canvas = FigureCanvasAgg(drawing)
+    canvas.draw()
+    canvas.draw()
+    (axes,) = drawing.axes
+    assert len(axes.texts) == points
+    for text in axes.texts:
+        box, frame = text.get_window_extent(), axes.get_window_extent()
+        assert frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1, text
+        for line in axes.lines:
+            path = line.get_transform().transform_path(line.get_path())
+            assert not path.intersects_bbox(box, filled=False), (text.get_text(), means)
 
 
 def test_a_small_study_is_answered_and_plans_nothing_more(tmp_path):

@@ -19,6 +19,7 @@ FEWEST_TICKS, MOST_TICKS = 3, 7
 COLOUR, SECOND, GREY = "#1764c0", "#c0561a", "#727c8b"
 # Told apart by people who are colour-blind, too (Okabe and Ito).
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#727c8b")
+MARKS = ("o", "s", "D", "v", "^", "P", "X")
 # A mark around what a fitted curve misses by more than its interval.
 MISSED = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "color": SECOND, "linestyle": "none"}
 MISSED_LABEL = "missed by the fit"

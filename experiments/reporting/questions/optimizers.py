@@ -17,10 +17,8 @@ from ..question import Report
 from ..section import Section, interval
 from ..seeds import accuracy
 from ..study_files import Source, StudyFiles, opened
-from ..style import PALETTE, TEXT, canvas, legend, logarithmic, number, optimizer_name, sizes_axis
+from ..style import MARKS, PALETTE, TEXT, canvas, legend, logarithmic, number, optimizer_name, sizes_axis
 from ..to_target import reached_target, target_of
-
-_MARKS = ("o", "s", "D", "v", "^", "P", "X")
 
 
 def to_target_figure(study: Source) -> Figure:
@@ -168,7 +166,7 @@ def _lines(
     sizes: list[int] = []
     groups = _final(found, rows, kind)
     for place, optimizer in enumerate(one.optimizer for one in found.fits):
-        look: dict[str, Any] = {"color": PALETTE[place % len(PALETTE)], "marker": _MARKS[place % len(_MARKS)]}
+        look: dict[str, Any] = {"color": PALETTE[place % len(PALETTE)], "marker": MARKS[place % len(MARKS)]}
         shown = {
             size: [value(row) for row in runs if kind != "optimizer" or reached_target(row)]
             for size, runs in groups.get(optimizer, {}).items()

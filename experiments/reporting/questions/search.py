@@ -3,6 +3,7 @@
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
 
 from matplotlib.figure import Figure
 
@@ -13,43 +14,58 @@ from ..question import Report
 from ..section import Section
 from ..seeds import accuracy, spread_of
 from ..study_files import Source, StudyFiles, opened
-from ..style import COLOUR, TEXT, canvas, legend, number, optimizer_name, sizes_axis
+from ..style import GREY, MARKS, PALETTE, TEXT, canvas, legend, number, optimizer_name, sizes_axis
 
 NUMBER, TITLE = 11, "How near does the best recipe bring a very large batch?"
 
 
 def accuracy_figure(study: Source) -> Figure:
-    """Draws test accuracy against batch size at a fixed number of epochs: every seed, and their mean.
+    """Draws test accuracy against batch size at a fixed number of epochs: every seed, and a line through their means.
 
     Args:
       study: the study, or its folder.
     """
     groups = _by_batch_size(opened(study).rows_of("search"))
     drawing, (axes,) = canvas()
-    for batch_size, rows in groups.items():
-        axes.plot(
-            [batch_size] * len(rows),
-            [accuracy(row) for row in rows],
-            "o",
-            color=COLOUR,
-            alpha=0.5,
-            label=None if batch_size != min(groups) else "a seed",
+    means = [statistics.mean(map(accuracy, rows)) for rows in groups.values()]
+    axes.plot(list(groups), means, "-", color=GREY, linewidth=1.5, label="mean")
+    best = [_optimizer(rows[0]) for rows in groups.values()]
+    looks = dict(zip(dict.fromkeys(best), zip(PALETTE, MARKS, strict=True), strict=False))
+    for place, (batch_size, rows) in enumerate(groups.items()):
+        seeds = list(map(accuracy, rows))
+        colour, mark = looks[best[place]]
+        named = best[place] if place == best.index(best[place]) else None
+        axes.plot([batch_size] * len(rows), seeds, mark, color=colour, alpha=0.5, label=named)
+        side, is_above = _free_corner(means, place)
+        axes.annotate(
+            f"{means[place]:.2f}",
+            (batch_size, max(seeds) if is_above else min(seeds)),
+            (0, 8 if is_above else -8),
+            textcoords="offset points",
+            ha=side,
+            va="bottom" if is_above else "top",
+            fontsize=TEXT,
         )
-    means = [statistics.mean(accuracy(row) for row in rows) for rows in groups.values()]
-    axes.plot(list(groups), means, "-", color=COLOUR, linewidth=1.5, label="mean")
-    for (batch_size, rows), mean in zip(groups.items(), means, strict=True):
-        text = f"{mean:.2f}\n{_optimizer(rows[0])}"
-        # Above every seed and every line.
-        at = (batch_size, max([*(accuracy(row) for row in rows), *means]))
-        # Those at the sides stay within the axes.
-        side = "left" if batch_size == min(groups) else "right" if batch_size == max(groups) else "center"
-        axes.annotate(text, at, (0, 8), textcoords="offset points", ha=side, fontsize=TEXT)
     sizes_axis(axes, list(groups))
     axes.set(ylabel="test accuracy (%)")
     axes.margins(0.12, 0.3)
-    axes.set_ylim(top=axes.get_ylim()[1] + 0.1 * (axes.get_ylim()[1] - axes.get_ylim()[0]))
     legend(axes)
     return drawing
+
+
+def _free_corner(heights: Sequence[float], place: int) -> tuple[Literal["left", "right"], bool]:
+    """Returns where the label of a point on a line leaves the line free: its alignment, and whether it is above."""
+    is_first, is_last = place == 0, place == len(heights) - 1
+    rises_before = not is_first and heights[place - 1] <= heights[place]
+    rises_after = not is_last and heights[place] < heights[place + 1]
+    # Those at the sides stay within the axes.
+    if is_first:
+        return "left", not rises_after
+    if is_last:
+        return "right", rises_before
+    if rises_before and rises_after:
+        return "right", True
+    return "left", not rises_after
 
 
 def search_sections(study: StudyFiles) -> list[Section]:
@@ -57,7 +73,7 @@ def search_sections(study: StudyFiles) -> list[Section]:
     rows, parts = study.rows_of("search"), []
     if groups := _by_batch_size(rows):
         parts += [
-            figure(accuracy_figure(study), "The line joins the means over the seeds."),
+            figure(accuracy_figure(study), "A mark is a seed; the line joins their means."),
             table(
                 ("batch size", "updates", "optimizer", "peak rate", "changes", "mean", "least", "greatest"),
                 [_final_cells(batch_size, group) for batch_size, group in groups.items()],
