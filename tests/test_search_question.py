@@ -150,7 +150,7 @@ def test_no_change_is_left_untried_because_the_best_optimizer_refuses_it(best_op
         made_by_law = law(best_optimizer)(wanted)
         extra = [sum(worth.get(name, 0.0) for name in job.options) / 100 for job in wanted]
         return [
-            made.row(row.key, row.options, summary=made.summary(row.summary.result.known_accuracy + more))
+            made.row(row.key, row.options, summary=made.summary(row.ended.result.known_accuracy + more))
             for row, more in zip(made_by_law, extra, strict=True)
         ]
 
