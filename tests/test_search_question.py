@@ -155,10 +155,30 @@ def test_no_change_is_left_untried_because_the_best_optimizer_refuses_it(best_op
         ]
 
     _, best = search.search(asked_of(tmp_path), rows)
-    tried = {key.split("-")[2] for key in keys if key.startswith("change-b64-")}
+    tried = {key.split("-")[2] for key in keys if key.startswith("change-b64-") and key.endswith("-less-decay")}
     assert len(tried) == 2 and {"schedule_free"} < tried
     # Averaging, which schedule-free refuses, brings another optimizer past it.
     assert best[64].recipe["optimizer"] != "schedule_free" and "average" in best[64].kept
+
+
+def test_an_optimizer_that_a_ramp_makes_the_best_is_the_one_that_is_changed(tmp_path):
+    """Of two whose rate falls, the other is better without a ramp."""
+    keys = []
+
+    def rows(wanted):
+        keys.extend(job.key for job in wanted)
+        points = [
+            0.5 * (job.options["optimizer"] == "nesterov")
+            + 1.0 * (job.options["optimizer"] == "muon" and "batch_ramp" in job.options)
+            for job in wanted
+        ]
+        scored = zip(wanted, points, strict=True)
+        return [made.row(job.key, job.options, summary=made.summary(0.9 + p / 100)) for job, p in scored]
+
+    _, best = search.search(asked_of(tmp_path), rows)
+    assert best[64].recipe["optimizer"] == "muon" and best[64].kept == ("ramp",)
+    tried = {key.removeprefix("change-b64-") for key in keys if key.startswith("change-b64-")}
+    assert {"nesterov-ramp", "nesterov-average", "muon-less-decay"} < tried and "nesterov-less-decay" not in tried
 
 
 def test_joins_of_all_batch_sizes_are_run_side_by_side(tmp_path):

@@ -1,9 +1,10 @@
 """Accuracy of a very large batch in a fixed number of epochs, with the best recipe of a search of a declared size.
 
-At every batch size alike, with one seed, on training images that are held out: the rate of every optimizer; then, for
-the best optimizer of those that average weights and the best of the others, each change of its recipe alone; then those
-that helped, one after another; then half and twice the rate of what came out. The best recipe is trained on all
-training images with several seeds, and evaluated on the test images.
+At every batch size alike, with one seed, on training images that are held out: the rate of every optimizer; averaged
+weights and a batch ramp with every optimizer that takes them; then, for the best optimizer of those that average
+weights themselves and the best of the others, each change of its recipe alone; then those that helped, one after
+another; then half and twice the rate of what came out. The best recipe is trained on all training images with several
+seeds, and evaluated on the test images.
 """
 
 import dataclasses
@@ -112,6 +113,8 @@ CHANGES: dict[str, Change] = {
     "many-updates": Change("sixteen updates per forward pass, their rate by the rule", _many_updates),
     "ramp": Change("a batch ramp from a quarter", _ramp),
 }
+# Tried with every optimizer, before the best is chosen: they gain some of them far more than others.
+DECIDING = ("average", "ramp")
 # Tried once a recipe has other changes, which may need another rate.
 RATE_CHANGES: dict[str, Change] = {
     "half-rate": Change("half the rate", lambda recipe, _: {"learning_rate": recipe["learning_rate"] / 2}),
@@ -205,43 +208,41 @@ def _merit(row: StudyRow | None) -> float:
     return -1.0 if row is None or row.summary is None else row.ended.result.known_accuracy
 
 
-# Recipes before any change, by batch size and name of the optimizer.
-Starts = Mapping[tuple[int, str], _Best]
+# The batch size and the optimizer of a recipe, and what changes of it come to alone, by name.
+Start = tuple[int, str]
+Merits = dict[str, float]
 
 
-def _starts(setting: Setting, found: tuning.Found) -> dict[tuple[int, str], _Best]:
-    """Returns the best recipe of each batch size of either kind: optimizers that average weights, and all others.
-
-    The former refuse some of the changes, which are not to be left untried because one of them is the best.
-    """
-    starts: dict[tuple[int, str], _Best] = {}
-    for size in setting.batch_sizes:
-        kinds: dict[bool, list[str]] = {}
-        for name in setting.optimizers:
-            if found[name, size].outcome.ended:
-                kinds.setdefault(OPTIMIZERS[name].averages, []).append(name)
-        for names in kinds.values():
-            name = max(names, key=lambda name: found[name, size].outcome.merit or 0.0)
-            search = found[name, size]
-            starts[size, name] = _Best(recipe_of(setting, name, size, search.best), search.outcome.merit or 0.0)
-    return starts
-
-
-def _merits_alone(asked: Asked, starts: Starts, rows: Rows) -> dict[tuple[int, str], dict[str, float]]:
-    """Tries each change of the recipes alone, side by side; returns what they come to, by recipe and name."""
-    jobs: dict[tuple[tuple[int, str], str], Job] = {}
+def _merits_alone(asked: Asked, starts: Mapping[Start, _Best], names: Sequence[str], rows: Rows) -> dict[Start, Merits]:
+    """Tries changes of recipes, each alone, side by side."""
+    jobs: dict[tuple[Start, str], Job] = {}
     for start, best in starts.items():
-        for name in asked.study.of(Setting).changes:
+        for name in names:
             changes = CHANGES[name].options(best.recipe, asked.data.examples)
             if changes is None:
                 continue
             job = _job(asked, _key("change", start, name), {**best.recipe, **changes}, CHANGES[name].name)
             if _is_possible(job):
                 jobs[start, name] = job
-    merits: dict[tuple[int, str], dict[str, float]] = {start: {} for start in starts}
+    merits: dict[Start, Merits] = {start: {} for start in starts}
     for (start, name), row in zip(jobs, rows(list(jobs.values())), strict=True):
         merits[start][name] = _merit(row)
     return merits
+
+
+def _best_of_kinds(starts: Mapping[Start, _Best], merits: Mapping[Start, Merits]) -> dict[Start, _Best]:
+    """Returns the best recipe of each batch size of either kind: optimizers that average weights, and all others.
+
+    The former refuse some of the changes, which are not to be left untried because one of them is the best.
+    """
+    kinds: dict[tuple[int, bool], list[Start]] = {}
+    for start in starts:
+        kinds.setdefault((start[0], OPTIMIZERS[start[1]].averages), []).append(start)
+
+    def reached(start: Start) -> float:
+        return max(starts[start].accuracy, *merits[start].values(), -1.0)
+
+    return {start: starts[start] for kind in kinds.values() for start in [max(kind, key=reached)]}
 
 
 # What tries one thing after another: it gives the jobs that are next, and is sent their rows.
@@ -282,13 +283,13 @@ def _with_its_rate(asked: Asked, size: int, best: _Best) -> Steps:
     return max(best, *ended, key=lambda one: one.accuracy)
 
 
-def _side_by_side(steps: Mapping[tuple[int, str], Steps], rows: Rows) -> dict[tuple[int, str], _Best]:
+def _side_by_side(steps: Mapping[Start, Steps], rows: Rows) -> dict[Start, _Best]:
     """Runs the next jobs of all at once, until each has returned its best recipe."""
-    returned: dict[tuple[int, str], _Best] = {}
-    answers: dict[tuple[int, str], Sequence[StudyRow | None]] = {}
+    returned: dict[Start, _Best] = {}
+    answers: dict[Start, Sequence[StudyRow | None]] = {}
     going = list(steps)
     while going:
-        wanted: dict[tuple[int, str], list[Job]] = {}
+        wanted: dict[Start, list[Job]] = {}
         for start in going:
             try:
                 wanted[start] = steps[start].send(answers[start]) if start in answers else next(steps[start])
@@ -300,7 +301,7 @@ def _side_by_side(steps: Mapping[tuple[int, str], Steps], rows: Rows) -> dict[tu
     return returned
 
 
-def _key(kind: str, start: tuple[int, str], changes: str) -> str:
+def _key(kind: str, start: Start, changes: str) -> str:
     """Returns the name of a run with changes."""
     size, optimizer = start
     return f"{kind}-b{size}-{optimizer}-{changes}"
@@ -345,8 +346,14 @@ def search(asked: Asked, rows: Rows) -> tuple[tuning.Found, dict[int, _Best]]:
         return [Trial(None, None) if row is None else trial_of(row) for row in rows(jobs)]
 
     found = tuning.tune(setting.optimizers, setting.batch_sizes, trials)
-    starts = _starts(setting, found)
-    merits = _merits_alone(asked, starts, rows)
+    starts = {
+        (size, name): _Best(recipe_of(setting, name, size, tried.best), tried.outcome.merit or 0.0)
+        for (name, size), tried in found.items()
+        if tried.outcome.ended
+    }
+    deciding = [name for name in setting.changes if name in DECIDING]
+    starts = _best_of_kinds(starts, _merits_alone(asked, starts, deciding, rows))
+    merits = _merits_alone(asked, starts, setting.changes, rows)
     steps = {start: _together(asked, start[0], best, merits[start]) for start, best in starts.items()}
     best: dict[int, _Best] = {}
     for (size, _), one in _side_by_side(steps, rows).items():
@@ -376,8 +383,11 @@ def planned(asked: Asked) -> list[Job]:
 
 def _total(setting: Setting) -> int:
     """Returns about how many runs there are: the changes that help are not known."""
-    kinds = len({OPTIMIZERS[name].averages for name in setting.optimizers})
-    per_size = tuning.TRIALS * len(setting.optimizers) + kinds * len(setting.changes) + len(setting.seeds)
+    averaging = sum(OPTIMIZERS[name].averages for name in setting.optimizers)
+    others = len(setting.optimizers) - averaging
+    kinds = (averaging > 0) + (others > 0)
+    deciding = max(0, others - 1) * len(set(DECIDING) & set(setting.changes))
+    per_size = tuning.TRIALS * len(setting.optimizers) + deciding + kinds * len(setting.changes) + len(setting.seeds)
     return per_size * len(setting.batch_sizes)
 
 
