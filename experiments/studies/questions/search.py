@@ -427,7 +427,7 @@ QUESTION = Question(
     run=run,
     presets={
         "mnist_full": Setting(),
-        # Seventy minutes of two cores.
+        # Eighty minutes of two cores.
         "cifar10": Setting(
             batch_sizes=(512, 4096),
             optimizers=("nesterov", "muon"),
