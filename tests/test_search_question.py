@@ -162,7 +162,7 @@ def test_no_change_is_left_untried_because_the_best_optimizer_refuses_it(best_op
 
 
 def test_an_optimizer_that_a_ramp_makes_the_best_is_the_one_that_is_changed(tmp_path):
-    """Of two whose rate falls, the other is better without a ramp."""
+    """Where a ramp gains Muon much, Nesterov's momentum is better without one, and is not changed further."""
     keys = []
 
     def rows(wanted):
@@ -190,6 +190,18 @@ def test_joins_of_all_batch_sizes_are_run_side_by_side(tmp_path):
 
     search.search(asked_of(tmp_path), rows)
     assert {f"b{size}" for size in SETTING.batch_sizes} in rounds
+
+
+def test_batch_sizes_rise_whichever_is_ready_first(tmp_path):
+    """Without changes that help at the larger size its best recipe is known at once."""
+
+    def rows(wanted):
+        points = [0.1 * (job.options["batch_size"] == 64 and "momentum" in job.options) for job in wanted]
+        scored = zip(wanted, points, strict=True)
+        return [made.row(job.key, job.options, summary=made.summary(0.9 + p / 100)) for job, p in scored]
+
+    _, best = search.search(asked_of(tmp_path), rows)
+    assert best[64].kept and not best[2048].kept and list(best) == [64, 2048]
 
 
 @pytest.mark.parametrize("size", [2048, 8192, 32_768])

@@ -358,7 +358,7 @@ def search(asked: Asked, rows: Rows) -> tuple[tuning.Found, dict[int, _Best]]:
     best: dict[int, _Best] = {}
     for (size, _), one in _side_by_side(steps, rows).items():
         best[size] = max(best.get(size, one), one, key=lambda one: one.accuracy)
-    return found, best
+    return found, dict(sorted(best.items()))
 
 
 def final_jobs(asked: Asked, best: Mapping[int, _Best]) -> list[Job]:
