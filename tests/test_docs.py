@@ -102,8 +102,8 @@ def test_links_of_a_notebook_lead_somewhere(notebook):
     ("page", "study", "answered", "tables"),
     [
         ("batch_size.md", STUDY, [*range(1, 11), 12], {3: 5, 10: 15, 12: 5}),
-        ("large_batch.md", SEARCHES / "mnist", [11], {11: 35}),
-        ("large_batch.md", SEARCHES / "cifar10", [11], {11: 15}),
+        ("large_batch.md", SEARCHES / "mnist", [11], {11: 125}),
+        ("large_batch.md", SEARCHES / "cifar10", [11], {11: 20}),
     ],
 )
 def test_a_page_says_what_a_committed_study_found(page, study, answered, tables):
