@@ -27,7 +27,7 @@ from experiments.records.benchmarks.result import PositiveSpread
 from experiments.records.norm_study import TASKS
 from experiments.records.questions.time import Analysis, TimeIntervals
 from experiments.reporting import curves
-from experiments.reporting.document import document, figure, write_svg
+from experiments.reporting.document import document, figure, table, write_svg
 from experiments.reporting.norm_study.cells import read
 from experiments.reporting.norm_study.figure import LOOKS, task_figures
 from experiments.reporting.questions.time import missed, time_sections
@@ -209,6 +209,19 @@ def test_pictures_follow_the_readers_light_or_dark(tmp_path):
     assert picture == write_svg(made, tmp_path / "rate.svg").read_text()
     page = document("A page", [figure([made, made], "Two.")])
     assert "prefers-color-scheme: dark" in page and page.count("<svg") == 2 and 'class="panels"' in page
+
+
+def test_columns_of_numbers_are_aligned_on_the_right_and_those_of_text_are_not():
+    head = ("batch size", "optimizer", "updates", "rates: accuracy", "interval", "seconds")
+    rows = [
+        ("64", "Muon", "1,024", "0.1: 97.66,  0.2: 98.78", "512 (256 to 1,024)", "1.5"),
+        ("128", "none", "-12", "0.1: 97.70,  0.2: 98.80", "no bounds", ""),
+        ("256", "2 of them", "≥ 7", "0.1: 97.71,  0.2: 98.90", "~3", "–"),
+    ]
+    found = re.findall(r"<th([^>]*)>(.*?)</th>", table(head, rows))
+    assert [name for kind, name in found if kind] == ["updates", "interval", "seconds"]
+    assert table(head, rows).count("<td class") == 9
+    assert "class" not in table(head, rows, numbers=False).partition("<table>")[2]
 
 
 def words(picture):

@@ -111,16 +111,30 @@ def _write_out_formulas(drawing: Figure) -> None:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: bool = True, wrap: bool = False) -> str:
-    """Returns a table whose first column is text, and whose others are numbers or text; long cells may `wrap`."""
-    kind = ' class="n"' if numbers else ""
+    """Returns a table whose first column is text, and whose others are numbers or text; long cells may `wrap`.
+
+    A column most of whose cells are numbers is aligned on the right; without `numbers` none is.
+    """
+    rows = list(rows)
+    kinds = [
+        ' class="n"' if numbers and place and _is_of_numbers([cells[place] for cells in rows]) else ""
+        for place in range(len(head))
+    ]
 
     def row(cells, tag):
-        first, *rest = (html.escape(cell) for cell in cells)
-        return f"<tr><{tag}>{first}</{tag}>" + "".join(f"<{tag}{kind}>{c}</{tag}>" for c in rest) + "</tr>"
+        placed = zip(kinds, map(html.escape, cells), strict=True)
+        return "<tr>" + "".join(f"<{tag}{kind}>{cell}</{tag}>" for kind, cell in placed) + "</tr>"
 
     body = "".join(row(cells, "td") for cells in rows)
     breaks = ' class="wrap"' * wrap
     return f'<div class="scroll" tabindex="0"><table{breaks}>{row(head, "th")}{body}</table></div>'
+
+
+def _is_of_numbers(column: Sequence[str]) -> bool:
+    """Says whether most of the cells that hold anything begin with a number, and are no list of pairs."""
+    filled = [cell for cell in column if re.search(r"\w", cell)]
+    numbers = [cell for cell in filled if re.match(r"\W*\d", cell) and ": " not in cell]
+    return 2 * len(numbers) >= len(filled)
 
 
 def made_on(seconds: Iterable[float]) -> str:

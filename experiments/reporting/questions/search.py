@@ -87,8 +87,9 @@ def search_sections(study: StudyFiles) -> list[Section]:
         ]
     if changed := [row for row in rows if row.kind in ("change", "joined")]:
         parts += [
-            "<p>Changes of the best of these, each alone, and then those that helped together; of the best optimizer "
-            "that averages weights, and of the best of the others:</p>",
+            "<p>Averaged weights and a batch ramp with every optimizer that takes them; then other changes of the best "
+            "that averages weights itself and of the best of the others, each alone; then those that helped "
+            "together:</p>",
             table(
                 ("batch size", "optimizer", "change", "accuracy", "points"), _change_cells(searched, changed), wrap=True
             ),
