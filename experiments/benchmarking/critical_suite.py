@@ -28,7 +28,7 @@ from ..studies.settings import with_held_out
 from ..training.as_problem import as_problem
 from ..training.config.options import TrainConfig
 from . import recommend_suite
-from .recommend_compare import at_the_best_rate, cells
+from .recommend_compare import at_the_best_rate, best_rates, cells
 from .recommend_suite import GRID, PROBLEMS, Problem
 from .recommend_table import markdown
 from .suite import Keep, Suite, forget
@@ -108,8 +108,7 @@ def grid_of(problem: Problem, folder: Path) -> Measured:
             f"{folder / GRID} has no runs to the target at two batch sizes or more; make them with --suite=recommend "
             f"--parts={problem.name}"
         )
-    rate = min((sum(counts), cell.rate) for cell, counts in found.items() if cell.batch_size == size)[1]
-    return Measured(problem, rows, updates, size, rate)
+    return Measured(problem, rows, updates, size, best_rates(rows)[size])
 
 
 def _branching(measured: Measured, folder: Path, data_dir: str | None) -> Branching:

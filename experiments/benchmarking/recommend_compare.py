@@ -11,6 +11,7 @@ import numpy as np
 import scipy
 
 from ..records.comparison import CheckedPrediction, ComparedSetting
+from ..records.fields import Bounded
 from ..records.recommendation import Advice, Recommendation
 from ..records.studies import StudyRow
 from ..studies.convergence import CONFIDENCE, updates_to_target
@@ -74,6 +75,27 @@ def best_cell(grid: Sequence[StudyRow]) -> Cell:
     )[0]
 
 
+def best_rates(grid: Sequence[StudyRow]) -> dict[int, float]:
+    """Returns the rate with the fewest updates to the target by batch size, where all seeds at a rate reached it."""
+    found: dict[int, tuple[float, float]] = {}
+    for cell, updates in cells(grid).items():
+        least = found.get(cell.batch_size, (math.inf, 0.0))
+        found[cell.batch_size] = min(least, (statistics.mean(updates), cell.rate))
+    return {size: rate for size, (updates, rate) in sorted(found.items()) if math.isfinite(updates)}
+
+
+def checked_cells(result: Recommendation, grid: Sequence[StudyRow]) -> list[Cell]:
+    """Returns where a prediction can be checked: batch sizes of the grid that the recommendation has not tried.
+
+    The rate of each is the best of the grid.
+    """
+    if result.advice is None:
+        return []
+    tried = {run.batch_size for run in best_runs(result.evidence.runs)}
+    predicted = {one.batch_size for one in result.advice.candidates if one.updates is not None}
+    return [Cell(size, rate) for size, rate in best_rates(grid).items() if size in predicted - tried]
+
+
 def compare(
     best: Cell, recommended: Cell | None, again: Sequence[StudyRow]
 ) -> tuple[ComparedSetting, ComparedSetting | None, Ratio | None]:
@@ -135,9 +157,7 @@ def _ratio(recommended: np.ndarray | None, best: np.ndarray | None, *, is_same: 
     groups = recommended, best
     if not np.isfinite(np.concatenate(groups)).all():
         random = np.random.default_rng(0)
-        draws = [
-            np.quantile(random.choice(logs, (RESAMPLES, len(logs))), 0.5, axis=1, method="higher") for logs in groups
-        ]
+        draws = [_middle_draws(logs, random) for logs in groups]
         middles = [np.quantile(logs, 0.5, method="higher") for logs in groups]
         if not np.isfinite(np.concatenate([*draws, middles])).all():
             return None
@@ -149,6 +169,11 @@ def _ratio(recommended: np.ndarray | None, best: np.ndarray | None, *, is_same: 
     # Without any spread, Welch's interval is not defined.
     ends = (low, high) if np.isfinite(low) else (ratio, ratio)
     return float(np.exp(ratio)), float(np.exp(ends[0])), float(np.exp(ends[1]))
+
+
+def _middle_draws(logs: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Returns the medians of as many runs, drawn again and again."""
+    return np.quantile(random.choice(logs, (RESAMPLES, len(logs))), 0.5, axis=1, method="higher")
 
 
 def mean_ratio(ratios: Sequence[Ratio]) -> Ratio:
@@ -169,27 +194,50 @@ def mean_ratio(ratios: Sequence[Ratio]) -> Ratio:
     return float(np.exp(middle)), float(np.exp(middle - half)), float(np.exp(middle + half))
 
 
-def check_predictions(result: Recommendation, grid: Sequence[StudyRow]) -> list[CheckedPrediction]:
-    """Compares predicted updates with the grid's, at batch sizes that the recommendation has not tried.
+def check_predictions(
+    result: Recommendation, grid: Sequence[StudyRow], again: Sequence[StudyRow]
+) -> list[CheckedPrediction]:
+    """Compares predicted updates with those of fresh seeds, at batch sizes that the recommendation has not tried.
 
-    The grid's number of updates is a mean over seeds. Each seed contributes its updates at the rate that is best by all
-    other seeds. (At the rate that is best by all seeds, the mean would be the least of several noisy numbers.)
+    The rate of each size is the best of the grid, which has other seeds, so that no least of several noisy numbers is
+    taken for a measurement.
+
+    Args:
+      result: the recommendation.
+      grid: its runs.
+      again: the runs with fresh seeds; runs at other settings are ignored.
     """
-    if result.advice is None:
-        return []
-    tried = {run.batch_size for run in best_runs(result.evidence.runs)}
-    by_size: dict[int, list[list[float]]] = defaultdict(list)
-    for cell, updates in cells(grid).items():
-        by_size[cell.batch_size].append(updates)
-    best = {size: at_the_best_rate(rates) for size, rates in by_size.items()}
-    found = []
-    for prediction in result.advice.candidates:
-        size = prediction.batch_size
-        if prediction.updates is None or size in tried or not math.isfinite(best.get(size, math.inf)):
+    advice, found = result.advice, []
+    for cell in checked_cells(result, grid):
+        assert advice is not None
+        reached = [updates_to_target(row) for row in again if cell_of(row) == cell]
+        predicted = next(one.updates for one in advice.candidates if one.batch_size == cell.batch_size)
+        measured = _bounded(np.log([math.inf if count is None else count for count in reached])) if reached else None
+        if measured is None or predicted is None:
             continue
-        off = prediction.updates[0] / best[size] - 1
-        found.append(CheckedPrediction(batch_size=size, predicted=prediction.updates, measured=best[size], off=off))
+        off = predicted[0] / measured[0] - 1
+        found.append(CheckedPrediction(batch_size=cell.batch_size, predicted=predicted, measured=measured, off=off))
     return found
+
+
+def _bounded(logs: np.ndarray) -> Bounded | None:
+    """Returns the number that logarithms have in their middle, with its interval; None: half or more are infinite.
+
+    The interval is Student's, for the mean; where some are infinite, it is a bootstrap's, for the median.
+    """
+    middle = float(_middle(logs))
+    if not math.isfinite(middle):
+        return None
+    if np.isfinite(logs).all():
+        ends = [middle] * 2
+        if len(logs) > 1 and logs.std():
+            ends = scipy.stats.t.interval(CONFIDENCE, len(logs) - 1, middle, scipy.stats.sem(logs))
+    else:
+        draws = _middle_draws(logs, np.random.default_rng(0))
+        # No number lies between two of which one is infinite.
+        ends = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], method="nearest")
+    low, high = (float(np.exp(end)) if math.isfinite(end) else None for end in ends)
+    return math.exp(middle), low, high
 
 
 def at_the_best_rate(rates: list[list[float]]) -> float:

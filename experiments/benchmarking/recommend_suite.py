@@ -1,8 +1,9 @@
 """The recommend suite: the quality, the cost and the predictions of recommendations beside exhaustive grids.
 
 Each problem has three steps: a grid of batch sizes and rates, whose cells are runs to the target; a recommendation with
-a tenth of the grid's time; and further runs at the best cell and at the recommended setting, with fresh seeds. Each
-result is stored as soon as its run ends, and the rows of the table follow from the stored results.
+a tenth of the grid's time; and further runs with fresh seeds, at the best cell, at the recommended setting, and at
+batch sizes of the grid that the recommendation has not tried. Each result is stored as soon as its run ends, and the
+rows of the table follow from the stored results.
 """
 
 import contextlib
@@ -24,10 +25,11 @@ from ..records.fields import Options
 from ..records.recommendation import Advice, Recommendation
 from ..records.studies import StudyRow
 from ..studies import jobs
-from ..studies.convergence import Setting, grid_jobs, tuned_job
+from ..studies.convergence import PAST_TARGET, Setting, grid_jobs, tuned_job
 from ..studies.driver import Runner
 from ..studies.executing.local import Local
 from ..studies.executing.task import Executor
+from ..studies.jobs import Job
 from ..studies.recommending.run import FILE, recommend
 from ..studies.settings import with_held_out
 from .recommend_compare import (
@@ -36,6 +38,7 @@ from .recommend_compare import (
     cell_of,
     cells,
     check_predictions,
+    checked_cells,
     compare,
     cost,
     recommended_cell,
@@ -65,7 +68,7 @@ class Problem(NamedTuple):
       max_epochs: the number of epochs after which a run counts as not having reached the target.
       seeds: the seeds of every cell.
       goal: the kind of the target.
-      fresh_seeds: the seeds of the runs at the best cell and at the recommended setting.
+      fresh_seeds: the seeds of the runs at the settings that are compared, and where predictions are checked.
     """
 
     name: str
@@ -154,7 +157,8 @@ def run(
       folder: the parent of one folder per problem.
       data_dir: the data directory of TFDS; None: TFDS's own.
       keep: a function that is given the rows so far after each problem.
-      executor: returns what runs the jobs of the grids, given their folder. What is timed is run on this machine alone.
+      executor: returns what runs the jobs of the grids and those that check predictions, given their folder. What is
+        timed is run on this machine alone.
 
     Returns:
       One row per problem, from `tabulate`.
@@ -211,9 +215,19 @@ def _measure(
             minutes = BUDGET_SHARE * cost(grid) / 60
             result = recommend(options, target=problem.target, goal=problem.goal, minutes=minutes, folder=place)
     longer = problem.setting(PATIENCE_FACTOR)
+
+    def again(cells: Sequence[Cell]) -> list[Job]:
+        # The target counts as it does in a recommendation.
+        return [
+            tuned_job(data, longer, cell.batch_size, cell.rate, seed, is_smoothed=True)
+            for cell in cells
+            for seed in problem.fresh_seeds
+        ]
+
     with Runner(folder / AGAIN) as runner:
-        for cell in _compared(grid, result.advice):
-            runner.run_all(tuned_job(data, longer, cell.batch_size, cell.rate, seed) for seed in problem.fresh_seeds)
+        runner.run_all(again(_compared(grid, result.advice)))
+    with Runner(folder / AGAIN, executor) as runner:
+        runner.run_all(again(checked_cells(result, grid)))
 
 
 @contextlib.contextmanager
@@ -237,7 +251,7 @@ def tabulate(problem: Problem, folder: Path) -> Comparison:
     Raises:
       UsageError: the folder holds no recommendation, or a damaged one.
     """
-    grid, again = rows_of(problem, folder / GRID), rows_of(problem, folder / AGAIN)
+    grid, again = rows_of(problem, folder / GRID), _again_of(problem, folder)
     path = folder / RECOMMENDATION / FILE
     result = _result(problem, folder)
     if result is None:
@@ -261,7 +275,7 @@ def tabulate(problem: Problem, folder: Path) -> Comparison:
         best=best,
         recommended=recommended,
         ratio=ratio,
-        predictions=check_predictions(result, grid),
+        predictions=check_predictions(result, grid, again),
     )
 
 
@@ -273,8 +287,8 @@ def _is_done(problem: Problem, folder: Path) -> bool:
     result = _result(problem, folder)
     if result is None:
         return False
-    compared = _compared(grid, result.advice)
-    return set(itertools.product(compared, problem.fresh_seeds)) <= _seeds(rows_of(problem, folder / AGAIN))
+    wanted = [*_compared(grid, result.advice), *checked_cells(result, grid)]
+    return set(itertools.product(wanted, problem.fresh_seeds)) <= _seeds(_again_of(problem, folder))
 
 
 def _seeds(rows: Sequence[StudyRow]) -> set[tuple[Cell, int]]:
@@ -291,6 +305,11 @@ def rows_of(problem: Problem, folder: Path) -> list[ComparedRow]:
     asked = {**problem.options, f"target_{problem.goal}": problem.target}.items()
     rows = {row.key: row for row in _files.read_rows(folder / jobs.FILE, ComparedRow)[0]}
     return [row for row in rows.values() if row.is_result and asked <= row.options.items()]
+
+
+def _again_of(problem: Problem, folder: Path) -> list[ComparedRow]:
+    """Returns the runs with fresh seeds whose target counts as it does in a recommendation."""
+    return [row for row in rows_of(problem, folder / AGAIN) if row.options.get("past_target") == PAST_TARGET]
 
 
 def _result(problem: Problem, folder: Path) -> Recommendation | None:

@@ -68,18 +68,19 @@ class ComparedSetting(Record, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class CheckedPrediction(Record, frozen=True, kw_only=True):
-    """The updates predicted at a batch size that the recommendation has not tried, and those that the grid measured.
+    """The updates predicted at a batch size that the recommendation has not tried, and those of runs with fresh seeds.
 
     Attributes:
       batch_size: examples per update.
-      predicted: the predicted updates to the target.
-      measured: the updates to the target in the grid, at the best rate.
+      predicted: the predicted updates to the target, and the ends of the interval.
+      measured: the geometric mean of the updates to the target, at the rate that is best in the grid, or the median if
+        some runs did not reach it, and the ends of its interval; an end of None: there is no bound.
       off: the relative deviation of the prediction.
     """
 
     batch_size: Size
     predicted: Bounded
-    measured: Finite
+    measured: Bounded
     off: Finite
 
 

@@ -142,10 +142,12 @@ def job_options(
     }
 
 
-def tuned_job(data: Data, setting: Setting, batch_size: int, rate: float, seed: int) -> Job:
+def tuned_job(
+    data: Data, setting: Setting, batch_size: int, rate: float, seed: int, is_smoothed: bool | None = None
+) -> Job:
     """Returns a run with Nesterov's momentum of 0.9, or with the optimizer of the problem."""
     optimizer: dict[str, Any] = {} if data.is_problem else {"optimizer": "nesterov"}
-    options = job_options(data, setting, batch_size, seed, **optimizer, learning_rate=rate)
+    options = job_options(data, setting, batch_size, seed, is_smoothed, **optimizer, learning_rate=rate)
     return Job(f"tuned-b{batch_size}-r{rate:.4g}-seed{seed}", options)
 
 
