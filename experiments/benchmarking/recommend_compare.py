@@ -3,8 +3,8 @@
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -19,7 +19,6 @@ from ..studies.recommending.curves import best_runs
 from ..studies.recommending.runs import step_seconds
 
 RESAMPLES = 999
-Ratio = tuple[float, float, float]
 
 
 class Cell(NamedTuple):
@@ -98,13 +97,13 @@ def checked_cells(result: Recommendation, grid: Sequence[StudyRow]) -> list[Cell
 
 def compare(
     best: Cell, recommended: Cell | None, again: Sequence[StudyRow]
-) -> tuple[ComparedSetting, ComparedSetting | None, Ratio | None]:
-    """Compares the recommended setting with the best of a grid, by runs of both with fresh seeds.
+) -> tuple[ComparedSetting, ComparedSetting | None, Bounded | None]:
+    """Compares the recommended setting with the best of a grid, by runs of both with the same fresh seeds.
 
-    The ratio is that of geometric means; its interval is Welch's, for the logarithms of the updates. Where some runs
-    missed the target, it is that of medians, in which they count as infinite; its interval is a bootstrap's. The time
-    per update is the median over the compared runs, because the machine may have been faster or slower when the grid
-    ran.
+    A seed gives both settings the same initial weights and the same order of examples, and a seed that is slow at one
+    setting tends to be slow at the other. The ratio is therefore taken seed by seed: the geometric mean of the ratios,
+    with Student's interval; where some runs missed the target, their median, with a bootstrap's. The time per update is
+    the median over the compared runs, because the machine may have been faster or slower when the grid ran.
 
     Args:
       best: the best setting of the grid.
@@ -112,74 +111,81 @@ def compare(
       again: the runs with fresh seeds; runs at other settings are ignored.
 
     Returns:
-      Both settings with their updates and times to the target, and the ratio of recommended to best with its interval.
+      Both settings with their updates and times to the target, and the ratio of recommended to best with its interval;
+      None: half of the seeds or more say nothing of it.
     """
-    fresh = {cell: [row for row in again if cell_of(row) == cell] for cell in (best, recommended) if cell is not None}
+    fresh = {
+        cell: sorted((row for row in again if cell_of(row) == cell), key=lambda row: row.seed)
+        for cell in (best, recommended)
+        if cell is not None
+    }
     seconds = median_step_seconds([row for rows in fresh.values() for row in rows])
     settings = {cell: _setting(cell, rows, seconds.get(cell.batch_size)) for cell, rows in fresh.items()}
     if recommended is None:
         return settings[best], None, None
-    logs = [_log_seconds(settings[cell]) for cell in (recommended, best)]
-    return settings[best], settings[recommended], _ratio(*logs, is_same=best == recommended)
+    if recommended == best:
+        return settings[best], settings[recommended], (1.0, 1.0, 1.0)
+    logs = [
+        dict(zip([row.seed for row in fresh[cell]], _log_seconds(settings[cell]), strict=True))
+        for cell in (recommended, best)
+    ]
+    return settings[best], settings[recommended], _ratio(*logs)
 
 
 def _setting(cell: Cell, rows: Sequence[StudyRow], step: float | None) -> ComparedSetting:
     """Returns a setting with the results of its runs."""
     updates = [updates_to_target(row) for row in rows]
     setting = ComparedSetting(**cell._asdict(), updates=updates, step_seconds=step, seconds=None)
-    logs = _log_seconds(setting)
-    middle = math.inf if logs is None else _middle(logs)
-    return msgspec.structs.replace(setting, seconds=float(np.exp(middle))) if math.isfinite(middle) else setting
+    middle = _bounded(_log_seconds(setting))
+    return setting if middle is None else msgspec.structs.replace(setting, seconds=middle[0])
 
 
-def _log_seconds(setting: ComparedSetting) -> np.ndarray | None:
-    """Returns the logarithms of the times to the target, one per seed, infinite for a miss; None: there are none."""
-    if setting.step_seconds is None or not setting.updates:
-        return None
+def _log_seconds(setting: ComparedSetting) -> np.ndarray:
+    """Returns the logarithms of the times to the target, one per seed; infinite: the run missed it."""
     updates = [math.inf if count is None else count for count in setting.updates]
-    return np.log(np.array(updates, float) * setting.step_seconds)
+    # Where all runs diverged, there is no time per update, and no run reached the target.
+    return np.log(np.array(updates, float) * (setting.step_seconds or 1.0))
 
 
-def _middle(logs: np.ndarray, axis: int | None = None) -> Any:
-    """Returns the mean, or the median where some are infinite; infinite where half are."""
-    if np.isfinite(logs).all():
-        return np.mean(logs, axis=axis)
-    # With an even number, the upper one of the two in the middle, since there is no mean of a number and infinity.
-    return np.quantile(logs, 0.5, axis=axis, method="higher")
-
-
-def _ratio(recommended: np.ndarray | None, best: np.ndarray | None, *, is_same: bool) -> Ratio | None:
-    """Returns the ratio of the middles, with its interval; None: half of the runs at a setting missed the target."""
-    if recommended is None or best is None:
+def _ratio(recommended: Mapping[int, float], best: Mapping[int, float]) -> Bounded | None:
+    """Returns the middle of the ratios of two settings with its interval, from logarithms of the times by seed."""
+    seeds = [seed for seed in recommended if seed in best]
+    # A seed with which both missed the target says nothing of the ratio.
+    there = [seed for seed in seeds if math.isfinite(min(recommended[seed], best[seed]))]
+    if 2 * len(there) <= len(seeds):
         return None
-    if is_same:
-        return 1.0, 1.0, 1.0
-    groups = recommended, best
-    if not np.isfinite(np.concatenate(groups)).all():
-        random = np.random.default_rng(0)
-        draws = [_middle_draws(logs, random) for logs in groups]
-        middles = [np.quantile(logs, 0.5, method="higher") for logs in groups]
-        if not np.isfinite(np.concatenate([*draws, middles])).all():
-            return None
-        low, high = np.quantile(draws[0] - draws[1], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-        return float(np.exp(middles[0] - middles[1])), float(np.exp(low)), float(np.exp(high))
-    test: Any = scipy.stats.ttest_ind(recommended, best, equal_var=False)
-    low, high = test.confidence_interval(CONFIDENCE)
-    ratio = recommended.mean() - best.mean()
-    # Without any spread, Welch's interval is not defined.
-    ends = (low, high) if np.isfinite(low) else (ratio, ratio)
-    return float(np.exp(ratio)), float(np.exp(ends[0])), float(np.exp(ends[1]))
+    return _bounded(np.array([recommended[seed] - best[seed] for seed in there]))
 
 
-def _middle_draws(logs: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Returns the medians of as many runs, drawn again and again."""
-    return np.quantile(random.choice(logs, (RESAMPLES, len(logs))), 0.5, axis=1, method="higher")
+def _bounded(logs: np.ndarray) -> Bounded | None:
+    """Returns the number that logarithms have in their middle, with its interval; None: half or more are infinite.
+
+    The interval is Student's, for the mean; where some are infinite, it is a bootstrap's, for the median.
+    """
+    if not len(logs):
+        return None
+    if np.isfinite(logs).all():
+        middle = float(np.mean(logs))
+        ends = [middle] * 2
+        if len(logs) > 1 and logs.std():
+            ends = scipy.stats.t.interval(CONFIDENCE, len(logs) - 1, middle, scipy.stats.sem(logs))
+    else:
+        middle = float(np.median(logs))
+        drawn = np.random.default_rng(0).choice(logs, (RESAMPLES, len(logs)))
+        # No number lies between two of which one is infinite, and none is known between two infinities.
+        with np.errstate(invalid="ignore"):
+            medians = np.median(drawn, axis=1)
+            ends = np.quantile(medians, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], method="nearest")
+    if not math.isfinite(middle):
+        return None
+    low, high = (float(np.exp(end)) if math.isfinite(end) else None for end in ends)
+    return math.exp(middle), low, high
 
 
-def mean_ratio(ratios: Sequence[Ratio]) -> Ratio:
+def mean_ratio(ratios: Sequence[Bounded]) -> Bounded:
     """Returns the geometric mean of independent ratios, with its interval.
 
-    Each interval is taken for that of a normal logarithm.
+    Each interval is taken for that of a normal logarithm. Without a bound of one there is none of the mean.
 
     Args:
       ratios: each with its interval of 95%.
@@ -188,10 +194,16 @@ def mean_ratio(ratios: Sequence[Ratio]) -> Ratio:
       >>> [round(value, 2) for value in mean_ratio([(0.5, 0.4, 0.625), (2.0, 1.6, 2.5)])]
       [1.0, 0.85, 1.17]
     """
-    logs = np.log(np.array(ratios, float))
-    middle = logs[:, 0].mean()
-    half = np.sqrt(np.sum(((logs[:, 2] - logs[:, 1]) / 2) ** 2)) / len(ratios)
-    return float(np.exp(middle)), float(np.exp(middle - half)), float(np.exp(middle + half))
+    middle = statistics.mean(math.log(ratio) for ratio, _, _ in ratios)
+
+    def half(ends: Sequence[float | None]) -> float:
+        """Returns the half of the interval of the logarithm on one side; infinite: there is no bound."""
+        logs = [math.inf if end is None else math.log(end / one[0]) for one, end in zip(ratios, ends, strict=True)]
+        return math.hypot(*logs) / len(ratios)
+
+    ends = middle - half([low for _, low, _ in ratios]), middle + half([high for _, _, high in ratios])
+    low, high = (math.exp(end) if math.isfinite(end) else None for end in ends)
+    return math.exp(middle), low, high
 
 
 def check_predictions(
@@ -212,32 +224,12 @@ def check_predictions(
         assert advice is not None
         reached = [updates_to_target(row) for row in again if cell_of(row) == cell]
         predicted = next(one.updates for one in advice.candidates if one.batch_size == cell.batch_size)
-        measured = _bounded(np.log([math.inf if count is None else count for count in reached])) if reached else None
+        measured = _bounded(np.log([math.inf if count is None else count for count in reached]))
         if measured is None or predicted is None:
             continue
         off = predicted[0] / measured[0] - 1
         found.append(CheckedPrediction(batch_size=cell.batch_size, predicted=predicted, measured=measured, off=off))
     return found
-
-
-def _bounded(logs: np.ndarray) -> Bounded | None:
-    """Returns the number that logarithms have in their middle, with its interval; None: half or more are infinite.
-
-    The interval is Student's, for the mean; where some are infinite, it is a bootstrap's, for the median.
-    """
-    middle = float(_middle(logs))
-    if not math.isfinite(middle):
-        return None
-    if np.isfinite(logs).all():
-        ends = [middle] * 2
-        if len(logs) > 1 and logs.std():
-            ends = scipy.stats.t.interval(CONFIDENCE, len(logs) - 1, middle, scipy.stats.sem(logs))
-    else:
-        draws = _middle_draws(logs, np.random.default_rng(0))
-        # No number lies between two of which one is infinite.
-        ends = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], method="nearest")
-    low, high = (float(np.exp(end)) if math.isfinite(end) else None for end in ends)
-    return math.exp(middle), low, high
 
 
 def at_the_best_rate(rates: list[list[float]]) -> float:

@@ -50,7 +50,9 @@ PEERS = ()
 GRID, RECOMMENDATION, AGAIN = "grid", "recommendation", "again"
 # The time limit of a recommendation, as a share of the grid's time: useful only if far cheaper than the grid.
 BUDGET_SHARE = 0.1
-FRESH_SEEDS = (11, 12, 13, 14, 15, 16)
+# So many that a few runs which miss the target leave an interval of the ratio; a prediction is checked by fewer.
+FRESH_SEEDS = tuple(range(11, 23))
+CHECKING_SEEDS = FRESH_SEEDS[:6]
 # The epoch limit of a run with a fresh seed, in multiples of the grid's limit: a slow seed should still reach the
 # target, since one seed that does not leaves the comparison without a ratio.
 PATIENCE_FACTOR = 2
@@ -68,7 +70,8 @@ class Problem(NamedTuple):
       max_epochs: the number of epochs after which a run counts as not having reached the target.
       seeds: the seeds of every cell.
       goal: the kind of the target.
-      fresh_seeds: the seeds of the runs at the settings that are compared, and where predictions are checked.
+      fresh_seeds: the seeds of the runs at the settings that are compared.
+      checking_seeds: the seeds of the runs where predictions are checked.
     """
 
     name: str
@@ -80,6 +83,7 @@ class Problem(NamedTuple):
     seeds: tuple[int, ...] = (0, 1)
     goal: Literal["accuracy", "loss"] = "accuracy"
     fresh_seeds: tuple[int, ...] = FRESH_SEEDS
+    checking_seeds: tuple[int, ...] = CHECKING_SEEDS
 
     def setting(self, epochs_factor: int = 1) -> Setting:
         """Returns the grid as a setting of the batch-size study, with the epoch limit multiplied by a factor."""
@@ -103,9 +107,9 @@ _HIGHER, _LOWER = (0.01, 0.02, 0.04, 0.08, 0.16), (0.005, 0.01, 0.02, 0.04, 0.08
 PROBLEMS = {
     problem.name: problem
     for problem in (
-        Problem("mnist", {"dataset": "mnist", "norm": "batch"}, 0.988, _SIZES, _HIGHER, 5),
-        Problem("mnist_no_norm", {"dataset": "mnist", "norm": "none"}, 0.985, _SIZES, _LOWER, 5),
-        Problem("digits", {"dataset": "digits", "norm": "none"}, 0.96, _SIZES, _LOWER, 5),
+        Problem("mnist", {"dataset": "mnist", "norm": "batch"}, 0.988, _SIZES, _HIGHER, 10),
+        Problem("mnist_no_norm", {"dataset": "mnist", "norm": "none"}, 0.985, _SIZES, _LOWER, 10),
+        Problem("digits", {"dataset": "digits", "norm": "none"}, 0.96, _SIZES, _LOWER, 10),
         Problem(
             "mlp",
             {"problem": f"{_PROBLEMS}.mlp:problem"},
@@ -115,6 +119,7 @@ PROBLEMS = {
             20,
             (0, 1, 2),
             fresh_seeds=_MANY,
+            checking_seeds=_MANY,
         ),
         Problem(
             "classifier",
@@ -126,6 +131,7 @@ PROBLEMS = {
             (0, 1, 2),
             goal="loss",
             fresh_seeds=_MANY,
+            checking_seeds=_MANY,
         ),
         Problem(
             "transformer",
@@ -136,6 +142,7 @@ PROBLEMS = {
             6,
             goal="loss",
             fresh_seeds=FRESH_SEEDS[:4],
+            checking_seeds=FRESH_SEEDS[:4],
         ),
     )
 }
@@ -198,7 +205,7 @@ def _measure(
 ) -> None:
     data = with_held_out(options)
     with Runner(folder / GRID, executor) as runner:
-        grid = runner.run_all(grid_jobs(data, problem.setting()))
+        grid = runner.run_all(grid_jobs(data, problem.setting(), is_smoothed=True))
     if failed := runner.failed():
         raise UsageError(
             f"{len(failed)} runs of the grid in {folder / GRID} failed: {', '.join(failed):.300}; the budget of the "
@@ -216,18 +223,17 @@ def _measure(
             result = recommend(options, target=problem.target, goal=problem.goal, minutes=minutes, folder=place)
     longer = problem.setting(PATIENCE_FACTOR)
 
-    def again(cells: Sequence[Cell]) -> list[Job]:
-        # The target counts as it does in a recommendation.
+    def again(cells: Sequence[Cell], seeds: Sequence[int]) -> list[Job]:
         return [
             tuned_job(data, longer, cell.batch_size, cell.rate, seed, is_smoothed=True)
             for cell in cells
-            for seed in problem.fresh_seeds
+            for seed in seeds
         ]
 
     with Runner(folder / AGAIN) as runner:
-        runner.run_all(again(_compared(grid, result.advice)))
+        runner.run_all(again(_compared(grid, result.advice), problem.fresh_seeds))
     with Runner(folder / AGAIN, executor) as runner:
-        runner.run_all(again(checked_cells(result, grid)))
+        runner.run_all(again(checked_cells(result, grid), problem.checking_seeds))
 
 
 @contextlib.contextmanager
@@ -251,7 +257,7 @@ def tabulate(problem: Problem, folder: Path) -> Comparison:
     Raises:
       UsageError: the folder holds no recommendation, or a damaged one.
     """
-    grid, again = rows_of(problem, folder / GRID), _again_of(problem, folder)
+    grid, again = rows_of(problem, folder / GRID), rows_of(problem, folder / AGAIN)
     path = folder / RECOMMENDATION / FILE
     result = _result(problem, folder)
     if result is None:
@@ -287,8 +293,11 @@ def _is_done(problem: Problem, folder: Path) -> bool:
     result = _result(problem, folder)
     if result is None:
         return False
-    wanted = [*_compared(grid, result.advice), *checked_cells(result, grid)]
-    return set(itertools.product(wanted, problem.fresh_seeds)) <= _seeds(_again_of(problem, folder))
+    wanted = {
+        *itertools.product(_compared(grid, result.advice), problem.fresh_seeds),
+        *itertools.product(checked_cells(result, grid), problem.checking_seeds),
+    }
+    return wanted <= _seeds(rows_of(problem, folder / AGAIN))
 
 
 def _seeds(rows: Sequence[StudyRow]) -> set[tuple[Cell, int]]:
@@ -301,15 +310,13 @@ def _compared(grid: Sequence[StudyRow], advice: Advice | None) -> list[Cell]:
 
 
 def rows_of(problem: Problem, folder: Path) -> list[ComparedRow]:
-    """Returns the runs in a folder that belong to the problem and have ended or diverged."""
-    asked = {**problem.options, f"target_{problem.goal}": problem.target}.items()
+    """Returns the runs in a folder that belong to the problem and have ended or diverged.
+
+    Their target counts as it does in a recommendation.
+    """
+    asked = {**problem.options, f"target_{problem.goal}": problem.target, "past_target": PAST_TARGET}.items()
     rows = {row.key: row for row in _files.read_rows(folder / jobs.FILE, ComparedRow)[0]}
     return [row for row in rows.values() if row.is_result and asked <= row.options.items()]
-
-
-def _again_of(problem: Problem, folder: Path) -> list[ComparedRow]:
-    """Returns the runs with fresh seeds whose target counts as it does in a recommendation."""
-    return [row for row in rows_of(problem, folder / AGAIN) if row.options.get("past_target") == PAST_TARGET]
 
 
 def _result(problem: Problem, folder: Path) -> Recommendation | None:

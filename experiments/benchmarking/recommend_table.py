@@ -23,8 +23,8 @@ def table(rows: Sequence[Comparison]) -> list[str]:
         (
             row.problem,
             f"{p.batch_size}",
-            _updates(p.predicted),
-            _updates(p.measured),
+            _bounded(p.predicted, ",.0f"),
+            _bounded(p.measured, ",.0f"),
             f"{p.off:+.0%}",
         )
         for row in rows
@@ -33,8 +33,7 @@ def table(rows: Sequence[Comparison]) -> list[str]:
     ratios = [row.ratio for row in rows if row.ratio is not None]
     mean = []
     if len(ratios) > 1:
-        said = "{:.2f} ({:.2f} to {:.2f})".format(*mean_ratio(ratios))
-        mean = [f"The geometric mean of the {len(ratios)} ratios is {said}.", ""]
+        mean = [f"The geometric mean of the {len(ratios)} ratios is {_bounded(mean_ratio(ratios), '.2f')}.", ""]
     return [*markdown(_SETTINGS, [_compared(row) for row in rows]), "", *mean, *markdown(_PREDICTIONS, predicted)]
 
 
@@ -45,8 +44,8 @@ def _compared(row: Comparison) -> tuple[str, ...]:
         f"{row.problem}, loss {row.target:g}" if row.goal == "loss" else f"{row.problem}, {row.target:.1%}",
         _short(row.best),
         f"none; not measured: {missing}" if row.recommended is None else _short(row.recommended),
-        "" if row.recommended is None else _seconds(row.recommended.predicted),
-        "not measured" if row.ratio is None else "{:.2f} ({:.2f} to {:.2f})".format(*row.ratio),
+        _predicted(row.recommended),
+        "not measured" if row.ratio is None else _bounded(row.ratio, ".2f"),
         f"{spent:,.0f} s of {grid:,.0f} s, {spent / grid:.1%}",
     )
 
@@ -67,13 +66,12 @@ def _short(found: ComparedSetting) -> str:
     )
 
 
-def _updates(found: Bounded) -> str:
-    middle, low, high = ("no bound" if end is None else f"{end:,.0f}" for end in found)
-    return f"{middle} ({low} to {high})"
+def _predicted(setting: ComparedSetting | None) -> str:
+    if setting is None:
+        return ""
+    return "not known" if setting.predicted is None else _bounded(setting.predicted, ".3g", " s")
 
 
-def _seconds(predicted: Bounded | None) -> str:
-    if predicted is None:
-        return "not known"
-    middle, low, high = ("no bound" if end is None else f"{end:.3g}" for end in predicted)
-    return f"{middle} s ({low} to {high})"
+def _bounded(found: Bounded, digits: str, unit: str = "") -> str:
+    middle, low, high = ("no bound" if end is None else format(end, digits) for end in found)
+    return f"{middle}{unit} ({low} to {high})"

@@ -96,7 +96,7 @@ class Comparison(Record, frozen=True, kw_only=True):
       best: the best setting of the grid.
       recommended: the recommended setting; None: there is none.
       ratio: the time to the target at the recommended setting divided by the time at the best one, and the ends of the
-        interval; None: not measured.
+        interval, of which None is no bound; None: not measured.
       predictions: one entry per batch size that can be checked.
     """
 
@@ -107,5 +107,5 @@ class Comparison(Record, frozen=True, kw_only=True):
     recommendation: RecommendationCost
     best: ComparedSetting
     recommended: ComparedSetting | None
-    ratio: tuple[Finite, Finite, Finite] | None
+    ratio: Bounded | None
     predictions: list[CheckedPrediction]

@@ -151,10 +151,10 @@ def tuned_job(
     return Job(f"tuned-b{batch_size}-r{rate:.4g}-seed{seed}", options)
 
 
-def grid_jobs(data: Data, setting: Setting) -> list[Job]:
+def grid_jobs(data: Data, setting: Setting, is_smoothed: bool | None = None) -> list[Job]:
     """Returns a run at every batch size and rate with each seed, to compare a search or a recommendation with."""
     return [
-        tuned_job(data, setting, batch_size, rate, seed)
+        tuned_job(data, setting, batch_size, rate, seed, is_smoothed)
         for seed in setting.seeds
         for batch_size in setting.tuned_sizes
         for rate in setting.rates
