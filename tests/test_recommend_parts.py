@@ -15,10 +15,12 @@ from experiments.studies.recommending import curves, memory
 from experiments.studies.recommending.curves import (
     NOISE_LOG_SD,
     NOISE_OVER_CRITICAL,
+    SEED_CORRELATION,
     SEED_LOG_SD,
     SETTING_LOG_SD,
     USUAL_CRITICAL_EXAMPLES,
     USUAL_LOG_SD,
+    Curves,
     NoisePrior,
     best_runs,
     noise_over,
@@ -80,6 +82,28 @@ def test_the_intervals_hold_what_was_drawn():
         low, high = np.quantile(steps[1:, 0] + steps[1:, 1] / 100, [0.025, 0.975])
         inside.append(low <= least * (1 + truth / 100) <= high)
     assert 0.92 <= np.mean(inside) <= 0.98
+
+
+def test_predictions_hold_runs_with_new_seeds_where_all_were_run_with_one():
+    """Problems whose seeds are more or less apart, half of it in common to all settings with the same seed."""
+    random = np.random.default_rng(0)
+    sizes, inside, narrow = np.array([16, 64, 256, 1024]), [], []
+    for _ in range(300):
+        truth = USUAL_CRITICAL_EXAMPLES * math.exp(random.normal(0, USUAL_LOG_SD))
+        least = math.exp(random.uniform(4, 8))
+        apart = SEED_LOG_SD * math.sqrt(4 / random.chisquare(4))
+        shared, own = apart * math.sqrt(SEED_CORRELATION), apart * math.sqrt(1 - SEED_CORRELATION)
+        of_setting = least * (1 + truth / sizes) * np.exp(random.normal(0, SETTING_LOG_SD, len(sizes)))
+        found = runs(sizes.tolist(), of_setting * np.exp(random.normal(0, shared) + random.normal(0, own, len(sizes))))
+        seeds = seed_spread(found)
+        known = Curves(steps_by(None, found, seeds.deviation), None, "runs", True, settings_of(found), seeds)
+        new = of_setting[1] * math.exp(random.normal(0, apart))
+        for runs_of, held in ((known.of_run(), inside), (np.exp(random.normal(0, SEED_LOG_SD, 1000)), narrow)):
+            low, high = np.quantile((runs_of * known.of_setting(64))[1:], [0.025, 0.975])
+            held.append(low <= new <= high)
+    assert 0.92 <= np.mean(inside) <= 0.98
+    # As if all runs had seeds of their own, which lie as far apart as is usual.
+    assert np.mean(narrow) < 0.9
 
 
 def test_a_noise_scale_counts_as_far_as_it_is_known():
@@ -192,7 +216,7 @@ def test_seeds_that_are_alike_and_sizes_that_were_run_narrow_a_prediction():
         runs([64] * 6, [round(300 * math.exp(spread * z)) for z in (-1.2, -0.6, -0.2, 0.2, 0.6, 1.2)])
         for spread in (0.02, 0.8)
     )
-    assert seed_spread(alike) < 0.26 < SEED_LOG_SD < seed_spread(apart)
+    assert seed_spread(alike).deviation < 0.26 < SEED_LOG_SD < seed_spread(apart).deviation
     found = settings_of(alike)[64]
     assert found.number == 6 and found.mean == pytest.approx(math.log(300), abs=0.01)
     assert SETTING_LOG_SD < found.spread(0.3) < math.hypot(SETTING_LOG_SD, 0.3)

@@ -28,8 +28,6 @@ AS_GOOD_TIME_RATIO = 1.1
 PREFERRED_TIME_RATIO = 1.05
 # Batch sizes that are less probable to be the fastest are not named.
 LEAST_PROBABILITY = 0.02
-# The seed of the draws for the distance of a run from the curve.
-SCATTER_SEED = 2
 # The epoch limit of the recommended run, in multiples of the predicted epochs: a slow seed should still reach the
 # target.
 EPOCH_LIMIT_FACTOR = 2
@@ -199,12 +197,10 @@ def _prediction(evidence: Evidence, problem: _Limits, curves: Curves, batch_size
     parts = problem.micro_batches(batch_size)
     updates = epochs = seconds = None
     if curves.has_target:
-        # Runs scatter about the curve, by their seeds.
-        scatter = np.exp(np.random.default_rng(SCATTER_SEED).normal(0, curves.seed_spread, len(curves.steps)))
-        scatter[0] = 1
-        drawn = scatter * curves.of_setting(batch_size)
+        run = curves.of_run()
+        drawn = run * curves.of_setting(batch_size)
         updates, epochs = _bounded(drawn), _bounded(drawn * batch_size / examples)
-        seconds = _bounded(scatter * _seconds(problem, curves, batch_size))
+        seconds = _bounded(run * _seconds(problem, curves, batch_size))
     return Prediction(
         batch_size=batch_size,
         step_seconds=_bounded(parts * curves.update_seconds(batch_size / parts)),

@@ -17,7 +17,7 @@ from ...records.recommendation import Source
 from ..convergence import CONFIDENCE
 
 # Different seeds, so that the draws are independent.
-STEPS_SEED, TIME_SEED, SETTING_SEED = 0, 1, 3
+STEPS_SEED, TIME_SEED, RUN_SEED, SETTING_SEED = 0, 1, 2, 3
 # As many draws as the fit of the times has, with which they are paired.
 DRAWS = 999
 # The usual ratio of a run's noise scale to its critical batch size: 2 to 8, by the averages that McCandlish et al. give
@@ -32,6 +32,9 @@ SETTING_LOG_SD = 0.2
 # The standard deviation of that logarithm between seeds of one setting, pooled over docs/results/recommend (it is 0.2
 # to 0.5 by problem), and the number of measured differences that it counts for beside those of the problem itself.
 SEED_LOG_SD, SEED_LOG_SD_WEIGHT = 0.36, 4
+# The correlation of that logarithm between two settings with the same seed, pooled likewise: a seed gives both the same
+# initial weights and order of examples.
+SEED_CORRELATION = 0.5
 # The additional standard deviation at a batch size where no run reached the target: perhaps no rate there was good.
 UNTUNED_LOG_SD = math.log(2)
 USUAL_CRITICAL_EXAMPLES = 300.0
@@ -64,7 +67,7 @@ class Curves(NamedTuple):
       source: the basis of the updates.
       has_target: whether the updates are known, and not only the ratio of min_examples to min_steps.
       settings: the runs of each batch size at its best rate.
-      seed_spread: the standard deviation of the log of the updates between seeds.
+      seeds: how far apart the updates of a setting are by their seeds.
     """
 
     steps: np.ndarray
@@ -72,7 +75,7 @@ class Curves(NamedTuple):
     source: Source
     has_target: bool
     settings: Mapping[int, "SettingRuns"]
-    seed_spread: float
+    seeds: "SeedSpread"
 
     def updates(self, batch_size: float) -> np.ndarray:
         """Returns the updates to the target by the curve: the most likely value, then the draws; (1 + draws,)."""
@@ -86,12 +89,27 @@ class Curves(NamedTuple):
         """
         curve = np.log(self.updates(batch_size))
         found = self.settings.get(batch_size)
-        share = 0.0 if found is None else SETTING_LOG_SD**2 / found.spread(self.seed_spread) ** 2
+        share = 0.0 if found is None else SETTING_LOG_SD**2 / found.spread(self.seeds.deviation) ** 2
         # Another batch size has another deviation.
         random = np.random.default_rng((SETTING_SEED, batch_size))
         off = random.normal(0, SETTING_LOG_SD * math.sqrt(1 - share), len(curve))
         off[0] = 0
         return np.exp(curve + off + (0.0 if found is None else share * (found.mean - curve)))
+
+    def of_run(self) -> np.ndarray:
+        """Returns the factors by which a run with a new seed is off the updates of its setting; shape (1 + draws,).
+
+        They count twice that seeds differ: the new one has its own deviation, and the few of the runs have theirs, of
+        which each shifts all that was run with it. How far seeds lie apart is itself known from few.
+        """
+        few = 0.0
+        if runs := sum(found.number for found in self.settings.values()):
+            # Runs count as independent in the curve; those with the same seed are less than that.
+            few = max(0.0, SEED_CORRELATION * (1 / self.seeds.number - 1 / runs))
+        random = np.random.default_rng(RUN_SEED)
+        drawn = random.standard_t(self.seeds.freedom, len(self.steps))
+        drawn[0] = 0
+        return np.exp(self.seeds.deviation * math.sqrt(1 + few) * drawn)
 
     def update_seconds(self, batch_size: float) -> np.ndarray:
         """Returns the seconds per update: the most likely value, then the draws; shape (1 + draws,)."""
@@ -129,24 +147,38 @@ def settings_of(runs: Sequence[MeasuredRun]) -> dict[int, SettingRuns]:
     return {size: SettingRuns(statistics.mean(values), len(values)) for size, values in logs.items()}
 
 
-def seed_spread(runs: Sequence[MeasuredRun]) -> float:
-    """Returns the standard deviation of the log of the updates between seeds, of this problem and of usual ones.
+class SeedSpread(NamedTuple):
+    """How far apart the updates of one setting are by their seeds.
+
+    Attributes:
+      deviation: the standard deviation of their logarithm.
+      freedom: the number of differences between runs that it rests on, those of usual problems included.
+      number: how many seeds there are, at least one.
+    """
+
+    deviation: float
+    freedom: int = SEED_LOG_SD_WEIGHT
+    number: int = 1
+
+
+def seed_spread(runs: Sequence[MeasuredRun]) -> SeedSpread:
+    """Returns how far apart the updates of a setting are by their seeds, in this problem and in usual ones.
 
     Example:
       >>> fields = {"batch_size": 64, "rate": 0.1, "reached": True, "diverged": False, "step_seconds": None}
       >>> alike = [MeasuredRun(seed=seed, updates=100, **fields) for seed in range(13)]
-      >>> seed_spread([]), round(seed_spread(alike), 2)
+      >>> seed_spread([]).deviation, round(seed_spread(alike).deviation, 2)
       (0.36, 0.18)
     """
-    squares, number = SEED_LOG_SD_WEIGHT * SEED_LOG_SD**2, SEED_LOG_SD_WEIGHT
+    squares, freedom = SEED_LOG_SD_WEIGHT * SEED_LOG_SD**2, SEED_LOG_SD_WEIGHT
     logs: dict[tuple[int, float], list[float]] = defaultdict(list)
     for run in runs:
         if run.reached:
             logs[run.batch_size, run.rate].append(math.log(run.updates))
     for values in logs.values():
         squares += len(values) * statistics.pvariance(values)
-        number += len(values) - 1
-    return math.sqrt(squares / number)
+        freedom += len(values) - 1
+    return SeedSpread(math.sqrt(squares / freedom), freedom, max(1, len({run.seed for run in runs if run.reached})))
 
 
 def _is_wide(run: MeasuredRun) -> bool:
@@ -167,10 +199,9 @@ def curves_of(evidence: Evidence) -> Curves | None:
     if prior is None and not sizes:
         return None
     source = "runs" if len(sizes) > 1 else "usual" if prior is None else "noise"
-    spread = seed_spread(evidence.runs)
-    return Curves(
-        steps_by(prior, chosen, spread), time, source, bool(sizes), settings=settings_of(chosen), seed_spread=spread
-    )
+    seeds = seed_spread(evidence.runs)
+    steps = steps_by(prior, chosen, seeds.deviation)
+    return Curves(steps, time, source, bool(sizes), settings_of(chosen), seeds)
 
 
 def noise_over(measured: Sequence[Sequence[float]]) -> Noise:

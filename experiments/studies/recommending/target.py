@@ -295,7 +295,7 @@ class TargetSearch:
 
     def _curve(self) -> tuple[float, float]:
         """Returns the most likely least updates and least examples, by the measurements so far."""
-        least, examples = steps_by(self._findings.prior, best_runs(self._runs), seed_spread(self._runs))[0]
+        least, examples = steps_by(self._findings.prior, best_runs(self._runs), seed_spread(self._runs).deviation)[0]
         return float(least), float(examples)
 
     def _try_size(self, size: int, *, notes: bool = True) -> bool:
