@@ -2,6 +2,7 @@
 
 import math
 
+import msgspec
 import pytest
 
 from experiments import _files
@@ -11,6 +12,7 @@ from experiments.benchmarking.critical_suite import compare, grid_of, table, upd
 from experiments.records.benchmarks.critical import CriticalFile
 from experiments.records.branching import Branching, BranchPoint
 from experiments.studies import branching, jobs
+from experiments.studies.convergence import PAST_TARGET
 from tests import made
 
 SIZES, RATES = (4, 16, 64, 256), (0.1, 0.2)
@@ -36,10 +38,17 @@ def grid(tmp_path):
                 summary = made.summary(reached=count, updates=count, seconds=seconds)
                 options = {
                     **OPTIONS, "batch_size": size, "learning_rate": rate, "seed": seed, "target_accuracy": 0.9,
+                    "past_target": PAST_TARGET,
                 }  # fmt: skip
                 row = made.row(f"tuned-b{size}-r{rate}-seed{seed}", options, summary=summary)
                 _files.add_row(folder / recommend_suite.GRID / jobs.FILE, row)
     return folder
+
+
+def made_later(row):
+    """The run with twice the updates to its target."""
+    count = 2 * row.summary.reached_after
+    return msgspec.structs.replace(row, summary=made.summary(reached=count, updates=count, seconds=row.summary.seconds))
 
 
 def points(**values):
@@ -106,8 +115,19 @@ def test_the_suite_trains_the_branches_once_and_keeps_the_rows(grid, monkeypatch
     rows = critical_suite.run(["mlp"], folder=grid.parent)
     assert [row.method for row in rows] == ["noise", "branches", "fit"]
     assert rows[0].points[0].value > 0
-    monkeypatch.setattr(branching.Study, "run", None)
-    assert critical_suite.run(["mlp"], folder=grid.parent) == rows
+    trained = []
+    train = branching.Study.run
+    monkeypatch.setattr(branching.Study, "run", lambda *args: trained.append(args) or train(*args))
+    assert critical_suite.run(["mlp"], folder=grid.parent) == rows and not trained
+    # Where the target is later, a quarter of the run is too.
+    path = grid / recommend_suite.GRID / jobs.FILE
+    later = [made_later(row) for row in jobs.read(path)]
+    path.unlink()
+    for row in later:
+        _files.add_row(path, row)
+    (point,) = critical_suite.points_of(grid_of(PROBLEM, grid))
+    assert critical_suite.run(["mlp"], folder=grid.parent)[0].points[0].examples == point
+    assert len(trained) == 1
     path = tmp_path / "critical.json"
     _files.write_json(path, CriticalFile(rows=rows))
     assert _files.read_json(path, CriticalFile).rows == rows

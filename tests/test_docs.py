@@ -153,6 +153,7 @@ def test_a_page_has_the_table_of_the_three_ways_to_find_the_critical_batch_size(
     for name in critical_suite.PARTS:
         measured = critical_suite.grid_of(recommend_suite.PROBLEMS[name], GRIDS / name)
         answer = _files.read_json(GRIDS / name / critical_suite.BRANCHES / branching.RESULT, Branching)
+        assert tuple(point.point for point in answer.points) == critical_suite.points_of(measured), name
         made += critical_suite.compare(measured, answer)
     assert [(row.problem, row.method) for row in made] == [(row.problem, row.method) for row in kept]
     for line in critical_suite.table(made):

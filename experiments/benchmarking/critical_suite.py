@@ -118,7 +118,7 @@ def _branching(measured: Measured, folder: Path, data_dir: str | None) -> Branch
         problem=str(problem.options.get("problem", problem.name)),
         batch_size=measured.batch_size,
         learning_rate=measured.rate,
-        branch_points=tuple(round(share * measured.examples) for share in POINTS),
+        branch_points=points_of(measured),
         multiples=tuple(size // measured.batch_size for size in measured.updates if size > measured.batch_size),
         seeds=SEEDS,
         workdir=str(folder),
@@ -126,13 +126,19 @@ def _branching(measured: Measured, folder: Path, data_dir: str | None) -> Branch
     path = folder / branching.RESULT
     if path.exists():
         found = _files.read_json(path, Branching)
-        made = found.problem, found.batch_size, found.learning_rate
-        if made == (request.problem, request.batch_size, request.learning_rate):
+        made = found.problem, found.batch_size, found.learning_rate, tuple(point.point for point in found.points)
+        # Another grid may have another best rate, or another number of examples to the target.
+        if made == (request.problem, request.batch_size, request.learning_rate, points_of(measured)):
             return found
     folder.mkdir(parents=True, exist_ok=True)
     return branching.Study(request, _program(problem, measured, data_dir)).run(
         f"python -m {PACKAGE}.benchmark --suite={SUITE.name} --parts={problem.name}"
     )
+
+
+def points_of(measured: Measured) -> tuple[int, ...]:
+    """Returns the examples after which the run at the smallest batch size is branched."""
+    return tuple(branching.whole_updates(round(share * measured.examples), measured.batch_size) for share in POINTS)
 
 
 def _program(problem: Problem, measured: Measured, data_dir: str | None) -> Program:

@@ -98,7 +98,7 @@ class Study:
         self.learning_rate = request.learning_rate or problem.learning_rate
         given = request.branch_points or (problem.examples // 2, 2 * problem.examples)
         # The run is at a whole number of updates.
-        self.points = [max(1, round(point / self.batch_size)) * self.batch_size for point in given]
+        self.points = [whole_updates(point, self.batch_size) for point in given]
         largest = self.batch_size * max(request.multiples)
         self.lengths = {point: request.branch_examples or usual_length(point, largest) for point in self.points}
         if min(self.lengths.values()) < largest:
@@ -225,6 +225,16 @@ class Study:
         measured = measure_noise(problem.gradient, state, batches, NOISE_SHARDS)
         scale, (low, high) = pooled_noise_scale(measured)
         return {"noise_scale": finite(scale), "noise_interval": (finite(low), finite(high))}
+
+
+def whole_updates(examples: int, batch_size: int) -> int:
+    """Returns the nearest number of examples that one update or more make.
+
+    Example:
+      >>> whole_updates(70, 32), whole_updates(1, 32)
+      (64, 32)
+    """
+    return max(1, round(examples / batch_size)) * batch_size
 
 
 def usual_length(point: int, largest: int) -> int:
