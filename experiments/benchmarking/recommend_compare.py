@@ -235,9 +235,16 @@ def check_predictions(
 def at_the_best_rate(rates: list[list[float]]) -> float:
     """Returns the updates at the best rate, averaged over seeds, each with the rate that is best by the others.
 
+    Where all seeds reached the target at some rate, those rates alone count.
+
     Args:
-      rates: the updates of each seed, one list per rate.
+      rates: the updates of each seed, one list per rate; infinite: the seed did not reach the target.
+
+    Example:
+      >>> at_the_best_rate([[300.0, 310.0], [200.0, math.inf]])
+      305.0
     """
+    rates = [updates for updates in rates if all(map(math.isfinite, updates))] or rates
     seeds = range(min(map(len, rates)))
     if len(seeds) == 1:
         return min(updates[0] for updates in rates)

@@ -29,12 +29,12 @@ NOISE_LOG_SD, USUAL_LOG_SD = math.log(2), math.log(6)
 # The standard deviation of the log of the updates of a setting, over many seeds, about the curve: its rate was chosen
 # among few, and the curve is a law that holds only nearly.
 SETTING_LOG_SD = 0.2
-# The standard deviation of that logarithm between seeds of one setting, pooled over docs/results/recommend (it is 0.2
-# to 0.5 by problem), and the number of measured differences that it counts for beside those of the problem itself.
+# The standard deviation of that logarithm between seeds of one setting, about that in docs/results/recommend (0.1 to
+# 0.6 by problem), and the number of measured differences that it counts for beside those of the problem itself.
 SEED_LOG_SD, SEED_LOG_SD_WEIGHT = 0.36, 4
-# The correlation of that logarithm between two settings with the same seed, pooled likewise: a seed gives both the same
+# The correlation of that logarithm between two settings with the same seed, likewise: a seed gives both the same
 # initial weights and order of examples.
-SEED_CORRELATION = 0.5
+SEED_CORRELATION = 0.4
 # The additional standard deviation at a batch size where no run reached the target: perhaps no rate there was good.
 UNTUNED_LOG_SD = math.log(2)
 USUAL_CRITICAL_EXAMPLES = 300.0
