@@ -85,7 +85,7 @@ def test_the_intervals_hold_what_was_drawn():
 
 
 def test_predictions_hold_runs_with_new_seeds_where_all_were_run_with_one():
-    """Problems whose seeds are more or less apart, half of it in common to all settings with the same seed."""
+    """Problems whose seeds are more or less apart, in part by what all settings with the same seed have in common."""
     random = np.random.default_rng(0)
     sizes, inside, narrow = np.array([16, 64, 256, 1024]), [], []
     for _ in range(300):

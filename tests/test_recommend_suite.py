@@ -187,6 +187,17 @@ def test_the_table_is_made_without_running_anything(folder, capsys, monkeypatch)
     assert "| 60 s (30 to 120) |" in said
     assert "| 6 s of 120 s, 5.0% |" in said and "| known | 64 | 2,100 (1,050 to 4,200) | 2,678 (" in said
     assert "| {:.2f} ({:.2f} to {:.2f}) |".format(*found.ratio) in said
+    # At 57.6 s times 1.1 to 1.6 all are between 30 and 120.
+    inside = (
+        "Of the 6 single runs of the recommended settings {} end inside the predicted interval, {}; {} of the others"
+    )
+    assert inside.format(6, "100%", 0) in said
+    # The first two are at 1.2 and 1.1, and of the others one is missing.
+    write(folder / AGAIN, [row(*one, seed, reached=seed != 16) for one in ((64, 0.02), (128, 0.01)) for seed in SEEDS])
+    found = recommend_suite.tabulate(PROBLEM, folder)
+    narrow = msgspec.structs.replace(found.recommended, predicted=(70.0, 70.0, None))
+    said = "\n".join(recommend_table.table([msgspec.structs.replace(found, recommended=narrow)]))
+    assert inside.format(3, "50%", 1) in said
     (folder / AGAIN / jobs.FILE).write_text("")
     with pytest.raises(pytest.fail.Exception, match="it runs something"):
         recommend_suite.run(["known"], folder=folder.parent)

@@ -1,5 +1,6 @@
 """Markdown tables that compare recommendations with exhaustive grids, from the rows of `recommend_suite`."""
 
+import math
 from collections.abc import Sequence
 
 from ..records.comparison import ComparedSetting, Comparison
@@ -18,7 +19,7 @@ _PREDICTIONS = ("problem", "batch size, not tried", "updates predicted (95%)", "
 
 
 def table(rows: Sequence[Comparison]) -> list[str]:
-    """Returns two tables in Markdown: settings with their times to the target and the mean ratio, and predictions."""
+    """Returns two tables in Markdown, of times to the target and of predictions, with what sums them up between."""
     predicted = [
         (
             row.problem,
@@ -34,7 +35,32 @@ def table(rows: Sequence[Comparison]) -> list[str]:
     mean = []
     if len(ratios) > 1:
         mean = [f"The geometric mean of the {len(ratios)} ratios is {_bounded(mean_ratio(ratios), '.2f')}.", ""]
-    return [*markdown(_SETTINGS, [_compared(row) for row in rows]), "", *mean, *markdown(_PREDICTIONS, predicted)]
+    return [
+        *markdown(_SETTINGS, [_compared(row) for row in rows]),
+        "",
+        *mean,
+        *_inside(rows),
+        *markdown(_PREDICTIONS, predicted),
+    ]
+
+
+def _inside(rows: Sequence[Comparison]) -> list[str]:
+    """Returns a line on how many runs of recommended settings end inside the predicted interval of their time."""
+    there = runs = missed = 0
+    for setting in (row.recommended for row in rows):
+        if setting is None or setting.predicted is None or setting.step_seconds is None:
+            continue
+        _, low, high = setting.predicted
+        seconds = [count * setting.step_seconds for count in setting.updates if count is not None]
+        there += sum((low or 0) <= one <= (math.inf if high is None else high) for one in seconds)
+        runs, missed = runs + len(setting.updates), missed + len(setting.updates) - len(seconds)
+    if not runs:
+        return []
+    return [
+        f"Of the {runs} single runs of the recommended settings {there} end inside the predicted interval, "
+        f"{there / runs:.0%}; {missed} of the others never reached the target.",
+        "",
+    ]
 
 
 def _compared(row: Comparison) -> tuple[str, ...]:
