@@ -20,7 +20,16 @@ from .training.terminal import say
 FLAGS = flags.FLAGS
 OPTIONS = ("dataset", "data_dir", "image_size", "model", "norm", "span", "dtype", "num_devices", "problem")
 # The user's own recipe, in place of none.
-RECIPE = ("augmentation", "momentum", "weight_decay", "label_smoothing", "schedule", "warmup_epochs", "epochs")
+RECIPE = (
+    "augmentation",
+    "momentum",
+    "average_weights",
+    "weight_decay",
+    "label_smoothing",
+    "schedule",
+    "warmup_epochs",
+    "epochs",
+)
 
 
 def define_flags() -> None:
@@ -34,6 +43,8 @@ def define_flags() -> None:
         "target_loss": "Loss to reach as fast as possible, such as 0.1, in place of an accuracy. Default: none.",
         "augmentation": f"Of all runs; {as_there[0].lower()}{as_there[1:]}. Default: none.",
         "momentum": f"Of all runs; {as_there[0].lower()}{as_there[1:]}.",
+        "average_weights": "Examples after which a weight counts half as much in an average of them, such as 30000; "
+        "all runs evaluate the average, which reaches a target sooner at a constant rate. Default: the last weights.",
         "weight_decay": "Decay of kernels in all runs. Default: none.",
         "label_smoothing": "Share of the target spread over all classes in all runs. Default: none.",
         "schedule": f"Of all runs; {as_there[0].lower()}{as_there[1:]}. Default: a constant rate.",

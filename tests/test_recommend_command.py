@@ -17,7 +17,8 @@ def test_the_command_line_end_to_end(tmp_path):
     """On a data set of a moment, in processes of its own; the second time no run to the target is made again."""
     command_ = [
         sys.executable, "-m", "experiments.recommend", "--dataset=tests.own:larger", "--model=tests.own:model",
-        "--num_devices=1", "--target_accuracy=0.7", "--budget_minutes=0.8", f"--workdir={tmp_path}",
+        "--num_devices=1", "--target_accuracy=0.7", "--budget_minutes=0.8", "--average_weights=1000",
+        f"--workdir={tmp_path}",
     ]  # fmt: skip
     first = subprocess.run(command_, capture_output=True, text=True, cwd=ROOT, check=False, timeout=600)
     assert first.returncode == 0, first.stderr
@@ -29,6 +30,7 @@ def test_the_command_line_end_to_end(tmp_path):
     assert {row.key: row for row in jobs.read(tmp_path / jobs.FILE)}.items() >= before.items()
     # How far a budget goes is the machine's matter.
     assert result["evidence"]["step_time"]
+    assert {row.options["average_weights"] for row in before.values()} == {1000}
     if result["advice"] is not None:
         assert TrainConfig(**result["advice"]["options"]).batch_size == result["advice"]["batch_size"]
 

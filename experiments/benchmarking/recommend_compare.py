@@ -225,9 +225,9 @@ def check_predictions(
         reached = [updates_to_target(row) for row in again if cell_of(row) == cell]
         predicted = next(one.updates for one in advice.candidates if one.batch_size == cell.batch_size)
         measured = _bounded(np.log([math.inf if count is None else count for count in reached]))
-        if measured is None or predicted is None:
+        if predicted is None or not reached:
             continue
-        off = predicted[0] / measured[0] - 1
+        off = None if measured is None else predicted[0] / measured[0] - 1
         found.append(CheckedPrediction(batch_size=cell.batch_size, predicted=predicted, measured=measured, off=off))
     return found
 

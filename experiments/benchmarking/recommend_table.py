@@ -17,6 +17,10 @@ _SETTINGS = (
 )
 _PREDICTIONS = ("problem", "batch size, not tried", "updates predicted (95%)", "measured (95%)", "off by")
 
+MISSED = "missed by half of the seeds or more"
+# As near as a prediction should be.
+NEAR = 0.2
+
 
 def table(rows: Sequence[Comparison]) -> list[str]:
     """Returns two tables in Markdown, of times to the target and of predictions, with what sums them up between."""
@@ -25,8 +29,8 @@ def table(rows: Sequence[Comparison]) -> list[str]:
             row.problem,
             f"{p.batch_size}",
             _bounded(p.predicted, ",.0f"),
-            _bounded(p.measured, ",.0f"),
-            f"{p.off:+.0%}",
+            MISSED if p.measured is None else _bounded(p.measured, ",.0f"),
+            "" if p.off is None else f"{p.off:+.0%}",
         )
         for row in rows
         for p in row.predictions
@@ -41,6 +45,7 @@ def table(rows: Sequence[Comparison]) -> list[str]:
         *mean,
         *_inside(rows),
         *markdown(_PREDICTIONS, predicted),
+        *_near(rows),
     ]
 
 
@@ -60,6 +65,19 @@ def _inside(rows: Sequence[Comparison]) -> list[str]:
         f"Of the {runs} single runs of the recommended settings {there} end inside the predicted interval, "
         f"{there / runs:.0%}; {missed} of the others never reached the target.",
         "",
+    ]
+
+
+def _near(rows: Sequence[Comparison]) -> list[str]:
+    """Returns a line on how many predictions are near, and how many intervals hold what was measured."""
+    there = [p for row in rows for p in row.predictions]
+    if not there:
+        return []
+    near = sum(p.off is not None and abs(p.off) <= NEAR for p in there)
+    return [
+        "",
+        f"Predictions within {NEAR:.0%} of what was measured: {near} of {len(there)}. Intervals that hold it: "
+        f"{sum(p.holds for p in there)} of {len(there)}.",
     ]
 
 
@@ -84,7 +102,7 @@ def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
 def _short(found: ComparedSetting) -> str:
     setting = f"{found.batch_size} at {found.rate:g}"
     if found.seconds is None or found.step_seconds is None:
-        return f"{setting}: missed by half of the seeds or more"
+        return f"{setting}: {MISSED}"
     missed = sum(count is None for count in found.updates)
     updates = found.seconds / found.step_seconds
     return f"{setting}: {found.seconds:.3g} s, {updates:,.0f} updates of {1e3 * found.step_seconds:.1f} ms" + (

@@ -1,5 +1,6 @@
 """Records of the recommend suite: the rows of its runs, and one row of its table per problem."""
 
+import math
 from typing import Literal
 
 from .fields import Bounded, Count, Finite, NonNegative, Positive, Size
@@ -74,14 +75,21 @@ class CheckedPrediction(Record, frozen=True, kw_only=True):
       batch_size: examples per update.
       predicted: the predicted updates to the target, and the ends of the interval.
       measured: the geometric mean of the updates to the target, at the rate that is best in the grid, or the median if
-        some runs did not reach it, and the ends of its interval; an end of None: there is no bound.
-      off: the relative deviation of the prediction.
+        some runs did not reach it, and the ends of its interval; an end of None: there is no bound; None: half of them
+        or more did not.
+      off: the relative deviation of the prediction; None: nothing was measured.
     """
 
     batch_size: Size
     predicted: Bounded
-    measured: Bounded
-    off: Finite
+    measured: Bounded | None = None
+    off: Finite | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the interval holds what was measured."""
+        _, low, high = self.predicted
+        return self.measured is not None and (low or 0) <= self.measured[0] <= (math.inf if high is None else high)
 
 
 class Comparison(Record, frozen=True, kw_only=True):

@@ -222,11 +222,13 @@ def settings(advice: Advice, evidence: Evidence) -> list[tuple[str, str]]:
     span = "the whole batch" if micro == advice.batch_size else f"each micro-batch of {micro:,}"
     span = span if advice.span is None else f"{advice.span} examples"
     devices = f"{evidence.devices} {evidence.kind} device{'s' * (evidence.devices > 1)}"
+    half = evidence.options.get("average_weights")
     batch = f"{advice.batch_size:,} examples per update: {advice.per_device:,} on each of {devices}"
     return [
         ("batch", batch + (f", {parts} times before each update (accumulation)" if parts > 1 else "")),
         ("rate", f"{advice.learning_rate:g}, {_course(evidence)}; optimizer {optimizer}"),
         *([("norm", norm + (f", statistics over {span}" if norm == SPANNED_NORM else ""))] * has_norm),
+        *([("weights", f"an average, in which one counts half as much after {int(half):,} examples")] if half else []),
     ]
 
 

@@ -22,10 +22,9 @@ from .runs import scaled_rate
 
 # Predictions reach up to this factor beyond the batch sizes that were tried.
 REACH_FACTOR = 4
-# A batch size counts as good as the best if its time is at most this multiple of the best time.
+# A batch size counts as good as the best if its time is at most this multiple of the best time; among such sizes one at
+# which the target was reached is preferred.
 AS_GOOD_TIME_RATIO = 1.1
-# A batch size that was tried is preferred to an untried, faster one up to this ratio of their times.
-PREFERRED_TIME_RATIO = 1.05
 # Batch sizes that are less probable to be the fastest are not named.
 LEAST_PROBABILITY = 0.02
 # The epoch limit of the recommended run, in multiples of the predicted epochs: a slow seed should still reach the
@@ -58,7 +57,7 @@ def advise(evidence: Evidence) -> Advice | None:
     least = times[:, 0].min()
     place = min(
         range(len(sizes)),
-        key=lambda i: (times[i, 0] > PREFERRED_TIME_RATIO * least, sizes[i] not in reached, times[i, 0]),
+        key=lambda i: (times[i, 0] > AS_GOOD_TIME_RATIO * least, sizes[i] not in reached, times[i, 0]),
     )
     batch_size = sizes[place]
     micro = problem.micro_batches(batch_size)
@@ -197,7 +196,7 @@ def _prediction(evidence: Evidence, problem: _Limits, curves: Curves, batch_size
     parts = problem.micro_batches(batch_size)
     updates = epochs = seconds = None
     if curves.has_target:
-        run = curves.of_run()
+        run = curves.of_run(batch_size)
         drawn = run * curves.of_setting(batch_size)
         updates, epochs = _bounded(drawn), _bounded(drawn * batch_size / examples)
         seconds = _bounded(run * _seconds(problem, curves, batch_size))

@@ -24,8 +24,9 @@ DRAWS = 999
 # for MNIST, SVHN, CIFAR-10 and ImageNet.
 NOISE_OVER_CRITICAL = 3.5
 # The standard deviation of the log of the critical batch size: about the value that a well-measured noise scale
-# implies, by the same averages; and about the usual value, where the noise scale is not known.
-NOISE_LOG_SD, USUAL_LOG_SD = math.log(2), math.log(6)
+# implies, over the six problems of docs/results/critical.md; and about the usual value, where the noise scale is not
+# known. (Over the averages above the former is about log 2.)
+NOISE_LOG_SD, USUAL_LOG_SD = math.log(4.5), math.log(6)
 # The standard deviation of the log of the updates of a setting, over many seeds, about the curve: its rate was chosen
 # among few, and the curve is a law that holds only nearly.
 SETTING_LOG_SD = 0.2
@@ -35,6 +36,11 @@ SEED_LOG_SD, SEED_LOG_SD_WEIGHT = 0.36, 4
 # The correlation of that logarithm between two settings with the same seed, likewise: a seed gives both the same
 # initial weights and order of examples.
 SEED_CORRELATION = 0.4
+# The standard deviation of that logarithm, averaged over seeds, between rates near the best that are a factor of two
+# apart, likewise.
+RATE_LOG_SD = 0.2
+# A rate at which the logarithm is larger than at the best one by more was not in the running.
+NEAR_LOG = math.log(2)
 # The additional standard deviation at a batch size where no run reached the target: perhaps no rate there was good.
 UNTUNED_LOG_SD = math.log(2)
 USUAL_CRITICAL_EXAMPLES = 300.0
@@ -68,6 +74,7 @@ class Curves(NamedTuple):
       has_target: whether the updates are known, and not only the ratio of min_examples to min_steps.
       settings: the runs of each batch size at its best rate.
       seeds: how far apart the updates of a setting are by their seeds.
+      luck: by how much the logarithm of the updates of the best rate is expected to be too low, by batch size.
     """
 
     steps: np.ndarray
@@ -76,6 +83,7 @@ class Curves(NamedTuple):
     has_target: bool
     settings: Mapping[int, "SettingRuns"]
     seeds: "SeedSpread"
+    luck: Mapping[int, float]
 
     def updates(self, batch_size: float) -> np.ndarray:
         """Returns the updates to the target by the curve: the most likely value, then the draws; (1 + draws,)."""
@@ -96,11 +104,14 @@ class Curves(NamedTuple):
         off[0] = 0
         return np.exp(curve + off + (0.0 if found is None else share * (found.mean - curve)))
 
-    def of_run(self) -> np.ndarray:
+    def of_run(self, batch_size: int) -> np.ndarray:
         """Returns the factors by which a run with a new seed is off the updates of its setting; shape (1 + draws,).
 
-        They count twice that seeds differ: the new one has its own deviation, and the few of the runs have theirs, of
-        which each shifts all that was run with it. How far seeds lie apart is itself known from few.
+        The best rate was lucky in part, which a new run is not; sizes that were not run follow from those that were.
+        (This does not count where sizes are compared: one at which more rates were tried would look worse for it.)
+
+        The draws count twice that seeds differ: the new one has its own deviation, and the few of the runs have theirs,
+        of which each shifts all that was run with it. How far seeds lie apart is itself known from few.
         """
         few = 0.0
         if runs := sum(found.number for found in self.settings.values()):
@@ -109,7 +120,8 @@ class Curves(NamedTuple):
         random = np.random.default_rng(RUN_SEED)
         drawn = random.standard_t(self.seeds.freedom, len(self.steps))
         drawn[0] = 0
-        return np.exp(self.seeds.deviation * math.sqrt(1 + few) * drawn)
+        usual = statistics.mean(self.luck.values()) if self.luck else 0.0
+        return np.exp(self.luck.get(batch_size, usual) + self.seeds.deviation * math.sqrt(1 + few) * drawn)
 
     def update_seconds(self, batch_size: float) -> np.ndarray:
         """Returns the seconds per update: the most likely value, then the draws; shape (1 + draws,)."""
@@ -145,6 +157,40 @@ def settings_of(runs: Sequence[MeasuredRun]) -> dict[int, SettingRuns]:
         if run.reached and not _is_wide(run):
             logs[run.batch_size].append(math.log(run.updates))
     return {size: SettingRuns(statistics.mean(values), len(values)) for size, values in logs.items()}
+
+
+def luck_of(runs: Sequence[MeasuredRun], spread: float) -> dict[int, float]:
+    """Returns how much too low the logarithm of the updates at the best rate is expected to be, by batch size.
+
+    The best of some rates with few seeds each is best by luck in part. Of rates that come near it, with as many runs as
+    it, each is expected to lie between what was found and the mean of all, by the shares of the seeds and of the rates
+    in what sets them apart.
+
+    Args:
+      runs: the runs at all rates.
+      spread: the standard deviation of the logarithm between seeds.
+
+    Example:
+      >>> fields = {"batch_size": 64, "seed": 0, "reached": True, "diverged": False, "step_seconds": None}
+      >>> pair = [MeasuredRun(rate=rate, updates=updates, **fields) for rate, updates in ((0.1, 100), (0.2, 120))]
+      >>> round(100 * math.exp(luck_of(pair, 0.36)[64])), luck_of(pair[:1], 0.36)
+      (106, {64: 0.0})
+
+    Source: Efron and Morris, "Stein's Estimation Rule and Its Competitors: An Empirical Bayes Approach", 1973.
+    """
+    logs: dict[int, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        if run.reached:
+            logs[run.batch_size][run.rate].append(math.log(run.updates))
+    luck: dict[int, float] = {}
+    for size, rates in logs.items():
+        most = max(map(len, rates.values()))
+        means = [statistics.mean(values) for values in rates.values() if len(values) == most]
+        near = [mean for mean in means if mean - min(means) <= NEAR_LOG]
+        # Rates are run with the same seeds, so that what a seed does to all of them sets none apart.
+        by_seeds = (1 - SEED_CORRELATION) * spread**2 / most
+        luck[size] = by_seeds / (by_seeds + RATE_LOG_SD**2) * (statistics.mean(near) - min(near))
+    return luck
 
 
 class SeedSpread(NamedTuple):
@@ -201,7 +247,8 @@ def curves_of(evidence: Evidence) -> Curves | None:
     source = "runs" if len(sizes) > 1 else "usual" if prior is None else "noise"
     seeds = seed_spread(evidence.runs)
     steps = steps_by(prior, chosen, seeds.deviation)
-    return Curves(steps, time, source, bool(sizes), settings_of(chosen), seeds)
+    luck = luck_of(evidence.runs, seeds.deviation)
+    return Curves(steps, time, source, bool(sizes), settings_of(chosen), seeds, luck)
 
 
 def noise_over(measured: Sequence[Sequence[float]]) -> Noise:
@@ -269,7 +316,7 @@ def steps_by(
       >>> runs = [MeasuredRun(batch_size=b, updates=s, **fields) for b, s in points]
       >>> (least, examples), *draws = steps_by(NoisePrior(350.0, spread=0.2), runs)
       >>> round(float(least)), round(float(examples), -2)
-      (96, 10700.0)
+      (92, 11400.0)
 
     Source: McCandlish et al., "An Empirical Model of Large-Batch Training", arXiv 1812.06162, 2018, section 2, for the
     curve, for its ratio E_min / S_min, which equals the noise scale in theory, and for the deviation in practice.

@@ -3,6 +3,8 @@
 import math
 import statistics
 
+import msgspec
+
 from ...records.evidence import MeasuredRun, TimedUpdate
 from ..convergence import PAST_TARGET, SEARCH_SEED, rounded
 from ..jobs import Job
@@ -30,6 +32,9 @@ SIZE_FACTOR = 4
 # The update limit of a run at another batch size, in multiples of the expected updates: the first factor or, if too
 # little time is left for it, the second.
 PATIENT_FACTOR, IMPATIENT_FACTOR = 2.5, 1.25
+# A run at another batch size ends where it has taken this multiple of the least time so far: how much slower that size
+# is then matters little.
+SLOWER_TIME_RATIO = 2.0
 # The most halvings of the length of the first run; if that is still too long, the run is not made.
 MAX_HALVINGS = 2
 # A still lower rate is tried only if the last one took at most this multiple of the best updates so far: a smaller gain
@@ -93,8 +98,9 @@ class TargetSearch:
 
     def spread(self) -> None:
         """Runs batch sizes farther away with what is left of the time, once a run has reached the target."""
-        while self._bests() and (size := self._farthest()) is not None and self._try_size(size, notes=False):
-            pass
+        while self._bests() and (size := self._farthest()) is not None:
+            if not self._try_size(size, notes=False, slower=math.inf):
+                break
 
     def _farthest(self) -> int | None:
         """Returns the batch size about those tried that is farthest from all of them; None: enough have been tried."""
@@ -136,7 +142,7 @@ class TargetSearch:
     def _settings(self) -> list[tuple[int, float]]:
         """Returns the batch sizes and rates at which a run came near the fastest one."""
         least = min(self._time(run) for run in self._bests())
-        reached = [run for run in self._runs if run.reached and run.seed == SEARCH_SEED]
+        reached = [run for run in self._runs if run.reached and run.seed == self._seed(run.batch_size)]
         near = [run for run in reached if self._time(run) <= NEAR_TIME_RATIO * least]
         return list(dict.fromkeys((run.batch_size, run.rate) for run in near))
 
@@ -210,9 +216,13 @@ class TargetSearch:
         return self._problem.length(batch_size) or math.ceil((1 + PAST_TARGET) * most)
 
     def _run(
-        self, batch_size: int, rate: float, most: int, seed: int = SEARCH_SEED, *, noise: bool = False
+        self, batch_size: int, rate: float, most: int, seed: int | None = None, *, noise: bool = False
     ) -> MeasuredRun | None:
-        """Makes a run that reaches the target in at most `most` updates; None: it failed, other than by diverging."""
+        """Makes a run that reaches the target in at most `most` updates; None: it failed, other than by diverging.
+
+        Without a seed it has that of the search at its batch size.
+        """
+        seed = self._seed(batch_size) if seed is None else seed
         job = self._job(batch_size, rate, most, seed, noise and self._problem.can_measure_noise)
         row = self._lab.run(job)
         if not row.is_result:
@@ -249,8 +259,16 @@ class TargetSearch:
 
     def _best(self, batch_size: int) -> MeasuredRun | None:
         """Returns the run at a batch size that reached the target in the fewest updates; None: no run reached it."""
-        searched = [run for run in self._runs if run.batch_size == batch_size and run.seed == SEARCH_SEED]
+        seed = self._seed(batch_size)
+        searched = [run for run in self._runs if run.batch_size == batch_size and run.seed == seed]
         return min((run for run in searched if run.reached), key=lambda run: run.updates, default=None)
+
+    def _seed(self, batch_size: int) -> int:
+        """Returns the seed of the search at a batch size, which rates there share, so that their order is seen best.
+
+        Each size has another: a seed that is slow at one size tends to be slow at all, and the level would rest on it.
+        """
+        return SEARCH_SEED + (batch_size // self._problem.unit).bit_length() - 1
 
     def _bests(self) -> list[MeasuredRun]:
         """Returns the best run of each batch size at which a run reached the target."""
@@ -294,16 +312,22 @@ class TargetSearch:
         return least
 
     def _curve(self) -> tuple[float, float]:
-        """Returns the most likely least updates and least examples, by the measurements so far."""
-        least, examples = steps_by(self._findings.prior, best_runs(self._runs), seed_spread(self._runs).deviation)[0]
+        """Returns the most likely least updates and least examples, by the measurements so far.
+
+        A run counts where its evaluations say that it reached the target, though they may be far apart: what was found
+        at the first of them would else be most likely long before it, and runs at other sizes would be cut too early.
+        """
+        runs = [msgspec.structs.replace(run, between=None) for run in best_runs(self._runs)]
+        least, examples = steps_by(self._findings.prior, runs, seed_spread(self._runs).deviation)[0]
         return float(least), float(examples)
 
-    def _try_size(self, size: int, *, notes: bool = True) -> bool:
+    def _try_size(self, size: int, *, notes: bool = True, slower: float = SLOWER_TIME_RATIO) -> bool:
         """Runs another batch size at a rate scaled from the nearest size, and at a neighbouring rate.
 
         Args:
           size: the batch size.
           notes: note what time does not allow.
+          slower: the multiple of the least time so far after which the runs end.
 
         Returns:
           Whether the first of these two runs was made.
@@ -315,12 +339,14 @@ class TargetSearch:
         if not most:
             self._missing.append(f"updates to the target at batch size {size}: too little time is left")
             return False
+        if slower < math.inf:
+            most = min(most, math.ceil(slower * min(map(self._time, self._bests())) / self._costs.update(size)))
         run = self._run(size, rate, most)
         if run is None:
             return False
         # The scaling rule may flatten too early or too late, so a neighbouring rate is tried too: higher for a larger
-        # batch, else lower.
-        upward = size > near.batch_size and not run.diverged
+        # batch at which the scaled one reached the target, else lower.
+        upward = size > near.batch_size and run.reached
         limit = run.updates if run.reached else most
         if self._affords(size, limit, notes=notes):
             self._run(size, rounded(rate * (RATE_FACTOR if upward else 1 / RATE_FACTOR)), limit)
