@@ -144,13 +144,20 @@ def test_a_prediction_is_checked_by_the_median_where_fresh_seeds_missed(missed, 
     """Without a number for what half of the runs or more do not reach, and without a bound for what few show."""
     rows = [row(64, 0.02, seed, reached=place >= missed) for place, seed in enumerate(SEEDS)]
     write(folder / AGAIN, rows)
-    found = recommend_suite.tabulate(PROBLEM, folder).predictions
-    assert len(found) == (bounds is not None)
-    for one in found:
-        middle, *ends = one.measured
-        # Between the third and the fourth of 1.1 to 1.6 without the first, and so many that are infinite.
-        assert middle == pytest.approx(2000 * math.sqrt((1.3 + 0.1 * missed) * (1.4 + 0.1 * missed)))
-        assert tuple(end is not None for end in ends) == bounds
+    compared = recommend_suite.tabulate(PROBLEM, folder)
+    (found,) = compared.predictions
+    lines = recommend_table.table([compared])
+    if bounds is None:
+        assert found.measured is None and found.off is None
+        assert lines[-3].endswith(" | missed by half of the seeds or more |  |")
+        assert lines[-1] == "Predictions within 20% of what was measured: 0 of 1. Intervals that hold it: 0 of 1."
+        return
+    middle, *ends = found.measured
+    # Between the third and the fourth of 1.1 to 1.6 without the first, and so many that are infinite.
+    assert middle == pytest.approx(2000 * math.sqrt((1.3 + 0.1 * missed) * (1.4 + 0.1 * missed)))
+    assert tuple(end is not None for end in ends) == bounds
+    near = int(abs(2100 / middle - 1) <= 0.2)
+    assert lines[-1] == f"Predictions within 20% of what was measured: {near} of 1. Intervals that hold it: 1 of 1."
 
 
 @pytest.mark.parametrize("part", [GRID, AGAIN])
