@@ -125,11 +125,17 @@ class Law:
         compute = float(updates * self.update_seconds(size) * math.exp(noise[1] / 10))
         evaluations = 1 + len(places(config, updates))
         measurements = updates // config.noise_every if config.noise_every else 0
-        self.now += compute + evaluations * self.evaluation + measurements * 32 * self.update_seconds(2 * 64)
+        spent = compute + evaluations * self.evaluation + measurements * 32 * self.update_seconds(2 * 64)
+        self.now += spent
         summary = made.summary(
             reached=False if not config.target_accuracy else needed if needed <= most else None,
             updates=updates,
-            seconds={"compute": compute, "start": start, "evaluate": evaluations * self.evaluation},
+            seconds={
+                "compute": compute,
+                "start": start,
+                "evaluate": evaluations * self.evaluation,
+                "in all": start + spent,
+            },
             memory=StepMemory(needed=10**8 + self.per_example * size, limit=24 * 2**30),
         )
         return Outcome(made.row(job.key, job.options, summary=summary), needed, measurements)

@@ -97,12 +97,6 @@ def test_two_sizes_are_timed_where_compiling_takes_much_of_the_budget():
     class Slow(Law):
         start = 12.0
 
-        def _run(self, job):
-            outcome = super()._run(job)
-            # As in a summary, which has the time of all parts.
-            outcome.row.ended.seconds["in all"] = self.start
-            return outcome
-
     law = Slow(minutes=2, overhead=1e-4)
     _, advice = answer(law)
     timed = [job.options["batch_size"] for job in law.jobs if job.key.startswith("time")]
@@ -341,6 +335,31 @@ def test_a_run_at_another_size_ends_where_it_has_taken_twice_the_least_time():
         if run.reached:
             least = min(least, run.updates * seconds)
     assert cut
+
+
+@pytest.mark.parametrize("start", [3.0, 6.0])
+@pytest.mark.parametrize("minutes", [0.4, 0.5, 0.6, 0.8])
+@pytest.mark.parametrize("critical", [30.0, 300.0])
+def test_of_little_time_neither_timing_nor_short_runs_take_all(start, minutes, critical):
+    """Where four programs take a quarter to all of it to compile, and a run to the target a few seconds."""
+    law = Law(least=100, critical=critical, throughput=1e5, minutes=minutes)
+    law.start, law.again, law.evaluation = start, 0.5, 0.05
+    evidence, advice = answer(law)
+    assert any(run.reached for run in evidence.runs) and advice is not None
+    assert law.spent() <= 1.05 * law.seconds
+
+
+@pytest.mark.parametrize(
+    ("critical", "minutes", "least"),
+    [(20.0, 1.4, 150), (40.0, 1.8, 150), (40.0, 2.3, 250), (80.0, 1.6, 60), (80.0, 2.3, 150)],
+)
+def test_a_second_size_needs_no_more_time_than_until_its_runs_end_and_the_side_with_time_is_taken(
+    critical, minutes, least
+):
+    """Where updates are slow, whole runs at both neighbours of the first size are longer than what is left."""
+    law = Law(least=least, critical=critical, overhead=0.02, throughput=2e3, minutes=minutes, rate=0.02)
+    evidence, _ = answer(law)
+    assert len({run.batch_size for run in evidence.runs}) == 2
 
 
 def test_after_a_miss_at_a_larger_size_a_lower_rate_is_tried():

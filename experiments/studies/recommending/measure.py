@@ -36,8 +36,8 @@ FIRST_BATCH_SIZE, SIZE_FACTOR = 16, 4
 # in proportion to the size; but at least this many sizes are timed, if the training set is large enough.
 LINEAR_TIME_RATIO, MIN_SIZES = 2.5, 3
 # Two are enough where they have taken this share of the budget, most of it compilation: runs to the target, at sizes
-# that matter more, are timed too.
-SLOW_TIMING_SHARE, FEWEST_SIZES = 0.15, 2
+# that matter more, are timed too. From the larger share on no more sizes are timed, whatever their time.
+SLOW_TIMING_SHARE, MOST_TIMING_SHARE, FEWEST_SIZES = 0.15, 0.3, 2
 MAX_TIMED_UPDATES, TIMED_EXAMPLES = 300, 8_000
 # The updates of the first size that is timed, and the share of the budget that the updates of another may take.
 FIRST_TIMED_UPDATES, TIMING_SHARE = 50, 0.02
@@ -81,8 +81,8 @@ def measure(lab: Lab, problem: Problem) -> Evidence:
     costs = costs_of(timed, problem, _update_seconds(points, fit), lab.is_compiled)
     findings.memory = _memory(lab, problem, timed, costs, missing)
     start = _first_size(problem, timed, fit, findings.largest)
-    # The race leaves enough time for the first run to the target.
-    reserve = 0.0 if problem.target is None else FIRST_RUN_SHARE * lab.seconds
+    # The race leaves enough time for the first run to the target; of little, half.
+    reserve = min(FIRST_RUN_SHARE * lab.seconds, (lab.seconds - lab.spent()) / 2) if problem.target is not None else 0.0
     begin = Race(lab, problem, costs, findings, reserve)(start, problem.usual_rate(start), USUAL_CRITICAL_EXAMPLES)
     if begin is None:
         return findings.evidence(problem, lab.seconds_needed)
@@ -136,8 +136,9 @@ def _time(lab: Lab, problem: Problem, findings: Findings) -> list[StudyRow]:
         ratio = points[-1].seconds / points[-2].seconds if len(points) > 1 else 0.0
         # By the rows, so that a recommendation that goes on decides alike.
         taken = sum(row.ended.seconds.get("in all", 0.0) for row in rows)
-        is_slow = problem.target is not None and taken > SLOW_TIMING_SHARE * lab.seconds
-        if len(points) >= (FEWEST_SIZES if is_slow else MIN_SIZES) and ratio >= LINEAR_TIME_RATIO:
+        share = taken / lab.seconds if problem.target is not None else 0.0
+        enough = len(points) >= (FEWEST_SIZES if share > SLOW_TIMING_SHARE else MIN_SIZES)
+        if enough and (ratio >= LINEAR_TIME_RATIO or share > MOST_TIMING_SHARE):
             break
         size *= SIZE_FACTOR
     return rows

@@ -200,11 +200,22 @@ class TargetSearch:
         needed = self._problem.can_measure_noise and self._findings.prior is None
         return NOISE_TIME_SHARE * self._costs.update(batch_size) if needed else 0.0
 
-    def _allowed(self, batch_size: int, expected: float, *, notes: bool = True) -> int:
-        """Returns the update limit of a run from its expected updates; 0: too little time is left for the run."""
-        if self._affords(batch_size, most := math.ceil(PATIENT_FACTOR * expected), notes=False):
-            return most
-        return most if self._affords(batch_size, most := math.ceil(IMPATIENT_FACTOR * expected), notes=notes) else 0
+    def _allowed(self, batch_size: int, expected: float, *, slower: float = math.inf, notes: bool = True) -> int:
+        """Returns the update limit of a run from its expected updates; 0: too little time is left for the run.
+
+        Args:
+          batch_size: the batch size.
+          expected: the updates that it is expected to take to the target.
+          slower: the multiple of the least time so far at which the run ends.
+          notes: note what time does not allow.
+        """
+        cut = math.inf
+        if slower < math.inf:
+            cut = slower * min(map(self._time, self._bests())) / self._costs.update(batch_size)
+        patient, impatient = (math.ceil(min(f * expected, cut)) for f in (PATIENT_FACTOR, IMPATIENT_FACTOR))
+        if self._affords(batch_size, patient, notes=False):
+            return patient
+        return impatient if self._affords(batch_size, impatient, notes=notes) else 0
 
     def _affords(self, batch_size: int, updates: float, reserve: float = 0.0, *, notes: bool = True) -> bool:
         updates = self._updates_of(batch_size, updates)
@@ -293,6 +304,8 @@ class TargetSearch:
                 size_near(size, self._problem, self._limit) for size in (start / SIZE_FACTOR, start * SIZE_FACTOR)
             ]
             beside = [size for size in beside if size != start]
+            # If there is time for one side alone, that is the one; for none, what is left out is noted.
+            beside = [size for size in beside if self._has_time(size)] or beside
             race = self._race()
             # The race compared times at equal compute, which the noise scale predicts poorly.
             if all(size in race for size in beside):
@@ -300,9 +313,15 @@ class TargetSearch:
             return min(beside, key=lambda b: (least + examples / b) * self._costs.update(b), default=None)
         grid = {size_near(self._problem.unit * 2.0**power, self._problem, self._limit) for power in SIZE_EXPONENTS}
         inside = [size for size in grid if min(tried) / SIZE_FACTOR <= size <= max(tried) * SIZE_FACTOR]
-        there = [b for b in inside if b in tried or self._allowed(b, least + examples / b, notes=False)]
+        there = [size for size in inside if size in tried or self._has_time(size)]
         size = min(there, key=lambda b: (least + examples / b) * self._costs.update(b))
         return None if size in tried else size
+
+    def _has_time(self, batch_size: int) -> bool:
+        """Returns whether enough time is left for a run at another batch size."""
+        least, examples = self._curve()
+        expected = least + examples / batch_size
+        return self._allowed(batch_size, expected, slower=SLOWER_TIME_RATIO, notes=False) > 0
 
     def _race(self) -> dict[int, float]:
         """Returns the least loss of the short runs, by batch size."""
@@ -335,12 +354,10 @@ class TargetSearch:
         near = min(self._bests(), key=lambda run: abs(math.log(run.batch_size / size)))
         least, examples = self._curve()
         rate = scaled_rate(near.rate, near.batch_size, size, examples / least, self._problem.rule)
-        most = self._allowed(size, least + examples / size, notes=notes)
+        most = self._allowed(size, least + examples / size, slower=slower, notes=notes)
         if not most:
             self._missing.append(f"updates to the target at batch size {size}: too little time is left")
             return False
-        if slower < math.inf:
-            most = min(most, math.ceil(slower * min(map(self._time, self._bests())) / self._costs.update(size)))
         run = self._run(size, rate, most)
         if run is None:
             return False
