@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from batchnorm_jax.batch_size import init_noise
 from experiments import _files, data, models
 from experiments._errors import UsageError
 from experiments.benchmarking import noise_suite, result, suites, timing, torch_peer, train_suite
@@ -187,7 +186,10 @@ def test_the_noise_suite_reports_a_row_per_way_of_cutting_the_batch(monkeypatch)
         ("4 micro-batches", 1, 3, 16),
         ("2 devices", 2, 3, 16),
     ]
-    assert all(row.ratio.median > 0 and "with noise" in noise_suite.describe(row) for row in rows)
+    for row in rows:
+        line = noise_suite.describe(row)
+        assert row.ratio.median > 0 and row.sparing is not None and row.sparing.median > 0
+        assert "ratio with noise " in line and "ratio in each 10th step " in line
 
 
 @pytest.mark.parametrize(
@@ -195,18 +197,24 @@ def test_the_noise_suite_reports_a_row_per_way_of_cutting_the_batch(monkeypatch)
 )
 def test_with_and_without_the_noise_the_same_step_is_timed(make, monkeypatch):
     """Otherwise the ratio would be that of two trainings."""
-    after = []
+    after, measured = [], []
 
     def steps(step, params, batch):
-        (params, *_), loss = step((params, noise_suite.OPTIMIZER.init(params), init_noise()), batch)
+        # The step gives its state away.
+        state = noise_suite.init_state(params)
+        for _ in range(11):
+            state, loss = step(state, batch)
+        params, _, noise, _ = state
         after.append((params, loss))
+        measured.append(int(noise.ema.count))
 
     monkeypatch.setattr(noise_suite, "_steps", steps)
-    for noise in (False, True):
-        # The step gives its state away.
-        make(SMALL_WORK._replace(params=jnp.zeros(3)), noise=noise)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *after)
+    for every in noise_suite.EVERY.values():
+        make(SMALL_WORK._replace(params=jnp.zeros(3)), every=every)
+    for other in after[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after[0], other)
     assert np.all(np.asarray(after[0][0]) != 0)
+    assert measured == [11, 2, 0]
 
 
 @pytest.mark.parametrize("transform", ["pmap", "shard_map", "shard_map, check_vma=False", "jit"])

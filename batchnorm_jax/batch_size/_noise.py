@@ -178,7 +178,7 @@ def init_noise() -> NoiseState:
     return NoiseState(ema, NoiseEstimate(jnp.float32(jnp.nan), jnp.float32(jnp.nan)))
 
 
-def update_noise(state: NoiseState, estimate: NoiseEstimate, decay: float = 0.99) -> NoiseState:
+def update_noise(state: NoiseState, estimate: NoiseEstimate, decay: float = 0.99, *, when: Any = True) -> NoiseState:
     """Returns the running averages after one more estimate.
 
     ema = decay ema + (1 - decay) estimate, and the average is ema / (1 - decay^n) after n estimates.
@@ -188,9 +188,11 @@ def update_noise(state: NoiseState, estimate: NoiseEstimate, decay: float = 0.99
       estimate: the new estimate. One that is not finite makes the averages non-finite for good.
       decay: the share of the average that is kept, at least 0 and less than 1; the averages reach back about
         1 / (1 - decay) estimates.
+      when: a bool, or a boolean scalar that may be traced: whether there is an estimate. Where there is none, the
+        averages stay as they are, whatever `estimate` holds.
 
     Raises:
-      ValueError: `decay` is out of range.
+      ValueError: `decay` is out of range, or `when` is not a boolean scalar.
 
     Example:
       >>> state = update_noise(init_noise(), NoiseEstimate(1.0, 10.0), decay=0.5)
@@ -200,9 +202,11 @@ def update_noise(state: NoiseState, estimate: NoiseEstimate, decay: float = 0.99
     """
     if not 0 <= decay < 1:
         raise ValueError(f"update_noise: decay={decay} must be at least 0 and less than 1, such as 0.99")
+    check_when(when, "update_noise")
     given = NoiseEstimate(*(jnp.asarray(number, jnp.float32) for number in estimate))
     average, ema = optax.ema(decay).update(given, state.ema)
-    return NoiseState(ema, average)  # pyright: ignore[reportArgumentType]  (optax types both as any tree)
+    updated = NoiseState(ema, average)  # pyright: ignore[reportArgumentType]  (optax types both as any tree)
+    return updated if when is True else jax.tree.map(lambda new, old: jnp.where(when, new, old), updated, state)
 
 
 def noise_scale(state: NoiseState) -> jax.Array:
@@ -293,6 +297,20 @@ def noise_scale_interval(
         ).confidence_interval
     least, most = (np.inf if end <= 0 else float(1 / end) for end in (high, low))
     return least, most
+
+
+def check_when(when: Any, caller: str) -> None:
+    """Refuses what does not say whether there is an estimate.
+
+    Raises:
+      ValueError: `when` is not a boolean scalar.
+    """
+    if isinstance(when, bool):
+        return
+    shape, dtype = getattr(when, "shape", None), getattr(when, "dtype", None)
+    if shape != () or dtype != jnp.dtype(bool):
+        what = repr(when) if shape is None else f"of {dtype} and shape {shape}"
+        raise ValueError(f"{caller}: when must be a bool or a boolean scalar, such as step % 10 == 0, and it is {what}")
 
 
 def _first_axis(shapes: list[tuple[int, ...]]) -> int | None:

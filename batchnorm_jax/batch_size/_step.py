@@ -9,7 +9,7 @@ from jax import lax
 
 from batchnorm_jax._collectives import axis_size, check_axis_name, vary_like
 from batchnorm_jax._compat import varying_axes
-from batchnorm_jax.batch_size._noise import NoiseEstimate, noise_from_norms
+from batchnorm_jax.batch_size._noise import NoiseEstimate, check_when, noise_from_norms
 from batchnorm_jax.batch_size._squares import squared_norm
 from batchnorm_jax.typing import AxisName
 
@@ -55,17 +55,20 @@ def value_and_grad_with_noise(
       has_aux: whether `loss_fn` returns more than the loss.
 
     Returns:
-      A function (params, batch, *args, weights=None) -> (loss, gradient, estimate), or ((loss, aux), gradient,
-      estimate). `batch` is a tree of arrays whose first axis counts the examples on this participant, and is a multiple
-      of `shards` times `micro_batches`; `args` go to every part as they are. `weights` are those of `squared_norm`: the
-      noise as an optimizer sees it (see `adam_weights`). `aux` is that of this participant; with several parts here its
-      leaves have a first axis of micro-batches, if there are several, then one of shards, if there are several. The
-      others are the same on all participants. The estimate costs digits as `noise_from_norms` says; take its running
-      average (`update_noise`).
+      A function (params, batch, *args, weights=None, when=True) -> (loss, gradient, estimate), or ((loss, aux),
+      gradient, estimate). `batch` is a tree of arrays whose first axis counts the examples on this participant, and is
+      a multiple of `shards` times `micro_batches`; `args` go to every part as they are. `weights` are those of
+      `squared_norm`: the noise as an optimizer sees it (see `adam_weights`). `when` is a bool, or a boolean scalar that
+      may be traced and is the same on all participants: whether the noise is measured in this step. Where it is not,
+      the squared norms are not computed, and the estimate is nan: give `update_noise` the same `when`. `aux` is that of
+      this participant; with several parts here its leaves have a first axis of micro-batches, if there are several,
+      then one of shards, if there are several. The others are the same on all participants. The estimate costs digits
+      as `noise_from_norms` says; take its running average (`update_noise`).
 
     Raises:
       ValueError: there are fewer than two parts in all, a number of parts is less than 1 or does not divide the
-        examples, or leaves of the batch differ in the number of examples. Raised when the step is traced.
+        examples, leaves of the batch differ in the number of examples, or `when` is not a boolean scalar. Raised when
+        the step is traced.
 
     Example:
       >>> grad_fn = value_and_grad_with_noise(lambda w, x: jnp.mean((w - x) ** 2) / 2, micro_batches=2)
@@ -83,7 +86,10 @@ def value_and_grad_with_noise(
         check_axis_name(axis_name, caller=caller)
     here = shards * micro_batches
 
-    def of_batch(params: Any, batch: Any, *args: Any, weights: Any = None) -> tuple[Any, Any, NoiseEstimate]:
+    def of_batch(
+        params: Any, batch: Any, *args: Any, weights: Any = None, when: Any = True
+    ) -> tuple[Any, Any, NoiseEstimate]:
+        check_when(when, caller)
         examples = _examples(batch, here, caller)
         parts = here * axis_size(axis_name, caller=caller, what="loss and gradient are those")
         if parts < 2:
@@ -98,7 +104,7 @@ def value_and_grad_with_noise(
         def of_part(part: Any) -> tuple[_Sums, Any]:
             out, gradient = jax.value_and_grad(loss_fn, has_aux=has_aux)(local, part, *args)
             value, aux = out if has_aux else (out, None)
-            return _Sums(value, gradient, squared_norm(gradient, weights)), aux
+            return _Sums(value, gradient, _square_of(gradient, weights, when)), aux
 
         def of_shards(part: Any) -> tuple[_Sums, Any]:
             if shards == 1:
@@ -116,10 +122,19 @@ def value_and_grad_with_noise(
         if axis_name is not None:
             gradient, scalars = lax.pmean((gradient, scalars), axis_name)
         value = scalars[0].astype(sums.value.dtype)
-        estimate = noise_from_norms(scalars[1], squared_norm(gradient, weights), parts, examples // here)
+        estimate = noise_from_norms(scalars[1], _square_of(gradient, weights, when), parts, examples // here)
         return (value, aux) if has_aux else value, gradient, estimate
 
     return of_batch
+
+
+def _square_of(gradient: Any, weights: Any, when: Any) -> jax.Array:
+    """Returns the squared norm, or nan where it is not to be computed."""
+    if when is True:
+        # Without a branch, which keeps XLA from fusing across it.
+        return squared_norm(gradient, weights)
+    shape = jax.eval_shape(squared_norm, gradient, weights)
+    return lax.cond(when, squared_norm, lambda *_: _full(shape, jnp.nan), gradient, weights)
 
 
 def _in_turn(function: Callable[[Any], tuple[_Sums, Any]], batches: Any) -> tuple[_Sums, Any]:
@@ -130,13 +145,13 @@ def _in_turn(function: Callable[[Any], tuple[_Sums, Any]], batches: Any) -> tupl
         more, aux = function(batch)
         return jax.tree.map(jnp.add, sums, more), aux
 
-    return lax.scan(add, jax.tree.map(_zeros, shapes), batches)
+    return lax.scan(add, jax.tree.map(lambda shape: _full(shape, 0), shapes), batches)
 
 
-def _zeros(shape: jax.ShapeDtypeStruct) -> jax.Array:
-    """Returns zeros that vary over the same manual axes, as the carry of a scan in a checked `shard_map` must."""
-    zeros, axes = jnp.zeros(shape.shape, shape.dtype), tuple(varying_axes(shape))
-    return lax.pcast(zeros, axes, to="varying") if axes else zeros
+def _full(shape: jax.ShapeDtypeStruct, value: float) -> jax.Array:
+    """Returns an array of one value that varies over the same manual axes, as loops in a checked `shard_map` ask."""
+    full, axes = jnp.full(shape.shape, value, shape.dtype), tuple(varying_axes(shape))
+    return lax.pcast(full, axes, to="varying") if axes else full
 
 
 def _in_shards(batch: Any, shards: int) -> Any:

@@ -21,7 +21,10 @@ from ..training.machine import devices
 from . import timing
 from .suite import Chosen, Keep, Suite, forget
 
-WITH, WITHOUT = "with noise", "without"
+# How often the noise is measured, by the name of the variant: in every so many steps, or never.
+SPARING_STEPS = 10
+WITH, SPARING, WITHOUT = "with noise", f"in each {SPARING_STEPS}th step", "without"
+EVERY = {WITH: 1, SPARING: SPARING_STEPS, WITHOUT: None}
 MICRO_BATCHES = 4
 AXIS = "batch"
 OPTIMIZER = optax.adamw(1e-4)
@@ -71,7 +74,7 @@ PARTS = tuple(CASES)
 
 
 def run(chosen: Chosen, keep: Keep = forget) -> list[NoiseCostRow]:
-    """Measures training steps with Adam; with and without the estimate take turns.
+    """Measures training steps with Adam; with the estimate, with it now and then, and without it take turns.
 
     A step of micro-batches has gradient accumulation either way. On several devices the gradient is averaged over them
     either way, under `shard_map`.
@@ -94,7 +97,7 @@ def run(chosen: Chosen, keep: Keep = forget) -> list[NoiseCostRow]:
         if len(used) > 1 and examples % len(used) == 0:
             ways[f"{len(used)} devices"] = (partial(sharded_steps, used=used), len(used))
         for way, (make, number) in ways.items():
-            variants = {kind: make(work, noise=kind == WITH) for kind in (WITH, WITHOUT)}
+            variants = {kind: make(work, every=every) for kind, every in EVERY.items()}
             measured = timing.in_turn(variants, rounds=chosen.rounds, seconds=chosen.seconds)
             row = NoiseCostRow(
                 model=name,
@@ -105,6 +108,7 @@ def run(chosen: Chosen, keep: Keep = forget) -> list[NoiseCostRow]:
                 devices=number,
                 milliseconds=timing.milliseconds(measured),
                 ratio=timing.ratios(measured, WITH, WITHOUT),
+                sparing=timing.ratios(measured, SPARING, WITHOUT),
             )
             rows.append(row)
             print(describe(row), flush=True)
@@ -116,7 +120,10 @@ def describe(row: NoiseCostRow) -> str:
     """Returns the line of the printed table."""
     texts = [f"{row.model:12}{row.parameters:>11,} parameters", f"batch {row.batch_size}", row.way]
     texts += [f"{name} {spread} ms" for name, spread in row.milliseconds.items()]
-    return "   ".join([*texts, f"ratio {row.ratio.median:.3f} ({row.ratio.low:.3f} to {row.ratio.high:.3f})"])
+    for name, ratio in ((WITH, row.ratio), (SPARING, row.sparing)):
+        if ratio is not None:
+            texts.append(f"ratio {name} {ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f})")
+    return "   ".join(texts)
 
 
 SUITE = Suite(
@@ -128,13 +135,13 @@ SUITE = Suite(
 )
 
 
-def accumulating_steps(work: Work, *, noise: bool) -> Callable[[int], None]:
+def accumulating_steps(work: Work, *, every: int | None) -> Callable[[int], None]:
     """Returns a function that runs steps with gradient accumulation."""
-    if noise:
+    if every:
         grad_fn: Any = value_and_grad_with_noise(work.loss_fn, micro_batches=MICRO_BATCHES)
     else:
         grad_fn = partial(_accumulated, jax.value_and_grad(work.loss_fn))
-    return _steps(jax.jit(_step(grad_fn), donate_argnums=0), work.params, work.batch)
+    return _steps(jax.jit(_step(grad_fn, every), donate_argnums=0), work.params, work.batch)
 
 
 def _accumulated(grad_fn: Callable[..., Any], params: Any, batch: Any) -> tuple[jax.Array, Any, None]:
@@ -151,7 +158,7 @@ def _accumulated(grad_fn: Callable[..., Any], params: Any, batch: Any) -> tuple[
     return loss, gradient, None
 
 
-def sharded_steps(work: Work, *, noise: bool, used: Sequence[devices.Device]) -> Callable[[int], None]:
+def sharded_steps(work: Work, *, every: int | None, used: Sequence[devices.Device]) -> Callable[[int], None]:
     """Returns a function that runs steps under `shard_map` on some devices."""
     mesh = jax.make_mesh((len(used),), (AXIS,), devices=used)
 
@@ -162,7 +169,7 @@ def sharded_steps(work: Work, *, noise: bool, used: Sequence[devices.Device]) ->
 
     estimating = value_and_grad_with_noise(work.loss_fn, axis_name=AXIS)
     step = jax.shard_map(
-        _step(estimating if noise else plain), mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=(P(), P())
+        _step(estimating if every else plain, every), mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=(P(), P())
     )
     place = NamedSharding(mesh, P())
     return _steps(
@@ -172,23 +179,31 @@ def sharded_steps(work: Work, *, noise: bool, used: Sequence[devices.Device]) ->
     )
 
 
-def _step(grad_fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns a step of Adam, which also keeps the running average of an estimate if there is one."""
+def _step(grad_fn: Callable[..., Any], every: int | None) -> Callable[..., Any]:
+    """Returns a step of Adam, which keeps the running average of an estimate that is made in every so many steps."""
 
     def step(state: Any, batch: Any) -> tuple[Any, jax.Array]:
-        params, opt_state, noise = state
-        loss, gradient, estimate = grad_fn(params, batch)
+        params, opt_state, noise, count = state
+        if every is None:
+            loss, gradient, _ = grad_fn(params, batch)
+        else:
+            when = True if every == 1 else count % every == 0
+            loss, gradient, estimate = grad_fn(params, batch, when=when)
+            noise = update_noise(noise, estimate, when=when)
         updates, opt_state = OPTIMIZER.update(gradient, opt_state, params)
-        noise = noise if estimate is None else update_noise(noise, estimate)
-        return (optax.apply_updates(params, updates), opt_state, noise), loss
+        return (optax.apply_updates(params, updates), opt_state, noise, count + 1), loss
 
     return step
 
 
+def init_state(params: Any) -> tuple[Any, ...]:
+    """Returns the state of a step at its start."""
+    return params, OPTIMIZER.init(params), init_noise(), jnp.zeros((), jnp.int32)
+
+
 def _steps(step: Callable[..., Any], params: Any, batch: Any) -> Callable[[int], None]:
     # Each variant gives its state away to the step, and so begins with its own copy.
-    params = jax.tree.map(jnp.copy, params)
-    state = params, OPTIMIZER.init(params), init_noise()
+    state = init_state(jax.tree.map(jnp.copy, params))
 
     def run(number: int) -> None:
         nonlocal state

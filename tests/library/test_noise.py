@@ -188,6 +188,24 @@ def test_running_averages_are_weighted_means():
     assert np.mean(values[0]) > 0
 
 
+def test_running_averages_stay_as_they_are_where_there_is_no_estimate():
+    values = np.random.default_rng(5).normal(1.0, 1.0, (2, 30)).astype(np.float32)
+    when = np.arange(30) % 3 == 0
+    missing = NoiseEstimate(*np.where(when, values, np.nan))
+
+    def step(state, given):
+        estimate, when = given
+        return batch_size.update_noise(state, estimate, when=when), None
+
+    sparing, _ = lax.scan(step, batch_size.init_noise(), (missing, when))
+    state = batch_size.init_noise()
+    for estimate in zip(*values[:, when], strict=True):
+        state = batch_size.update_noise(state, NoiseEstimate(*estimate), when=True)
+        state = batch_size.update_noise(state, NoiseEstimate(np.nan, np.nan), when=False)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), sparing, state)
+    assert int(sparing.ema.count) == 10
+
+
 @pytest.mark.parametrize(
     ("norm2", "trace", "scale"),
     [
@@ -274,6 +292,10 @@ TEN = np.ones(10)
         (lambda: batch_size.measure_noise(LINEAR_GRADIENT, 0.0, [np.ones(0)], 2), "divide the first axis"),
         (lambda: batch_size.measure_noise(LINEAR_GRADIENT, 0.0, [], 2), "there are no batches"),
         (lambda: batch_size.update_noise(batch_size.init_noise(), NoiseEstimate(1.0, 1.0), 1.0), "decay=1.0 must be"),
+        (
+            lambda: batch_size.update_noise(batch_size.init_noise(), NoiseEstimate(1.0, 1.0), when=jnp.arange(2) < 1),
+            r"update_noise: when must be .* it is of bool and shape \(2,\)",
+        ),
         (lambda: batch_size.noise_scale_interval([]), "at least 8 blocks; .* 0 steps"),
         (lambda: batch_size.noise_scale_interval(NoiseEstimate(TEN, TEN), block=2), "10 steps in blocks of 2"),
         (lambda: batch_size.noise_scale_interval(NoiseEstimate(TEN, TEN), 95), "confidence=95"),

@@ -130,6 +130,53 @@ def test_every_way_to_cut_a_batch_gives_its_loss_its_gradient_and_the_noise(way)
     np.testing.assert_allclose(estimate, right_estimate, rtol=1e-4)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_where_the_noise_is_not_measured_the_step_is_the_same_without_an_estimate(way, monkeypatch):
+    """By a count of steps that is traced: one program does both."""
+    every = value_and_grad_with_noise
+
+    def sparing(loss_fn, **options):
+        grad_fn = every(loss_fn, **options)
+        return lambda given, batch: grad_fn(given["params"], batch, when=given["step"] % 10 == 0)
+
+    monkeypatch.setitem(globals(), "value_and_grad_with_noise", sparing)
+    run, options, devices = WAYS[way]
+    params, batch = problem()
+    right_loss, right_gradient, right_estimate = reference(params, batch, parts_of(devices, **options))
+    for step in (20, 21):
+        given = {"params": params, "step": np.int32(step)}
+        loss, gradient, estimate = run(given, batch, **options)
+        np.testing.assert_allclose(loss, right_loss, rtol=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), gradient, right_gradient)
+        np.testing.assert_allclose(estimate, right_estimate if step == 20 else (np.nan, np.nan), rtol=1e-4)
+
+
+def sums_in(jaxpr, *, branches):
+    """Counts the sums of a program, with or without those inside a branch."""
+    count = 0
+    for eqn in jaxpr.eqns:
+        count += eqn.primitive.name == "reduce_sum"
+        if eqn.primitive.name == "cond" and not branches:
+            continue
+        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            count += sums_in(inner, branches=branches) if hasattr(inner, "eqns") else 0
+    return count
+
+
+@pytest.mark.parametrize("options", [{"micro_batches": 4}, {"shards": 4}, {"micro_batches": 2, "shards": 2}])
+def test_where_the_noise_is_not_measured_no_squares_are_summed(options):
+    """Nor under `vmap`, which makes a choice of a branch whose condition has an axis."""
+    params, batch = problem()
+    grad_fn = value_and_grad_with_noise(loss_fn, **options)
+    always = jax.make_jaxpr(grad_fn)(params, batch).jaxpr
+    sparing = jax.make_jaxpr(lambda *args: grad_fn(*args[:2], when=args[2] % 10 == 0))(params, batch, 0).jaxpr
+    # One for each array, of the parts and of their mean.
+    squares = 2 * len(params)
+    assert sums_in(sparing, branches=True) == sums_in(always, branches=True)
+    assert sums_in(sparing, branches=False) == sums_in(always, branches=False) - squares
+
+
 def test_the_estimate_has_the_known_gradient_and_covariance_as_its_mean():
     """A quadratic |params - z|^2 / 2, z of any covariance: the gradient is params - mean."""
     r = np.random.default_rng(1)
@@ -266,6 +313,16 @@ def test_what_cannot_be_cut_is_refused(options, examples, message):
     params, batch = problem()
     with pytest.raises(ValueError, match=f"value_and_grad_with_noise: .*{message}"):
         value_and_grad_with_noise(loss_fn, **options)(params, jax.tree.map(lambda a: a[:examples], batch))
+
+
+@pytest.mark.parametrize(
+    ("when", "what"),
+    [(3, "3"), (None, "None"), (np.ones(2, bool), r"of bool and shape \(2,\)"), (jnp.int32(0), "int32")],
+)
+def test_what_does_not_say_whether_the_noise_is_measured_is_refused(when, what):
+    params, batch = problem()
+    with pytest.raises(ValueError, match=f"value_and_grad_with_noise: when must be a bool .* it is .*{what}"):
+        value_and_grad_with_noise(loss_fn, shards=2)(params, batch, when=when)
 
 
 def test_leaves_with_other_numbers_of_examples_are_refused():

@@ -15,8 +15,9 @@ class NoiseCostRow(Record, frozen=True, kw_only=True):
       way: how the batch is cut into parts, such as "4 micro-batches".
       platform: the platform, such as "cpu".
       devices: the number of devices.
-      milliseconds: the time per step, with and without the estimate.
+      milliseconds: the time per step, with the estimate, with it now and then, and without it.
       ratio: the time with the estimate divided by the time without it, within each round.
+      sparing: likewise, the time with an estimate now and then; None: the row was made before that could be.
     """
 
     model: str
@@ -27,6 +28,7 @@ class NoiseCostRow(Record, frozen=True, kw_only=True):
     devices: Size
     milliseconds: Spreads
     ratio: PositiveSpread
+    sparing: PositiveSpread | None = None
 
 
 NoiseCostFile = ResultFile[list[NoiseCostRow]]
