@@ -87,6 +87,9 @@ def test_who_knows_the_critical_batch_size_predicts_the_updates(grid):
     assert branches.runs == pytest.approx(1 + (3_200 + 3 * 7 * sum(length)) / measured.examples)
     text = "\n".join(table([noise, branches, fit]))
     assert "60 (50 to 70), then 60" in text and "mlp | fit" in text
+    near = sum(p.predicted > 0.8 * p.measured for p in noise.predictions)
+    assert near < 3 and f"| {noise.factor:.2f}x | {near} of 3 | 0 |" in text
+    assert "| branches | 1 | 1.00x | 3 of 3 |" in text
 
 
 def test_a_size_without_bound_lets_updates_fall_in_proportion():

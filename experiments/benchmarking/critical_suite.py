@@ -30,7 +30,7 @@ from ..training.config.options import TrainConfig
 from . import recommend_suite
 from .recommend_compare import at_the_best_rate, best_rates, cells
 from .recommend_suite import GRID, PROBLEMS, Problem
-from .recommend_table import markdown
+from .recommend_table import NEAR, markdown
 from .suite import Keep, Suite, forget
 
 PARTS = tuple(PROBLEMS)
@@ -39,7 +39,14 @@ BRANCHES = "branches"
 # branches cover most of the run.
 POINTS = (0.25, 0.5)
 SEEDS = (0, 1, 2)
-METHODS = ("method", "problems", "off by, in the geometric mean", "nearest of the three", "cost, median")
+METHODS = (
+    "method",
+    "problems",
+    "off by, in the geometric mean",
+    f"within {NEAR:.0%}",
+    "nearest of the three",
+    "cost, median",
+)
 HEAD = ("problem", "method", "critical batch size", "updates, predicted and measured, by batch size", "off by", "cost")
 
 
@@ -313,8 +320,10 @@ def _of_method(method: Method, rows: Sequence[CriticalRow], nearest: int) -> tup
     """Returns the cells of a method, over all problems."""
     factors = [row.factor for row in rows if row.method == method and row.factor is not None]
     off = f"{statistics.geometric_mean(factors):.2f}x" if factors else ""
+    predictions = [p for row in rows if row.method == method for p in row.predictions]
+    near = sum(abs(p.predicted / p.measured - 1) <= NEAR for p in predictions)
     runs = statistics.median(row.runs for row in rows if row.method == method)
-    return method, f"{len(factors)}", off, f"{nearest}", f"{runs:.3g} runs"
+    return method, f"{len(factors)}", off, f"{near} of {len(predictions)}", f"{nearest}", f"{runs:.3g} runs"
 
 
 def _cells(row: CriticalRow) -> tuple[str, ...]:
