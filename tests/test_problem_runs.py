@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -48,6 +49,22 @@ def test_a_problem_is_trained_as_it_would_be_by_hand(tmp_path):
     assert [row.step for row in rows(tmp_path / "run") if row.kind == HELD_OUT] == [10, 20, 30, 32, 40]
     with pytest.raises(LookupError, match="goal of this problem is a loss"):
         _ = summary.result.known_accuracy
+
+
+def test_a_measurement_of_the_noise_compiles_nothing(tmp_path, monkeypatch, caplog):
+    """A study takes the time of the first for that of all."""
+    measure, measured = of_problem._Run.noise, []
+
+    def logged(self, state):
+        measured.append(int(state.step))
+        with jax.log_compiles():
+            return measure(self, state)
+
+    monkeypatch.setattr(of_problem._Run, "noise", logged)
+    jax.clear_caches()
+    train(tmp_path, noise_every=20)
+    assert measured == [20, 40]
+    assert not [record.getMessage() for record in caplog.records if "ompil" in record.getMessage()]
 
 
 @pytest.mark.parametrize("killed_after", [1, 2, 4])

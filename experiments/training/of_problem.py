@@ -1,7 +1,7 @@
 """The training of a problem, a program of five functions, as a trainee."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -245,7 +245,7 @@ class _Run:
 
     def __init__(self, config: TrainConfig, problem: Problem, structure: Structure):
         self.config, self.problem, self.structure = config, problem, structure
-        self._has_warned = False
+        self._has_warned = self._has_warmed_up = False
 
     def updates(self, position: Position, step: int) -> Iterator[list[Any]]:
         """Yields the batch of each update of an epoch that is left."""
@@ -279,7 +279,7 @@ class _Run:
                 structure.check(own, *jax.block_until_ready(update(copied(own), batch, rate)))
         self._warn(own, batch, sources[0].examples)
         if self._measures_noise:
-            self._compile_gradient(own, state)
+            self._warm_up_noise(own, state)
 
         def call(state: TrainState, sources: list[Any]) -> tuple[TrainState, dict[str, jax.Array]]:
             (source,) = sources
@@ -307,26 +307,34 @@ class _Run:
             )
 
     @property
+    def _gradient(self) -> Callable[[Any, Any], Any]:
+        assert self.problem.gradient is not None  # `load` refuses measurements of a problem without.
+        return self.problem.gradient
+
+    @property
     def _measures_noise(self) -> bool:
         config = self.config
         return bool(config.noise_every or config.live or config.batch_ramp == AUTO)
 
-    def _compile_gradient(self, own: Any, state: TrainState) -> None:
-        """Compiles the gradient of a shard, so that the first measurement takes no longer than others."""
-        if hasattr(self.problem.gradient, "lower"):
-            gradient: Any = self.problem.gradient
-            with running(self.config, "gradient"):
-                batch = self.problem.batch(NOISE_SEED, int(state.step), NOISE_SHARD_EXAMPLES)
-                gradient.lower(own, batch).compile()
+    def _warm_up_noise(self, own: Any, state: TrainState) -> None:
+        """Measures the noise of two shards once, so that the first measurement takes no longer than others.
+
+        A gradient that was compiled ahead of time would be traced again at its first call, and the sums of gradients
+        are compiled at theirs.
+        """
+        if self._has_warmed_up:
+            return
+        self._has_warmed_up = True
+        with running(self.config, "gradient"):
+            batch = self.problem.batch(NOISE_SEED, int(state.step), 2 * NOISE_SHARD_EXAMPLES)
+            measure_noise(self._gradient, own, [batch], shards=2)
 
     def noise(self, state: TrainState) -> NoiseEstimate:
         """Measures the gradient noise, on examples that follow from the step."""
-        gradient = self.problem.gradient
-        assert gradient is not None  # `load` refuses measurements of a problem without.
         size = NOISE_SHARDS * NOISE_SHARD_EXAMPLES
         with running(self.config, "gradient"):
             batch = self.problem.batch(NOISE_SEED + self.config.seed % 1_000, int(state.step), size)
-            estimate = measure_noise(gradient, self.structure.own(state), [batch], NOISE_SHARDS)
+            estimate = measure_noise(self._gradient, self.structure.own(state), [batch], NOISE_SHARDS)
         return NoiseEstimate(*(value.item() for value in estimate))
 
 
