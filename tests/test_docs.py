@@ -186,6 +186,14 @@ def test_a_page_has_the_cost_of_the_noise_that_was_measured_on_a_gpu():
     assert f"({row.ratio.low:.2f} to {row.ratio.high:.2f} in seven rounds" in page
 
 
+def test_a_page_has_the_cost_of_the_noise_that_was_measured_on_a_cpu():
+    page = (DOCS / "guide/noise.md").read_text()
+    for row in _files.read_json(RESULTS / "noise_cpu.json", NoiseCostFile).rows:
+        assert row.sparing is not None
+        ratios = (f"{r.median:.3f} ({r.low:.2f} to {r.high:.2f})" for r in (row.ratio, row.sparing))
+        assert f"| {' | '.join([row.model, f'{row.parameters:,}', row.way, *ratios])} |" in page
+
+
 @pytest.mark.parametrize("name", ["e20", "e30"])
 def test_a_page_has_the_accuracies_that_were_measured_on_a_gpu(name):
     summary = _files.read_json(RESULTS / "cifar10_h200" / name / "summary.json", Summary)

@@ -58,12 +58,13 @@ def value_and_grad_with_noise(
       A function (params, batch, *args, weights=None, when=True) -> (loss, gradient, estimate), or ((loss, aux),
       gradient, estimate). `batch` is a tree of arrays whose first axis counts the examples on this participant, and is
       a multiple of `shards` times `micro_batches`; `args` go to every part as they are. `weights` are those of
-      `squared_norm`: the noise as an optimizer sees it (see `adam_weights`). `when` is a bool, or a boolean scalar that
-      may be traced and is the same on all participants: whether the noise is measured in this step. Where it is not,
-      the squared norms are not computed, and the estimate is nan: give `update_noise` the same `when`. `aux` is that of
-      this participant; with several parts here its leaves have a first axis of micro-batches, if there are several,
-      then one of shards, if there are several. The others are the same on all participants. The estimate costs digits
-      as `noise_from_norms` says; take its running average (`update_noise`).
+      `squared_norm`: the noise as an optimizer sees it (see `adam_weights`). `when` is whether the noise is
+      measured in this step: a bool, which is static, or a boolean scalar that is traced and the same on all
+      participants, which puts a branch into the step. Where it is not measured, the squared norms are not computed, and
+      the estimate is nan: give `update_noise` the same `when`. `aux` is that of this participant; with several parts
+      here its leaves have a first axis of micro-batches, if there are several, then one of shards, if there are
+      several. The others are the same on all participants. The estimate costs digits as `noise_from_norms` says; take
+      its running average (`update_noise`).
 
     Raises:
       ValueError: there are fewer than two parts in all, a number of parts is less than 1 or does not divide the
@@ -130,10 +131,10 @@ def value_and_grad_with_noise(
 
 def _square_of(gradient: Any, weights: Any, when: Any) -> jax.Array:
     """Returns the squared norm, or nan where it is not to be computed."""
-    if when is True:
-        # Without a branch, which keeps XLA from fusing across it.
-        return squared_norm(gradient, weights)
     shape = jax.eval_shape(squared_norm, gradient, weights)
+    if isinstance(when, bool):
+        # Without a branch, which costs something of its own.
+        return squared_norm(gradient, weights) if when else _full(shape, jnp.nan)
     return lax.cond(when, squared_norm, lambda *_: _full(shape, jnp.nan), gradient, weights)
 
 

@@ -141,7 +141,8 @@ def accumulating_steps(work: Work, *, every: int | None) -> Callable[[int], None
         grad_fn: Any = value_and_grad_with_noise(work.loss_fn, micro_batches=MICRO_BATCHES)
     else:
         grad_fn = partial(_accumulated, jax.value_and_grad(work.loss_fn))
-    return _steps(jax.jit(_step(grad_fn, every), donate_argnums=0), work.params, work.batch)
+    programs = [jax.jit(step, donate_argnums=0) for step in _of_both(grad_fn, every)]
+    return _steps(programs, work.params, work.batch, every)
 
 
 def _accumulated(grad_fn: Callable[..., Any], params: Any, batch: Any) -> tuple[jax.Array, Any, None]:
@@ -167,50 +168,56 @@ def sharded_steps(work: Work, *, every: int | None, used: Sequence[devices.Devic
         loss, gradient = lax.pmean(jax.value_and_grad(work.loss_fn)(local, batch), AXIS)
         return loss, gradient, None
 
-    estimating = value_and_grad_with_noise(work.loss_fn, axis_name=AXIS)
-    step = jax.shard_map(
-        _step(estimating if every else plain, every), mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=(P(), P())
-    )
+    grad_fn: Any = value_and_grad_with_noise(work.loss_fn, axis_name=AXIS) if every else plain
+    programs = [
+        jax.jit(
+            jax.shard_map(step, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=(P(), P())),
+            donate_argnums=0,
+        )
+        for step in _of_both(grad_fn, every)
+    ]
     place = NamedSharding(mesh, P())
-    return _steps(
-        jax.jit(step, donate_argnums=0),
-        jax.device_put(work.params, place),
-        jax.device_put(work.batch, NamedSharding(mesh, P(AXIS))),
-    )
+    batch = jax.device_put(work.batch, NamedSharding(mesh, P(AXIS)))
+    return _steps(programs, jax.device_put(work.params, place), batch, every)
 
 
-def _step(grad_fn: Callable[..., Any], every: int | None) -> Callable[..., Any]:
-    """Returns a step of Adam, which keeps the running average of an estimate that is made in every so many steps."""
+def _of_both(grad_fn: Callable[..., Any], every: int | None) -> list[Callable[..., Any]]:
+    """Returns two steps of Adam: one without an estimate, and one that keeps the running average of its own."""
 
-    def step(state: Any, batch: Any) -> tuple[Any, jax.Array]:
-        params, opt_state, noise, count = state
-        if every is None:
-            loss, gradient, _ = grad_fn(params, batch)
-        else:
-            when = True if every == 1 else count % every == 0
-            loss, gradient, estimate = grad_fn(params, batch, when=when)
-            noise = update_noise(noise, estimate, when=when)
+    def step(state: Any, batch: Any, *, when: bool) -> tuple[Any, jax.Array]:
+        params, opt_state, noise = state
+        loss, gradient, estimate = grad_fn(params, batch, when=when) if every else grad_fn(params, batch)
         updates, opt_state = OPTIMIZER.update(gradient, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state, noise, count + 1), loss
+        noise = update_noise(noise, estimate, when=when) if when else noise
+        return (optax.apply_updates(params, updates), opt_state, noise), loss
 
-    return step
+    return [partial(step, when=when) for when in (False, True)]
 
 
 def init_state(params: Any) -> tuple[Any, ...]:
     """Returns the state of a step at its start."""
-    return params, OPTIMIZER.init(params), init_noise(), jnp.zeros((), jnp.int32)
+    return params, OPTIMIZER.init(params), init_noise()
 
 
-def _steps(step: Callable[..., Any], params: Any, batch: Any) -> Callable[[int], None]:
+def _steps(programs: Sequence[Callable[..., Any]], params: Any, batch: Any, every: int | None) -> Callable[[int], None]:
     # Each variant gives its state away to the step, and so begins with its own copy.
-    state = init_state(jax.tree.map(jnp.copy, params))
+    state, count = init_state(jax.tree.map(jnp.copy, params)), 0
 
     def run(number: int) -> None:
-        nonlocal state
+        nonlocal state, count
         for _ in range(number):
-            state, loss = step(state, batch)
+            state, loss = programs[measures(count, every)](state, batch)
+            count += 1
             if jax.default_backend() == "cpu":
                 jax.block_until_ready(loss)
         jax.block_until_ready(state)
 
+    # Both programs are compiled before the time is taken.
+    for _ in range(every or 0):
+        run(1)
     return run
+
+
+def measures(count: int, every: int | None) -> bool:
+    """Returns whether the noise is measured in a step, by the number of steps before it."""
+    return every is not None and count % every == 0

@@ -175,6 +175,9 @@ def test_where_the_noise_is_not_measured_no_squares_are_summed(options):
     squares = 2 * len(params)
     assert sums_in(sparing, branches=True) == sums_in(always, branches=True)
     assert sums_in(sparing, branches=False) == sums_in(always, branches=False) - squares
+    never = jax.make_jaxpr(functools.partial(grad_fn, when=False))(params, batch).jaxpr
+    assert sums_in(never, branches=True) == sums_in(sparing, branches=False)
+    assert "cond[" not in str(always) + str(never)
 
 
 def test_the_estimate_has_the_known_gradient_and_covariance_as_its_mean():

@@ -17,7 +17,7 @@ class NoiseCostRow(Record, frozen=True, kw_only=True):
       devices: the number of devices.
       milliseconds: the time per step, with the estimate, with it now and then, and without it.
       ratio: the time with the estimate divided by the time without it, within each round.
-      sparing: likewise, the time with an estimate now and then; None: the row was made before that could be.
+      sparing: the ratio for a step in which the estimate is made now and then; None: the row is older than that.
     """
 
     model: str
