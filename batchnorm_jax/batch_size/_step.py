@@ -1,6 +1,7 @@
 """Loss, gradient and noise in one pass: `jax.value_and_grad` with an estimate of the gradient noise beside it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -58,13 +59,14 @@ def value_and_grad_with_noise(
       A function (params, batch, *args, weights=None, when=True) -> (loss, gradient, estimate), or ((loss, aux),
       gradient, estimate). `batch` is a tree of arrays whose first axis counts the examples on this participant, and is
       a multiple of `shards` times `micro_batches`; `args` go to every part as they are. `weights` are those of
-      `squared_norm`: the noise as an optimizer sees it (see `adam_weights`). `when` is whether the noise is
-      measured in this step: a bool, which is static, or a boolean scalar that is traced and the same on all
-      participants, which puts a branch into the step. Where it is not measured, the squared norms are not computed, and
-      the estimate is nan: give `update_noise` the same `when`. `aux` is that of this participant; with several parts
-      here its leaves have a first axis of micro-batches, if there are several, then one of shards, if there are
-      several. The others are the same on all participants. The estimate costs digits as `noise_from_norms` says; take
-      its running average (`update_noise`).
+      `squared_norm`: the noise as an optimizer sees it (see `adam_weights`). `aux` is that of this participant; with
+      several parts here its leaves have a first axis of micro-batches, if there are several, then one of shards, if
+      there are several. The others are the same on all participants. The estimate costs digits as `noise_from_norms`
+      says; take its running average (`update_noise`).
+
+      `when` is whether the noise is measured in this step: a bool, which is static, or a boolean scalar that is traced
+      and the same on all participants, which puts a branch into the step. Where it is not measured, no squared norm is
+      computed, and the estimate is nan: give `update_noise` the same `when`.
 
     Raises:
       ValueError: there are fewer than two parts in all, a number of parts is less than 1 or does not divide the
@@ -131,11 +133,11 @@ def value_and_grad_with_noise(
 
 def _square_of(gradient: Any, weights: Any, when: Any) -> jax.Array:
     """Returns the squared norm, or nan where it is not to be computed."""
-    shape = jax.eval_shape(squared_norm, gradient, weights)
-    if isinstance(when, bool):
-        # Without a branch, which costs something of its own.
-        return squared_norm(gradient, weights) if when else _full(shape, jnp.nan)
-    return lax.cond(when, squared_norm, lambda *_: _full(shape, jnp.nan), gradient, weights)
+    if when is True:
+        return squared_norm(gradient, weights)
+    missing = partial(_full, jax.eval_shape(squared_norm, gradient, weights), jnp.nan)
+    # What is known beforehand needs no branch, which costs something of its own.
+    return missing() if when is False else lax.cond(when, squared_norm, lambda *_: missing(), gradient, weights)
 
 
 def _in_turn(function: Callable[[Any], tuple[_Sums, Any]], batches: Any) -> tuple[_Sums, Any]:

@@ -188,7 +188,7 @@ def _of_both(grad_fn: Callable[..., Any], every: int | None) -> list[Callable[..
         params, opt_state, noise = state
         loss, gradient, estimate = grad_fn(params, batch, when=when) if every else grad_fn(params, batch)
         updates, opt_state = OPTIMIZER.update(gradient, opt_state, params)
-        noise = update_noise(noise, estimate, when=when) if when else noise
+        noise = update_noise(noise, estimate) if when else noise
         return (optax.apply_updates(params, updates), opt_state, noise), loss
 
     return [partial(step, when=when) for when in (False, True)]
