@@ -17,6 +17,7 @@ from experiments.studies.convergence import SEARCH_SEED
 from experiments.studies.recommending.advice import advise
 from experiments.studies.recommending.curves import prior_of
 from experiments.studies.recommending.measure import measure
+from experiments.studies.recommending.target import TargetSearch
 from experiments.training.config import plan
 from experiments.training.config.options import TrainConfig
 from tests.law import Law, answer, kept
@@ -335,6 +336,24 @@ def test_a_run_at_another_size_ends_where_it_has_taken_twice_the_least_time():
         if run.reached:
             least = min(least, run.updates * seconds)
     assert cut
+
+
+def test_a_run_that_will_be_cut_needs_no_more_time_than_until_then(monkeypatch):
+    """At a size that is expected to be ten times as slow as the fastest one."""
+    searches = []
+    search = TargetSearch.__call__
+    monkeypatch.setattr(TargetSearch, "__call__", lambda self, *args: (searches.append(self), search(self, *args)))
+    law = Law(minutes=30)
+    answer(law)
+    (found,) = searches
+    updates = 10 * min(map(found._time, found._bests())) / law.update_seconds(2)
+    law.now = law.seconds - 0.5 * updates * law.update_seconds(2)
+    assert found._allowed(2, updates) == 0
+    # Of ten times the time, two are a fifth.
+    assert found._allowed(2, updates, slower=2.0) == pytest.approx(updates / 5, rel=0.05)
+    # So a size is not left out for want of time for a whole run.
+    evidence, _ = answer(Law(least=60, critical=2.0, minutes=0.8, rate=0.02))
+    assert {run.batch_size for run in evidence.runs} == {16, 32, 64}
 
 
 @pytest.mark.parametrize("start", [3.0, 6.0])
