@@ -116,6 +116,13 @@ def test_without_a_recommendation_the_page_says_what_to_do(missing, said, tmp_pa
     assert said in html.unescape(write_recommendation_page(tmp_path).read_text())
 
 
+@pytest.mark.parametrize(("minutes", "said"), [(0.4, "about a minute in all"), (8.0, "about 10 minutes in all")])
+def test_what_was_left_out_says_how_long_it_would_take(minutes, said):
+    result = recommended()
+    evidence = msgspec.structs.replace(result.evidence, minutes_needed=minutes)
+    assert said in "\n".join(recommendation_lines(msgspec.structs.replace(result, evidence=evidence)))
+
+
 def test_the_page_has_the_line_and_the_table(tmp_path):
     """A browser breaks the line to copy between flags only."""
     result = recommended()

@@ -170,10 +170,11 @@ def _twice_the_budget(evidence: Evidence) -> str:
     """Returns a sentence about what more time would buy."""
     if evidence.minutes_needed is None:
         return "With twice the time: nothing was left undone for want of time; a harder target would use more of it."
-    minutes = _count(math.ceil(SPARE * evidence.minutes_needed))
+    minutes = math.ceil(SPARE * evidence.minutes_needed)
+    needed = "a minute" if minutes == 1 else f"{_count(minutes)} minutes"
     return (
         "With twice the time: more seeds would be run, and whatever is listed as not measured for want of time; the "
-        f"longest of it needs about {minutes} minutes in all. The same command with a larger --budget_minutes goes on "
+        f"longest of it needs about {needed} in all. The same command with a larger --budget_minutes goes on "
         "from here."
     )
 
