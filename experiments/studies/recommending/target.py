@@ -305,7 +305,7 @@ class TargetSearch:
             ]
             beside = [size for size in beside if size != start]
             # If there is time for one side alone, that is the one; for none, what is left out is noted.
-            beside = [size for size in beside if self._has_time(size)] or beside
+            beside = [size for size in beside if self._has_time(size, least + examples / size)] or beside
             race = self._race()
             # The race compared times at equal compute, which the noise scale predicts poorly.
             if all(size in race for size in beside):
@@ -313,14 +313,12 @@ class TargetSearch:
             return min(beside, key=lambda b: (least + examples / b) * self._costs.update(b), default=None)
         grid = {size_near(self._problem.unit * 2.0**power, self._problem, self._limit) for power in SIZE_EXPONENTS}
         inside = [size for size in grid if min(tried) / SIZE_FACTOR <= size <= max(tried) * SIZE_FACTOR]
-        there = [size for size in inside if size in tried or self._has_time(size)]
+        there = [size for size in inside if size in tried or self._has_time(size, least + examples / size)]
         size = min(there, key=lambda b: (least + examples / b) * self._costs.update(b))
         return None if size in tried else size
 
-    def _has_time(self, batch_size: int) -> bool:
-        """Returns whether enough time is left for a run at another batch size."""
-        least, examples = self._curve()
-        expected = least + examples / batch_size
+    def _has_time(self, batch_size: int, expected: float) -> bool:
+        """Returns whether enough time is left for a run at another batch size, from its expected updates."""
         return self._allowed(batch_size, expected, slower=SLOWER_TIME_RATIO, notes=False) > 0
 
     def _race(self) -> dict[int, float]:
